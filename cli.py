@@ -1,0 +1,384 @@
+"""The command line: `python cli.py`, or `strata` where the project is installed.
+
+It parses, calls the pipeline and speaks; everything heavy is imported inside the commands, so that
+--help, plan and status answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import errors
+
+
+class Strata(click.Group):
+    """Turns our own errors into one line and their exit code; anything else is a bug and stays one."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            code = errors.exit_code(error)
+            if code is None:
+                raise
+            text = errors.one_line(error)
+            if isinstance(error, KeyboardInterrupt):
+                text = (
+                    "stopped; everything finished is kept, and the same command goes on from there"
+                )
+            click.echo(f"Error: {text}", err=True)
+            ctx.exit(code)
+
+
+class Bytes(click.ParamType):
+    """``20GB``, ``512MB``, ``1.5TB``, or a number of bytes."""
+
+    name = "size"
+    units = {
+        "": 1,
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+        "GIB": 2**30,
+        "MIB": 2**20,
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", str(value))
+        if match is None or match[2].upper() not in self.units:
+            self.fail(f"{value!r} is not a size; write for example 20GB", param, ctx)
+        return int(float(match[1]) * self.units[match[2].upper()])
+
+
+EXIT_CODES = """
+\b
+Exit codes:
+  0 done · 1 a bug · 2 usage, no such layer · 3 recipe · 4 images or labels
+  5 over a budget · 6 disk full · 7 device · 8 something else comes first, or another run's directory
+  9 training diverged · 10 a level or weights are damaged · 130 stopped
+"""
+
+
+@click.group(
+    cls=Strata, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(package_name="strata")
+def main() -> None:
+    """Train CNNs one layer at a time, each from the cached features of the layers below.
+
+    RECIPE is a built-in name (see `recipes`) or a path to a TOML file; the default is digits. Every
+    command does what is missing and says what it skips.
+    """
+
+
+Command = Callable[..., None]
+
+
+def where(command: Command) -> Command:
+    """Options of every command that looks at a run."""
+    for option in (
+        click.argument("recipe", default="digits"),
+        click.option(
+            "--run",
+            "run_dir",
+            type=click.Path(path_type=Path),
+            help="Run directory.  [runs/RECIPE/SEED]",
+        ),
+        click.option(
+            "--store",
+            type=click.Path(path_type=Path),
+            default=Path("features"),
+            show_default=True,
+            help="Where levels are kept; runs may share it.",
+        ),
+        click.option(
+            "--seed", default=0, show_default=True, help="Of weights, order and augmentation."
+        ),
+        click.option(
+            "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def work(command: Command) -> Command:
+    """Options of every command that computes."""
+    for option in (
+        click.option(
+            "--device",
+            default="auto",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            show_default=True,
+        ),
+        click.option("--data", help="Other images for the recipe, e.g. imagefolder:PATH."),
+        click.option(
+            "--data-root",
+            type=click.Path(path_type=Path),
+            default=Path("data"),
+            show_default=True,
+            help="Where torchvision's data sets lie.",
+        ),
+        click.option("--download", is_flag=True, help="Let torchvision fetch its data set."),
+        click.option(
+            "--skip-broken", is_flag=True, help="Leave broken images out instead of stopping."
+        ),
+    ):
+        command = option(command)
+    return where(command)
+
+
+layer_option = click.option("--layer", "-l", type=int, required=True, help="j, from 1.")
+budget_option = click.option(
+    "--disk-budget", type=Bytes(), help="Refuse to need more than this, e.g. 20GB."
+)
+
+
+def emit(value: Any) -> None:
+    """A result for machines."""
+    click.echo(json.dumps(value, indent=1))
+
+
+def show(renderable: Any) -> None:
+    """Print a table, without wrapping it to 80 columns where nobody looks."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(renderable)
+
+
+# ---- looking ------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
+def recipes(as_json: bool) -> None:
+    """List the built-in recipes."""
+    from pipeline import tables
+    from pipeline.recipes import load, names
+
+    found = {name: load(name)[1] for name in names()}
+    if as_json:
+        emit({name: recipe.claim.text for name, recipe in found.items()})
+    else:
+        show(tables.of_recipes(found))
+
+
+@main.command()
+@where
+@budget_option
+def plan(as_json: bool, disk_budget: int | None, **place: Any) -> None:
+    """Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU."""
+    from pipeline import overview, tables
+    from pipeline import plan as planning
+    from pipeline.levels import inventory
+
+    found = overview.find(**at(place))
+    costs = planning.make_plan(found.recipe, found.run.data() if found.run else None)
+    todo = planning.steps(inventory(found.run, found.store), solve=len(found.recipe.layers))
+    if as_json:
+        emit({"recipe": found.name, **costs.as_json(), "todo": [str(step) for step in todo]})
+    else:
+        show(tables.of_plan(found.recipe, costs))
+        click.echo(tables.plan_summary(found.recipe, costs, todo))
+    if planning.check_budget(costs, disk_budget) and not as_json:
+        click.echo("Within --disk-budget only if levels are removed once unneeded; `run` does so.")
+
+
+@main.command()
+@where
+def status(as_json: bool, **place: Any) -> None:
+    """Which layers are solved, how good they are, and which levels are on disk."""
+    from pipeline import overview, tables
+    from pipeline import status as looking
+
+    found = looking.status(overview.find(**at(place)))
+    if as_json:
+        emit(found)
+    else:
+        show(tables.of_status(found))
+
+
+# ---- working ------------------------------------------------------------------------------------
+
+
+@main.command()
+@work
+@layer_option
+def train(layer: int, **options: Any) -> None:
+    """Solve layer j, and whatever it needs first."""
+    from pipeline.algorithm import check_layer, train_layer
+
+    with session(options, lambda name, layers: check_layer(name, layers, layer)) as opened:
+        finish(opened, train_layer(opened, layer), options["as_json"])
+
+
+@main.command()
+@work
+@layer_option
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+def materialize(layer: int, dry_run: bool, **options: Any) -> None:
+    """Write x_j, the features after layer j, and whatever that needs first."""
+    from pipeline import overview
+    from pipeline.algorithm import check_layer, write_layer
+    from pipeline.levels import inventory
+    from pipeline.plan import steps
+
+    if dry_run:
+        found = overview.find(**at(options))
+        check_layer(found.name, len(found.recipe.layers), layer)
+        todo = [str(step) for step in steps(inventory(found.run, found.store), write=layer)]
+        if options["as_json"]:
+            emit({"todo": todo})
+        else:
+            click.echo(
+                "\n".join(f"would {step}" for step in todo)
+                or f"x_{layer} is complete: nothing to do"
+            )
+        return
+    with session(options, lambda name, layers: check_layer(name, layers, layer)) as opened:
+        finish(opened, write_layer(opened, layer), options["as_json"])
+
+
+@main.command()
+@work
+@budget_option
+def run(disk_budget: int | None, **options: Any) -> None:
+    """Everything: solve every layer from cached features, evaluate, report."""
+    from pipeline import overview
+    from pipeline import plan as planning
+    from pipeline.algorithm import run_all
+    from pipeline.report import write_report
+
+    found = overview.find(**at(options))
+    evict = planning.check_budget(planning.make_plan(found.recipe), disk_budget)
+    with session(options) as opened:
+        done = run_all(opened, evict=evict)
+        page = write_report(overview.find(**at(options)))
+        finish(opened, done, options["as_json"])
+        if not options["as_json"]:
+            click.echo(f"report: {page}")
+
+
+@main.command()
+@work
+def evaluate(as_json: bool, **options: Any) -> None:
+    """Top-1 and top-5 of every layer and of the ensembles, on the test images."""
+    from pipeline import tables
+    from pipeline.evaluation import evaluate as measure
+
+    with session({**options, "as_json": as_json}, must_exist=True) as opened:
+        result = measure(opened)
+    if as_json:
+        emit(result)
+    else:
+        show(tables.of_evaluation(result))
+
+
+@main.command()
+@where
+def report(as_json: bool, **place: Any) -> None:
+    """Write report.json and report.html into the run."""
+    from pipeline import overview
+    from pipeline.report import write_report
+
+    page = write_report(overview.find(**at(place)))
+    if as_json:
+        emit(json.loads(page.with_suffix(".json").read_text("utf-8")))
+    else:
+        click.echo(f"report: {page}")
+
+
+@main.command()
+@where
+@click.option("--layer", "-l", type=int, help="Only this layer.  [all, and the run itself]")
+@click.option("--features", is_flag=True, help="Only features; weights and records stay.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask before weights are removed.")
+def clean(
+    layer: int | None, features: bool, dry_run: bool, yes: bool, as_json: bool, **place: Any
+) -> None:
+    """Remove features (they can be made again), and without --features the trained layers too."""
+    from pipeline import cleaning, overview
+    from pipeline.algorithm import check_layer
+    from pipeline.progress import size
+
+    found = overview.find(**at(place))
+    if layer is not None:
+        check_layer(found.name, len(found.recipe.layers), layer)
+    what = cleaning.removal(found, layer, features_only=features)
+    named = [f"x_{j}-{fp[:12]}" for j, fp in what.features] + [f"layer {j}" for j in what.layers]
+    text = f"{', '.join(named) or 'nothing'} ({size(what.nbytes)})"
+    if what.layers and not (yes or dry_run):
+        click.confirm(f"remove {text}?", abort=True, err=True)
+    if not dry_run:
+        cleaning.remove(found, what)
+    if as_json:
+        emit({"removed": [] if dry_run else named, "would_remove": named, "bytes": what.nbytes})
+    else:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {text}")
+
+
+# ---- shared -------------------------------------------------------------------------------------
+
+
+def at(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that name a run, as the pipeline calls them."""
+    names = {"recipe": "recipe", "directory": "run_dir", "store": "store", "seed": "seed"}
+    return {name: options[option] for name, option in names.items()}
+
+
+@contextmanager
+def session(
+    options: dict[str, Any],
+    check: Callable[[str, int], None] = lambda name, layers: None,
+    *,
+    must_exist: bool = False,
+) -> Iterator[Any]:
+    """A session from the options of :func:`work`; Ctrl-C stops it between two batches or shards."""
+    from pipeline import overview
+
+    found = overview.find(**at(options))
+    check(found.name, len(found.recipe.layers))
+    if must_exist:
+        found.existing()
+    from pipeline.interrupt import interruptions
+    from pipeline.progress import reporter
+    from pipeline.session import open_session
+
+    with interruptions() as stop:
+        yield open_session(
+            found,
+            seed=options["seed"],
+            device_name=options["device"],
+            source=options["data"],
+            report=reporter(quiet=options["as_json"]),
+            stop=stop,
+            data_root=options["data_root"],
+            download=options["download"],
+            skip_broken=options["skip_broken"],
+        )
+
+
+def finish(opened: Any, done: tuple[Any, ...], as_json: bool) -> None:
+    """Say what was done."""
+    steps = [str(step) for step in done]
+    if as_json:
+        emit({"run": str(opened.run.directory), "store": str(opened.store.root), "done": steps})
+    else:
+        click.echo(f"done: {', '.join(steps)}" if steps else "nothing to do: everything is there")
+
+
+if __name__ == "__main__":
+    main()

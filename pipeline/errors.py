@@ -1,0 +1,88 @@
+"""Errors people meet, grouped by what they would do, each group with its exit code.
+
+    PipelineError
+    ├── RecipeError        3  edit the recipe
+    ├── BudgetError        5  raise a budget or lower what it pays for
+    ├── NotThereYet        8  run the command that makes it
+    ├── RunConflict        8  use another run directory
+    └── LayerRange         2  name a layer that exists
+    from the floors below
+    stages.DataError       4  mend the images or labels
+    stages.DeviceError     7  choose another device
+    stages.Diverged        9  lower the learning rate; the last good state is kept
+    stages.StageError      9
+    store.DiskFull         6  make space and repeat the command: finished shards are kept
+    store.StoreError      10  a level is damaged: remove it and write it again
+    KeyboardInterrupt    130  repeat the command: it goes on where it was
+
+1 is left for bugs (with a traceback) and 2 for usage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stages.errors import DataError, DeviceError, StageError
+from store.errors import DiskFull, StoreError
+
+
+class PipelineError(Exception):
+    """Base of what the pipeline refuses."""
+
+
+class RecipeError(PipelineError):
+    """The recipe is unknown, or says something that cannot be."""
+
+
+class BudgetError(PipelineError):
+    """What was asked for does not fit."""
+
+
+class NotThereYet(PipelineError):
+    """Something must be made first."""
+
+
+class RunConflict(PipelineError):
+    """The run directory belongs to another recipe, seed or data set."""
+
+
+class LayerRange(PipelineError):
+    """The network has no such layer."""
+
+
+EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (LayerRange, 2),
+    (RecipeError, 3),
+    (DataError, 4),
+    (BudgetError, 5),
+    (DiskFull, 6),
+    (DeviceError, 7),
+    (NotThereYet, 8),
+    (RunConflict, 8),
+    (StageError, 9),
+    (StoreError, 10),
+    (KeyboardInterrupt, 130),
+)
+"""First match wins."""
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The exit code of one of our errors; None for anything else, which is a bug."""
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
+
+
+def one_line(error: BaseException) -> str:
+    """The message and the remedies added on its way up, on one line."""
+    text = ". ".join([str(error).rstrip("."), *getattr(error, "__notes__", [])])
+    return " ".join(text.split())
+
+
+@contextmanager
+def remedy(kind: type[BaseException], text: str) -> Iterator[None]:
+    """Add what to do next to an error from a floor that cannot know it."""
+    try:
+        yield
+    except kind as error:
+        error.add_note(text)
+        raise

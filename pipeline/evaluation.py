@@ -1,0 +1,57 @@
+"""How good each layer and the ensemble up to it are on the test images, from the logits kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline import ingest
+from pipeline.errors import NotThereYet
+from pipeline.rundir import EVALUATION, Run
+from pipeline.session import Session
+from stages.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Top-1, top-5 and ensembles of every solved layer, and the confusion matrix of the last ensemble.
+
+    Raises:
+        NotThereYet: no layer is solved.
+    """
+    run = session.run
+    solved = run.solved()
+    if not solved:
+        raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata run {run.name}")
+    labels = ingest.levels(session)["test"].array("labels")
+    logits = [_logits(run, j) for j in range(1, solved + 1)]
+    probabilities = [softmax(z) for z in logits]
+    result = {
+        "solved": [run.layer(j)["weights"] for j in range(1, solved + 1)],  # pyright: ignore
+        "samples": len(labels),
+        "layers": [_layer(j, logits, probabilities, labels) for j in range(1, solved + 1)],
+        "confusion": {
+            "of": f"ensemble of layers 1 … {solved} (probabilities)",
+            "matrix": confusion(ensemble(probabilities), labels).tolist(),
+        },
+    }
+    run.write(run.directory / EVALUATION, result)
+    return result
+
+
+def _layer(
+    j: int, logits: list[np.ndarray], probabilities: list[np.ndarray], labels: np.ndarray
+) -> dict[str, Any]:
+    z = logits[j - 1]
+    return {
+        "layer": j,
+        "test": {"loss": cross_entropy(z, labels), **accuracies(z, labels)},
+        "ensemble": {
+            "logits": accuracies(ensemble(logits[:j]), labels),
+            "probabilities": accuracies(ensemble(probabilities[:j]), labels),
+        },
+    }
+
+
+def _logits(run: Run, j: int) -> np.ndarray:
+    return np.load(run.layer_directory(j) / "test_logits.npy", allow_pickle=False)

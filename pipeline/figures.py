@@ -1,0 +1,300 @@
+"""The figures of a report, drawn as SVG text that can stand inside an HTML page.
+
+Text is drawn as outlines, so that a figure looks the same wherever it is opened, and every
+figure prefixes its element ids, so that several can share one page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Report = dict[str, Any]
+Units = list[tuple[float, str]]
+Words = Callable[[float], str]
+
+BLUE, OCHRE, SLATE = "#1f5f99", "#c2691c", "#6b7280"
+ANNOTATED = 20  # classes up to which the cells of the confusion matrix carry their counts
+NAMED = 40  # classes up to which its axes carry names
+POOLED = 200  # cells a side above which classes are pooled, which bounds the page's size
+BYTES = [(1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")]
+SECONDS = [(1.0, "s"), (60.0, "min"), (3600.0, "h")]
+FINE = 10_000  # test samples from which a second decimal of a percentage means something
+
+METADATA = ("Date", "Creator", "Format", "Type")
+STYLE = {
+    "svg.hashsalt": "strata",
+    "svg.fonttype": "path",
+    "font.family": ["DejaVu Sans"],  # ships with matplotlib, so it is there on every machine
+    "font.size": 9.0,
+    "text.parse_math": False,  # a class may be called "$"
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": "#374151",
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "grid.color": "#e5e7eb",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def human_bytes(count: float | None) -> str:
+    """Write a number of bytes in decimal units, with three digits: ``1.23 MB``."""
+    if count is None:
+        return "—"
+    scale, unit = max((one for one in BYTES if one[0] * 0.9995 <= count), default=BYTES[0])
+    return f"{count / scale:.3g} {unit}"
+
+
+def human_seconds(seconds: float | None) -> str:
+    """Write a duration as seconds, minutes and seconds, or hours and minutes."""
+    if seconds is None:
+        return "—"
+    if seconds < 59.95:
+        return f"{seconds:.3g} s" if seconds >= 0.01 or not seconds else "< 0.01 s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def human_percent(fraction: float | None, test_rows: int) -> str:
+    """Write a fraction as a percentage, as precise as the number of test samples allows."""
+    if fraction is None:
+        return "—"
+    return f"{100 * fraction:.{2 if test_rows >= FINE else 1}f} %"
+
+
+def accuracy_against_depth(report: Report) -> str:
+    """Draw test accuracy after each layer, with the ensemble's and the claim's; empty if none."""
+    layers = report["layers"]
+    if not layers:
+        return ""
+    rows = report["data"]["test"]
+    spoken = [f"layer {one['layer']} {human_percent(one['test']['top1'], rows)}" for one in layers]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        _accuracy_lines(axes, layers, rows)
+        _claim_lines(axes, report["claim"])
+        axes.set_xlabel("Depth (layers)")
+        axes.set_ylabel("Test accuracy (%)")
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+        axes.set_xlim(layers[0]["layer"] - 0.5, layers[-1]["layer"] + 0.5)
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=2)
+
+    return _draw("depth", (6.6, 3.7), f"Test top-1 against depth: {', '.join(spoken)}", paint)
+
+
+def training_curves(report: Report) -> str:
+    """Draw loss and accuracy by epoch, one layer after another; empty if none."""
+    layers = [one for one in report["layers"] if one["epochs"]]
+    if not layers:
+        return ""
+    epochs = sum(len(one["epochs"]) for one in layers)
+    label = f"Training loss and accuracy over {epochs} epochs of {len(layers)} layers"
+
+    def paint(figure: Figure) -> None:
+        loss, accuracy = figure.subplots(2, 1, sharex=True)
+        _layer_bands([loss, accuracy], layers)
+        _curve(loss, layers, "train_loss", 1, OCHRE, "training")
+        _curve(accuracy, layers, "train_top1", 100, OCHRE, "training")
+        _curve(accuracy, layers, "test_top1", 100, BLUE, "test")
+        loss.set_ylabel("Loss (nats)")
+        loss.set_ylim(bottom=0)
+        accuracy.set_ylabel("Top-1 accuracy (%)")
+        accuracy.set_xlabel("Epoch, counted through all layers")
+        accuracy.locator_params(axis="x", integer=True, min_n_ticks=1)
+        accuracy.set_xlim(0.5, epochs + 0.5)
+        handles, names = accuracy.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=2)
+
+    return _draw("training", (6.6, 4.6), label, paint)
+
+
+def cost_per_step(report: Report) -> str:
+    """Draw the time and the bytes each step took as horizontal bars; empty if no step ran."""
+    steps = report["steps"]
+    if not steps:
+        return ""
+    longest = max(steps, key=lambda one: one["seconds"])
+    label = f"Seconds and bytes of {len(steps)} steps; the longest is {longest['step']}"
+
+    def paint(figure: Figure) -> None:
+        time, space = figure.subplots(1, 2, sharey=True)
+        unit = _bars(time, [one["seconds"] for one in steps], OCHRE, SECONDS, human_seconds)
+        time.set_xlabel(f"Time ({unit})")
+        unit = _bars(space, [one["bytes"] for one in steps], BLUE, BYTES, human_bytes)
+        space.set_xlabel(f"Written ({unit})")
+        names = [_drawable(one["step"], str(place)) for place, one in enumerate(steps, 1)]
+        time.set_yticks(range(len(steps)), names)
+        time.set_ylim(len(steps) - 0.4, -0.6)
+
+    return _draw("cost", (6.6, 0.9 + 0.23 * len(steps)), label, paint)
+
+
+def confusion(report: Report) -> str:
+    """Draw the confusion matrix, coloured by the share of the true class; empty if none."""
+    if not report["confusion"]:
+        return ""
+    counts = np.asarray(report["confusion"]["matrix"], dtype=float)
+    classes = report["data"]["classes"]
+    label = f"Confusion matrix over {len(classes)} classes, {report['confusion']['of']}"
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        if len(counts) <= ANNOTATED:
+            _counted_cells(axes, counts)
+        else:
+            _plain_cells(axes, counts)
+        _class_names(axes, classes)
+        axes.set_aspect("equal")
+        axes.set_xlabel("Predicted class")
+        axes.set_ylabel("True class")
+
+    return _draw("confusion", (6.0, 5.4), label, paint)
+
+
+def _draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figure], None]) -> str:
+    from matplotlib import style
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    text = io.StringIO()
+    # Starting from "default" keeps a user's own matplotlibrc out of the picture.
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure)
+        # Metadata would put the clock and links to vocabularies into the file.
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(METADATA))
+    return _embedded(text.getvalue(), name, label)
+
+
+def _embedded(svg: str, name: str, label: str) -> str:
+    svg = re.sub(r"^.*?(?=<svg)|<!--.*?-->\s*|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
+
+
+def _accuracy_lines(axes: Axes, layers: list[Report], rows: int) -> None:
+    depth = [one["layer"] for one in layers]
+    for key, marker, words in (("top1", "o", "top-1"), ("top5", "^", "top-5")):
+        own = [one["test"][key] for one in layers]
+        joint = [one["ensemble"]["probabilities"][key] for one in layers]
+        if own[-1] is None:  # too few classes for the best five to say anything
+            continue
+        look = {"marker": marker, "mfc": None if key == "top1" else "white"}
+        name = f"Layer, {words}: {human_percent(own[-1], rows)}"
+        axes.plot(depth, _percents(own), "-", color=BLUE, label=name, **look)
+        name = f"Ensemble, {words}: {human_percent(joint[-1], rows)}"
+        axes.plot(depth, _percents(joint), "--", color=OCHRE, label=name, **look)
+
+
+def _percents(fractions: list[float | None]) -> np.ndarray:
+    return 100 * np.asarray(fractions, dtype=float)
+
+
+def _claim_lines(axes: Axes, claim: Report) -> None:
+    for key, colour, words in (("last", BLUE, "last layer"), ("ensemble", OCHRE, "ensemble")):
+        if claim[key] is not None:
+            name = f"Claim, {words}: {claim[key]:g} %"
+            axes.axhline(claim[key], color=colour, linestyle=":", linewidth=1.2, label=name)
+
+
+def _layer_bands(panels: list[Axes], layers: list[Report]) -> None:
+    start = 0.5
+    for place, one in enumerate(layers):
+        end = start + len(one["epochs"])
+        for axes in panels:
+            axes.axvspan(start, end, color="#f3f4f6", alpha=place % 2, linewidth=0, zorder=0)
+            axes.grid(axis="y")
+        name = f"layer {one['layer']}" if len(layers) <= 6 else f"{one['layer']}"
+        top = panels[0].get_xaxis_transform()
+        panels[0].text((start + end) / 2, 1.02, name, transform=top, ha="center", color=SLATE)
+        start = end
+
+
+def _curve(
+    axes: Axes, layers: list[Report], key: str, scale: float, colour: str, label: str
+) -> None:
+    before = 0
+    for one in layers:
+        heights = scale * np.asarray([epoch[key] for epoch in one["epochs"]], dtype=float)
+        epochs = before + 1 + np.arange(len(heights))
+        known = np.isfinite(heights)  # test accuracy need not be taken at every epoch
+        marker = "." if len(heights) <= 20 else ""
+        axes.plot(epochs[known], heights[known], color=colour, marker=marker, label=label)
+        before, label = before + len(heights), "_nolegend_"
+
+
+def _bars(axes: Axes, values: list[float], colour: str, units: Units, words: Words) -> str:
+    scale, unit = max((one for one in units if one[0] <= max(values)), default=units[0])
+    bars = axes.barh(range(len(values)), np.divide(values, scale), color=colour, height=0.68)
+    names = [words(value) if value else "" for value in values]
+    axes.bar_label(bars, names, padding=3, fontsize=7.5, color="#374151")
+    axes.set_xlim(0, 1.32 * max(values) / scale or 1)  # room for the words after the longest bar
+    axes.locator_params(axis="x", nbins=5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    return unit
+
+
+def _shades(counts: np.ndarray) -> np.ndarray:
+    # A square root lifts the few errors out of the white without hiding the diagonal.
+    return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def _counted_cells(axes: Axes, counts: np.ndarray) -> None:
+    shades = _shades(counts)
+    axes.pcolormesh(shades, cmap="Blues", vmin=0, vmax=1, edgecolor="white", linewidth=0.8)
+    for row, column in np.argwhere(counts > 0):
+        ink = "white" if shades[row, column] > 0.55 else "#111827"
+        look = {"color": ink, "fontsize": 8 if len(counts) <= 12 else 6}
+        words = f"{counts[row, column]:.0f}"
+        axes.text(column + 0.5, row + 0.5, words, ha="center", va="center", **look)
+    axes.set_ylim(len(counts), 0)
+
+
+def _plain_cells(axes: Axes, counts: np.ndarray) -> None:
+    pool = -(-len(counts) // POOLED)
+    edges = np.arange(0, len(counts), pool)
+    pooled = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
+    box = (0, len(counts), len(counts), 0)
+    # Without interpolation every browser draws the cells themselves, unblurred.
+    axes.imshow(_shades(pooled), cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=box)
+
+
+def _class_names(axes: Axes, classes: list[str]) -> None:
+    if len(classes) > NAMED:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    names = [_drawable(name, str(place)) for place, name in enumerate(classes)]
+    places = np.arange(len(classes)) + 0.5
+    axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    axes.set_yticks(places, names)
+    axes.tick_params(length=0, labelsize=8 if len(classes) <= ANNOTATED else 6)
+
+
+def _drawable(name: str, otherwise: str) -> str:
+    from matplotlib.font_manager import findfont, get_font
+
+    name = " ".join(name.split())
+    font = get_font(findfont("DejaVu Sans"))
+    # The page lists the classes by number, so a script the font lacks is still legible there.
+    if not name or not all(font.get_char_index(ord(letter)) for letter in name):
+        return otherwise
+    return name if len(name) <= 18 else name[:17] + "…"

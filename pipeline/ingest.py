@@ -1,0 +1,170 @@
+"""Images → x_0: surveyed once, resized to the recipe's size, written in a seeded random order of rows.
+
+Row i is the same sample in every level above. Random rows mean that even a sequential read of a
+level is a shuffled one.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import RunConflict, remedy
+from pipeline.rundir import DATA, Run
+from pipeline.session import READ_THREADS, Session
+from stages.errors import DataError
+from stages.images import SPLITS, Source, check_labels, open_source, pixels, survey
+from store.fingerprint import fingerprint
+from store.layout import geometry
+from store.level import Level
+from store.order import generator
+from store.publish import make_directory, replace, sealed, unseal
+
+NAMED_BROKEN = 20
+"""Broken images kept by name in data.json; all are counted."""
+
+
+def ensure_images(session: Session) -> None:
+    """Make x_0 complete, or find that it is.
+
+    Raises:
+        DataError: the images or labels cannot be used; names the first that is at fault.
+        RunConflict: the images are not those that the run was made from.
+    """
+    known = session.run.data()
+    if known is not None and _unchanged(session.run, known) and _complete(session):
+        return
+    with open_source(
+        session.run.source, root=session.data_root, download=session.download
+    ) as source:
+        check_labels(source, session.run.recipe.data.classes)
+        found = _survey(session, source)
+        if known is not None and found["digest"] != known["digest"]:
+            raise RunConflict(
+                f"the images of {session.run.source} have changed since {session.run.directory} was made "
+                f"(digest {known['digest'][:12]}, now {found['digest'][:12]}). Restore them, or choose "
+                "another directory with --run"
+            )
+        kept = {split: np.array(found["kept"][split], np.int64) for split in SPLITS}
+        facts = {k: v for k, v in found.items() if k != "kept"}
+        session.run.write(session.run.directory / DATA, facts)
+        for split in SPLITS:
+            _write_split(session, source, split, kept[split])
+
+
+def levels(session: Session) -> dict[str, Level]:
+    """x_0 by split."""
+    return {split: session.store.open(session.key(0, split, "clean")) for split in SPLITS}
+
+
+def _complete(session: Session) -> bool:
+    states = [session.store.state(session.key(0, split, "clean")).state for split in SPLITS]
+    return states == ["complete"] * len(SPLITS)
+
+
+def _stamp(source: str) -> list[int] | None:
+    """Size and mtime of a source that is one file; None if it is not (or is gone)."""
+    with suppress(OSError):
+        path = Path(source.partition(":")[2])
+        if path.is_file():
+            return [path.stat().st_size, path.stat().st_mtime_ns]
+    return None
+
+
+def _unchanged(run: Run, known: dict[str, Any]) -> bool:
+    """Can the images be taken for those that were read, without reading them again?
+
+    A file by size and time; a folder by those of all its files; anything built in or gone, yes.
+    """
+    kind, _, place = run.source.partition(":")
+    if kind == "npz" or Path(place).is_file():
+        return _stamp(run.source) in (None, known["stamp"])
+    if kind != "imagefolder" or not Path(place).is_dir():
+        return True
+    with open_source(run.source, root=Path()) as source:
+        return source.signature() == known["signature"]
+
+
+# ---- survey -----------------------------------------------------------------------------------
+
+
+def _survey(session: Session, source: Source) -> dict[str, Any]:
+    """Digest, counts and good samples of a source, remembered in the store while it is unchanged."""
+    signature = source.signature()
+    memo = (
+        session.store.root / "sources" / f"{fingerprint([session.run.source, signature])[:12]}.json"
+    )
+    with suppress(FileNotFoundError):
+        remembered = unseal(memo)
+        if not remembered["broken_count"] or session.skip_broken:
+            return remembered
+    found = _read_all(session, source) | {
+        "signature": signature,
+        "stamp": _stamp(session.run.source),
+    }
+    make_directory(memo.parent)
+    replace(memo.parent, memo.name, sealed(found))
+    return found
+
+
+def _read_all(session: Session, source: Source) -> dict[str, Any]:
+    total = sum(source.count(split) for split in SPLITS)
+    advice = "Mend or remove them, or pass --skip-broken to leave them out"
+    with session.report.task("reading images", total, "images") as tick, remedy(DataError, advice):
+
+        def done(images: int) -> None:
+            session.stop.check()
+            tick(images)
+
+        result = survey(source, skip_broken=session.skip_broken, tick=done, workers=READ_THREADS)
+    if result.broken:
+        session.report.say(
+            f"left out {len(result.broken)} broken images, the first: {result.broken[0].name}"
+        )
+    return {
+        "source": session.run.source,
+        "digest": result.digest,
+        "classes": list(source.classes),
+        "train": len(result.kept["train"]),
+        "test": len(result.kept["test"]),
+        "kept": {split: result.kept[split].tolist() for split in SPLITS},
+        "broken": [f"{b.name}: {b.reason}" for b in result.broken[:NAMED_BROKEN]],
+        "broken_count": len(result.broken),
+    }
+
+
+# ---- x_0 --------------------------------------------------------------------------------------
+
+
+def _write_split(session: Session, source: Source, split: str, kept: np.ndarray) -> None:
+    key = session.key(0, split, "clean")
+    if session.store.state(key).state == "complete":
+        return
+    data = session.run.recipe.data
+    node = session.run.nodes()[0]
+    samples = kept[generator("order of rows", node.fingerprint, split).permutation(len(kept))]
+    shard_bytes = session.run.recipe.cache.shard_mb << 20
+    shape = geometry(len(samples), (data.channels, data.size, data.size), "uint8", shard_bytes)
+    writer = session.store.writer(key, shape, node.intent)
+    with (
+        session.report.task(f"writing {key.label}", len(samples), "images") as tick,
+        ThreadPoolExecutor(READ_THREADS) as pool,
+    ):
+        for shard in writer.missing():
+            session.stop.check()
+            first, last = shape.shard_range(shard)
+            decoded = pool.map(
+                lambda i: pixels(source.image(split, int(i)), data.size, data.channels),
+                samples[first:last],
+            )
+            writer.put(shard, np.stack(list(decoded)))
+            tick(last - first)
+    labels = source.labels(split)[samples]
+    writer.commit(None, {"labels": labels, "sample_id": samples})
+    session.report.say(
+        f"wrote {key.label}: {len(samples):,} images of {'×'.join(map(str, shape.sample))}"
+    )

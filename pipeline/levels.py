@@ -1,0 +1,62 @@
+"""Which levels a run has, wants and misses. No torch: status and plan ask too."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline import views
+from pipeline.rundir import Run
+from store.feature_store import LevelState, Store
+from store.layout import LevelKey
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What exists of a run, as far as deciding what to do next is concerned."""
+
+    images: bool
+    """x_0 is complete."""
+    solved: int
+    """Layers, from the first, that are solved and current."""
+    written: frozenset[int]
+    """Depths j ≥ 1 whose every level is complete and current."""
+
+
+def keys_at(run: Run, depth: int) -> list[LevelKey]:
+    """Every level x_depth has; empty if the layers up to it are not solved."""
+    nodes = run.nodes()
+    if depth >= len(nodes):
+        return []
+    wanted = views.feature_levels(run.recipe) if depth else (("train", "clean"), ("test", "clean"))
+    return [LevelKey(depth, nodes[depth].fingerprint, split, view) for split, view in wanted]
+
+
+def state_of(store: Store, key: LevelKey) -> LevelState:
+    """As the store says, but ``stale`` if the level below was rewritten with other values since."""
+    state = store.state(key)
+    if state.state == "complete" and state.parent is not None:
+        parent = LevelKey(**{k: state.parent[k] for k in ("depth", "fingerprint", "split", "view")})
+        root = store.state(parent).content_root
+        if root is not None and root != state.parent["content_root"]:
+            return replace(state, state="stale")
+    return state
+
+
+def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
+    """What a commit says of the level it was computed from."""
+    return {**asdict(key), "content_root": content_root}
+
+
+def missing_at(run: Run, store: Store, depth: int) -> list[LevelKey]:
+    """Levels of x_depth that must be written; its layer must be solved."""
+    return [key for key in keys_at(run, depth) if state_of(store, key).state != "complete"]
+
+
+def inventory(run: Run | None, store: Store) -> Inventory:
+    """What exists of a run; nothing if there is no run."""
+    if run is None or run.data() is None:
+        return Inventory(False, 0, frozenset())
+    solved = run.solved()
+    written = {j for j in range(1, solved + 1) if not missing_at(run, store, j)}
+    return Inventory(not missing_at(run, store, 0), solved, frozenset(written))

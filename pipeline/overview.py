@@ -1,0 +1,46 @@
+"""The run that a command speaks of, found without torch: recipe, directory, store, and what exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import recipes, rundir
+from pipeline.errors import NotThereYet
+from pipeline.recipe import Recipe, parse
+from pipeline.rundir import Run
+from store.feature_store import Store
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A run, made or not yet."""
+
+    name: str
+    recipe: Recipe
+    directory: Path
+    run: Run | None
+    store: Store
+    text: str
+    """The recipe's TOML."""
+
+    def existing(self) -> Run:
+        """The run. Raises NotThereYet if it was not made."""
+        if self.run is None:
+            raise NotThereYet(f"there is no run in {self.directory}. Run: strata run {self.name}")
+        return self.run
+
+
+def find(recipe: str, directory: Path | None, store: Path, seed: int) -> Overview:
+    """Look up a recipe and its run.
+
+    Raises:
+        RecipeError: unknown recipe, or one that cannot be.
+        RunConflict: the directory was made with another recipe or seed.
+    """
+    name, text = recipes.text_of(recipe)
+    loaded = parse(text, name)
+    place = directory or rundir.default_directory(name, seed)
+    return Overview(
+        name, loaded, place, rundir.find_matching(place, loaded, seed), Store(store), text
+    )

@@ -1,0 +1,133 @@
+"""Renders a report as one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.figures import (
+    POOLED,
+    Report,
+    accuracy_against_depth,
+    confusion,
+    cost_per_step,
+    human_bytes,
+    human_percent,
+    human_seconds,
+    training_curves,
+)
+
+TEMPLATE = "report.html.j2"
+LISTED = 200  # broken files and classes shown by name before the page only counts them
+
+
+def render(report: Report) -> str:
+    """Return the page of a report, finished or not; the same report gives the same page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        bytes=human_bytes,
+        seconds=human_seconds,
+        percent=lambda fraction: human_percent(fraction, report["data"]["test"]),
+        moment=_moment,
+        count=_count,
+        loss=lambda value: "—" if value is None else f"{value:.3f}",
+    )
+    return environment.get_template(TEMPLATE).render(**_values(report))
+
+
+def _values(report: Report) -> dict[str, Any]:
+    layers = report["layers"]
+    levels = [level for layer in layers for level in layer["levels"]]
+    return {
+        "r": report,
+        "last": layers[-1] if layers else None,
+        "written": sum(level["bytes"] or 0 for level in levels),
+        "claims": list(_claims(report)),
+        "recipe": {name: list(_settings(group)) for name, group in report["recipe"].items()},
+        "top5": any(layer["test"]["top5"] is not None for layer in layers),
+        "mistakes": _mistakes(report),
+        "pool": -(-len(report["data"]["classes"]) // POOLED),
+        "figures": _figures(report),
+        "listed": LISTED,
+    }
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    # matplotlib escapes the text of its SVG, so it goes into the page as it is.
+    return {
+        paint.__name__: Markup(paint(report))
+        for paint in (accuracy_against_depth, training_curves, cost_per_step, confusion)
+    }
+
+
+def _claims(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    layers, claim = report["layers"], report["claim"]
+    ours: dict[str, float | None] = {"last": None, "ensemble": None}
+    if layers:
+        ours["last"] = layers[-1]["test"]["top1"]
+        ours["ensemble"] = layers[-1]["ensemble"]["probabilities"]["top1"]
+    for key, name in (("last", "Last layer, top-1"), ("ensemble", "Ensemble, top-1")):
+        if claim[key] is not None:
+            top1 = ours[key]
+            got = human_percent(top1, report["data"]["test"])
+            gap = "—" if top1 is None else f"{100 * top1 - claim[key]:+.1f} points"
+            yield name, f"{claim[key]:g} %", got, gap.replace("-", "\N{MINUS SIGN}")
+
+
+def _mistakes(report: Report, most: int = 3) -> list[tuple[str, str, int]]:
+    """The commonest confusions, as (true class, predicted class, times)."""
+    if not report["confusion"]:
+        return []
+    classes = report["data"]["classes"]
+    wrong = [
+        (times, row, column)
+        for row, counts in enumerate(report["confusion"]["matrix"])
+        for column, times in enumerate(counts)
+        if times and row != column
+    ]
+    wrong.sort(key=lambda one: (-one[0], one[1], one[2]))
+    names = [name.strip() or f"class {place}" for place, name in enumerate(classes)]
+    return [(names[row], names[column], times) for times, row, column in wrong[:most]]
+
+
+def _settings(group: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if not isinstance(group, dict):
+        yield prefix or "value", _setting(group)
+        return
+    for key, value in group.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, dict) and value:
+            yield from _settings(value, name)
+        else:
+            yield name, _setting(value)
+
+
+def _setting(value: Any) -> str:
+    if value is None or value in ([], {}, ""):
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_setting(one) for one in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _moment(text: str) -> str:
+    moment = datetime.fromisoformat(text)
+    return f"{moment.astimezone(UTC) if moment.tzinfo else moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _count(number: float | None) -> str:
+    return "—" if number is None else f"{number:,.0f}"

@@ -1,0 +1,187 @@
+"""What a recipe costs and what is left to do, before anything is done. Pure arithmetic, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import views
+from pipeline.errors import BudgetError
+from pipeline.levels import Inventory
+from pipeline.progress import size
+from pipeline.recipe import Recipe
+from stages.spec import Shape
+from store.layout import geometry
+from store.order import batch_count
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: read ``images``, ``solve`` layer j, or ``write`` x_j."""
+
+    kind: str
+    j: int
+
+    def __str__(self) -> str:
+        return {"images": "write x_0", "solve": f"solve layer {self.j}"}.get(
+            self.kind, f"write x_{self.j}"
+        )
+
+
+def steps(have: Inventory, *, solve: int = 0, write: int = 0) -> tuple[Step, ...]:
+    """What is missing, in order, to have layers 1 … ``solve`` solved and x_``write`` complete.
+
+    Solving layer j needs x_{j-1}; a layer that is solved needs nothing. Writing x_j needs layer j.
+    """
+    todo: list[Step] = []
+
+    def need_solved(j: int) -> None:
+        if j <= have.solved or Step("solve", j) in todo:
+            return
+        if j > 1:
+            need_solved(j - 1)
+            need_written(j - 1)
+        todo.append(Step("solve", j))
+
+    def need_written(j: int) -> None:
+        if not (j <= have.solved and j in have.written) and Step("write", j) not in todo:
+            need_solved(j)
+            todo.append(Step("write", j))
+
+    need_solved(solve)
+    if write:
+        need_written(write)
+    if (todo or solve or write) and not have.images:
+        todo.insert(0, Step("images", 0))
+    return tuple(todo)
+
+
+@dataclass(frozen=True)
+class DepthPlan:
+    """What x_depth and the layer that makes it cost."""
+
+    depth: int
+    shape: Shape
+    """Of one row that is cached: the canvas in canvas mode, else the crop."""
+    levels: dict[str, int]
+    """Bytes of every level on disk."""
+    view_bytes: int
+    """Bytes of the training images at crop size, one view: for comparing recipes."""
+    parameters: int
+    auxiliary_parameters: int
+    steps: int
+    """SGD steps to solve the layer; 0 for x_0."""
+    operations: float
+    """Multiply-adds to solve the layer: forward and backward, over all epochs, without those below."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.levels.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run: x_0 … x_J. ``run`` writes up to x_{J-1}; x_J only when asked for."""
+
+    depths: tuple[DepthPlan, ...]
+    precision: str
+
+    @property
+    def total(self) -> int:
+        """Bytes on disk if every level that training reads is kept."""
+        return sum(d.nbytes for d in self.depths[:-1])
+
+    @property
+    def peak(self) -> int:
+        """Bytes on disk if a level goes once the next but one is needed: x_0 and two neighbours."""
+        features = [d.nbytes for d in self.depths[1:-1]]
+        pairs = [a + b for a, b in zip([0, *features], features, strict=False)]
+        return self.depths[0].nbytes + max(pairs, default=0)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "total_bytes": self.total,
+            "peak_bytes": self.peak,
+            "depths": [
+                {
+                    "depth": d.depth,
+                    "shape": list(d.shape),
+                    "levels": d.levels,
+                    "bytes": d.nbytes,
+                    "bytes_one_view": d.view_bytes,
+                    "parameters": d.parameters,
+                    "auxiliary_parameters": d.auxiliary_parameters,
+                    "steps": d.steps,
+                    "operations": d.operations,
+                }
+                for d in self.depths
+            ],
+        }
+
+
+def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
+    """Cost of a recipe, for the images it expects or, where they were read, for those found."""
+    counts = {
+        split: int((data or {}).get(split, getattr(recipe.data, split)))
+        for split in ("train", "test")
+    }
+    depths = (
+        _images(recipe, counts),
+        *(_depth(recipe, j, counts) for j in range(1, len(recipe.layers) + 1)),
+    )
+    return Plan(depths, recipe.cache.precision)
+
+
+def _images(recipe: Recipe, counts: dict[str, int]) -> DepthPlan:
+    shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
+    shard = recipe.cache.shard_mb << 20
+    levels = {split: geometry(n, shape, "uint8", shard).nbytes for split, n in counts.items()}
+    one = geometry(counts["train"], shape, "uint8", shard)
+    return DepthPlan(0, shape, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0)
+
+
+def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
+    cache, layer, auxiliary = recipe.cache, recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    shape = recipe.shape(j, views.cached_size(recipe))
+    levels = {}
+    for split, view in views.feature_levels(recipe):
+        name = split if view == "clean" else f"{split}.{view}"
+        levels[name] = geometry(counts[split], shape, cache.precision, cache.shard_mb << 20).nbytes
+    crop = geometry(counts["train"], recipe.shape(j, recipe.augment.crop), cache.precision, 1 << 26)
+    batches = max(1, batch_count(counts["train"], recipe.schedule.batch, drop_last=True))
+    inputs = recipe.shape(j - 1, recipe.augment.crop)
+    forward = layer.operations(inputs) + auxiliary.operations(layer.output(inputs))
+    images = recipe.schedule.epochs * counts["train"]
+    return DepthPlan(
+        j,
+        shape,
+        levels,
+        crop.rows * crop.row_bytes,
+        layer.parameters,
+        auxiliary.parameters,
+        recipe.schedule.epochs * batches,
+        3.0 * forward * images,
+    )
+
+
+def check_budget(plan: Plan, budget: int | None) -> bool:
+    """Can the run stay within a disk budget, and must it remove levels on the way?
+
+    Returns:
+        True if levels must be removed once they are no longer needed.
+
+    Raises:
+        BudgetError: even so it does not fit; gives both numbers and what to change.
+    """
+    if budget is None or plan.total <= budget:
+        return False
+    if plan.peak <= budget:
+        return True
+    largest = max(plan.depths[1:-1] or plan.depths, key=lambda d: d.nbytes)
+    channels, height, width = largest.shape
+    raise BudgetError(
+        f"the run needs {size(plan.peak)} of disk at its peak ({size(plan.total)} with every level kept); "
+        f"--disk-budget is {size(budget)}. Most of it is x_{largest.depth}, {size(largest.nbytes)}: "
+        f"{len(largest.levels)} levels of {channels}×{height}×{width} in {plan.precision}. Lower "
+        "'network.width' or 'augment.views' (0 caches no training features), or raise the budget"
+    )

@@ -1,0 +1,125 @@
+"""What people see while something long runs. The pipeline reports; how it looks is decided here.
+
+On a terminal a bar with rate and time left; elsewhere a plain line now and then; for machines none.
+All of it goes to stderr, so that stdout is left to results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+PLAIN_EVERY = 10.0
+"""Seconds between plain lines."""
+
+
+class Tick(Protocol):
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+class Reporter:
+    """Says nothing; the base of those that do."""
+
+    def say(self, text: str) -> None:
+        """One finished fact."""
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator[Tick]:
+        """A task of ``total`` units; the tick adds finished units and may change the note."""
+        yield lambda done, note="": None
+
+
+class PlainReporter(Reporter):
+    """Plain lines, for logs and pipes."""
+
+    def say(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator[Tick]:
+        begun = last = time.monotonic()
+        count = 0
+
+        def tick(done: int, note: str = "") -> None:
+            nonlocal count, last
+            count += done
+            now = time.monotonic()
+            if now - last >= PLAIN_EVERY:
+                last = now
+                self.say(
+                    f"  {title}: {progress_text(count, total, now - begun, unit)}{note and ', ' + note}"
+                )
+
+        yield tick
+
+
+class BarReporter(Reporter):
+    """Bars with rate and time left, on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator[Tick]:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        begun, count = time.monotonic(), 0
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True
+        ) as bars:
+            bar = bars.add_task(title, total=total, text="")
+
+            def tick(done: int, note: str = "") -> None:
+                nonlocal count
+                count += done
+                rate = count / max(1e-9, time.monotonic() - begun)
+                text = f"{rate:,.0f} {unit}/s" + (f", {note}" if note else "")
+                bars.update(bar, advance=done, text=text)
+
+            yield tick
+
+
+def reporter(*, quiet: bool) -> Reporter:
+    """The reporter that fits: none, bars on a terminal, plain lines elsewhere."""
+    if quiet:
+        return Reporter()
+    return BarReporter() if sys.stderr.isatty() else PlainReporter()
+
+
+def progress_text(done: int, total: int, seconds: float, unit: str) -> str:
+    """``"12,800 of 50,000 (26 %), 410 images/s, 1 min 31 s left"``"""
+    rate = done / max(seconds, 1e-9)
+    left = duration((total - done) / rate) if done else "unknown time"
+    return f"{done:,} of {total:,} ({100 * done // max(1, total)} %), {rate:,.0f} {unit}/s, {left} left"
+
+
+def duration(seconds: float) -> str:
+    """``"8.2 s"``, ``"3 min 05 s"``, ``"2 h 07 min"``"""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def size(nbytes: float) -> str:
+    """Decimal bytes: ``"26.2 GB"``"""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if nbytes < 1000 or unit == "TB":
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    raise AssertionError

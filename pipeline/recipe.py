@@ -1,0 +1,301 @@
+"""Recipes: what to train, as strict TOML with frozen dataclasses behind it.
+
+A recipe is the science and nothing else; the machine (device, directories, budgets) is flags. Every
+value is checked here, once, with the fix in the message; after loading nothing changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipeline.errors import RecipeError
+from pipeline.strict import did_you_mean, read
+from stages.spec import (
+    AuxiliarySpec,
+    LayerSpec,
+    Shape,
+    auxiliary_specs,
+    layer_specs,
+    scale_at,
+    shape_at,
+)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecipeError(message)
+
+
+def _one_of(path: str, value: str, known: tuple[str, ...]) -> None:
+    _require(value in known, f"'{path}' is {value!r}{did_you_mean(value, known)}")
+
+
+def _positive(path: str, **values: float) -> None:
+    for name, value in values.items():
+        _require(value > 0, f"'{path}.{name}' is {value}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class Data:
+    source: str
+    """``digits``, ``torchvision:NAME``, ``imagefolder:PATH`` or ``npz:PATH``."""
+    classes: int
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    size: int
+    """Side of x_0 in pixels; images of another size are resized and cut to it."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels in 0 … 1."""
+    std: tuple[float, ...]
+    train: int
+    """Images the recipe expects; what is planned with until the data set has been read."""
+    test: int
+
+    def __post_init__(self) -> None:
+        _positive("data", classes=self.classes, size=self.size, train=self.train, test=self.test)
+        _require(self.channels in (1, 3), f"'data.channels' is {self.channels}; it must be 1 or 3")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            _require(
+                len(values) == self.channels,
+                f"'data.{name}' has {len(values)} values; 'data.channels' is {self.channels}",
+            )
+        _require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
+
+
+@dataclass(frozen=True)
+class Augment:
+    crop: int
+    """Side in pixels of what the classifier sees."""
+    pad: int = 0
+    """Black pixels around x_0; with them it is the canvas that crops are cut from."""
+    flip: bool = False
+    """Mirror half of the images."""
+    views: int | str = "canvas"
+    """0: fresh draws every epoch, recomputing the layers below. V: V fixed draws, cached.
+    ``canvas``: the whole canvas is cached, and cropped in feature space."""
+    allow_single_view: bool = False
+    """Permit ``views = 1`` with random draws: the same crop and flip in every epoch."""
+
+    def __post_init__(self) -> None:
+        _positive("augment", crop=self.crop)
+        _require(self.pad >= 0, f"'augment.pad' is {self.pad}; it must be 0 or more")
+        if isinstance(self.views, str):
+            _one_of("augment.views", self.views, ("canvas",))
+        else:
+            _require(self.views >= 0, f"'augment.views' is {self.views}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Network:
+    layers: int
+    """J."""
+    width: int
+    """M, channels of x_1."""
+    downsample: tuple[int, ...] = ()
+    """The paper's j of P_j: x_j is downsampled before layer j + 1, which doubles the width."""
+    stem: int = 0
+    """How often the image is downsampled before layer 1 convolves it (ImageNet: 1)."""
+    batch_norm: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _positive("network", layers=self.layers, width=self.width)
+        _require(self.stem >= 0, f"'network.stem' is {self.stem}; it must be 0 or more")
+        for j in self.downsample:
+            _require(
+                1 <= j < self.layers,
+                f"'network.downsample' names x_{j}; with {self.layers} layers it may name "
+                f"x_1 … x_{self.layers - 1}",
+            )
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    k: int
+    """Hidden layers of the auxiliary problem: layer j and k - 1 convolutions in C."""
+    width: int = 0
+    """M̃, width of C at layer 1; doubled with the layers' width. Unused at k = 1."""
+    final_width: int | None = None
+    """M̃_f, width of the last layer's C."""
+    batch_norm: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _positive("auxiliary", k=self.k)
+        if self.k > 1:
+            _positive("auxiliary", width=self.width)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    kind: str
+    """``step`` (the paper's) or ``one-cycle``."""
+    epochs: int
+    """Per layer."""
+    batch: int
+    lr: float
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay: float = 0.2
+    """``step``: factor on the rate …"""
+    every: int = 15
+    """… after this many epochs."""
+    warmup: float = 0.25
+    """``one-cycle``: share of the steps on which the rate rises."""
+    accumulate: int = 1
+    """Micro-batches per step."""
+    keep: str = "last"
+    """``last``, or ``best``: the iterate of lowest training risk (Prop. 3.1)."""
+    precision: str = "auto"
+    """Of the convolutions: ``float32``, ``bfloat16``, ``float16`` (GPU), or ``auto``: the fastest
+    that the device has in hardware."""
+    test_every: int = 1
+    """Epochs between test accuracies in the training curve; 0 for the end only."""
+
+    def __post_init__(self) -> None:
+        _one_of("schedule.kind", self.kind, ("step", "one-cycle"))
+        _one_of("schedule.keep", self.keep, ("last", "best"))
+        _one_of("schedule.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        _positive("schedule", epochs=self.epochs, batch=self.batch, lr=self.lr, decay=self.decay)
+        _positive("schedule", every=self.every, accumulate=self.accumulate)
+        _require(
+            0 <= self.momentum < 1, f"'schedule.momentum' is {self.momentum}; it must be in [0, 1)"
+        )
+        _require(0 < self.warmup < 1, f"'schedule.warmup' is {self.warmup}; it must be in (0, 1)")
+        _require(
+            self.accumulate <= self.batch,
+            f"'schedule.accumulate' is {self.accumulate}; 'schedule.batch' is only {self.batch}",
+        )
+
+
+@dataclass(frozen=True)
+class Cache:
+    precision: str = "float16"
+    """Of stored features: ``float32`` (reference) or ``float16``."""
+    profile: str = "raw"
+    """How rows lie on disk: ``raw``, uncompressed at a constant stride."""
+    shard_mb: int = 64
+    """Megabytes (2^20) per shard file: the unit of writing, of resuming and of memory."""
+    block: int = 128
+    """Rows in one forward pass of frozen layers."""
+
+    def __post_init__(self) -> None:
+        _one_of("cache.precision", self.precision, ("float32", "float16"))
+        _one_of("cache.profile", self.profile, ("raw",))
+        _positive("cache", shard_mb=self.shard_mb, block=self.block)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the recipe tries to reproduce; printed beside what a run gives. Accuracies in percent."""
+
+    text: str = ""
+    source: str = ""
+    last: float | None = None
+    """Top-1 of the last layer."""
+    ensemble: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    data: Data
+    augment: Augment
+    network: Network
+    auxiliary: Auxiliary
+    schedule: Schedule
+    cache: Cache = field(default_factory=Cache)
+    claim: Claim = field(default_factory=Claim)
+
+    def __post_init__(self) -> None:
+        a = self.augment
+        _require(
+            a.crop <= self.canvas,
+            f"'augment.crop' is {a.crop}; the canvas, 'data.size' + 2 · 'augment.pad', is {self.canvas}",
+        )
+        _require(
+            not (a.views == 1 and self.is_random and not a.allow_single_view),
+            "'augment.views' is 1 with random crops or flips: every epoch would see the same draw. "
+            "Use 4 or more views, \"canvas\", or set 'augment.allow_single_view'",
+        )
+        self._check_divisible("augment.crop", a.crop, len(self.layers))
+        if a.views == "canvas":
+            self._check_divisible("the canvas", self.canvas, len(self.layers))
+            self._check_divisible(
+                "the border of the centre crop", self.centre, len(self.layers) - 1
+            )
+
+    def _check_divisible(self, what: str, pixels: int, depth: int) -> None:
+        scale = scale_at(self.layers, depth)
+        _require(
+            pixels % scale == 0,
+            f"{what} is {pixels} pixels, which {scale} (2^downsamplings up to x_{depth}) does not "
+            "divide; change 'augment.crop', 'augment.pad' or 'network.downsample'",
+        )
+
+    @property
+    def canvas(self) -> int:
+        """Side of the canvas in pixels."""
+        return self.data.size + 2 * self.augment.pad
+
+    @property
+    def centre(self) -> int:
+        """Offset of the centre crop in the canvas, in pixels."""
+        return (self.canvas - self.augment.crop) // 2
+
+    @property
+    def is_random(self) -> bool:
+        """Does augmentation draw anything?"""
+        return self.augment.flip or self.canvas > self.augment.crop
+
+    @cached_property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        n = self.network
+        return layer_specs(
+            channels=self.data.channels,
+            layers=n.layers,
+            width=n.width,
+            downsample=n.downsample,
+            stem=n.stem,
+            batch_norm=n.batch_norm,
+            bias=n.bias,
+        )
+
+    @cached_property
+    def auxiliaries(self) -> tuple[AuxiliarySpec, ...]:
+        a = self.auxiliary
+        return auxiliary_specs(
+            self.layers,
+            k=a.k,
+            width=a.width,
+            final_width=a.final_width,
+            classes=self.data.classes,
+            batch_norm=a.batch_norm,
+            bias=a.bias,
+        )
+
+    def shape(self, depth: int, size: int) -> Shape:
+        """Shape of x_depth for an image (crop or canvas) of side ``size``."""
+        return shape_at(self.layers, depth, self.data.channels, size)
+
+    def science(self) -> dict[str, Any]:
+        """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
+        table = dataclasses.asdict(self)
+        del table["claim"], table["data"]["source"]
+        return table
+
+
+def parse(text: str, name: str) -> Recipe:
+    """A recipe from TOML text; ``name`` is for messages.
+
+    Raises:
+        RecipeError: not TOML, an unknown or missing key, a wrong type or a value out of bounds.
+    """
+    try:
+        return read(Recipe, tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, RecipeError) as error:
+        raise RecipeError(f"recipe {name}: {error}") from None

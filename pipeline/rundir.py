@@ -1,0 +1,188 @@
+"""A run: one recipe and seed in one directory. What has been decided and learnt, as small sealed files.
+
+    RUN/recipe.toml                     the text it was made from
+        run.json                        science, seed, device and compute dtype, source of the data
+        data.json                       digest, counts and classes of the images, broken ones by name
+        layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
+                auxiliary.safetensors   γ_1
+                epochs.jsonl            one line per epoch
+                test_logits.npy         z_1 of the test images
+                layer.json              written last: the layer is solved
+                features.json           which x_1 was written, bytes and seconds
+                checkpoint.safetensors  only while the layer is being solved
+        evaluation.json  report.json  report.html
+
+No torch here: status and plan read runs too.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import lineage
+from pipeline.errors import RunConflict
+from pipeline.lineage import Node
+from pipeline.recipe import Recipe, parse
+from store.fingerprint import differences
+from store.publish import make_directory, replace, sealed, unseal
+
+RUN, DATA, LAYER, FEATURES = "run.json", "data.json", "layer.json", "features.json"
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that exists."""
+
+    directory: Path
+    name: str
+    recipe: Recipe
+    facts: Mapping[str, Any]
+    """Body of run.json."""
+
+    @property
+    def seed(self) -> int:
+        return self.facts["seed"]
+
+    @property
+    def compute(self) -> str:
+        """Dtype of the convolutions, decided when the run was made."""
+        return self.facts["compute"]
+
+    @property
+    def source(self) -> str:
+        return self.facts["source"]
+
+    @property
+    def layers(self) -> int:
+        return len(self.recipe.layers)
+
+    # ---- records ------------------------------------------------------------------------------
+
+    def layer_directory(self, j: int) -> Path:
+        return self.directory / f"layer_{j}"
+
+    def data(self) -> dict[str, Any] | None:
+        """What the images turned out to be, or None before they were read."""
+        return _read(self.directory / DATA)
+
+    def layer(self, j: int) -> dict[str, Any] | None:
+        """The record of layer j as it was solved, current or not; None if it never was."""
+        return _read(self.layer_directory(j) / LAYER)
+
+    def features(self, j: int) -> dict[str, Any] | None:
+        """The record of the last time x_j was written."""
+        return _read(self.layer_directory(j) / FEATURES)
+
+    def write(self, path: Path, body: Any) -> None:
+        make_directory(path.parent)
+        replace(path.parent, path.name, sealed(body))
+
+    # ---- lineage ------------------------------------------------------------------------------
+
+    def nodes(self) -> list[Node]:
+        """x_0 … x_n as they are or would be named, for the layers that are solved and current.
+
+        A layer is current if it was solved on the x_{j-1} that the layers below it give today.
+        """
+        data = self.data()
+        if data is None:
+            return []
+        nodes = [lineage.images_node(self.recipe, data["digest"])]
+        for j in range(1, self.layers + 1):
+            record = self.layer(j)
+            if record is None or record["input"] != nodes[-1].fingerprint:
+                break
+            nodes.append(
+                lineage.feature_node(
+                    self.recipe, self.seed, self.compute, nodes[-1], record["weights"]
+                )
+            )
+        return nodes
+
+    def solved(self) -> int:
+        """How many layers, from the first, are solved and current."""
+        return max(0, len(self.nodes()) - 1)
+
+    def forget_layer(self, j: int) -> None:
+        """Remove a layer's weights and records; the record that vouches for the rest goes first."""
+        (self.layer_directory(j) / LAYER).unlink(missing_ok=True)
+        shutil.rmtree(self.layer_directory(j), ignore_errors=True)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return unseal(path)
+    except FileNotFoundError:
+        return None
+
+
+def default_directory(name: str, seed: int) -> Path:
+    return Path("runs") / name / str(seed)
+
+
+def find(directory: Path) -> Run | None:
+    """The run in a directory, or None."""
+    facts = _read(directory / RUN)
+    if facts is None:
+        return None
+    text = (directory / "recipe.toml").read_text("utf-8")
+    return Run(directory, facts["recipe"], parse(text, facts["recipe"]), facts)
+
+
+def find_matching(directory: Path, wanted: Recipe, seed: int) -> Run | None:
+    """As :func:`find`, refusing a directory made from another recipe or seed.
+
+    Raises:
+        RunConflict: names every field that differs.
+    """
+    run = find(directory)
+    if run is None:
+        return None
+    found = differences(
+        {**run.recipe.science(), "seed": run.seed}, {**wanted.science(), "seed": seed}
+    )
+    if found:
+        raise RunConflict(
+            f"{directory} was made with another recipe ({run.name}): {'; '.join(found[:3])}"
+            f"{' …' if len(found) > 3 else ''}. Choose another directory with --run, or remove this one"
+        )
+    return run
+
+
+def create(
+    directory: Path,
+    name: str,
+    text: str,
+    seed: int,
+    source: str | None,
+    facts: Mapping[str, Any],
+) -> Run:
+    """Make a run directory from a recipe's TOML ``text``.
+
+    Args:
+        facts: kept beside what identifies the run: ``compute`` dtype, device, versions.
+    """
+    recipe = parse(text, name)
+    make_directory(directory)
+    replace(directory, "recipe.toml", text.encode())
+    body = {
+        "recipe": name,
+        "science": recipe.science(),
+        "seed": seed,
+        "source": source or recipe.data.source,
+        **facts,
+    }
+    replace(directory, RUN, sealed(body))
+    return Run(directory, name, recipe, body)
+
+
+def with_source(run: Run, source: str) -> Run:
+    """The same run with its images found at another place. What is in them is checked when read."""
+    body = {**run.facts, "source": source}
+    replace(run.directory, RUN, sealed(body))
+    return Run(run.directory, run.name, run.recipe, body)

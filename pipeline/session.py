@@ -1,0 +1,74 @@
+"""What every step of a run shares: the run, the store, the device, and how to report and to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import device, rundir
+from pipeline.interrupt import Interruptions
+from pipeline.overview import Overview
+from pipeline.progress import Reporter
+from pipeline.rundir import Run
+from store.feature_store import Store
+from store.layout import LevelKey
+
+READ_THREADS = 2
+"""Threads that gather rows for the batch after next, and that decode images."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run at work."""
+
+    run: Run
+    store: Store
+    device: torch.device
+    report: Reporter = field(default_factory=Reporter)
+    stop: Interruptions = field(default_factory=Interruptions)
+    data_root: Path = Path("data")
+    """Where torchvision's data sets lie."""
+    download: bool = False
+    skip_broken: bool = False
+
+    @cached_property
+    def compute(self) -> torch.dtype:
+        return device.dtype(self.run.compute)
+
+    def key(self, depth: int, split: str, view: str) -> LevelKey:
+        """The level of this run's lineage; the layers up to ``depth`` must be solved."""
+        return LevelKey(depth, self.run.nodes()[depth].fingerprint, split, view)
+
+
+def open_session(
+    overview: Overview,
+    *,
+    seed: int,
+    device_name: str,
+    source: str | None,
+    report: Reporter,
+    **rest: Any,
+) -> Session:
+    """Take up the run that a command speaks of, or make it.
+
+    Args:
+        source: other images than the recipe names; None for the run's own.
+        rest: the other fields of :class:`Session`.
+
+    Raises:
+        DeviceError: the device, or the recipe's precision on it, is not to be had.
+    """
+    chosen = device.pick(device_name)
+    run = overview.run
+    if run is None:
+        compute, reason = device.compute_dtype(overview.recipe.schedule.precision, chosen)
+        report.say(f"convolutions in {compute}: {reason}")
+        facts = {"compute": compute, **device.facts(chosen)}
+        run = rundir.create(overview.directory, overview.name, overview.text, seed, source, facts)
+    elif source is not None and source != run.source:
+        run = rundir.with_source(run, source)
+    return Session(run, overview.store, chosen, report, **rest)

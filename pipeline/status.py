@@ -1,0 +1,100 @@
+"""What a run has: layers, accuracies, levels. Reads small files only; no torch, no zarr."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import views
+from pipeline.levels import keys_at, state_of
+from pipeline.overview import Overview
+from pipeline.recipe import Recipe
+from pipeline.rundir import EVALUATION, Run
+from store.feature_store import LevelState, Store
+from store.layout import LevelKey, depth_directory
+from store.publish import unseal
+
+
+def status(overview: Overview) -> dict[str, Any]:
+    """The state of a run as JSON; a run that does not exist yet has nothing."""
+    run, store, recipe = overview.run, overview.store, overview.recipe
+    accuracy = _accuracies(run)
+    return {
+        "recipe": overview.name,
+        "run": str(overview.directory),
+        "store": str(store.root),
+        "exists": run is not None,
+        "seed": run.seed if run else None,
+        "images": _levels(run, store, recipe, 0),
+        "layers": [
+            _layer(run, store, recipe, j, accuracy) for j in range(1, len(recipe.layers) + 1)
+        ],
+    }
+
+
+def _layer(
+    run: Run | None, store: Store, recipe: Recipe, j: int, accuracy: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    solved = run is not None and run.solved() >= j
+    found = accuracy.get(j, {}) if solved else {}
+    return {
+        "layer": j,
+        "state": _layer_state(run, j, solved),
+        "trained": solved,
+        "test_accuracy": found.get("test", {}).get("top1"),
+        "ensemble_accuracy": found.get("ensemble", {}).get("probabilities", {}).get("top1"),
+        "levels": _levels(run, store, recipe, j),
+    }
+
+
+def _layer_state(run: Run | None, j: int, solved: bool) -> str:
+    """``solved``; ``stale``, solved on features that have changed since; ``partial`` or ``absent``."""
+    if solved:
+        return "solved"
+    if run is not None and run.layer(j) is not None:
+        return "stale"
+    begun = run is not None and (run.layer_directory(j) / "checkpoint.safetensors").exists()
+    return "partial" if begun else "absent"
+
+
+def _levels(run: Run | None, store: Store, recipe: Recipe, depth: int) -> list[dict[str, Any]]:
+    if keys := keys_at(run, depth) if run else []:
+        return [_level(key, _or_stale(run, store, key, state_of(store, key))) for key in keys]
+    wanted = views.feature_levels(recipe) if depth else (("train", "clean"), ("test", "clean"))
+    absent = [LevelKey(depth, "", split, view) for split, view in wanted]
+    return [_level(key, _or_stale(run, store, key, LevelState("absent"))) for key in absent]
+
+
+def _or_stale(run: Run | None, store: Store, key: LevelKey, state: LevelState) -> LevelState:
+    """``stale`` where this level is absent but an earlier one of the run, with other inputs, is there."""
+    record = run.features(key.depth) if run is not None and key.depth else None
+    if state.state != "absent" or record is None or record["fingerprint"] == key.fingerprint:
+        return state
+    earlier = LevelKey(key.depth, record["fingerprint"], key.split, key.view)
+    found = LevelState("absent")
+    if depth_directory(store.root, earlier.depth, earlier.fingerprint).exists():
+        found = store.state(earlier)
+    return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
+
+
+def _level(key: LevelKey, state: LevelState) -> dict[str, Any]:
+    fields = {k: v for k, v in asdict(key).items() if k in ("split", "view")}
+    return {
+        **fields,
+        "level": key.name,
+        "state": state.state,
+        "rows": state.rows,
+        "bytes": state.nbytes,
+        "fingerprint": key.fingerprint or None,
+    }
+
+
+def _accuracies(run: Run | None) -> dict[int, dict[str, Any]]:
+    with suppress(FileNotFoundError):
+        if run is not None:
+            evaluation = unseal(run.directory / EVALUATION)
+            current = [(run.layer(j) or {}).get("weights") for j in range(1, run.layers + 1)]
+            pairs = zip(evaluation["layers"], evaluation["solved"], current, strict=False)
+            return {layer["layer"]: layer for layer, was, now in pairs if was == now}
+    return {}

@@ -1,0 +1,130 @@
+"""Results as tables for people. They are made here and printed by the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from pipeline import views
+from pipeline.plan import Plan, Step
+from pipeline.progress import size
+from pipeline.recipe import Recipe
+
+
+def of_recipes(found: Mapping[str, Recipe]) -> Table:
+    table = _table("recipe", "data", "layers", "k", "views", "claim")
+    for name, r in found.items():
+        table.add_row(
+            name,
+            r.data.source,
+            str(r.network.layers),
+            str(r.auxiliary.k),
+            str(r.augment.views),
+            r.claim.text,
+        )
+    return table
+
+
+def of_plan(recipe: Recipe, plan: Plan) -> Table:
+    """One row per depth."""
+    table = _table(
+        "", "shape", "one view", "levels", "on disk", "parameters", "SGD steps", "multiply-adds"
+    )
+    for d in plan.depths:
+        table.add_row(
+            f"x_{d.depth}",
+            "×".join(map(str, d.shape)),
+            size(d.view_bytes),
+            ", ".join(d.levels),
+            size(d.nbytes),
+            f"{d.parameters:,} + {d.auxiliary_parameters:,}" if d.depth else "",
+            f"{d.steps:,}" if d.depth else "",
+            f"{d.operations:.2g}" if d.depth else "",
+        )
+    return table
+
+
+def plan_summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
+    """Totals, and what is left to do."""
+    last = plan.depths[-1]
+    training = plan.depths[1]
+    one_view = f"{size(training.view_bytes)} at {plan.precision} for {recipe.data.train:,} images and one view"
+    return "\n".join(
+        (
+            f"x_1 is {one_view}; {_mode_text(recipe)}.",
+            f"Disk for `run`: {size(plan.total)} in total, {size(plan.peak)} at the peak if levels are removed "
+            f"once unneeded. x_{last.depth} is written only by `materialize --layer {last.depth}`.",
+            f"To do: {', '.join(map(str, todo)) or 'nothing'}.",
+        )
+    )
+
+
+def _mode_text(recipe: Recipe) -> str:
+    match views.mode(recipe):
+        case "fresh":
+            return "fresh draws every epoch: no training features are cached"
+        case "fixed":
+            return f"{recipe.augment.views} fixed views are cached"
+        case _:
+            return f"the whole {recipe.canvas}×{recipe.canvas} canvas is cached and cropped in feature space"
+
+
+def of_status(status: Mapping[str, Any]) -> Table:
+    table = _table(
+        "", "state", "test", "ensemble", "level", "state", "rows", "bytes", "fingerprint"
+    )
+    table.title = f"{status['recipe']} in {status['run']}, levels in {status['store']}"
+    _add_levels(table, ("x_0", "", "", ""), status["images"])
+    for layer in status["layers"]:
+        head = (
+            f"layer {layer['layer']}",
+            layer["state"],
+            _percent(layer["test_accuracy"]),
+            _percent(layer["ensemble_accuracy"]),
+        )
+        _add_levels(table, head, layer["levels"])
+    return table
+
+
+def _add_levels(table: Table, head: tuple[str, ...], levels: Sequence[Mapping[str, Any]]) -> None:
+    for level in levels:
+        table.add_row(
+            *head,
+            level["level"],
+            level["state"],
+            f"{level['rows']:,}",
+            size(level["bytes"]),
+            (level["fingerprint"] or "")[:12],
+        )
+        head = ("", "", "", "")
+
+
+def of_evaluation(result: Mapping[str, Any]) -> Table:
+    table = _table(
+        "layer", "test loss", "top-1", "top-5", "ensemble, logits", "ensemble, probabilities"
+    )
+    table.title = f"{result['samples']:,} test images"
+    for layer in result["layers"]:
+        test, ensemble = layer["test"], layer["ensemble"]
+        table.add_row(
+            str(layer["layer"]),
+            f"{test['loss']:.4f}",
+            _percent(test["top1"]),
+            _percent(test["top5"]),
+            _percent(ensemble["logits"]["top1"]),
+            _percent(ensemble["probabilities"]["top1"]),
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,236 @@
+"""Solve layer j: min over (θ_j, γ_j) on x_{j-1}, taken up where an interruption left it.
+
+The whole state (weights, momentum, best iterate, position in the epoch, history) goes into one
+checkpoint file between two batches, so a run that was stopped or killed ends at the same weights as
+one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import ingest, weights
+from pipeline.errors import remedy
+from pipeline.feed import Feed, clean_batches
+from pipeline.progress import Tick, duration
+from pipeline.rundir import LAYER
+from pipeline.session import Session
+from stages.errors import Diverged
+from stages.evaluate import accuracies, cross_entropy
+from stages.network import Problem, build_problem
+from stages.solve import Schedule, Solver, logits_of
+from store.order import generator, key_of
+from store.publish import make_directory, replace
+
+CHECKPOINT_SECONDS = 20.0
+"""Most work a kill can cost."""
+CHECKPOINT = "checkpoint.safetensors"
+RISK_ROWS = 10_000
+"""Training samples on which ``keep = "best"`` compares iterates."""
+
+
+@dataclass
+class Solving:
+    """One layer being solved."""
+
+    session: Session
+    j: int
+    solver: Solver
+    history: list[dict[str, Any]] = field(default_factory=list)
+    saved_at: float = field(default_factory=time.monotonic)
+    resumed_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.session.run.layer_directory(self.j) / CHECKPOINT
+
+    @property
+    def input(self) -> str:
+        """Fingerprint of x_{j-1}."""
+        return self.session.run.nodes()[self.j - 1].fingerprint
+
+    def save(self) -> None:
+        self.solver.progress.seconds += time.monotonic() - self.resumed_at
+        self.resumed_at = self.saved_at = time.monotonic()
+        note = {**self.solver.snapshot(), "history": self.history, "input": self.input}
+        weights.write(self.checkpoint, self.solver.tensors(), note)
+
+    def load(self) -> bool:
+        """Go on from the checkpoint, if there is one that was made on this x_{j-1}."""
+        if not self.checkpoint.exists():
+            return False
+        tensors, note = weights.read(self.checkpoint)
+        if note["input"] != self.input:
+            return False
+        self.solver.restore(tensors, note["progress"], note["scaler"])
+        self.history = note["history"]
+        return True
+
+
+def solve(session: Session, j: int, *, cached: bool = True) -> None:
+    """Solve layer j on x_{j-1} and record it.
+
+    Args:
+        cached: False recomputes x_{j-1} from the images in every batch, whatever is in the store.
+
+    Raises:
+        Diverged: the loss is not finite; the last checkpoint is kept.
+        KeyboardInterrupt: somebody asked to stop; the state is saved.
+    """
+    recipe = session.run.recipe
+    seed = key_of("initial weights", session.run.seed, j) % 2**63
+    problem = build_problem(recipe.layers[j - 1], recipe.auxiliaries[j - 1], seed)
+    solver = Solver(problem, _schedule(session), session.device, session.compute)
+    solving = Solving(session, j, solver)
+    if solving.load():
+        at = solver.progress
+        session.report.say(f"layer {j}: going on in epoch {at.epoch + 1}, after batch {at.batch}")
+    advice = (
+        f"Layer {j}: lower 'schedule.lr' (now {recipe.schedule.lr:g}) in a copy of the recipe; the state "
+        f"before this is kept in {solving.checkpoint}"
+    )
+    with Feed(session, j - 1, cached=cached) as feed, remedy(Diverged, advice):
+        if solver.schedule.keep == "best" and solver.progress.best_risk is None:
+            solver.consider(_risk(session, feed, problem))
+        for epoch in range(solver.progress.epoch, recipe.schedule.epochs):
+            _epoch(solving, feed, epoch)
+    _finish(solving)
+
+
+def _schedule(session: Session) -> Schedule:
+    table = asdict(session.run.recipe.schedule)
+    return Schedule(**{k: v for k, v in table.items() if k not in ("precision", "test_every")})
+
+
+def _epoch(solving: Solving, feed: Feed, epoch: int) -> None:
+    session, solver = solving.session, solving.solver
+    total = solver.schedule.epochs
+    solving.resumed_at = time.monotonic()
+    title = f"layer {solving.j}, epoch {epoch + 1} of {total}"
+    done = solver.progress.batch
+    with session.report.task(title, feed.batches * feed.batch, "images") as tick:
+        tick(done * feed.batch)
+        result = solver.run_epoch(
+            feed.epoch(epoch, done), feed.batches, lambda n: _after_batch(solving, n, tick)
+        )
+    seconds = _epoch_seconds(solving)
+    rate = solver.schedule.rate((epoch + 1) * feed.batches - 1, feed.batches)
+    line = {
+        "epoch": epoch + 1,
+        "lr": rate,
+        "train_loss": result["loss"],
+        "train_top1": result["top1"],
+        "test_top1": _test_accuracy(session, solving.j, solver.problem, epoch + 1),
+        "seconds": seconds,
+    }
+    if solver.schedule.keep == "best":
+        line["risk"] = _risk(session, feed, solver.problem)
+        solver.consider(line["risk"])
+    solving.history.append(line)
+    session.report.say(f"{title}: {_epoch_text(line, feed.batches * feed.batch)}")
+    if time.monotonic() - solving.saved_at > CHECKPOINT_SECONDS:
+        solving.save()
+
+
+def _after_batch(solving: Solving, samples: int, tick: Tick) -> None:
+    progress = solving.solver.progress
+    tick(samples, f"loss {progress.loss_sum / progress.samples:.3f}")
+    asked = solving.session.stop.asked
+    if asked or time.monotonic() - solving.saved_at > CHECKPOINT_SECONDS:
+        solving.save()
+    solving.session.stop.check()
+
+
+def _epoch_seconds(solving: Solving) -> float:
+    """Seconds of the epoch that just ended, over all processes that worked on it."""
+    spent = solving.solver.epoch_seconds + time.monotonic() - solving.resumed_at
+    solving.resumed_at = time.monotonic()
+    return spent
+
+
+def _epoch_text(line: dict[str, Any], samples: int) -> str:
+    test = "" if line["test_top1"] is None else f", test {100 * line['test_top1']:.1f} %"
+    return (
+        f"loss {line['train_loss']:.4f}, train {100 * line['train_top1']:.1f} %{test}, "
+        f"{duration(line['seconds'])}, {samples / line['seconds']:,.0f} images/s"
+    )
+
+
+def _test_accuracy(session: Session, j: int, problem: Problem, epoch: int) -> float | None:
+    every = session.run.recipe.schedule.test_every
+    if not every or epoch % every:
+        return None
+    logits = logits_of(problem, clean_batches(session, j - 1), session.device, session.compute)
+    labels = ingest.levels(session)["test"].array("labels")
+    return accuracies(logits.numpy(), labels)["top1"]
+
+
+def _risk(session: Session, feed: Feed, problem: Problem) -> float:
+    """Empirical risk of the present iterate on a fixed part of the un-augmented training set."""
+    rows = generator("risk rows", session.run.seed).permutation(len(feed.ids))[:RISK_ROWS]
+    logits, labels = [], []
+    for x, y in feed.fixed(np.sort(rows)):
+        logits.append(logits_of(problem, [x], session.device, session.compute).numpy())
+        labels.append(y.cpu().numpy())
+    return cross_entropy(np.concatenate(logits), np.concatenate(labels))
+
+
+def _finish(solving: Solving) -> None:
+    """Write weights, curve and test logits; the record that vouches for them comes last."""
+    session, j = solving.session, solving.j
+    best = solving.solver.progress.best_epoch
+    problem = solving.solver.finish()
+    directory = make_directory(session.run.layer_directory(j))
+    layer, auxiliary = problem.layer.state_dict(), problem.auxiliary.state_dict()
+    weights.write(directory / "weights.safetensors", layer)
+    weights.write(directory / "auxiliary.safetensors", auxiliary)
+    lines = "".join(json.dumps(line) + "\n" for line in solving.history)
+    replace(directory, "epochs.jsonl", lines.encode())
+    logits = logits_of(
+        problem, clean_batches(session, j - 1), session.device, session.compute
+    ).numpy()
+    labels = ingest.levels(session)["test"].array("labels")
+    record = {
+        "layer": j,
+        "input": solving.input,
+        "weights": weights.digest(layer),
+        "auxiliary": weights.digest(auxiliary),
+        "parameters": sum(p.numel() for p in problem.layer.parameters()),
+        "auxiliary_parameters": sum(p.numel() for p in problem.auxiliary.parameters()),
+        "kept_epoch": best
+        if solving.solver.schedule.keep == "best"
+        else solving.solver.progress.epoch,
+        "train": {
+            "loss": solving.history[-1]["train_loss"],
+            "top1": solving.history[-1]["train_top1"],
+        },
+        "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
+        "seconds": sum(line["seconds"] for line in solving.history),
+        "peak_memory_bytes": _peak_memory(session.device),
+    }
+    _write_logits(directory, logits)
+    session.run.write(directory / LAYER, record)
+    solving.checkpoint.unlink(missing_ok=True)
+    session.report.say(
+        f"solved layer {j}: test {100 * record['test']['top1']:.2f} %, {duration(record['seconds'])}"
+    )
+
+
+def _write_logits(directory: Path, logits: np.ndarray) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, logits, allow_pickle=False)
+    replace(directory, "test_logits.npy", buffer.getvalue())
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Peak bytes allocated on a GPU by this process; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -1,0 +1,47 @@
+"""Augmentation of a batch with one draw per sample, in pixel space or in feature space.
+
+A draw is a flip and an offset. The view of an image is ``crop(flip(canvas), offset)``; the canvas
+is the image with its padding. Because convolutions commute with translation, the same crop can be
+taken after the layers (canvas mode), at offsets that are multiples of the downsampling so far.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+Batch = Shaped[Tensor, "b c h w"]
+
+
+def pad(images: Batch, border: int) -> Batch:
+    """The canvas: ``border`` zero (black) pixels on every side."""
+    return F.pad(images, (border,) * 4) if border else images
+
+
+def flip(images: Batch, flipped: Bool[Tensor, " b"]) -> Batch:
+    """Mirror left to right the samples that ``flipped`` names."""
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+def crop(maps: Batch, offsets: Int[Tensor, "b 2"], size: int) -> Batch:
+    """Cut ``size`` × ``size`` at each sample's own (y, x) offset, in pixels of ``maps``.
+
+    Offsets must lie in 0 … H - size; the caller draws them so.
+    """
+    if maps.shape[2] == size and maps.shape[3] == size:
+        return maps
+    windows = maps.unfold(2, size, 1).unfold(3, size, 1)
+    samples = torch.arange(len(maps), device=maps.device)
+    return windows[samples, :, offsets[:, 0], offsets[:, 1]]
+
+
+def normalise(
+    images: Batch, mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "b c h w"]:
+    """uint8 pixels to float32 (pixel / 255 - mean) / std, per channel."""
+    shape = (1, -1, 1, 1)
+    mean_ = torch.tensor(mean, dtype=torch.float32, device=images.device).view(shape)
+    std_ = torch.tensor(std, dtype=torch.float32, device=images.device).view(shape)
+    return (images.to(torch.float32) / 255 - mean_) / std_

@@ -1,0 +1,57 @@
+"""What the stages refuse, each as one clear line.
+
+StageError
+├── DataError
+│   └── BrokenImage
+├── DeviceError
+└── Diverged
+"""
+
+from __future__ import annotations
+
+
+class StageError(Exception):
+    """Base of what the stages refuse."""
+
+
+class DataError(StageError):
+    """The images or labels cannot be used as they are."""
+
+
+class BrokenImage(DataError):
+    """One image cannot be decoded.
+
+    `name` is the sample's name as its source gives it, `reason` a few words on what is wrong.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        # Both go to the base as they are, so that the exception survives pickling.
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"broken image {self.name} ({self.reason})"
+
+
+class DeviceError(StageError):
+    """The device asked for is not there."""
+
+
+class Diverged(StageError):
+    """The loss is not finite.
+
+    `epoch` is the epoch in which it happened, `last_good` the last finite loss, None if there
+    was none.
+    """
+
+    def __init__(self, epoch: int, last_good: float | None) -> None:
+        super().__init__(epoch, last_good)
+        self.epoch = epoch
+        self.last_good = last_good
+
+    def __str__(self) -> str:
+        known = "there was no finite loss before it"
+        if self.last_good is not None:
+            known = f"the last finite loss was {self.last_good:.6g}"
+        return f"the loss is not finite in epoch {self.epoch}; {known}"

@@ -1,0 +1,94 @@
+"""Layers and auxiliary classifiers (paper Eq. 1 and 2), as modules with their own random generator.
+
+    x_j     = ρ W_θ P x_{j-1}                     Layer
+    C_γ x_j = L A ρW̃_{k-2} … ρW̃_0 x_j            Auxiliary
+
+P is the invertible downsampling of Dinh et al. (2017): each 2×2 block of pixels becomes 4 channels.
+A averages over the four spatial quadrants. Initialisation is PyTorch's default, from a given seed.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.spec import AuxiliarySpec, LayerSpec
+
+
+class Layer(nn.Module):
+    """Layer j, from x_{j-1} (B, C, H, W) to x_j (B, width, H/2^p, W/2^p)."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__()
+        self.downsample = nn.Sequential(*(nn.PixelUnshuffle(2) for _ in range(spec.downsamplings)))
+        self.convolution = nn.Conv2d(
+            spec.convolved_channels, spec.width, 3, padding=1, bias=spec.bias
+        )
+        self.norm = nn.BatchNorm2d(spec.width) if spec.batch_norm else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width h2 w2"]:
+        return torch.relu(self.norm(self.convolution(self.downsample(x))))
+
+
+class Auxiliary(nn.Module):
+    """C_γ, from x_j (B, C, H, W) to logits z_j (B, classes)."""
+
+    def __init__(self, spec: AuxiliarySpec) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for n in range(spec.k - 1):
+            inputs = spec.channels if n == 0 else spec.width
+            blocks.append(nn.Conv2d(inputs, spec.width, 3, padding=1, bias=spec.bias))
+            blocks.append(nn.BatchNorm2d(spec.width) if spec.batch_norm else nn.Identity())
+            blocks.append(nn.ReLU())
+        self.convolutions = nn.Sequential(*blocks)
+        self.average = nn.AdaptiveAvgPool2d(2)
+        self.linear = nn.Linear(4 * spec.averaged_channels, spec.classes)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        return self.linear(self.average(self.convolutions(x)).flatten(1))
+
+
+class Problem(nn.Module):
+    """The auxiliary problem at layer j: z_j = C_γ(ρ W_θ P x_{j-1})."""
+
+    def __init__(self, layer: Layer, auxiliary: Auxiliary) -> None:
+        super().__init__()
+        self.layer, self.auxiliary = layer, auxiliary
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        return self.auxiliary(self.layer(x))
+
+
+def build_problem(layer: LayerSpec, auxiliary: AuxiliarySpec, seed: int) -> Problem:
+    """A freshly initialised problem. The same seed gives the same weights on every machine."""
+    problem = Problem(blank_layer(layer), blank_auxiliary(auxiliary))
+    initialise(problem, torch.Generator().manual_seed(seed))
+    return problem
+
+
+def blank_layer(spec: LayerSpec) -> Layer:
+    """A layer whose weights are to be loaded or initialised; the global generator is not touched."""
+    with torch.device("meta"):
+        layer = Layer(spec)
+    return layer.to_empty(device="cpu")
+
+
+def blank_auxiliary(spec: AuxiliarySpec) -> Auxiliary:
+    """As :func:`blank_layer`, for an auxiliary classifier."""
+    with torch.device("meta"):
+        auxiliary = Auxiliary(spec)
+    return auxiliary.to_empty(device="cpu")
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """PyTorch's default initialisation, U(±1/√fan_in) for kernels and biases, from ``generator``."""
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            bound = 1 / math.sqrt(part.weight[0].numel())
+            nn.init.uniform_(part.weight, -bound, bound, generator=generator)
+            if part.bias is not None:
+                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+        elif isinstance(part, nn.BatchNorm2d):
+            part.reset_parameters()

@@ -1,0 +1,123 @@
+"""How one file reaches the disk: whole, durable and exclusive, or not at all.
+
+A file is written under a temporary name, synced, and linked to its name; the directory is synced
+last. A reader can therefore meet a file or its absence, never a part of it, even after power loss.
+A failed fsync is not retried (the kernel may have dropped the dirty pages): the temporary file is
+removed and the error raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from store.errors import DiskFull, LevelDamaged
+from store.fingerprint import canonical, sha256
+
+TEMPORARY = ".tmp-"
+
+
+def put_exclusive(directory: Path, name: str, data: bytes | memoryview) -> bool:
+    """Publish ``data`` as ``directory/name`` unless the name is taken.
+
+    Returns:
+        True if this call published it, False if the name already existed (it is left alone).
+
+    Raises:
+        DiskFull: no space; nothing is left behind.
+        OSError: any other refusal of the file system; nothing is left behind.
+    """
+    with _temporary(directory, name, data) as temporary:
+        try:
+            os.link(temporary, directory / name)
+        except FileExistsError:
+            return False
+    sync_directory(directory)
+    return True
+
+
+def replace(directory: Path, name: str, data: bytes | memoryview) -> None:
+    """Publish ``data`` as ``directory/name``, replacing what was there in one step."""
+    with _temporary(directory, name, data) as temporary:
+        os.replace(temporary, directory / name)
+    sync_directory(directory)
+
+
+@contextlib.contextmanager
+def _temporary(directory: Path, name: str, data: bytes | memoryview) -> Iterator[Path]:
+    """A synced temporary file holding ``data``; gone when the block ends, whatever happened."""
+    path = directory / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with _disk_full_named(str(directory / name), len(data), directory):
+            _write_synced(path, data)
+            yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, data: bytes | memoryview) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    try:
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _disk_full_named(where: str, needed: int, directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(where, needed, shutil.disk_usage(directory).free) from error
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> Path:
+    """``mkdir -p`` whose new names are durable up to the first parent that existed."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_directory(made.parent)
+    return path
+
+
+def sealed(body: Any) -> bytes:
+    """JSON text ``{"body": …, "sha256": …}`` that proves itself."""
+    record = {"sha256": sha256(canonical(body)), "body": body}
+    return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def unseal(path: Path) -> Any:
+    """Read a sealed file back.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LevelDamaged: it does not hash to what it says.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        if record["sha256"] == sha256(canonical(record["body"])):
+            return record["body"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise LevelDamaged(f"{path} is damaged: its content does not match its own sha256")

@@ -1,0 +1,180 @@
+"""Writing a level shard by shard: the shard, then its receipt, and the commit last of all.
+
+Shards are encoded in memory by zarr itself, from the level's own metadata, so that the bytes are
+what any Zarr writer would have produced; only their publication is ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store.errors import LevelConflict, LevelDamaged
+from store.fingerprint import canonical, sha256
+from store.layout import Geometry, LevelKey
+from store.level import COMMIT, Level, shard_name
+from store.precision import precision
+from store.publish import TEMPORARY, make_directory, put_exclusive, sealed, unseal
+
+RECEIPTS = "receipts"
+FORMAT = 1
+"""Version of what a commit says; a reader of another version refuses."""
+
+
+class LevelWriter:
+    """The half-written level: knows which shards are still missing, and how to add one."""
+
+    def __init__(
+        self, root: Path, key: LevelKey, geometry: Geometry, intent: Mapping[str, Any]
+    ) -> None:
+        """Create or take up the level's directory.
+
+        Args:
+            intent: every input of ``key.fingerprint``; kept readable as ``intent.json``.
+
+        Raises:
+            LevelConflict: the directory was begun with another geometry or lineage.
+        """
+        self.root, self.key, self.geometry = root, key, geometry
+        self.directory = make_directory(key.directory(root))
+        make_directory(self.directory / RECEIPTS)
+        self._begin(self.directory.parent, "intent.json", sealed(dict(intent)))
+        self.metadata = zarr_metadata(geometry, key)
+        self._begin(self.directory, "zarr.json", self.metadata)
+
+    def _begin(self, directory: Path, name: str, data: bytes) -> None:
+        if not put_exclusive(directory, name, data) and (directory / name).read_bytes() != data:
+            raise LevelConflict(
+                f"{directory / name} was written for another level; remove {directory}"
+            )
+
+    def missing(self) -> list[int]:
+        """Shards without a valid receipt. What a killed writer left half done is removed."""
+        for leftover in self.directory.rglob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+        return [shard for shard in range(self.geometry.shards) if self._receipt(shard) is None]
+
+    def _receipt(self, shard: int) -> dict[str, Any] | None:
+        """The receipt of a shard whose bytes are on disk as it says; otherwise both are removed."""
+        path, data = self._receipt_path(shard), self.directory / shard_name(shard)
+        with contextlib.suppress(FileNotFoundError, LevelDamaged):
+            receipt = unseal(path)
+            if sha256(data.read_bytes()) == receipt["sha256"]:
+                return receipt
+        path.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)
+        return None
+
+    def _receipt_path(self, shard: int) -> Path:
+        return self.directory / RECEIPTS / f"{shard:06d}.json"
+
+    def put(self, shard: int, rows: np.ndarray) -> int:
+        """Publish one shard and its receipt.
+
+        Args:
+            rows: (rows of the shard, channel, y, x) in the level's dtype.
+
+        Returns:
+            Bytes written.
+
+        Raises:
+            DiskFull: nothing of this shard is left behind.
+            ValueError: shape or dtype is not the level's.
+        """
+        first, last = self.geometry.shard_range(shard)
+        expected = (last - first, *self.geometry.sample)
+        if rows.shape != expected or rows.dtype != self.geometry.dtype:
+            raise ValueError(
+                f"shard {shard} wants {expected} {self.geometry.dtype}, got {rows.shape} {rows.dtype}"
+            )
+        data = encode(self.geometry, self.metadata, shard, rows)
+        name = shard_name(shard)
+        put_exclusive(self.directory, name, data)
+        receipt = {"shard": shard, "key": name, "rows": [first, last], "nbytes": len(data)}
+        receipt["sha256"] = sha256(data)
+        put_exclusive(
+            self._receipt_path(shard).parent, self._receipt_path(shard).name, sealed(receipt)
+        )
+        return len(data)
+
+    def commit(
+        self,
+        parent: Mapping[str, Any] | None,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        tool: Mapping[str, str] | None = None,
+    ) -> Level:
+        """Write the commit, after which the level exists for readers.
+
+        Args:
+            parent: fingerprint, name and content root of the level it was computed from.
+            arrays: small arrays to keep beside the level (labels, sample ids).
+            tool: versions of what wrote it.
+
+        Raises:
+            LevelDamaged: a shard has no receipt.
+        """
+        receipts = [unseal(self._receipt_path(shard)) for shard in range(self.geometry.shards)]
+        auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
+        body = {
+            "format": FORMAT,
+            "level": asdict(self.key),
+            "parent": dict(parent) if parent else None,
+            "geometry": asdict(self.geometry),
+            "zarr_json": {"nbytes": len(self.metadata), "sha256": sha256(self.metadata)},
+            "auxiliary": auxiliary,
+            "shards": receipts,
+            "content_root": sha256(canonical([r["sha256"] for r in receipts])),
+            "tool": dict(tool or {}),
+        }
+        put_exclusive(self.directory, COMMIT, sealed(body))
+        return Level.open(self.root, self.key)
+
+    def _put_array(self, name: str, array: np.ndarray) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        data = buffer.getvalue()
+        put_exclusive(self.directory, name, data)
+        return {"nbytes": len(data), "sha256": sha256(data)}
+
+
+def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
+    """The level's ``zarr.json``: Zarr v3, sharded, uncompressed, flat chunk keys, poison as fill."""
+    import zarr
+    import zarr.storage
+
+    files: dict[str, Any] = {}
+    zarr.create_array(
+        zarr.storage.MemoryStore(files),
+        shape=(geometry.rows, *geometry.sample),
+        shards=(geometry.shard_rows, *geometry.sample),
+        chunks=(geometry.chunk_rows, *geometry.sample),
+        dtype=geometry.dtype,
+        compressors=None,
+        fill_value=precision(geometry.precision).poison,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("sample", "channel", "y", "x"),
+        attributes={"level": key.label, "fingerprint": key.fingerprint},
+    )
+    return files["zarr.json"].to_bytes()
+
+
+def encode(geometry: Geometry, metadata: bytes, shard: int, rows: np.ndarray) -> bytes:
+    """The bytes zarr would write for one shard of the level."""
+    import zarr
+    import zarr.storage
+    from zarr.core.buffer.cpu import Buffer
+
+    files: dict[str, Any] = {"zarr.json": Buffer.from_bytes(metadata)}
+    first, last = geometry.shard_range(shard)
+    # An all-poison chunk must be written too, or the stride of the rows after it would break.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        zarr.open_array(zarr.storage.MemoryStore(files), mode="r+", zarr_format=3)[first:last] = (
+            rows
+        )
+    return files[shard_name(shard)].to_bytes()

@@ -1,0 +1,48 @@
+"""What every test lives with: nobody touches global state (and warnings are errors: pyproject)."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def test_data() -> Path:
+    """The folder of real data sets, for the tests that want one."""
+    folder = os.environ.get("STRATA_TEST_DATA")
+    if not folder:
+        pytest.skip("STRATA_TEST_DATA does not name a folder of data sets")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_global_state(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that moves numpy's or torch's global generator, or torch's thread count.
+
+    Every draw comes from a generator made of (seed, view or epoch, sample), so a test that moves
+    the global one has met code that would not reproduce. `@pytest.mark.global_rng` opts out.
+    """
+    if request.node.get_closest_marker("global_rng"):
+        yield
+        return
+    before = _global_state()
+    yield
+    after = _global_state()
+    changed = [what for what in before if after[what] != before[what]]
+    if changed:
+        pytest.fail(f"{request.node.nodeid} changed {', '.join(changed)}", pytrace=False)
+
+
+def _global_state() -> dict[str, object]:
+    """The state of the libraries that are loaded; nothing is imported for the sake of the check."""
+    state: dict[str, object] = {}
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None:
+        name, keys, *rest = numpy.random.get_state()
+        state["numpy's global generator"] = (name, keys.tobytes(), *rest)
+    if torch is not None:
+        state["torch's global generator"] = torch.random.get_rng_state().numpy().tobytes()
+        state["torch's thread count"] = torch.get_num_threads()
+    return state
