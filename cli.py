@@ -7,10 +7,10 @@ It parses, calls the pipeline and speaks; everything heavy is imported inside th
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline import errors
 
 
 class Strata(click.Group):
-    """Turns our own errors into one line and their exit code; anything else is a bug and stays one."""
+    """Turns our own errors into one line and an exit code; anything else stays a bug."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -40,40 +40,19 @@ class Strata(click.Group):
             ctx.exit(code)
 
 
-class Bytes(click.ParamType):
-    """``20GB``, ``512MB``, ``1.5TB``, or a number of bytes."""
-
-    name = "size"
-    units = {
-        "": 1,
-        "B": 1,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "TB": 10**12,
-        "GIB": 2**30,
-        "MIB": 2**20,
-    }
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", str(value))
-        if match is None or match[2].upper() not in self.units:
-            self.fail(f"{value!r} is not a size; write for example 20GB", param, ctx)
-        return int(float(match[1]) * self.units[match[2].upper()])
-
-
 EXIT_CODES = """
 \b
 Exit codes:
   0 done · 1 a bug · 2 usage, no such layer · 3 recipe · 4 images or labels
-  5 over a budget · 6 disk full · 7 device · 8 something else comes first, or another run's directory
+  5 over a budget · 6 disk full · 7 device · 8 not there yet, or another run's directory
   9 training diverged · 10 a level or weights are damaged · 130 stopped
 """
 
 
-@click.group(
-    cls=Strata, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]}
-)
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
+@click.group(cls=Strata, epilog=EXIT_CODES, context_settings=SETTINGS)
 @click.version_option(package_name="strata")
 def main() -> None:
     """Train CNNs one layer at a time, each from the cached features of the layers below.
@@ -84,66 +63,47 @@ def main() -> None:
 
 
 Command = Callable[..., None]
+FOLDER = click.Path(path_type=Path)
+
+
+def sized(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Callback of options in bytes."""
+    from pipeline.progress import parse_size
+
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+layer_option = click.option("--layer", "-l", type=int, required=True, help="j, from 1.")
+budget_option = click.option("--disk-budget", callback=sized, help="Refuse to need more: 20GB.")
+
+WHERE = (
+    click.argument("recipe", default="digits"),
+    click.option("--run", "run_dir", type=FOLDER, help="Run directory.  [runs/RECIPE/SEED]"),
+    click.option("--store", type=FOLDER, default="features", help="Of levels; runs may share it."),
+    click.option("--seed", default=0, help="Of weights, order and augmentation."),
+    json_option,
+)
+WORK = (
+    click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"])),
+    click.option("--data", help="Other images for the recipe, e.g. imagefolder:PATH."),
+    click.option("--data-root", type=FOLDER, default="data", help="Of torchvision's data sets."),
+    click.option("--download", is_flag=True, help="Let torchvision fetch its data set."),
+    click.option("--skip-broken", is_flag=True, help="Leave broken images out; do not stop."),
+)
 
 
 def where(command: Command) -> Command:
-    """Options of every command that looks at a run."""
-    for option in (
-        click.argument("recipe", default="digits"),
-        click.option(
-            "--run",
-            "run_dir",
-            type=click.Path(path_type=Path),
-            help="Run directory.  [runs/RECIPE/SEED]",
-        ),
-        click.option(
-            "--store",
-            type=click.Path(path_type=Path),
-            default=Path("features"),
-            show_default=True,
-            help="Where levels are kept; runs may share it.",
-        ),
-        click.option(
-            "--seed", default=0, show_default=True, help="Of weights, order and augmentation."
-        ),
-        click.option(
-            "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else."
-        ),
-    ):
-        command = option(command)
-    return command
+    """The options of every command that looks at a run."""
+    return reduce(lambda decorated, option: option(decorated), reversed(WHERE), command)
 
 
 def work(command: Command) -> Command:
-    """Options of every command that computes."""
-    for option in (
-        click.option(
-            "--device",
-            default="auto",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            show_default=True,
-        ),
-        click.option("--data", help="Other images for the recipe, e.g. imagefolder:PATH."),
-        click.option(
-            "--data-root",
-            type=click.Path(path_type=Path),
-            default=Path("data"),
-            show_default=True,
-            help="Where torchvision's data sets lie.",
-        ),
-        click.option("--download", is_flag=True, help="Let torchvision fetch its data set."),
-        click.option(
-            "--skip-broken", is_flag=True, help="Leave broken images out instead of stopping."
-        ),
-    ):
-        command = option(command)
-    return where(command)
-
-
-layer_option = click.option("--layer", "-l", type=int, required=True, help="j, from 1.")
-budget_option = click.option(
-    "--disk-budget", type=Bytes(), help="Refuse to need more than this, e.g. 20GB."
-)
+    """The options of every command that computes."""
+    return where(reduce(lambda decorated, option: option(decorated), reversed(WORK), command))
 
 
 def emit(value: Any) -> None:
@@ -162,7 +122,7 @@ def show(renderable: Any) -> None:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
+@json_option
 def recipes(as_json: bool) -> None:
     """List the built-in recipes."""
     from pipeline import tables

@@ -1,4 +1,4 @@
-"""Removing features, or layers with their features; what can be made again is made again on demand."""
+"""Removing features, or layers with their features; all of it can be made again on demand."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from stages.evaluate import accuracies, confusion, cross_entropy, ensemble, soft
 
 
 def evaluate(session: Session) -> dict[str, Any]:
-    """Top-1, top-5 and ensembles of every solved layer, and the confusion matrix of the last ensemble.
+    """Top-1, top-5 and ensembles of every solved layer; confusion matrix of the last ensemble.
 
     Raises:
         NotThereYet: no layer is solved.

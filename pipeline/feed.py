@@ -126,7 +126,7 @@ class Feed:
             return {}
         return {v: level_draws(self.recipe, self.seed, v, self.samples) for v in self._names}
 
-    # ---- batches -----------------------------------------------------------------------------------
+    # ---- batches -------------------------------------------------------------------------------
 
     def _run(self, parts: list[np.ndarray], plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
         waiting: deque[Future[list[tuple[str, np.ndarray, np.ndarray]]]] = deque()

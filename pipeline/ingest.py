@@ -1,4 +1,4 @@
-"""Images → x_0: surveyed once, resized to the recipe's size, written in a seeded random order of rows.
+"""Images → x_0: surveyed once, resized, written in a seeded random order of rows.
 
 Row i is the same sample in every level above. Random rows mean that even a sequential read of a
 level is a shuffled one.
@@ -45,9 +45,9 @@ def ensure_images(session: Session) -> None:
         found = _survey(session, source)
         if known is not None and found["digest"] != known["digest"]:
             raise RunConflict(
-                f"the images of {session.run.source} have changed since {session.run.directory} was made "
-                f"(digest {known['digest'][:12]}, now {found['digest'][:12]}). Restore them, or choose "
-                "another directory with --run"
+                f"the images of {session.run.source} are not those {session.run.directory} was "
+                f"made from (digest {known['digest'][:12]}, now {found['digest'][:12]}). Restore "
+                "them, or choose another directory with --run"
             )
         kept = {split: np.array(found["kept"][split], np.int64) for split in SPLITS}
         facts = {k: v for k, v in found.items() if k != "kept"}
@@ -93,7 +93,7 @@ def _unchanged(run: Run, known: dict[str, Any]) -> bool:
 
 
 def _survey(session: Session, source: Source) -> dict[str, Any]:
-    """Digest, counts and good samples of a source, remembered in the store while it is unchanged."""
+    """Digest, counts and good samples of a source, remembered while it is unchanged."""
     signature = source.signature()
     memo = (
         session.store.root / "sources" / f"{fingerprint([session.run.source, signature])[:12]}.json"

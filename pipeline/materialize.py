@@ -114,7 +114,7 @@ def _write_shard(
 
 
 def _record(session: Session, j: int, written: dict[str, dict[str, float]]) -> None:
-    """Keep which x_j was written, with bytes and seconds; earlier levels of the same x_j stay listed."""
+    """Keep which x_j was written, with bytes and seconds, beside its levels written before."""
     fingerprint = session.run.nodes()[j].fingerprint
     before = session.run.features(j)
     known = before["levels"] if before and before["fingerprint"] == fingerprint else {}

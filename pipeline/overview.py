@@ -1,4 +1,4 @@
-"""The run that a command speaks of, found without torch: recipe, directory, store, and what exists."""
+"""The run that a command speaks of, found without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe costs and what is left to do, before anything is done. Pure arithmetic, no torch."""
+"""What a recipe costs and what is left to do. Pure arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class DepthPlan:
     steps: int
     """SGD steps to solve the layer; 0 for x_0."""
     operations: float
-    """Multiply-adds to solve the layer: forward and backward, over all epochs, without those below."""
+    """Multiply-adds to solve the layer: forward and backward, all epochs, without those below."""
 
     @property
     def nbytes(self) -> int:
@@ -85,6 +85,8 @@ class Plan:
 
     depths: tuple[DepthPlan, ...]
     precision: str
+    images: int
+    """Of the training set."""
 
     @property
     def total(self) -> int:
@@ -129,7 +131,7 @@ def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
         _images(recipe, counts),
         *(_depth(recipe, j, counts) for j in range(1, len(recipe.layers) + 1)),
     )
-    return Plan(depths, recipe.cache.precision)
+    return Plan(depths, recipe.cache.precision, counts["train"])
 
 
 def _images(recipe: Recipe, counts: dict[str, int]) -> DepthPlan:
@@ -180,8 +182,9 @@ def check_budget(plan: Plan, budget: int | None) -> bool:
     largest = max(plan.depths[1:-1] or plan.depths, key=lambda d: d.nbytes)
     channels, height, width = largest.shape
     raise BudgetError(
-        f"the run needs {size(plan.peak)} of disk at its peak ({size(plan.total)} with every level kept); "
-        f"--disk-budget is {size(budget)}. Most of it is x_{largest.depth}, {size(largest.nbytes)}: "
+        f"the run needs {size(plan.peak)} of disk at its peak ({size(plan.total)} with every "
+        f"level kept); --disk-budget is {size(budget)}. Most of it is x_{largest.depth}, "
+        f"{size(largest.nbytes)}: "
         f"{len(largest.levels)} levels of {channels}×{height}×{width} in {plan.precision}. Lower "
         "'network.width' or 'augment.views' (0 caches no training features), or raise the budget"
     )

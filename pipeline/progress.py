@@ -6,6 +6,7 @@ All of it goes to stderr, so that stdout is left to results.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ class PlainReporter(Reporter):
             if now - last >= PLAIN_EVERY:
                 last = now
                 self.say(
-                    f"  {title}: {progress_text(count, total, now - begun, unit)}{note and ', ' + note}"
+                    f"  {title}: {progress_text(count, total, now - begun, unit)}"
+                    f"{note and ', ' + note}"
                 )
 
         yield tick
@@ -104,7 +106,8 @@ def progress_text(done: int, total: int, seconds: float, unit: str) -> str:
     """``"12,800 of 50,000 (26 %), 410 images/s, 1 min 31 s left"``"""
     rate = done / max(seconds, 1e-9)
     left = duration((total - done) / rate) if done else "unknown time"
-    return f"{done:,} of {total:,} ({100 * done // max(1, total)} %), {rate:,.0f} {unit}/s, {left} left"
+    share = f"{100 * done // max(1, total)} %"
+    return f"{done:,} of {total:,} ({share}), {rate:,.0f} {unit}/s, {left} left"
 
 
 def duration(seconds: float) -> str:
@@ -123,3 +126,12 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     raise AssertionError
+
+
+def parse_size(text: str) -> int:
+    """``"20GB"``, ``"1.5 TB"``, ``"512MiB"`` or a number of bytes; else ValueError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(i?)[bB]?", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write for example 20GB")
+    step = 1024 if match[3] else 1000
+    return int(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))

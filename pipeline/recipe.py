@@ -192,7 +192,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the recipe tries to reproduce; printed beside what a run gives. Accuracies in percent."""
+    """What the recipe tries to reproduce, printed beside what a run gives; in percent."""
 
     text: str = ""
     source: str = ""
@@ -215,7 +215,8 @@ class Recipe:
         a = self.augment
         _require(
             a.crop <= self.canvas,
-            f"'augment.crop' is {a.crop}; the canvas, 'data.size' + 2 · 'augment.pad', is {self.canvas}",
+            f"'augment.crop' is {a.crop}; the canvas, 'data.size' + 2 · 'augment.pad', is "
+            f"{self.canvas}",
         )
         _require(
             not (a.views == 1 and self.is_random and not a.allow_single_view),

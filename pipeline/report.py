@@ -1,4 +1,4 @@
-"""The report of a run: report.json, everything a figure or a table needs, and report.html beside it."""
+"""The report of a run: report.json, all that figures and tables need, and report.html."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A run: one recipe and seed in one directory. What has been decided and learnt, as small sealed files.
+"""A run: one recipe and seed in one directory, as small sealed files.
 
     RUN/recipe.toml                     the text it was made from
         run.json                        science, seed, device and compute dtype, source of the data
-        data.json                       digest, counts and classes of the images, broken ones by name
+        data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
                 auxiliary.safetensors   γ_1
                 epochs.jsonl            one line per epoch
@@ -149,7 +149,7 @@ def find_matching(directory: Path, wanted: Recipe, seed: int) -> Run | None:
     if found:
         raise RunConflict(
             f"{directory} was made with another recipe ({run.name}): {'; '.join(found[:3])}"
-            f"{' …' if len(found) > 3 else ''}. Choose another directory with --run, or remove this one"
+            f"{' …' if len(found) > 3 else ''}. Choose another directory with --run"
         )
     return run
 

@@ -1,4 +1,4 @@
-"""What every step of a run shares: the run, the store, the device, and how to report and to stop."""
+"""What every step of a run shares: the run, the store, the device, how to report and stop."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def rows_of(draws: Draws, sample_ids: np.ndarray, rows: np.ndarray) -> Draws:
 
 
 def features(session: Session, depth: int, split: str, *, cached: bool = True) -> Features:
-    """x_depth from the nearest complete levels below it, or with ``cached=False`` from the images."""
+    """x_depth from the nearest complete levels, or with ``cached=False`` from the images."""
     base = _nearest(session, depth, split) if cached else 0
     names = _view_names(session.run.recipe, base, split)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}

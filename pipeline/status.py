@@ -49,7 +49,7 @@ def _layer(
 
 
 def _layer_state(run: Run | None, j: int, solved: bool) -> str:
-    """``solved``; ``stale``, solved on features that have changed since; ``partial`` or ``absent``."""
+    """``solved``; ``stale``: on features that have changed since; ``partial``; ``absent``."""
     if solved:
         return "solved"
     if run is not None and run.layer(j) is not None:
@@ -67,7 +67,7 @@ def _levels(run: Run | None, store: Store, recipe: Recipe, depth: int) -> list[d
 
 
 def _or_stale(run: Run | None, store: Store, key: LevelKey, state: LevelState) -> LevelState:
-    """``stale`` where this level is absent but an earlier one of the run, with other inputs, is there."""
+    """``stale`` where the level is absent but one the run made from other inputs is there."""
     record = run.features(key.depth) if run is not None and key.depth else None
     if state.state != "absent" or record is None or record["fingerprint"] == key.fingerprint:
         return state

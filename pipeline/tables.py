@@ -48,14 +48,14 @@ def of_plan(recipe: Recipe, plan: Plan) -> Table:
 
 def plan_summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
     """Totals, and what is left to do."""
-    last = plan.depths[-1]
+    last = plan.depths[-1].depth
     training = plan.depths[1]
-    one_view = f"{size(training.view_bytes)} at {plan.precision} for {recipe.data.train:,} images and one view"
+    one_view = f"{size(training.view_bytes)} at {plan.precision} for {plan.images:,} images"
     return "\n".join(
         (
-            f"x_1 is {one_view}; {_mode_text(recipe)}.",
-            f"Disk for `run`: {size(plan.total)} in total, {size(plan.peak)} at the peak if levels are removed "
-            f"once unneeded. x_{last.depth} is written only by `materialize --layer {last.depth}`.",
+            f"x_1 is {one_view} and one view; {_mode_text(recipe)}.",
+            f"Disk for `run`: {size(plan.total)} in total, {size(plan.peak)} at the peak if levels "
+            f"are removed once unneeded. x_{last} is written only by `materialize --layer {last}`.",
             f"To do: {', '.join(map(str, todo)) or 'nothing'}.",
         )
     )
@@ -68,7 +68,8 @@ def _mode_text(recipe: Recipe) -> str:
         case "fixed":
             return f"{recipe.augment.views} fixed views are cached"
         case _:
-            return f"the whole {recipe.canvas}×{recipe.canvas} canvas is cached and cropped in feature space"
+            side = recipe.canvas
+            return f"the {side}×{side} canvas is cached, and cropped in feature space"
 
 
 def of_status(status: Mapping[str, Any]) -> Table:

@@ -93,8 +93,8 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
         at = solver.progress
         session.report.say(f"layer {j}: going on in epoch {at.epoch + 1}, after batch {at.batch}")
     advice = (
-        f"Layer {j}: lower 'schedule.lr' (now {recipe.schedule.lr:g}) in a copy of the recipe; the state "
-        f"before this is kept in {solving.checkpoint}"
+        f"It was layer {j}: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe; "
+        f"the last good state is kept in {solving.checkpoint.parent}"
     )
     with Feed(session, j - 1, cached=cached) as feed, remedy(Diverged, advice):
         if solver.schedule.keep == "best" and solver.progress.best_risk is None:
@@ -219,7 +219,8 @@ def _finish(solving: Solving) -> None:
     session.run.write(directory / LAYER, record)
     solving.checkpoint.unlink(missing_ok=True)
     session.report.say(
-        f"solved layer {j}: test {100 * record['test']['top1']:.2f} %, {duration(record['seconds'])}"
+        f"solved layer {j}: test {100 * record['test']['top1']:.2f} %, "
+        f"{duration(record['seconds'])}"
     )
 
 

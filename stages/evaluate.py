@@ -1,4 +1,4 @@
-"""Metrics on logits: top-1, top-5, cross-entropy, the 2^j-weighted ensemble, the confusion matrix."""
+"""Metrics on logits: top-1, top-5, cross-entropy, 2^j-weighted ensemble, confusion matrix."""
 
 from collections.abc import Sequence
 

@@ -69,7 +69,7 @@ def build_problem(layer: LayerSpec, auxiliary: AuxiliarySpec, seed: int) -> Prob
 
 
 def blank_layer(spec: LayerSpec) -> Layer:
-    """A layer whose weights are to be loaded or initialised; the global generator is not touched."""
+    """A layer whose weights are to be loaded or initialised; no generator is touched."""
     with torch.device("meta"):
         layer = Layer(spec)
     return layer.to_empty(device="cpu")
@@ -83,7 +83,7 @@ def blank_auxiliary(spec: AuxiliarySpec) -> Auxiliary:
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """PyTorch's default initialisation, U(±1/√fan_in) for kernels and biases, from ``generator``."""
+    """PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             bound = 1 / math.sqrt(part.weight[0].numel())

@@ -1,4 +1,4 @@
-"""Solving one auxiliary problem (paper Sec. 3.2): min over (θ_j, γ_j) of the empirical risk, by SGD.
+"""Solving one auxiliary problem (paper Sec. 3.2): min over (θ_j, γ_j) of the risk, by SGD.
 
 The solver is a plain loop over epochs that is handed its batches; it knows neither where they come
 from nor where its state is kept. Everything it needs to go on after an interruption is in
@@ -37,7 +37,7 @@ class Schedule:
     accumulate: int = 1
     """Micro-batches summed into one step; ``batch`` is the whole step's."""
     keep: str = "last"
-    """``last`` iterate, or ``best``: the lowest training risk at the end of an epoch (Prop. 3.1)."""
+    """``last`` iterate, or ``best``: the lowest training risk after an epoch (Prop. 3.1)."""
     nesterov: bool = False
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
@@ -98,7 +98,7 @@ class Solver:
     # ---- state between two batches ------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, buffers, momentum and best iterate, by name: with :attr:`progress`, all the state."""
+        """Weights, buffers, momentum and best iterate: with :attr:`progress`, all the state."""
         state = {f"problem.{n}": t for n, t in self.problem.state_dict().items()}
         for name, parameter in self.problem.named_parameters():
             momentum = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
@@ -141,7 +141,7 @@ class Solver:
             Mean training loss and accuracy of the epoch, as seen while training.
 
         Raises:
-            Diverged: a loss is not finite. Nothing was saved since, so the last saved state is good.
+            Diverged: a loss is not finite. The last saved state is good.
         """
         self.problem.train()
         for x, y in batches:

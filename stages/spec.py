@@ -19,7 +19,7 @@ KERNEL = 9
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Layer j: P (``downsamplings`` times), W (3×3, zero padding 1), optional batch norm, ρ = ReLU."""
+    """Layer j: P (``downsamplings`` times), W (3×3, zero padding 1), batch norm or not, ρ."""
 
     index: int
     """j, from 1."""
@@ -121,7 +121,7 @@ def auxiliary_specs(
     batch_norm: bool,
     bias: bool,
 ) -> tuple[AuxiliarySpec, ...]:
-    """One auxiliary classifier per layer; M̃ doubles with the layers' width, M̃_f is the last one's."""
+    """One auxiliary classifier per layer; M̃ doubles with the width, M̃_f is the last one's."""
     specs = []
     for layer in layers:
         scaled = width * layer.width // layers[0].width

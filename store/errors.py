@@ -2,7 +2,7 @@
 
 StoreError
 ├── LevelAbsent      write the level first
-├── LevelDamaged     a file is not what its receipt or commit says: remove the level and write it again
+├── LevelDamaged     a file is not what its commit says: remove the level, write it again
 ├── LevelConflict    another level lives under this name
 └── DiskFull         make space; every finished shard is kept
 """

@@ -1,4 +1,4 @@
-"""Identity by content: canonical JSON, its hash, and hashes of arrays. No pickles, paths or mtimes."""
+"""Identity by content: canonical JSON, and hashes of arrays. No pickles, paths or mtimes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8; NaN is refused (``ValueError``)."""
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8; NaN is a ``ValueError``."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )

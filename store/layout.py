@@ -15,7 +15,7 @@ import numpy as np
 from store.precision import precision
 
 CHUNK_BYTES = 1 << 20
-"""Aim for the size of an inner chunk: below about 1 MiB, readers pay more per chunk than per byte."""
+"""Aim for an inner chunk: below about 1 MiB, readers pay more per chunk than per byte."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Geometry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the shard files of a raw level: whole inner chunks, 16 index bytes each, 4 of checksum."""
+        """Bytes of a raw level's shards: whole inner chunks, their index, its checksum."""
         full, rest = divmod(self.rows, self.shard_rows)
         per_shard = self.shard_rows // self.chunk_rows
         chunks = full * per_shard + -(-rest // self.chunk_rows)

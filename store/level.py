@@ -65,7 +65,7 @@ class Level:
         return [self._map(shard) for shard in range(self.geometry.shards)]
 
     def _map(self, shard: int) -> np.ndarray:
-        """Memory map of one shard as (rows, channel, y, x), after checking the stride in its index."""
+        """Memory map of one shard as (rows, channel, y, x), its stride checked in its index."""
         path = self.directory / shard_name(shard)
         first, last = self.geometry.shard_range(shard)
         raw = np.memmap(path, dtype=np.uint8, mode="r")
@@ -79,7 +79,7 @@ class Level:
         return body.view(self.geometry.dtype).reshape(last - first, *self.geometry.sample)
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy rows (ascending, int64) into ``out`` of shape (len(rows), channel, y, x) and our dtype.
+        """Copy rows (ascending, int64) into ``out``, (len(rows), channel, y, x) of our dtype.
 
         Raises:
             IndexError: a row is not in the level.
@@ -142,7 +142,7 @@ def _check_size(path: Path, nbytes: int) -> None:
 
 
 def _is_flat(raw: np.ndarray, slots: int, chunks: int, chunk_bytes: int) -> bool:
-    """Does the shard index say that the first ``chunks`` inner chunks lie back to back from byte 0?"""
+    """Does the index say that the first ``chunks`` inner chunks lie back to back?"""
     tail = raw[len(raw) - INDEX_CHECKSUM_BYTES - slots * 16 : len(raw) - INDEX_CHECKSUM_BYTES]
     index = np.frombuffer(tail.tobytes(), INDEX_ENTRY).reshape(slots, 2)[:chunks]
     offsets = np.arange(chunks, dtype=INDEX_ENTRY) * chunk_bytes

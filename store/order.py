@@ -1,4 +1,4 @@
-"""Random orders and draws as pure functions of named keys. No global generator, no state to save."""
+"""Random orders and draws as pure functions of named keys: no state to save."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def key_of(*words: str | int) -> int:
 
 
 def generator(*words: str | int) -> np.random.Generator:
-    """Counter-based generator (Philox) keyed by ``words``, e.g. ``("epoch order", seed, epoch)``."""
+    """Counter-based generator (Philox) keyed by words: ``("epoch order", seed, epoch)``."""
     return np.random.Generator(np.random.Philox(key=key_of(*words)))
 
 

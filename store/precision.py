@@ -14,7 +14,7 @@ class Precision:
     dtype: np.dtype
     """The stored dtype, little-endian."""
     poison: float
-    """Fill value: what a missing shard reads as. Never a value that a written row would all hold."""
+    """Fill value: what a missing shard reads as, never what a whole written row holds."""
 
 
 PRECISIONS = {

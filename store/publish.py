@@ -46,7 +46,7 @@ def put_exclusive(directory: Path, name: str, data: bytes | memoryview) -> bool:
 def replace(directory: Path, name: str, data: bytes | memoryview) -> None:
     """Publish ``data`` as ``directory/name``, replacing what was there in one step."""
     with _temporary(directory, name, data) as temporary:
-        os.replace(temporary, directory / name)
+        temporary.replace(directory / name)
     sync_directory(directory)
 
 

@@ -91,7 +91,8 @@ class LevelWriter:
         expected = (last - first, *self.geometry.sample)
         if rows.shape != expected or rows.dtype != self.geometry.dtype:
             raise ValueError(
-                f"shard {shard} wants {expected} {self.geometry.dtype}, got {rows.shape} {rows.dtype}"
+                f"shard {shard} wants {expected} {self.geometry.dtype}, "
+                f"got {rows.shape} {rows.dtype}"
             )
         data = encode(self.geometry, self.metadata, shard, rows)
         name = shard_name(shard)
@@ -144,7 +145,7 @@ class LevelWriter:
 
 
 def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
-    """The level's ``zarr.json``: Zarr v3, sharded, uncompressed, flat chunk keys, poison as fill."""
+    """The level's ``zarr.json``: Zarr v3, sharded, raw, flat chunk keys, poison as fill."""
     import zarr
     import zarr.storage
 
