@@ -15,7 +15,7 @@ from torch.nn import functional as F
 Batch = Shaped[Tensor, "b c h w"]
 
 
-def pad(images: Batch, border: int) -> Batch:
+def pad(images: Batch, border: int) -> Shaped[Tensor, "b c h2 w2"]:
     """The canvas: ``border`` zero (black) pixels on every side."""
     return F.pad(images, (border,) * 4) if border else images
 
@@ -25,7 +25,7 @@ def flip(images: Batch, flipped: Bool[Tensor, " b"]) -> Batch:
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
-def crop(maps: Batch, offsets: Int[Tensor, "b 2"], size: int) -> Batch:
+def crop(maps: Batch, offsets: Int[Tensor, "b 2"], size: int) -> Shaped[Tensor, "b c s s"]:
     """Cut ``size`` × ``size`` at each sample's own (y, x) offset, in pixels of ``maps``.
 
     Offsets must lie in 0 … H - size; the caller draws them so.

@@ -145,15 +145,18 @@ class Solver:
         """
         self.problem.train()
         for x, y in batches:
-            rate = self.schedule.rate(
-                self.progress.epoch * steps_per_epoch + self.progress.batch, steps_per_epoch
-            )
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            self._step(x, y)
-            self.progress.batch += 1
+            self._train_on(x, y, steps_per_epoch)
             after(len(y))
         return self._finish_epoch()
+
+    def _train_on(self, x: Tensor, y: Tensor, steps_per_epoch: int) -> None:
+        """One step of SGD at the schedule's rate, and the progress that makes it resumable."""
+        done = self.progress
+        rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self._step(x, y)
+        done.batch += 1
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         micro = -(-len(y) // self.schedule.accumulate)

@@ -1,0 +1,198 @@
+"""Stopped or killed at any moment, a run goes on and ends in the very same bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import TIMEOUT, Result, recipe, shards, start, strata
+
+RUN = Path("runs/tiny/0")
+KILLS = 4
+EPOCHS = 12
+"""Of a tenth of a second: enough to be met in the middle of a layer."""
+
+
+def signalled(
+    cwd: Path, number: signal.Signals, line: str, delay: float, *arguments: object
+) -> Result:
+    """Start a command and send it a signal some time after its stderr has a line with these words.
+
+    A command that ends before is left alone; its own exit code tells.
+    """
+    with start(cwd, *arguments) as process:
+        watchdog = threading.Timer(TIMEOUT, process.kill)
+        watchdog.start()
+        try:
+            assert process.stderr is not None
+            heard = []
+            for text in process.stderr:
+                heard.append(text)
+                if line in text:
+                    time.sleep(delay)
+                    process.send_signal(number)
+                    break
+            out, rest = process.communicate(timeout=TIMEOUT)
+        finally:
+            watchdog.cancel()
+            process.kill()
+    return Result(process.returncode, out, "".join(heard) + rest)
+
+
+def snapshot(cwd: Path) -> dict[str, Any]:
+    """Everything of a run that must not depend on how often it was interrupted."""
+    run, store = cwd / RUN, cwd / "features"
+    found: dict[str, Any] = {f"shard {name}": data for name, data in shards(store).items()}
+    for pattern in ("*.safetensors", "test_logits.npy"):
+        for path in sorted(run.glob(f"layer_*/{pattern}")):
+            found[str(path.relative_to(run))] = path.read_bytes()
+    for path in sorted(run.glob("layer_*/epochs.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found[str(path.relative_to(run))] = [
+            {key: value for key, value in line.items() if key != "seconds"} for line in lines
+        ]
+    for path in sorted(store.glob("x_*/*/COMMIT.json")):
+        found[str(path.relative_to(store))] = json.loads(path.read_text())["body"]["content_root"]
+    return found
+
+
+# ---- the same run, four times --------------------------------------------------------------------
+
+
+def command(cwd: Path) -> list[str]:
+    return ["run", recipe(cwd, schedule__epochs=EPOCHS)]
+
+
+def undisturbed(cwd: Path) -> dict[str, Any]:
+    result = strata(cwd, *command(cwd))
+    return {"last": result, "snapshot": snapshot(cwd)}
+
+
+def stopped(number: signal.Signals) -> Callable[[Path], dict[str, Any]]:
+    def story(cwd: Path) -> dict[str, Any]:
+        words = f"layer 2, epoch 1 of {EPOCHS}"
+        first = signalled(cwd, number, words, 0.0, *command(cwd))
+        checkpoint = (cwd / RUN / "layer_2/checkpoint.safetensors").exists()
+        status = strata(cwd, "status", "tiny.toml", "--json")
+        last = strata(cwd, *command(cwd))
+        return {
+            "first": first,
+            "checkpoint": checkpoint,
+            "status": status,
+            "last": last,
+            "left": leftovers(cwd),
+            "snapshot": snapshot(cwd),
+        }
+
+    return story
+
+
+def killed(cwd: Path) -> dict[str, Any]:
+    moments = random.Random(20)
+    codes, broken = [], []
+    for words in ("convolutions in", "layer 1, epoch 1", "solved layer 1", "layer 2, epoch 1 of"):
+        delay = moments.uniform(0.0, 1.0)
+        codes.append(signalled(cwd, signal.SIGKILL, words, delay, *command(cwd)).rc)
+        broken.append(strata(cwd, "status", "tiny.toml", "--json").rc)
+    last = strata(cwd, *command(cwd))
+    return {
+        "codes": codes,
+        "status codes": broken,
+        "last": last,
+        "left": leftovers(cwd),
+        "snapshot": snapshot(cwd),
+    }
+
+
+def leftovers(cwd: Path) -> list[str]:
+    """Checkpoints and temporary files."""
+    found = [*cwd.rglob(".tmp-*"), *cwd.rglob("checkpoint.safetensors")]
+    return [str(path.relative_to(cwd)) for path in found]
+
+
+STORIES = {
+    "undisturbed": undisturbed,
+    "SIGINT": stopped(signal.SIGINT),
+    "SIGTERM": stopped(signal.SIGTERM),
+    "SIGKILL": killed,
+}
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
+    """All of them, two at a time, the longest first."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            name: pool.submit(STORIES[name], tmp_path_factory.mktemp(name))
+            for name in reversed(STORIES)
+        }
+
+
+def test_an_undisturbed_run_is_there_to_compare_with(stories: dict[str, Future]) -> None:
+    story = stories["undisturbed"].result()
+    assert story["last"].rc == 0, story["last"].err
+    names = list(story["snapshot"])
+    assert len([name for name in names if name.startswith("shard x_")]) >= 10
+    assert len([name for name in names if name.endswith("weights.safetensors")]) == 3
+    assert len([name for name in names if name.endswith("auxiliary.safetensors")]) == 3
+    assert len([name for name in names if name.endswith("COMMIT.json")]) == 6
+    lines = story["snapshot"]["layer_3/epochs.jsonl"]
+    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+
+
+SIGNALS = [
+    pytest.param("SIGINT", id="Ctrl-C"),
+    pytest.param("SIGTERM", id="a polite kill"),
+]
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_stop_in_the_middle_of_a_layer_keeps_it(stories: dict[str, Future], name: str) -> None:
+    story = stories[name].result()
+    assert story["first"].rc == 130, story["first"].err
+    assert "the same command goes on from there" in story["first"].error
+    assert story["checkpoint"]
+    states = [layer["state"] for layer in story["status"].json["layers"]]
+    assert states == ["solved", "partial", "absent"]
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_the_same_command_goes_on(stories: dict[str, Future], name: str) -> None:
+    last = stories[name].result()["last"]
+    assert last.rc == 0, last.err
+    lines = last.err.splitlines()
+    assert "layer 1: solved already" in lines
+    assert [line for line in lines if line.startswith("layer 2: going on in epoch")], last.err
+    assert f"layer 2, epoch 1 of {EPOCHS}" not in last.err
+
+
+def test_kills_land_and_leave_a_run_that_can_be_looked_at(stories: dict[str, Future]) -> None:
+    story = stories["SIGKILL"].result()
+    assert story["codes"].count(-signal.SIGKILL) >= 3, story["codes"]
+    assert set(story["codes"]) <= {0, -signal.SIGKILL}
+    assert story["status codes"] == [0] * KILLS
+    assert story["last"].rc == 0, story["last"].err
+
+
+@pytest.mark.parametrize(
+    "name", [*SIGNALS, pytest.param("SIGKILL", id="four kills without warning")]
+)
+def test_the_end_is_the_same_to_the_byte(stories: dict[str, Future], name: str) -> None:
+    want, found = (stories[which].result()["snapshot"] for which in ("undisturbed", name))
+    assert list(found) == list(want)
+    assert [path for path in want if found[path] != want[path]] == []
+
+
+@pytest.mark.parametrize("name", [*SIGNALS, pytest.param("SIGKILL", id="kills")])
+def test_nothing_half_done_is_left_behind(stories: dict[str, Future], name: str) -> None:
+    story = stories[name].result()
+    assert story["left"] == []
