@@ -31,28 +31,14 @@ class Strata(click.Group):
             code = errors.exit_code(error)
             if code is None:
                 raise
-            text = errors.one_line(error)
-            if isinstance(error, KeyboardInterrupt):
-                text = (
-                    "stopped; everything finished is kept, and the same command goes on from there"
-                )
-            click.echo(f"Error: {text}", err=True)
+            click.echo(f"Error: {errors.one_line(error)}", err=True)
             ctx.exit(code)
-
-
-EXIT_CODES = """
-\b
-Exit codes:
-  0 done · 1 a bug · 2 usage, no such layer · 3 recipe · 4 images or labels
-  5 over a budget · 6 disk full · 7 device · 8 not there yet, or another run's directory
-  9 training diverged · 10 a level or weights are damaged · 130 stopped
-"""
 
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
-@click.group(cls=Strata, epilog=EXIT_CODES, context_settings=SETTINGS)
+@click.group(cls=Strata, epilog=errors.HELP, context_settings=SETTINGS)
 @click.version_option(package_name="strata")
 def main() -> None:
     """Train CNNs one layer at a time, each from the cached features of the layers below.
@@ -142,11 +128,10 @@ def plan(as_json: bool, disk_budget: int | None, **place: Any) -> None:
     """Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU."""
     from pipeline import overview, tables
     from pipeline import plan as planning
-    from pipeline.levels import inventory
 
     found = overview.find(**at(place))
     costs = planning.make_plan(found.recipe, found.run.data() if found.run else None)
-    todo = planning.steps(inventory(found.run, found.store), solve=len(found.recipe.layers))
+    todo = planning.steps(found.inventory(), solve=len(found.recipe.layers))
     if as_json:
         emit({"recipe": found.name, **costs.as_json(), "todo": [str(step) for step in todo]})
     else:
@@ -178,10 +163,7 @@ def status(as_json: bool, **place: Any) -> None:
 @layer_option
 def train(layer: int, **options: Any) -> None:
     """Solve layer j, and whatever it needs first."""
-    from pipeline.algorithm import check_layer, train_layer
-
-    with session(options, lambda name, layers: check_layer(name, layers, layer)) as opened:
-        finish(opened, train_layer(opened, layer), options["as_json"])
+    finish(options, perform(options, solve=layer))
 
 
 @main.command()
@@ -190,25 +172,15 @@ def train(layer: int, **options: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def materialize(layer: int, dry_run: bool, **options: Any) -> None:
     """Write x_j, the features after layer j, and whatever that needs first."""
-    from pipeline import overview
-    from pipeline.algorithm import check_layer, write_layer
-    from pipeline.levels import inventory
-    from pipeline.plan import steps
-
-    if dry_run:
-        found = overview.find(**at(options))
-        check_layer(found.name, len(found.recipe.layers), layer)
-        todo = [str(step) for step in steps(inventory(found.run, found.store), write=layer)]
-        if options["as_json"]:
-            emit({"todo": todo})
-        else:
-            click.echo(
-                "\n".join(f"would {step}" for step in todo)
-                or f"x_{layer} is complete: nothing to do"
-            )
+    if not dry_run:
+        finish(options, perform(options, write=layer))
         return
-    with session(options, lambda name, layers: check_layer(name, layers, layer)) as opened:
-        finish(opened, write_layer(opened, layer), options["as_json"])
+    _, todo = missing(options, write=layer)
+    if options["as_json"]:
+        emit({"todo": todo})
+    else:
+        lines = [f"would {step}" for step in todo]
+        click.echo("\n".join(lines) or f"x_{layer} is complete: nothing to do")
 
 
 @main.command()
@@ -218,27 +190,30 @@ def run(disk_budget: int | None, **options: Any) -> None:
     """Everything: solve every layer from cached features, evaluate, report."""
     from pipeline import overview
     from pipeline import plan as planning
-    from pipeline.algorithm import run_all
-    from pipeline.report import write_report
 
     found = overview.find(**at(options))
     evict = planning.check_budget(planning.make_plan(found.recipe), disk_budget)
-    with session(options) as opened:
-        done = run_all(opened, evict=evict)
+    done = perform(options, solve=len(found.recipe.layers), evict=evict)
+    page = found.directory / "report.html"
+    if done or not page.exists():
+        from pipeline.report import write_report
+
         page = write_report(overview.find(**at(options)))
-        finish(opened, done, options["as_json"])
-        if not options["as_json"]:
-            click.echo(f"report: {page}")
+    finish(options, done)
+    if not options["as_json"]:
+        click.echo(f"report: {page}")
 
 
 @main.command()
 @work
 def evaluate(as_json: bool, **options: Any) -> None:
     """Top-1 and top-5 of every layer and of the ensembles, on the test images."""
-    from pipeline import tables
+    from pipeline import overview, tables
     from pipeline.evaluation import evaluate as measure
 
-    with session({**options, "as_json": as_json}, must_exist=True) as opened:
+    found = overview.find(**at(options))
+    found.existing()
+    with session(found, {**options, "as_json": as_json}) as opened:
         result = measure(opened)
     if as_json:
         emit(result)
@@ -271,12 +246,11 @@ def clean(
 ) -> None:
     """Remove features (they can be made again), and without --features the trained layers too."""
     from pipeline import cleaning, overview
-    from pipeline.algorithm import check_layer
     from pipeline.progress import size
 
     found = overview.find(**at(place))
     if layer is not None:
-        check_layer(found.name, len(found.recipe.layers), layer)
+        found.check_layer(layer)
     what = cleaning.removal(found, layer, features_only=features)
     named = [f"x_{j}-{fp[:12]}" for j, fp in what.features] + [f"layer {j}" for j in what.layers]
     text = f"{', '.join(named) or 'nothing'} ({size(what.nbytes)})"
@@ -299,20 +273,32 @@ def at(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[option] for name, option in names.items()}
 
 
-@contextmanager
-def session(
-    options: dict[str, Any],
-    check: Callable[[str, int], None] = lambda name, layers: None,
-    *,
-    must_exist: bool = False,
-) -> Iterator[Any]:
-    """A session from the options of :func:`work`; Ctrl-C stops it between two batches or shards."""
-    from pipeline import overview
+def missing(options: dict[str, Any], **goal: int) -> tuple[Any, list[str]]:
+    """The run a command speaks of, and the steps it still needs; says what is there already."""
+    from pipeline import overview, plan
 
     found = overview.find(**at(options))
-    check(found.name, len(found.recipe.layers))
-    if must_exist:
-        found.existing()
+    found.check_layer(max(goal.values()))
+    have = found.inventory()
+    for line in () if options["as_json"] else plan.skipped(have, **goal):
+        click.echo(line, err=True)
+    return found, [str(step) for step in plan.steps(have, **goal)]
+
+
+def perform(options: dict[str, Any], *, evict: bool = False, **goal: int) -> list[str]:
+    """Do what is missing. Where nothing is, torch is not even imported."""
+    found, todo = missing(options, **goal)
+    if todo or (found.run and options["data"] not in (None, found.run.source)):
+        from pipeline.algorithm import make
+
+        with session(found, options) as opened:
+            make(opened, evict=evict, **goal)
+    return todo
+
+
+@contextmanager
+def session(found: Any, options: dict[str, Any]) -> Iterator[Any]:
+    """A session from the options of :func:`work`; Ctrl-C stops it between two batches or shards."""
     from pipeline.interrupt import interruptions
     from pipeline.progress import reporter
     from pipeline.session import open_session
@@ -331,13 +317,12 @@ def session(
         )
 
 
-def finish(opened: Any, done: tuple[Any, ...], as_json: bool) -> None:
+def finish(options: dict[str, Any], done: list[str]) -> None:
     """Say what was done."""
-    steps = [str(step) for step in done]
-    if as_json:
-        emit({"run": str(opened.run.directory), "store": str(opened.store.root), "done": steps})
+    if options["as_json"]:
+        emit({"done": done})
     else:
-        click.echo(f"done: {', '.join(steps)}" if steps else "nothing to do: everything is there")
+        click.echo(f"done: {', '.join(done)}" if done else "nothing to do: everything is there")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ What is missing is decided first (plan.py), then done, as make does. Nothing flo
 
 from __future__ import annotations
 
-from pipeline import levels
-from pipeline.errors import LayerRange
+from collections.abc import Sequence
+
 from pipeline.evaluation import evaluate
 from pipeline.ingest import ensure_images
+from pipeline.inventory import inventory
 from pipeline.materialize import materialize
 from pipeline.plan import Step, steps
 from pipeline.progress import size
@@ -16,58 +17,34 @@ from pipeline.session import Session
 from pipeline.train import solve
 
 
-def run_all(session: Session, *, evict: bool = False) -> tuple[Step, ...]:
-    """Algorithm 1: solve layers 1 … J, caching x_1 … x_{J-1} on the way.
+def execute(session: Session, todo: Sequence[Step], *, evict: bool = False) -> None:
+    """Do the steps that :func:`pipeline.plan.steps` found missing, in their order.
 
     Args:
         evict: remove x_{j-1} once x_j is complete, to stay within a disk budget.
     """
-    return _make(session, solve_to=session.run.layers, evict=evict)
-
-
-def train_layer(session: Session, j: int) -> tuple[Step, ...]:
-    """Solve layer j and whatever it needs."""
-    check_layer(session.run.name, session.run.layers, j)
-    return _make(session, solve_to=j)
-
-
-def write_layer(session: Session, j: int) -> tuple[Step, ...]:
-    """Write x_j and whatever it needs."""
-    check_layer(session.run.name, session.run.layers, j)
-    return _make(session, write_to=j)
-
-
-def _make(
-    session: Session, *, solve_to: int = 0, write_to: int = 0, evict: bool = False
-) -> tuple[Step, ...]:
-    ensure_images(session)
-    have = levels.inventory(session.run, session.store)
-    todo = steps(have, solve=solve_to, write=write_to)
-    _say_skipped(session, have, max(solve_to, write_to), write_to)
     for step in todo:
-        if step.kind == "solve":
+        if step.kind == "images":
+            ensure_images(session)
+        elif step.kind == "solve":
             solve(session, step.j)
             evaluate(session)
         else:
             materialize(session, step.j)
             if evict and step.j > 1:
                 _evict(session, step.j - 1)
+
+
+def make(
+    session: Session, *, solve: int = 0, write: int = 0, evict: bool = False
+) -> tuple[Step, ...]:
+    """Have layers 1 … ``solve`` solved and x_``write`` complete; returns what that took."""
+    have = inventory(session.run, session.store)
+    todo = steps(have, solve=solve, write=write)
+    execute(session, todo, evict=evict)
     return todo
-
-
-def _say_skipped(session: Session, have: levels.Inventory, top: int, write_to: int) -> None:
-    for j in range(1, min(have.solved, top) + 1):
-        session.report.say(f"layer {j}: solved already")
-    if write_to in have.written:
-        session.report.say(f"x_{write_to}: complete already")
 
 
 def _evict(session: Session, j: int) -> None:
     freed = session.store.remove(j, session.run.nodes()[j].fingerprint)
     session.report.say(f"removed x_{j}, which is not needed any more: {size(freed)} freed")
-
-
-def check_layer(name: str, layers: int, j: int) -> None:
-    """Refuse a layer that the network does not have. Raises LayerRange."""
-    if not 1 <= j <= layers:
-        raise LayerRange(f"layer {j} is out of range: recipe {name} has layers 1 … {layers}")

@@ -66,6 +66,15 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 """First match wins."""
 
+HELP = """
+\b
+Exit codes:
+  0 done · 1 a bug · 2 usage, no such layer · 3 recipe · 4 images or labels
+  5 over a budget · 6 disk full · 7 device · 8 not there yet, or another run's directory
+  9 training diverged · 10 a level or weights are damaged · 130 stopped
+"""
+"""The same for the end of --help."""
+
 
 def exit_code(error: BaseException) -> int | None:
     """The exit code of one of our errors; None for anything else, which is a bug."""
@@ -74,6 +83,8 @@ def exit_code(error: BaseException) -> int | None:
 
 def one_line(error: BaseException) -> str:
     """The message and the remedies added on its way up, on one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; what is finished is kept, and the same command goes on from there"
     text = ". ".join([str(error).rstrip("."), *getattr(error, "__notes__", [])])
     return " ".join(text.split())
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import RunConflict, remedy
-from pipeline.rundir import DATA, Run
+from pipeline.images import have_images, stamp
+from pipeline.rundir import DATA
 from pipeline.session import READ_THREADS, Session
 from stages.errors import DataError
 from stages.images import SPLITS, Source, check_labels, open_source, pixels, survey
@@ -36,7 +36,7 @@ def ensure_images(session: Session) -> None:
         RunConflict: the images are not those that the run was made from.
     """
     known = session.run.data()
-    if known is not None and _unchanged(session.run, known) and _complete(session):
+    if have_images(session.run, session.store):
         return
     with open_source(
         session.run.source, root=session.data_root, download=session.download
@@ -61,34 +61,6 @@ def levels(session: Session) -> dict[str, Level]:
     return {split: session.store.open(session.key(0, split, "clean")) for split in SPLITS}
 
 
-def _complete(session: Session) -> bool:
-    states = [session.store.state(session.key(0, split, "clean")).state for split in SPLITS]
-    return states == ["complete"] * len(SPLITS)
-
-
-def _stamp(source: str) -> list[int] | None:
-    """Size and mtime of a source that is one file; None if it is not (or is gone)."""
-    with suppress(OSError):
-        path = Path(source.partition(":")[2])
-        if path.is_file():
-            return [path.stat().st_size, path.stat().st_mtime_ns]
-    return None
-
-
-def _unchanged(run: Run, known: dict[str, Any]) -> bool:
-    """Can the images be taken for those that were read, without reading them again?
-
-    A file by size and time; a folder by those of all its files; anything built in or gone, yes.
-    """
-    kind, _, place = run.source.partition(":")
-    if kind == "npz" or Path(place).is_file():
-        return _stamp(run.source) in (None, known["stamp"])
-    if kind != "imagefolder" or not Path(place).is_dir():
-        return True
-    with open_source(run.source, root=Path()) as source:
-        return source.signature() == known["signature"]
-
-
 # ---- survey -----------------------------------------------------------------------------------
 
 
@@ -104,7 +76,7 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
             return remembered
     found = _read_all(session, source) | {
         "signature": signature,
-        "stamp": _stamp(session.run.source),
+        "stamp": stamp(session.run.source),
     }
     make_directory(memo.parent)
     replace(memo.parent, memo.name, sealed(found))

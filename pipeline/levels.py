@@ -1,26 +1,14 @@
-"""Which levels a run has, wants and misses. No torch: status and plan ask too."""
+"""The levels of a run, and whether they are current. No torch: status and plan ask too."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline import views
 from pipeline.rundir import Run
 from store.feature_store import LevelState, Store
 from store.layout import LevelKey
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """What exists of a run, as far as deciding what to do next is concerned."""
-
-    images: bool
-    """x_0 is complete."""
-    solved: int
-    """Layers, from the first, that are solved and current."""
-    written: frozenset[int]
-    """Depths j ≥ 1 whose every level is complete and current."""
 
 
 def keys_at(run: Run, depth: int) -> list[LevelKey]:
@@ -51,12 +39,3 @@ def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
 def missing_at(run: Run, store: Store, depth: int) -> list[LevelKey]:
     """Levels of x_depth that must be written; its layer must be solved."""
     return [key for key in keys_at(run, depth) if state_of(store, key).state != "complete"]
-
-
-def inventory(run: Run | None, store: Store) -> Inventory:
-    """What exists of a run; nothing if there is no run."""
-    if run is None or run.data() is None:
-        return Inventory(False, 0, frozenset())
-    solved = run.solved()
-    written = {j for j in range(1, solved + 1) if not missing_at(run, store, j)}
-    return Inventory(not missing_at(run, store, 0), solved, frozenset(written))

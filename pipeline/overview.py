@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import recipes, rundir
-from pipeline.errors import NotThereYet
+from pipeline.errors import LayerRange, NotThereYet
+from pipeline.inventory import Inventory, inventory
 from pipeline.recipe import Recipe, parse
 from pipeline.rundir import Run
 from store.feature_store import Store
@@ -23,6 +24,18 @@ class Overview:
     store: Store
     text: str
     """The recipe's TOML."""
+
+    def inventory(self) -> Inventory:
+        """What exists of the run."""
+        return inventory(self.run, self.store)
+
+    def check_layer(self, j: int) -> None:
+        """Refuse a layer that the network does not have. Raises LayerRange."""
+        layers = len(self.recipe.layers)
+        if not 1 <= j <= layers:
+            raise LayerRange(
+                f"layer {j} is out of range: recipe {self.name} has layers 1 … {layers}"
+            )
 
     def existing(self) -> Run:
         """The run. Raises NotThereYet if it was not made."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import views
 from pipeline.errors import BudgetError
-from pipeline.levels import Inventory
+from pipeline.inventory import Inventory
 from pipeline.progress import size
 from pipeline.recipe import Recipe
 from stages.spec import Shape
@@ -54,6 +54,13 @@ def steps(have: Inventory, *, solve: int = 0, write: int = 0) -> tuple[Step, ...
     if (todo or solve or write) and not have.images:
         todo.insert(0, Step("images", 0))
     return tuple(todo)
+
+
+def skipped(have: Inventory, *, solve: int = 0, write: int = 0) -> list[str]:
+    """What is there already of what :func:`steps` was asked for."""
+    lines = [f"layer {j}: solved already" for j in range(1, min(have.solved, solve or write) + 1)]
+    complete = write in have.written and write <= have.solved
+    return lines + ([f"x_{write}: complete already"] if complete else [])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pipeline.session import Session
 @pytest.fixture(scope="module", params=['"canvas"', "2"], ids=["canvas", "two fixed views"])
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Session:
     opened = open_run(tmp_path_factory.mktemp("feed"), tiny(views=request.param, epochs=1))
-    algorithm.write_layer(opened, 1)
+    algorithm.make(opened, write=1)
     return opened
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import algorithm, levels
 from pipeline.errors import BudgetError
-from pipeline.levels import Inventory
+from pipeline.inventory import Inventory, inventory
 from pipeline.plan import Step, check_budget, make_plan, steps
 from pipeline.progress import duration, parse_size, progress_text, size
 from pipeline.recipe import parse
@@ -104,7 +104,7 @@ def test_between_peak_and_total_levels_are_removed_on_the_way() -> None:
 @pytest.mark.parametrize("views", ['"canvas"', "2", "0"])
 def test_planned_bytes_are_the_bytes_written(tmp_path: Path, views: str) -> None:
     session = open_run(tmp_path, tiny(views=views, epochs=1, layers=2))
-    algorithm.write_layer(session, 2)
+    algorithm.make(session, write=2)
     plan = make_plan(session.run.recipe, session.run.data())
     for depth in plan.depths:
         keys = levels.keys_at(session.run, depth.depth)
@@ -115,10 +115,10 @@ def test_planned_bytes_are_the_bytes_written(tmp_path: Path, views: str) -> None
 
 def test_eviction_keeps_the_disk_under_the_planned_peak(tmp_path: Path) -> None:
     session = open_run(tmp_path, tiny(epochs=1, layers=4))
-    algorithm.run_all(session, evict=True)
-    written = levels.inventory(session.run, session.store).written
+    algorithm.make(session, solve=session.run.layers, evict=True)
+    written = inventory(session.run, session.store).written
     assert written == {3}
-    assert algorithm.run_all(session, evict=True) == ()
+    assert algorithm.make(session, solve=session.run.layers, evict=True) == ()
 
 
 def test_a_plan_counts_the_images_found() -> None:

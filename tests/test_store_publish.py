@@ -222,8 +222,7 @@ def test_state_goes_from_absent_to_complete(tmp_path: Path) -> None:
 
 def test_remove_frees_one_lineage_and_leaves_nothing_of_it(tmp_path: Path) -> None:
     store, other = Store(tmp_path), replace(KEY, fingerprint=fingerprint("another"))
-    level = written(tmp_path)
-    before = used_bytes(level.directory.parent)
+    before = used_bytes(written(tmp_path).directory.parent)
     writer = store.writer(other, replace(SMALL, rows=4), {})
     writer.put(0, drawn(SMALL)[:4])
     kept = writer.commit(None)
@@ -265,8 +264,7 @@ def test_a_removal_cut_short_leaves_no_level(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB, which only root can make."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
+    disk = make_directory(tmp_path / "disk")
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("only root may mount a small disk, and not everywhere")

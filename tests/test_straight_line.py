@@ -13,6 +13,7 @@ from pipeline import algorithm, levels, views
 from pipeline.evaluation import evaluate
 from pipeline.feed import Feed, clean_batches
 from pipeline.ingest import levels as images
+from pipeline.inventory import inventory
 from pipeline.materialize import materialize
 from pipeline.recipe import parse
 from pipeline.session import Session
@@ -41,10 +42,10 @@ def test_cache_equals_recompute(tmp_path: Path, views: str, precision: str) -> N
     """Same draws: losses, accuracies and weights of layers 1 … 3 are bit-identical."""
     text = tiny(views=views, precision=precision)
     cached, recomputed = (open_run(tmp_path / name, text) for name in ("cached", "recomputed"))
-    algorithm.run_all(cached)
+    algorithm.make(cached, solve=cached.run.layers)
     for j in (1, 2, 3):
         solve(recomputed, j, cached=False)
-        assert not levels.inventory(recomputed.run, recomputed.store).written
+        assert not inventory(recomputed.run, recomputed.store).written
     for j in (1, 2, 3):
         assert curve(cached, j) == curve(recomputed, j)
         one, other = cached.run.layer(j), recomputed.run.layer(j)
@@ -58,7 +59,7 @@ def test_cache_equals_recompute(tmp_path: Path, views: str, precision: str) -> N
 @pytest.mark.parametrize("views", MODES)
 def test_every_batch_from_the_cache_is_the_recomputed_batch(tmp_path: Path, views: str) -> None:
     session = open_run(tmp_path, tiny(views=views, epochs=1))
-    algorithm.write_layer(session, 2)
+    algorithm.make(session, write=2)
     with Feed(session, 2) as cached, Feed(session, 2, cached=False) as recomputed:
         assert (cached.features.base, recomputed.features.base) == (2 if views != "0" else 0, 0)
         pairs = zip(cached.epoch(5), recomputed.epoch(5), strict=True)
@@ -70,7 +71,7 @@ def test_every_batch_from_the_cache_is_the_recomputed_batch(tmp_path: Path, view
 def test_layer_by_layer_equals_the_assembled_network(tmp_path: Path) -> None:
     """x_3 written step by step is x_3 of one pass through all three layers, in every view."""
     session = open_run(tmp_path, tiny(epochs=1, precision="float32"))
-    algorithm.run_all(session)
+    algorithm.make(session, solve=session.run.layers)
     materialize(session, 3)
     recipe, run = session.run.recipe, session.run
     ids = images(session)["train"].array("sample_id")
@@ -103,11 +104,11 @@ def test_block_size_and_neighbours_do_not_change_a_row() -> None:
 def test_a_level_computed_from_two_below_is_the_same_level(tmp_path: Path) -> None:
     """x_2 removed, x_3 is written from x_1 through layers 2 and 3: same bytes, x_2 stays away."""
     session = open_run(tmp_path, tiny(epochs=1))
-    algorithm.write_layer(session, 3)
+    algorithm.make(session, write=3)
     before = {key: session.store.open(key).content_root for key in levels.keys_at(session.run, 3)}
     for depth in (2, 3):
         session.store.remove(depth, session.run.nodes()[depth].fingerprint)
-    assert [str(step) for step in algorithm.write_layer(session, 3)] == ["write x_3"]
+    assert [str(step) for step in algorithm.make(session, write=3)] == ["write x_3"]
     after = {key: session.store.open(key).content_root for key in levels.keys_at(session.run, 3)}
     assert after == before
     assert levels.missing_at(session.run, session.store, 2)
@@ -121,7 +122,7 @@ def test_frozen_layers_stay_frozen(tmp_path: Path) -> None:
     solve(session, 1)
     path = session.run.layer_directory(1) / "weights.safetensors"
     before = path.read_bytes()
-    algorithm.run_all(session)
+    algorithm.make(session, solve=session.run.layers)
     assert path.read_bytes() == before
     record = session.run.layer(1)
     assert record is not None
@@ -134,7 +135,7 @@ def test_frozen_layers_stay_frozen(tmp_path: Path) -> None:
 def test_ensembles_and_accuracies_follow_from_the_logits(tmp_path: Path) -> None:
     """Recomputing z_j from the test features gives the logits that were kept."""
     session = open_run(tmp_path, tiny(epochs=1))
-    algorithm.run_all(session)
+    algorithm.make(session, solve=session.run.layers)
     result = evaluate(session)
     labels = images(session)["test"].array("labels")
     for j in (1, 2, 3):
@@ -159,7 +160,7 @@ def test_best_iterate_is_kept_by_training_risk(tmp_path: Path) -> None:
 def test_test_images_go_through_their_canvas(tmp_path: Path) -> None:
     """In canvas mode a test feature is the centre of the whole canvas's feature."""
     session = open_run(tmp_path, tiny(epochs=1))
-    algorithm.write_layer(session, 1)
+    algorithm.make(session, write=1)
     level = session.store.open(session.key(1, "test", "clean"))
     first = next(iter(clean_batches(session, 1)))
     expected = level.read(0, len(first))[:, :, 2:10, 2:10].astype(np.float32)
