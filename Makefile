@@ -64,10 +64,12 @@ $(VENV)/.stamp-venv:
 	@touch $@
 
 $(VENV)/.stamp-run: pyproject.toml | $(VENV)/.stamp-venv
+	@echo "installing Strata and PyTorch into $(VENV): some gigabytes, a few minutes"
 	$(PIP) install --quiet --editable .
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-venv
+	@echo "installing Strata, PyTorch and the tools into $(VENV): some gigabytes, a few minutes"
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $(VENV)/.stamp-run $@
 

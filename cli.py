@@ -163,7 +163,7 @@ def status(as_json: bool, **place: Any) -> None:
 @layer_option
 def train(layer: int, **options: Any) -> None:
     """Solve layer j, and whatever it needs first."""
-    finish(options, perform(options, solve=layer))
+    finish(options, *perform(options, solve=layer))
 
 
 @main.command()
@@ -173,7 +173,7 @@ def train(layer: int, **options: Any) -> None:
 def materialize(layer: int, dry_run: bool, **options: Any) -> None:
     """Write x_j, the features after layer j, and whatever that needs first."""
     if not dry_run:
-        finish(options, perform(options, write=layer))
+        finish(options, *perform(options, write=layer))
         return
     _, todo = missing(options, write=layer)
     if options["as_json"]:
@@ -193,13 +193,13 @@ def run(disk_budget: int | None, **options: Any) -> None:
 
     found = overview.find(**at(options))
     evict = planning.check_budget(planning.make_plan(found.recipe), disk_budget)
-    done = perform(options, solve=len(found.recipe.layers), evict=evict)
+    found, done = perform(options, solve=len(found.recipe.layers), evict=evict)
     page = found.directory / "report.html"
     if done or not page.exists():
         from pipeline.report import write_report
 
         page = write_report(overview.find(**at(options)))
-    finish(options, done)
+    finish(options, found, done)
     if not options["as_json"]:
         click.echo(f"report: {page}")
 
@@ -285,7 +285,7 @@ def missing(options: dict[str, Any], **goal: int) -> tuple[Any, list[str]]:
     return found, [str(step) for step in plan.steps(have, **goal)]
 
 
-def perform(options: dict[str, Any], *, evict: bool = False, **goal: int) -> list[str]:
+def perform(options: dict[str, Any], *, evict: bool = False, **goal: int) -> tuple[Any, list[str]]:
     """Do what is missing. Where nothing is, torch is not even imported."""
     found, todo = missing(options, **goal)
     if todo or (found.run and options["data"] not in (None, found.run.source)):
@@ -293,7 +293,7 @@ def perform(options: dict[str, Any], *, evict: bool = False, **goal: int) -> lis
 
         with session(found, options) as opened:
             make(opened, evict=evict, **goal)
-    return todo
+    return found, todo
 
 
 @contextmanager
@@ -317,10 +317,10 @@ def session(found: Any, options: dict[str, Any]) -> Iterator[Any]:
         )
 
 
-def finish(options: dict[str, Any], done: list[str]) -> None:
+def finish(options: dict[str, Any], found: Any, done: list[str]) -> None:
     """Say what was done."""
     if options["as_json"]:
-        emit({"done": done})
+        emit({"run": str(found.directory), "store": str(found.store.root), "done": done})
     else:
         click.echo(f"done: {', '.join(done)}" if done else "nothing to do: everything is there")
 

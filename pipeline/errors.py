@@ -12,6 +12,7 @@
     stages.Diverged        9  lower the learning rate; the last good state is kept
     stages.StageError      9
     store.DiskFull         6  make space and repeat the command: finished shards are kept
+    store.LevelBusy        8  wait for the other process
     store.StoreError      10  a level is damaged: remove it and write it again
     KeyboardInterrupt    130  repeat the command: it goes on where it was
 
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stages.errors import DataError, DeviceError, StageError
-from store.errors import DiskFull, StoreError
+from store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError
 
 
 class PipelineError(Exception):
@@ -61,10 +62,18 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NotThereYet, 8),
     (RunConflict, 8),
     (StageError, 9),
+    (LevelBusy, 8),
     (StoreError, 10),
     (KeyboardInterrupt, 130),
 )
 """First match wins."""
+
+REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
+    (DiskFull, "Make space and repeat the command: what is finished is kept"),
+    (LevelBusy, "Wait for it and repeat the command"),
+    (LevelDamaged, "Remove what it names (`clean --layer J`) and repeat: it is made again"),
+)
+"""What to do next where nobody below said so."""
 
 HELP = """
 \b
@@ -85,7 +94,8 @@ def one_line(error: BaseException) -> str:
     """The message and the remedies added on its way up, on one line."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped; what is finished is kept, and the same command goes on from there"
-    text = ". ".join([str(error).rstrip("."), *getattr(error, "__notes__", [])])
+    general = [text for kind, text in REMEDIES if isinstance(error, kind)][:1]
+    text = ". ".join([str(error).rstrip("."), *getattr(error, "__notes__", general)])
     return " ".join(text.split())
 
 

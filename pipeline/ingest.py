@@ -122,21 +122,20 @@ def _write_split(session: Session, source: Source, split: str, kept: np.ndarray)
     shard_bytes = session.run.recipe.cache.shard_mb << 20
     shape = geometry(len(samples), (data.channels, data.size, data.size), "uint8", shard_bytes)
     writer = session.store.writer(key, shape, node.intent)
-    with (
-        session.report.task(f"writing {key.label}", len(samples), "images") as tick,
-        ThreadPoolExecutor(READ_THREADS) as pool,
-    ):
-        for shard in writer.missing():
-            session.stop.check()
-            first, last = shape.shard_range(shard)
-            decoded = pool.map(
-                lambda i: pixels(source.image(split, int(i)), data.size, data.channels),
-                samples[first:last],
-            )
-            writer.put(shard, np.stack(list(decoded)))
-            tick(last - first)
     labels = source.labels(split)[samples]
-    writer.commit(None, {"labels": labels, "sample_id": samples})
+    with writer.locked(), ThreadPoolExecutor(READ_THREADS) as pool:
+        todo = writer.missing()
+        with session.report.task(f"writing {key.label}", len(samples), "images") as tick:
+            for shard in todo:
+                session.stop.check()
+                first, last = shape.shard_range(shard)
+                decoded = pool.map(
+                    lambda i: pixels(source.image(split, int(i)), data.size, data.channels),
+                    samples[first:last],
+                )
+                writer.put(shard, np.stack(list(decoded)))
+                tick(last - first)
+        writer.commit(None, {"labels": labels, "sample_id": samples})
     session.report.say(
         f"wrote {key.label}: {len(samples):,} images of {'×'.join(map(str, shape.sample))}"
     )

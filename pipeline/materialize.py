@@ -42,6 +42,8 @@ def materialize(session: Session, j: int) -> None:
         NotFinite: a feature does not fit the stored precision.
         KeyboardInterrupt: somebody asked to stop; finished shards are kept.
     """
+    if views.mode(session.run.recipe) == "fresh":
+        session.report.say(f"x_{j}: fresh draws are not cached; only the test images are written")
     missing = levels.missing_at(session.run, session.store, j)
     for key in missing:
         if levels.state_of(session.store, key).state == "stale":
@@ -49,8 +51,7 @@ def materialize(session: Session, j: int) -> None:
     _check_space(session, j, missing)
     written = {}
     for key in missing:
-        advice = "Make space and repeat the command: finished shards are kept"
-        with remedy(DiskFull, advice), remedy(NotFinite, "Set 'cache.precision' to float32"):
+        with remedy(NotFinite, "Set 'cache.precision' to float32"):
             written[key.name] = _write_level(session, key)
     _record(session, j, written)
 
@@ -76,13 +77,14 @@ def _write_level(session: Session, key: LevelKey) -> dict[str, float]:
     ids = images.array("sample_id")
     draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
     writer = session.store.writer(key, shape, session.run.nodes()[key.depth].intent)
-    todo = writer.missing()
-    rows = sum(b - a for a, b in map(shape.shard_range, todo))
-    with session.report.task(f"writing {key.label}", rows, "images") as tick:
-        nbytes = sum(_write_shard(session, writer, source, s, ids, draws, tick) for s in todo)
     base = source.levels["clean" if source.base == 0 else key.view]
     parent = levels.parent_of(base.key, base.content_root)
-    level = writer.commit(parent, tool=device.versions())
+    with writer.locked():
+        todo = writer.missing()
+        rows = sum(b - a for a, b in map(shape.shard_range, todo))
+        with session.report.task(f"writing {key.label}", rows, "images") as tick:
+            nbytes = sum(_write_shard(session, writer, source, s, ids, draws, tick) for s in todo)
+        level = writer.commit(parent, tool=device.versions())
     seconds = time.monotonic() - begun
     session.report.say(
         f"wrote {key.label}: {len(level):,} rows, {size(shape.nbytes)}, {duration(seconds)}, "

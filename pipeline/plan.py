@@ -23,7 +23,7 @@ class Step:
     j: int
 
     def __str__(self) -> str:
-        return {"images": "write x_0", "solve": f"solve layer {self.j}"}.get(
+        return {"images": "read images into x_0", "solve": f"solve layer {self.j}"}.get(
             self.kind, f"write x_{self.j}"
         )
 

@@ -130,8 +130,13 @@ def find(directory: Path) -> Run | None:
     facts = _read(directory / RUN)
     if facts is None:
         return None
-    text = (directory / "recipe.toml").read_text("utf-8")
-    return Run(directory, facts["recipe"], parse(text, facts["recipe"]), facts)
+    recipe = parse((directory / "recipe.toml").read_text("utf-8"), facts["recipe"])
+    if edited := differences(facts["science"], recipe.science()):
+        raise RunConflict(
+            f"{directory / 'recipe.toml'} was edited since the run was made: "
+            f"{'; '.join(edited[:3])}. Restore it, or start a new run from a copy of it"
+        )
+    return Run(directory, facts["recipe"], recipe, facts)
 
 
 def find_matching(directory: Path, wanted: Recipe, seed: int) -> Run | None:

@@ -11,6 +11,7 @@ from pipeline.levels import keys_at, state_of
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
 from pipeline.rundir import EVALUATION, Run
+from store.errors import LevelDamaged
 from store.feature_store import LevelState, Store
 from store.layout import LevelKey, depth_directory
 from store.publish import unseal
@@ -60,7 +61,7 @@ def _layer_state(run: Run | None, j: int, solved: bool) -> str:
 
 def _levels(run: Run | None, store: Store, recipe: Recipe, depth: int) -> list[dict[str, Any]]:
     if keys := keys_at(run, depth) if run else []:
-        return [_level(key, _or_stale(run, store, key, state_of(store, key))) for key in keys]
+        return [_level(key, _or_stale(run, store, key, _state(store, key))) for key in keys]
     wanted = views.feature_levels(recipe) if depth else (("train", "clean"), ("test", "clean"))
     absent = [LevelKey(depth, "", split, view) for split, view in wanted]
     return [_level(key, _or_stale(run, store, key, LevelState("absent"))) for key in absent]
@@ -76,6 +77,14 @@ def _or_stale(run: Run | None, store: Store, key: LevelKey, state: LevelState) -
     if depth_directory(store.root, earlier.depth, earlier.fingerprint).exists():
         found = store.state(earlier)
     return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
+
+
+def _state(store: Store, key: LevelKey) -> LevelState:
+    """The state of a level, ``damaged`` where the others would stop."""
+    try:
+        return state_of(store, key)
+    except LevelDamaged:
+        return LevelState("damaged")
 
 
 def _level(key: LevelKey, state: LevelState) -> dict[str, Any]:

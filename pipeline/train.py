@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline import ingest, weights
 from pipeline.errors import remedy
@@ -46,6 +47,8 @@ class Solving:
     history: list[dict[str, Any]] = field(default_factory=list)
     saved_at: float = field(default_factory=time.monotonic)
     resumed_at: float = field(default_factory=time.monotonic)
+    good: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    """State at the end of the last epoch, for when the next one diverges."""
 
     @property
     def checkpoint(self) -> Path:
@@ -59,8 +62,21 @@ class Solving:
     def save(self) -> None:
         self.solver.progress.seconds += time.monotonic() - self.resumed_at
         self.resumed_at = self.saved_at = time.monotonic()
-        note = {**self.solver.snapshot(), "history": self.history, "input": self.input}
-        weights.write(self.checkpoint, self.solver.tensors(), note)
+        weights.write(self.checkpoint, self.solver.tensors(), self.note())
+
+    def note(self) -> dict[str, Any]:
+        """The state that is not tensors."""
+        return {**self.solver.snapshot(), "history": self.history, "input": self.input}
+
+    def remember(self) -> None:
+        """Keep the present state in host memory; a checkpoint may be 20 seconds old."""
+        tensors = {n: t.detach().cpu().clone() for n, t in self.solver.tensors().items()}
+        self.good = tensors, self.note()
+
+    def save_good(self) -> None:
+        """After a divergence: leave the last good state where the checkpoint would be."""
+        if self.good is not None and not self.checkpoint.exists():
+            weights.write(self.checkpoint, *self.good)
 
     def load(self) -> bool:
         """Go on from the checkpoint, if there is one that was made on this x_{j-1}."""
@@ -93,15 +109,20 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
         at = solver.progress
         session.report.say(f"layer {j}: going on in epoch {at.epoch + 1}, after batch {at.batch}")
     advice = (
-        f"It was layer {j}: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe; "
-        f"the last good state is kept in {solving.checkpoint.parent}"
+        f"It was layer {j}: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"
     )
     with Feed(session, j - 1, cached=cached) as feed, remedy(Diverged, advice):
-        if solver.schedule.keep == "best" and solver.progress.best_risk is None:
-            solver.consider(_risk(session, feed, problem))
-        for epoch in range(solver.progress.epoch, recipe.schedule.epochs):
-            _epoch(solving, feed, epoch)
-    _finish(solving)
+        try:
+            if solver.schedule.keep == "best" and solver.progress.best_risk is None:
+                solver.consider(_risk(session, feed, problem))
+            for epoch in range(solver.progress.epoch, recipe.schedule.epochs):
+                _epoch(solving, feed, epoch)
+            _finish(solving)
+        except Diverged as error:
+            solving.save_good()
+            if solving.checkpoint.exists():
+                error.add_note(f"The last good state is kept in {solving.checkpoint}")
+            raise
 
 
 def _schedule(session: Session) -> Schedule:
@@ -134,6 +155,7 @@ def _epoch(solving: Solving, feed: Feed, epoch: int) -> None:
         line["risk"] = _risk(session, feed, solver.problem)
         solver.consider(line["risk"])
     solving.history.append(line)
+    solving.remember()
     session.report.say(f"{title}: {_epoch_text(line, feed.batches * feed.batch)}")
     if time.monotonic() - solving.saved_at > CHECKPOINT_SECONDS:
         solving.save()
@@ -187,15 +209,17 @@ def _finish(solving: Solving) -> None:
     session, j = solving.session, solving.j
     best = solving.solver.progress.best_epoch
     problem = solving.solver.finish()
+    logits = logits_of(
+        problem, clean_batches(session, j - 1), session.device, session.compute
+    ).numpy()
+    if not np.isfinite(logits).all():
+        raise Diverged(solving.solver.schedule.epochs, solving.solver.progress.last_good)
     directory = make_directory(session.run.layer_directory(j))
     layer, auxiliary = problem.layer.state_dict(), problem.auxiliary.state_dict()
     weights.write(directory / "weights.safetensors", layer)
     weights.write(directory / "auxiliary.safetensors", auxiliary)
     lines = "".join(json.dumps(line) + "\n" for line in solving.history)
     replace(directory, "epochs.jsonl", lines.encode())
-    logits = logits_of(
-        problem, clean_batches(session, j - 1), session.device, session.compute
-    ).numpy()
     labels = ingest.levels(session)["test"].array("labels")
     record = {
         "layer": j,

@@ -66,7 +66,7 @@ class Progress:
     best_risk: float | None = None
     best_epoch: int | None = None
     last_good: float | None = None
-    """Mean loss of the last finished epoch."""
+    """Mean loss of the last batch."""
 
 
 @dataclass
@@ -176,6 +176,7 @@ class Solver:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
+        self.progress.last_good = loss_sum / len(y)
         self.progress.loss_sum += loss_sum
         self.progress.correct += correct
         self.progress.samples += len(y)
@@ -183,7 +184,7 @@ class Solver:
     def _finish_epoch(self) -> dict[str, float]:
         done = self.progress
         result = {"loss": done.loss_sum / done.samples, "top1": done.correct / done.samples}
-        done.epoch, done.batch, done.last_good = done.epoch + 1, 0, result["loss"]
+        done.epoch, done.batch = done.epoch + 1, 0
         self.epoch_seconds = done.seconds
         done.loss_sum, done.correct, done.samples, done.seconds = 0.0, 0, 0, 0.0
         return result

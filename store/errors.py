@@ -17,11 +17,15 @@ class LevelAbsent(StoreError):
 
 
 class LevelDamaged(StoreError):
-    """A committed file is missing, has another size, or does not hash to what was recorded."""
+    """A committed file is missing, or of another size or (small files) hash than recorded."""
 
 
 class LevelConflict(StoreError):
     """The directory holds a level made from something else than what is asked for."""
+
+
+class LevelBusy(StoreError):
+    """Another process is writing the level."""
 
 
 class DiskFull(StoreError):

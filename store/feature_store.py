@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from store.errors import LevelDamaged
 from store.layout import Geometry, LevelKey, depth_directory
 from store.level import COMMIT, Level, read_commit
-from store.publish import sync_directory
+from store.publish import sync_directory, unseal
 from store.writer import RECEIPTS, LevelWriter
 
 
@@ -69,9 +71,10 @@ class Store:
     def remove_level(self, key: LevelKey) -> None:
         """Remove one level, commit first."""
         directory = key.directory(self.root)
-        (directory / COMMIT).unlink(missing_ok=True)
-        sync_directory(directory)
-        shutil.rmtree(directory)
+        if directory.exists():
+            (directory / COMMIT).unlink(missing_ok=True)
+            sync_directory(directory)
+            shutil.rmtree(directory)
 
     def free_bytes(self) -> int:
         """Bytes free on the file system that holds (or will hold) the store."""
@@ -80,12 +83,15 @@ class Store:
 
 
 def _partial(directory: Path) -> LevelState:
-    receipts = sorted((directory / RECEIPTS).glob("*.json"))
+    """By receipts, without hashing: this is what people look at; the writer re-hashes."""
+    receipts = []
+    for path in (directory / RECEIPTS).glob("*.json"):
+        with suppress(LevelDamaged):
+            receipts.append(unseal(path))
     if not receipts:
         return LevelState("absent")
-    # Sizes of files, not contents of receipts: this is what people look at, the writer re-hashes.
-    shards = [p for p in directory.iterdir() if p.name.startswith("c.")]
-    return LevelState("partial", 0, sum(p.stat().st_size for p in shards))
+    rows = sum(last - first for first, last in (r["rows"] for r in receipts))
+    return LevelState("partial", rows, sum(r["nbytes"] for r in receipts))
 
 
 def used_bytes(directory: Path) -> int:

@@ -29,22 +29,39 @@ def sha256(data: bytes | bytearray | memoryview) -> str:
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
-    """Digest of named arrays: names, dtypes, shapes and raw little-endian bytes, in name order."""
+    """Digest of named arrays: names, dtypes, shapes and raw little-endian bytes, in name order.
+
+    Raises:
+        TypeError: an array of Python objects, whose bytes mean nothing.
+    """
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(canonical([name, array.dtype.str, list(array.shape)]))
-        digest.update(array.tobytes())
+        array = np.asarray(arrays[name])
+        if array.dtype.hasobject:
+            raise TypeError(f"{name} has dtype {array.dtype}, which has no bytes to hash")
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(canonical([name, little.dtype.str, list(array.shape)]))
+        digest.update(little.tobytes())
     return digest.hexdigest()
+
+
+_NOTHING = object()
 
 
 def differences(was: Any, now: Any, path: str = "") -> list[str]:
     """Where two JSON values differ, one line per leaf: ``"schedule.epochs: was 12, is 50"``."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
-        keys = sorted({*was, *now})
         return [
-            d
-            for k in keys
-            for d in differences(was.get(k), now.get(k), f"{path}.{k}" if path else k)
+            line
+            for key in sorted({*was, *now})
+            for line in differences(
+                was.get(key, _NOTHING), now.get(key, _NOTHING), f"{path}.{key}" if path else key
+            )
         ]
-    return [] if was == now else [f"{path}: was {json.dumps(was)}, is {json.dumps(now)}"]
+    before, after = _text(was), _text(now)
+    return [] if before == after else [f"{path}: was {before}, is {after}"]
+
+
+def _text(leaf: Any) -> str:
+    """JSON, so that 1, 1.0 and true are the three things that they are to the fingerprint."""
+    return "nothing" if leaf is _NOTHING else json.dumps(leaf, sort_keys=True)

@@ -6,6 +6,7 @@ Opening trusts nothing but the commit: it must hash to itself, name the fingerpr
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from store.layout import Geometry, LevelKey
 from store.publish import unseal
 
 COMMIT = "COMMIT.json"
+FORMAT = 1
+"""Version of what a commit says; a reader of another version refuses."""
 INDEX_ENTRY = np.dtype("<u8")
 INDEX_CHECKSUM_BYTES = 4
 
@@ -48,11 +51,14 @@ class Level:
         """
         directory = key.directory(root)
         body = read_commit(directory, key)
+        if body["format"] != FORMAT:
+            raise LevelConflict(
+                f"{directory} has format {body['format']}; this version reads {FORMAT}"
+            )
         level = cls(
             directory, key, _geometry(body), body["content_root"], body["parent"], body["auxiliary"]
         )
-        if sha256((directory / "zarr.json").read_bytes()) != body["zarr_json"]["sha256"]:
-            raise LevelDamaged(f"{directory / 'zarr.json'} is not the one that was committed")
+        _read_hashed(directory / "zarr.json", body["zarr_json"]["sha256"])
         for shard in body["shards"]:
             _check_size(directory / shard["key"], shard["nbytes"])
         return level
@@ -106,9 +112,8 @@ class Level:
     def array(self, name: str) -> np.ndarray:
         """A small array committed beside the level, e.g. ``labels``; checked against its sha256."""
         path = self.directory / f"{name}.npy"
-        if sha256(path.read_bytes()) != self.auxiliary[path.name]["sha256"]:
-            raise LevelDamaged(f"{path} is not the one that was committed")
-        return np.load(path, allow_pickle=False)
+        data = _read_hashed(path, self.auxiliary[path.name]["sha256"])
+        return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def shard_name(shard: int) -> str:
@@ -130,6 +135,17 @@ def read_commit(directory: Path, key: LevelKey) -> dict[str, Any]:
 def _geometry(body: dict[str, Any]) -> Geometry:
     fields = body["geometry"]
     return Geometry(**{**fields, "sample": tuple(fields["sample"])})
+
+
+def _read_hashed(path: Path, expected: str) -> bytes:
+    """Bytes of a small committed file. Raises LevelDamaged if it is gone or another one."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise LevelDamaged(f"{path} is missing; the level was committed with it") from None
+    if sha256(data) != expected:
+        raise LevelDamaged(f"{path} is not the one that was committed")
+    return data
 
 
 def _check_size(path: Path, nbytes: int) -> None:

@@ -32,32 +32,34 @@ def put_exclusive(directory: Path, name: str, data: bytes | memoryview) -> bool:
 
     Raises:
         DiskFull: no space; nothing is left behind.
-        OSError: any other refusal of the file system; nothing is left behind.
+        OSError: any other refusal of the file system. No part of the file is left behind; if only
+            the directory's sync failed, the whole file is there, but may not outlive a power cut.
     """
-    with _temporary(directory, name, data) as temporary:
-        try:
-            os.link(temporary, directory / name)
-        except FileExistsError:
-            return False
-    sync_directory(directory)
-    return True
+    with _disk_full_named(directory, name, data):
+        with _temporary(directory, data) as temporary:
+            try:
+                os.link(temporary, directory / name)
+            except FileExistsError:
+                return False
+        sync_directory(directory)
+        return True
 
 
 def replace(directory: Path, name: str, data: bytes | memoryview) -> None:
     """Publish ``data`` as ``directory/name``, replacing what was there in one step."""
-    with _temporary(directory, name, data) as temporary:
-        temporary.replace(directory / name)
-    sync_directory(directory)
+    with _disk_full_named(directory, name, data):
+        with _temporary(directory, data) as temporary:
+            temporary.replace(directory / name)
+        sync_directory(directory)
 
 
 @contextlib.contextmanager
-def _temporary(directory: Path, name: str, data: bytes | memoryview) -> Iterator[Path]:
+def _temporary(directory: Path, data: bytes | memoryview) -> Iterator[Path]:
     """A synced temporary file holding ``data``; gone when the block ends, whatever happened."""
     path = directory / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
-        with _disk_full_named(str(directory / name), len(data), directory):
-            _write_synced(path, data)
-            yield path
+        _write_synced(path, data)
+        yield path
     finally:
         path.unlink(missing_ok=True)
 
@@ -74,12 +76,14 @@ def _write_synced(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextlib.contextmanager
-def _disk_full_named(where: str, needed: int, directory: Path) -> Iterator[None]:
+def _disk_full_named(directory: Path, name: str, data: bytes | memoryview) -> Iterator[None]:
+    """Say what was to be written and what is free, once our own temporary file is gone."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(where, needed, shutil.disk_usage(directory).free) from error
+            free = shutil.disk_usage(directory).free
+            raise DiskFull(str(directory / name), len(data), free) from error
         raise
 
 

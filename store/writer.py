@@ -7,24 +7,26 @@ what any Zarr writer would have produced; only their publication is ours.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from store.errors import LevelConflict, LevelDamaged
+from store.errors import LevelBusy, LevelConflict, LevelDamaged
 from store.fingerprint import canonical, sha256
 from store.layout import Geometry, LevelKey
-from store.level import COMMIT, Level, shard_name
+from store.level import COMMIT, FORMAT, Level, shard_name
 from store.precision import precision
-from store.publish import TEMPORARY, make_directory, put_exclusive, sealed, unseal
+from store.publish import TEMPORARY, make_directory, put_exclusive, replace, sealed, unseal
 
 RECEIPTS = "receipts"
-FORMAT = 1
-"""Version of what a commit says; a reader of another version refuses."""
+LOCK = "LOCK"
+"""Held, by the kernel, while a process writes the level; a killed process holds nothing."""
 
 
 class LevelWriter:
@@ -54,8 +56,21 @@ class LevelWriter:
                 f"{directory / name} was written for another level; remove {directory}"
             )
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only writer of the level for the block. Raises LevelBusy if another process is."""
+        with (self.directory / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LevelBusy(f"another process is writing {self.key.label} now") from None
+            yield
+
     def missing(self) -> list[int]:
-        """Shards without a valid receipt. What a killed writer left half done is removed."""
+        """Shards without a valid receipt. What a killed writer left half done is removed.
+
+        Call it with the level :meth:`locked`, or another writer's unfinished files go too.
+        """
         for leftover in self.directory.rglob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
         return [shard for shard in range(self.geometry.shards) if self._receipt(shard) is None]
@@ -96,13 +111,24 @@ class LevelWriter:
             )
         data = encode(self.geometry, self.metadata, shard, rows)
         name = shard_name(shard)
-        put_exclusive(self.directory, name, data)
+        if self._receipt_path(
+            shard
+        ).exists():  # somebody finished it since we asked what is missing
+            return 0
+        self._publish(name, data)
         receipt = {"shard": shard, "key": name, "rows": [first, last], "nbytes": len(data)}
         receipt["sha256"] = sha256(data)
         put_exclusive(
             self._receipt_path(shard).parent, self._receipt_path(shard).name, sealed(receipt)
         )
         return len(data)
+
+    def _publish(self, name: str, data: bytes) -> None:
+        """Have exactly ``data`` under ``name``: what is recorded must be what is on disk."""
+        if not put_exclusive(self.directory, name, data):
+            if (self.directory / name).read_bytes() == data:
+                return
+            replace(self.directory, name, data)
 
     def commit(
         self,
@@ -120,7 +146,7 @@ class LevelWriter:
         Raises:
             LevelDamaged: a shard has no receipt.
         """
-        receipts = [unseal(self._receipt_path(shard)) for shard in range(self.geometry.shards)]
+        receipts = [self._read_receipt(shard) for shard in range(self.geometry.shards)]
         auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
         body = {
             "format": FORMAT,
@@ -136,11 +162,17 @@ class LevelWriter:
         put_exclusive(self.directory, COMMIT, sealed(body))
         return Level.open(self.root, self.key)
 
+    def _read_receipt(self, shard: int) -> dict[str, Any]:
+        try:
+            return unseal(self._receipt_path(shard))
+        except FileNotFoundError:
+            raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
+
     def _put_array(self, name: str, array: np.ndarray) -> dict[str, Any]:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         data = buffer.getvalue()
-        put_exclusive(self.directory, name, data)
+        self._publish(name, data)
         return {"nbytes": len(data), "sha256": sha256(data)}
 
 
@@ -173,9 +205,11 @@ def encode(geometry: Geometry, metadata: bytes, shard: int, rows: np.ndarray) ->
 
     files: dict[str, Any] = {"zarr.json": Buffer.from_bytes(metadata)}
     first, last = geometry.shard_range(shard)
-    # An all-poison chunk must be written too, or the stride of the rows after it would break.
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        zarr.open_array(zarr.storage.MemoryStore(files), mode="r+", zarr_format=3)[first:last] = (
-            rows
-        )
+    # An all-poison chunk must be written too, or the stride of the rows after it would break. Only
+    # zarr's global configuration reaches the codec inside a shard, hence the lock.
+    with _ENCODING, zarr.config.set({"array.write_empty_chunks": True}):
+        zarr.open_array(zarr.storage.MemoryStore(files), mode="r+")[first:last] = rows
     return files[shard_name(shard)].to_bytes()
+
+
+_ENCODING = threading.Lock()

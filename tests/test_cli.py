@@ -16,7 +16,14 @@ from command import CLI, Story, environment, life, strata, thrift
 
 import cli
 
-TODO = ["write x_0", "solve layer 1", "write x_1", "solve layer 2", "write x_2", "solve layer 3"]
+TODO = [
+    "read images into x_0",
+    "solve layer 1",
+    "write x_1",
+    "solve layer 2",
+    "write x_2",
+    "solve layer 3",
+]
 HEAVY = ("torch", "torchvision", "zarr", "dask", "matplotlib", "sklearn")
 
 
@@ -46,10 +53,8 @@ def test_a_dry_run_in_an_empty_directory_lists_everything_and_makes_nothing(thri
     assert thrifty.seen["after dry run"] == ["four.toml"]
 
 
-def test_run_says_where_and_what_it_did(story: Story) -> None:
-    result = story.said["run"].json
-    assert (result["run"], result["store"]) == ("runs/tiny/0", "features")
-    assert [step for step in result["done"] if step != "write x_0"] == TODO[1:]
+def test_run_says_what_it_did(story: Story) -> None:
+    assert story.said["run"].json["done"] == TODO
     assert story.said["run"].err == "", "--json is for machines: nothing on stderr"
     assert story.depths["run"] == ["x_0", "x_1", "x_2"], "x_3 is written only when asked for"
 
@@ -180,7 +185,7 @@ def test_a_removed_level_comes_back_byte_for_byte_without_the_one_below(story: S
 
 
 def test_train_stops_at_the_layer_asked_for_and_seeds_share_the_images(story: Story) -> None:
-    assert story.said["other seed"].json["done"] == ["solve layer 1"]
+    assert story.said["other seed"].json["done"][-1] == "solve layer 1"
     states = [layer["state"] for layer in story.said["status of other seed"].json["layers"]]
     assert states == ["solved", "absent", "absent"]
     assert story.depths["other seed"] == ["x_0", "x_1", "x_3"], "one x_0 for both"

@@ -143,7 +143,8 @@ def test_the_best_iterate_never_ends_above_the_start() -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_last_good_loss() -> None:
     s = solver(schedule(kind="step", lr=0.01))
-    good = run(s, range(1))[0]["loss"]
+    run(s, range(1))
+    good = s.progress.last_good
     poisoned = batches(1)
     poisoned[2][0][0, 0, 0, 0] = float("nan")
     before = {n: p.detach().clone() for n, p in s.problem.named_parameters()}

@@ -174,8 +174,8 @@ def test_how_arrays_lie_in_memory_is_not_in_the_digest() -> None:
             ["schedule.epochs: was 12, is 50"],
             id="a leaf two levels down",
         ),
-        pytest.param({}, {"new": "x"}, ['new: was null, is "x"'], id="a key that is new"),
-        pytest.param({"old": 1}, {}, ["old: was 1, is null"], id="a key that is gone"),
+        pytest.param({}, {"new": "x"}, ['new: was nothing, is "x"'], id="a key that is new"),
+        pytest.param({"old": 1}, {}, ["old: was 1, is nothing"], id="a key that is gone"),
         pytest.param(
             {"a": {"b": 1}}, {"a": 2}, ['a: was {"b": 1}, is 2'], id="a branch and a leaf"
         ),

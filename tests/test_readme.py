@@ -1,0 +1,96 @@
+"""The README tells the truth: commands run, numbers come from result files, the tree is whole."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import CLI
+
+ROOT = CLI.parent
+README = (ROOT / "README.md").read_text("utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def commands() -> list[str]:
+    """Every line of the ```sh blocks that calls the command line."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python cli.py")]
+
+
+def test_the_readme_shows_the_commands_people_start_with() -> None:
+    shown = " ".join(commands())
+    for word in ("run digits", "materialize --layer 3", "status", "plan cifar10-k1", "report"):
+        assert word in shown
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
+    for line in commands():
+        words = shlex.split(line)
+        result = subprocess.run(
+            [sys.executable, str(CLI), *words[2:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+    digits = json.loads((tmp_path / "runs/digits/0/report.json").read_text("utf-8"))
+    assert len(digits["layers"]) >= 3
+    assert digits["layers"][-1]["ensemble"]["probabilities"]["top1"] >= 0.97
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.M))
+def test_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.M)
+
+
+def row(mode: str) -> str:
+    """The README's row for one mode of `cifar10-small`, from its result file."""
+    result = json.loads((RESULTS / f"cifar10-small-{mode}-seed0.json").read_text("utf-8"))
+    accuracies = [f"{100 * layer['test_top1']:.1f}" for layer in result["layers"]]
+    ensemble = f"**{100 * result['layers'][-1]['ensemble_top1']:.1f}**"
+    minutes = f"{result['wall_seconds'] / 60:.1f} min"
+    features = f"{sum(layer['bytes'] for layer in result['layers']) / 1e9:.1f} GB"
+    return f"| {mode} | {' | '.join(accuracies)} | {ensemble} | {minutes} | {features} |"
+
+
+@pytest.mark.parametrize("mode", ["canvas", "fresh"])
+def test_the_table_is_what_the_result_files_say(mode: str) -> None:
+    assert row(mode) in README
+
+
+def test_the_committed_result_holds_its_claim() -> None:
+    """At least 74 %, each layer better than the one before, under 25 minutes, all images."""
+    result = json.loads((RESULTS / "cifar10-small-canvas-seed0.json").read_text("utf-8"))
+    accuracies = [layer["test_top1"] for layer in result["layers"]]
+    assert len(accuracies) >= 3
+    assert accuracies == sorted(set(accuracies))
+    assert result["layers"][-1]["ensemble_top1"] >= 0.74
+    assert result["wall_seconds"] < 25 * 60
+    assert (result["data"]["train"], result["data"]["test"]) == (50_000, 10_000)
+
+
+def test_the_fresh_recipe_differs_in_its_views_alone() -> None:
+    from pipeline.recipe import parse
+    from pipeline.recipes import load
+    from store.fingerprint import differences
+
+    text = (ROOT / "benchmarks" / "cifar10-small-fresh.toml").read_text("utf-8")
+    _, small = load("cifar10-small")
+    found = differences(small.science(), parse(text, "fresh").science())
+    assert found == ['augment.views: was "canvas", is 0']
+
+
+def test_every_file_has_its_line_in_the_tree() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py", "*.j2"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    tree = README.split("## Every file")[1]
+    missing = [f for f in listed if not f.endswith("__init__.py") and Path(f).name not in tree]
+    assert missing == []
