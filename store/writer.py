@@ -96,7 +96,7 @@ class LevelWriter:
             rows: (rows of the shard, channel, y, x) in the level's dtype.
 
         Returns:
-            Bytes written.
+            Bytes of the shard.
 
         Raises:
             DiskFull: nothing of this shard is left behind.
@@ -114,7 +114,7 @@ class LevelWriter:
         if self._receipt_path(
             shard
         ).exists():  # somebody finished it since we asked what is missing
-            return 0
+            return len(data)
         self._publish(name, data)
         receipt = {"shard": shard, "key": name, "rows": [first, last], "nbytes": len(data)}
         receipt["sha256"] = sha256(data)
