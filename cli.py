@@ -104,9 +104,6 @@ def show(renderable: Any) -> None:
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(renderable)
 
 
-# ---- looking ------------------------------------------------------------------------------------
-
-
 @main.command()
 @json_option
 def recipes(as_json: bool) -> None:
@@ -155,9 +152,6 @@ def status(as_json: bool, **place: Any) -> None:
         show(tables.of_status(found))
 
 
-# ---- working ------------------------------------------------------------------------------------
-
-
 @main.command()
 @work
 @layer_option
@@ -201,6 +195,9 @@ def run(disk_budget: int | None, **options: Any) -> None:
         page = write_report(overview.find(**at(options)))
     finish(options, found, done)
     if not options["as_json"]:
+        from pipeline import tables
+
+        show(tables.of_evaluation(overview.find(**at(options)).evaluation()))
         click.echo(f"report: {page}")
 
 
@@ -262,9 +259,6 @@ def clean(
         emit({"removed": [] if dry_run else named, "would_remove": named, "bytes": what.nbytes})
     else:
         click.echo(f"{'would remove' if dry_run else 'removed'} {text}")
-
-
-# ---- shared -------------------------------------------------------------------------------------
 
 
 def at(options: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ accuracy of at least 74 % in under 25 minutes on two CPU cores, each layer bette
 before; and stays close to the same recipe with fresh draws in every epoch.
 
 Method: one process per mode, `cli.py run`, in an empty directory, one after the other, on the same
-images; wall time and peak memory are the whole process's, reading the images included. n = 1 seed
-per mode and call (--seed). The machine, versions and every accuracy are in the result file.
+images; wall time and peak memory are the whole process's, reading the images included; peak memory
+counts mapped pages of the levels, which the kernel can take back. n = 1 seed per mode (--seed). The machine, versions and every accuracy are in the result file.
 
     python benchmarks/cifar_small.py --data imagefolder:PATH/cifar10-jpeg.tar.xz
 """
@@ -45,7 +45,7 @@ def run(recipe: str, data: str, seed: int, place: Path) -> dict[str, Any]:
     return {
         "wall_seconds": round(seconds, 1),
         "peak_memory_bytes": usage.ru_maxrss * 1024,
-        "load_before_and_after": list(os.getloadavg()),
+        "load_averages_at_the_end": list(os.getloadavg()),
         **summary(report),
     }
 

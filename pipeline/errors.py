@@ -71,7 +71,10 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (DiskFull, "Make space and repeat the command: what is finished is kept"),
     (LevelBusy, "Wait for it and repeat the command"),
-    (LevelDamaged, "Remove what it names (`clean --layer J`) and repeat: it is made again"),
+    (
+        LevelDamaged,
+        "Remove it (`clean --layer J --features`; for weights without --features) and repeat",
+    ),
 )
 """What to do next where nobody below said so."""
 

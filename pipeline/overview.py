@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import recipes, rundir
 from pipeline.errors import LayerRange, NotThereYet
@@ -42,6 +43,15 @@ class Overview:
         if self.run is None:
             raise NotThereYet(f"there is no run in {self.directory}. Run: strata run {self.name}")
         return self.run
+
+    def evaluation(self) -> dict[str, Any]:
+        """The last evaluation of the run. Raises NotThereYet if no layer was solved."""
+        found = self.existing().evaluation()
+        if found is None:
+            raise NotThereYet(
+                f"no layer is solved in {self.directory}. Run: strata run {self.name}"
+            )
+        return found
 
 
 def find(recipe: str, directory: Path | None, store: Path, seed: int) -> Overview:

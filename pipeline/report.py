@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import views
-from pipeline.errors import NotThereYet
 from pipeline.overview import Overview
 from pipeline.page import render
-from pipeline.rundir import EVALUATION, Run
+from pipeline.rundir import Run
 from pipeline.status import status
-from store.publish import replace, unseal
+from store.publish import replace
 
 
 def write_report(overview: Overview) -> Path:
@@ -35,9 +34,8 @@ def collect(overview: Overview) -> dict[str, Any]:
     """Everything a report shows. Raises NotThereYet if no layer is solved."""
     run = overview.existing()
     data = run.data()
-    if data is None or not run.solved():
-        raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata run {run.name}")
-    evaluation = unseal(run.directory / EVALUATION)
+    evaluation = overview.evaluation()
+    assert data is not None
     states = status(overview)
     layers = [
         _layer(run, j, evaluation["layers"][j - 1], states["layers"][j - 1])

@@ -78,6 +78,10 @@ class Run:
         """The record of the last time x_j was written."""
         return _read(self.layer_directory(j) / FEATURES)
 
+    def evaluation(self) -> dict[str, Any] | None:
+        """The last evaluation of the solved layers, current or not; None before the first."""
+        return _read(self.directory / EVALUATION)
+
     def write(self, path: Path, body: Any) -> None:
         make_directory(path.parent)
         replace(path.parent, path.name, sealed(body))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -10,11 +9,10 @@ from pipeline import views
 from pipeline.levels import keys_at, state_of
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
-from pipeline.rundir import EVALUATION, Run
+from pipeline.rundir import Run
 from store.errors import LevelDamaged
 from store.feature_store import LevelState, Store
 from store.layout import LevelKey, depth_directory
-from store.publish import unseal
 
 
 def status(overview: Overview) -> dict[str, Any]:
@@ -100,10 +98,9 @@ def _level(key: LevelKey, state: LevelState) -> dict[str, Any]:
 
 
 def _accuracies(run: Run | None) -> dict[int, dict[str, Any]]:
-    with suppress(FileNotFoundError):
-        if run is not None:
-            evaluation = unseal(run.directory / EVALUATION)
-            current = [(run.layer(j) or {}).get("weights") for j in range(1, run.layers + 1)]
-            pairs = zip(evaluation["layers"], evaluation["solved"], current, strict=False)
-            return {layer["layer"]: layer for layer, was, now in pairs if was == now}
-    return {}
+    evaluation = run.evaluation() if run else None
+    if run is None or evaluation is None:
+        return {}
+    current = [(run.layer(j) or {}).get("weights") for j in range(1, run.layers + 1)]
+    pairs = zip(evaluation["layers"], evaluation["solved"], current, strict=False)
+    return {layer["layer"]: layer for layer, was, now in pairs if was == now}

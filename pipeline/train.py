@@ -33,6 +33,8 @@ from store.publish import make_directory, replace
 CHECKPOINT_SECONDS = 20.0
 """Most work a kill can cost."""
 CHECKPOINT = "checkpoint.safetensors"
+SAY_SECONDS = 2.0
+"""Between two lines about epochs; all epochs are in epochs.jsonl."""
 RISK_ROWS = 10_000
 """Training samples on which ``keep = "best"`` compares iterates."""
 
@@ -47,6 +49,7 @@ class Solving:
     history: list[dict[str, Any]] = field(default_factory=list)
     saved_at: float = field(default_factory=time.monotonic)
     resumed_at: float = field(default_factory=time.monotonic)
+    said_at: float = -SAY_SECONDS
     good: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     """State at the end of the last epoch, for when the next one diverges."""
 
@@ -58,6 +61,13 @@ class Solving:
     def input(self) -> str:
         """Fingerprint of x_{j-1}."""
         return self.session.run.nodes()[self.j - 1].fingerprint
+
+    def worth_saying(self, *, last: bool) -> bool:
+        """The first and the last epoch of a layer, and otherwise one every now and then."""
+        if last or time.monotonic() - self.said_at >= SAY_SECONDS:
+            self.said_at = time.monotonic()
+            return True
+        return False
 
     def save(self) -> None:
         self.solver.progress.seconds += time.monotonic() - self.resumed_at
@@ -156,7 +166,8 @@ def _epoch(solving: Solving, feed: Feed, epoch: int) -> None:
         solver.consider(line["risk"])
     solving.history.append(line)
     solving.remember()
-    session.report.say(f"{title}: {_epoch_text(line, feed.batches * feed.batch)}")
+    if solving.worth_saying(last=epoch + 1 == total):
+        session.report.say(f"{title}: {_epoch_text(line, feed.batches * feed.batch)}")
     if time.monotonic() - solving.saved_at > CHECKPOINT_SECONDS:
         solving.save()
 

@@ -60,6 +60,17 @@ def row(mode: str) -> str:
     return f"| {mode} | {' | '.join(accuracies)} | {ensemble} | {minutes} | {features} |"
 
 
+def test_the_first_minutes_are_as_long_as_the_readme_says() -> None:
+    found = json.loads((RESULTS / "first-minutes.json").read_text("utf-8"))
+    looking = [s for name, s in found["median_seconds"].items() if name != "import torch"]
+    assert found["seconds_run_digits"] < 90
+    assert max(looking) < 0.5
+    assert found["digits_test_top1"][-1] >= 0.97
+    assert f"takes {found['seconds_run_digits']:.0f} s on two CPU cores" in README
+    assert f"reaches {100 * found['digits_test_top1'][-1]:.1f} %" in README
+    assert f"take {max(looking):.1f} s, without importing torch" in README
+
+
 @pytest.mark.parametrize("mode", ["canvas", "fresh"])
 def test_the_table_is_what_the_result_files_say(mode: str) -> None:
     assert row(mode) in README

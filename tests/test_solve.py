@@ -162,3 +162,16 @@ def test_logits_are_taken_in_eval_mode_and_training_goes_on_after() -> None:
     assert s.problem.training
     assert all(torch.equal(b, before[n]) for n, b in s.problem.named_buffers())
     torch.testing.assert_close(one, logits_of(s.problem, [X], CPU, torch.float32))
+
+
+def test_bfloat16_learns_what_float32_learns() -> None:
+    """Mixed precision: float32 weights and loss, bfloat16 convolutions."""
+    curves = []
+    for compute in (torch.float32, torch.bfloat16):
+        layer, aux = LayerSpec(1, 3, 8, 0, True, False), AuxiliarySpec(8, 2, 8, 10, True, False)
+        s = Solver(build_problem(layer, aux, 0), schedule(epochs=15), CPU, compute)
+        curves.append([line["loss"] for line in run(s, range(15))])
+        assert all(p.dtype == torch.float32 for p in s.problem.parameters())
+    assert curves[0] != curves[1]
+    assert curves[1][-1] < 0.5 * curves[1][0]
+    assert curves[1][0] == pytest.approx(curves[0][0], rel=0.02)
