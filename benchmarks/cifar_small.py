@@ -6,7 +6,8 @@ before; and stays close to the same recipe with fresh draws in every epoch.
 
 Method: one process per mode, `cli.py run`, in an empty directory, one after the other, on the same
 images; wall time and peak memory are the whole process's, reading the images included; peak memory
-counts mapped pages of the levels, which the kernel can take back. n = 1 seed per mode (--seed). The machine, versions and every accuracy are in the result file.
+counts mapped pages of the levels, which the kernel can take back. n = 1 seed per mode (--seed).
+The machine, versions and every accuracy are in the result file.
 
     python benchmarks/cifar_small.py --data imagefolder:PATH/cifar10-jpeg.tar.xz
 """

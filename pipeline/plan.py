@@ -80,6 +80,8 @@ class DepthPlan:
     """SGD steps to solve the layer; 0 for x_0."""
     operations: float
     """Multiply-adds to solve the layer: forward and backward, all epochs, without those below."""
+    below: float
+    """Multiply-adds of the layers below, forward, all epochs: what reading x_{j-1} saves."""
 
     @property
     def nbytes(self) -> int:
@@ -107,10 +109,17 @@ class Plan:
         pairs = [a + b for a, b in zip([0, *features], features, strict=False)]
         return self.depths[0].nbytes + max(pairs, default=0)
 
+    @property
+    def ceiling(self) -> float:
+        """By how much a cache that costs nothing would divide the operations of one run."""
+        solving = sum(d.operations for d in self.depths)
+        return (solving + sum(d.below for d in self.depths)) / solving
+
     def as_json(self) -> dict[str, Any]:
         return {
             "total_bytes": self.total,
             "peak_bytes": self.peak,
+            "ceiling": self.ceiling,
             "depths": [
                 {
                     "depth": d.depth,
@@ -122,6 +131,7 @@ class Plan:
                     "auxiliary_parameters": d.auxiliary_parameters,
                     "steps": d.steps,
                     "operations": d.operations,
+                    "operations_below": d.below,
                 }
                 for d in self.depths
             ],
@@ -146,7 +156,7 @@ def _images(recipe: Recipe, counts: dict[str, int]) -> DepthPlan:
     shard = recipe.cache.shard_mb << 20
     levels = {split: geometry(n, shape, "uint8", shard).nbytes for split, n in counts.items()}
     one = geometry(counts["train"], shape, "uint8", shard)
-    return DepthPlan(0, shape, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0)
+    return DepthPlan(0, shape, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0)
 
 
 def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
@@ -160,6 +170,10 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
     batches = max(1, batch_count(counts["train"], recipe.schedule.batch, drop_last=True))
     inputs = recipe.shape(j - 1, recipe.augment.crop)
     forward = layer.operations(inputs) + auxiliary.operations(layer.output(inputs))
+    frozen = sum(
+        below.operations(recipe.shape(i, recipe.augment.crop))
+        for i, below in enumerate(recipe.layers[: j - 1])
+    )
     images = recipe.schedule.epochs * counts["train"]
     return DepthPlan(
         j,
@@ -170,6 +184,7 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
         auxiliary.parameters,
         recipe.schedule.epochs * batches,
         3.0 * forward * images,
+        float(frozen * images),
     )
 
 

@@ -15,6 +15,8 @@ from pipeline.progress import duration, parse_size, progress_text, size
 from pipeline.recipe import parse
 from pipeline.recipes import load
 
+README = Path(__file__).parent.parent / "README.md"
+
 inventories = st.builds(
     Inventory,
     st.booleans(),
@@ -80,6 +82,16 @@ def test_the_papers_k1_needs_26_gigabytes_a_view() -> None:
     assert plan.depths[1].view_bytes == 50_000 * 256 * 32 * 32 * 2
     assert size(plan.depths[1].view_bytes) == "26.2 GB"
     assert plan.depths[1].steps == 50 * 390
+
+
+@pytest.mark.parametrize(
+    ("name", "ceiling"), [("cifar10-k1", "1.50"), ("cifar10-k2", "1.11"), ("cifar10-k3", "1.05")]
+)
+def test_what_a_free_cache_could_save_is_what_the_readme_says(name: str, ceiling: str) -> None:
+    """Σ_j (Σ_{i<j} F_i + 3 (F_j + A_j)) over Σ_j 3 (F_j + A_j): backward is twice forward."""
+    _, recipe = load(name)
+    assert f"{make_plan(recipe).ceiling:.2f}" == ceiling
+    assert f"{ceiling}× (k = {recipe.auxiliary.k})" in README.read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["cifar10-k1", "cifar10-k2", "cifar10-k3"])
