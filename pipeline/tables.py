@@ -56,8 +56,8 @@ def plan_summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
             f"x_1 is {one_view} and one view; {_mode_text(recipe)}.",
             f"Disk for `run`: {size(plan.total)} in total, {size(plan.peak)} at the peak if levels "
             f"are removed once unneeded. x_{last} is written only by `materialize --layer {last}`.",
-            f"Reading the layers below instead of recomputing them divides the operations of one run "
-            f"by at most {plan.ceiling:.2f}; further problems on one depth gain more.",
+            "Reading the layers below instead of recomputing them divides the operations of one "
+            f"run by at most {plan.ceiling:.2f}; further problems on one depth gain more.",
             f"To do: {', '.join(map(str, todo)) or 'nothing'}.",
         )
     )
