@@ -32,8 +32,7 @@ def compute_dtype(precision: str, device: torch.device) -> tuple[str, str]:
     Raises:
         DeviceError: the device cannot run the precision asked for.
     """
-    if precision == "float16" and device.type == "cpu":
-        raise DeviceError("'schedule.precision' is float16, which trains on a GPU only. Use auto")
+    check(precision, device)
     if precision != "auto":
         return precision, "the recipe says so"
     if device.type == "cuda":
@@ -43,6 +42,15 @@ def compute_dtype(precision: str, device: torch.device) -> tuple[str, str]:
     if cpu_has_bfloat16():
         return "bfloat16", "this CPU has it in hardware: about twice the rate of float32"
     return "float32", "this CPU has no bfloat16 instructions, without which it is many times slower"
+
+
+def check(precision: str, device: torch.device) -> None:
+    """Refuse what cannot train: float16 on a CPU. Raises DeviceError."""
+    if precision == "float16" and device.type == "cpu":
+        raise DeviceError(
+            "float16 convolutions train on a GPU only. Use --device cuda, or a recipe whose "
+            "'schedule.precision' is auto"
+        )
 
 
 def cpu_has_bfloat16() -> bool:

@@ -71,4 +71,5 @@ def open_session(
         run = rundir.create(overview.directory, overview.name, overview.text, seed, source, facts)
     elif source is not None and source != run.source:
         run = rundir.with_source(run, source)
+    device.check(run.compute, chosen)
     return Session(run, overview.store, chosen, report, **rest)

@@ -63,13 +63,13 @@ def tiny(**changes: object) -> str:
     return TINY.format(**{**DEFAULTS, **changes})
 
 
-def open_run(place: Path, text: str, *, seed: int = 0, store: Path | None = None) -> Session:
+def open_run(place: Path, text: str, *, device: str = "cpu", compute: str = "float32") -> Session:
     """A session with x_0 written."""
     directory = place / "run"
     run = rundir.find(directory)
     if run is None:
-        facts = {"compute": "float32", "device": "cpu", "machine": {}, "versions": {}}
-        run = rundir.create(directory, "tiny", text, seed, None, facts)
-    session = Session(run, Store(store or place / "store"), torch.device("cpu"))
+        facts = {"compute": compute, "device": device, "machine": {}, "versions": {}}
+        run = rundir.create(directory, "tiny", text, 0, None, facts)
+    session = Session(run, Store(place / "store"), torch.device(device))
     ensure_images(session)
     return session

@@ -1,0 +1,42 @@
+"""The thin paths that only a GPU takes: the same line, on the device, in mixed precision."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from house import open_run, tiny
+
+from pipeline import algorithm, device
+from pipeline.feed import Feed
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_a_gpu_is_taken_with_mixed_precision() -> None:
+    chosen = device.pick("auto")
+    assert chosen.type == "cuda"
+    assert device.compute_dtype("auto", chosen)[0] in ("bfloat16", "float16")
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16", "float16"])
+def test_three_layers_learn_on_the_gpu(tmp_path: Path, compute: str) -> None:
+    session = open_run(tmp_path, tiny(epochs=8), device="cuda", compute=compute)
+    algorithm.make(session, solve=3, write=3)
+    record = session.run.layer(3)
+    assert record is not None
+    assert record["test"]["top1"] > 0.8
+    assert record["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("views", ['"canvas"', "2"])
+def test_batches_from_the_cache_are_the_recomputed_ones(tmp_path: Path, views: str) -> None:
+    session = open_run(tmp_path, tiny(epochs=1, views=views), device="cuda")
+    algorithm.make(session, write=2)
+    with Feed(session, 2) as cached, Feed(session, 2, cached=False) as recomputed:
+        for (x, y), (x_again, y_again) in zip(cached.epoch(1), recomputed.epoch(1), strict=True):
+            assert x.is_cuda
+            torch.testing.assert_close(x, x_again, rtol=1e-3, atol=1e-3)
+            assert torch.equal(y, y_again)
