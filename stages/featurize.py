@@ -55,13 +55,9 @@ def _forward(
 ) -> Tensor:
     rows = len(part)
     if rows < block:
-        filled = part.new_zeros((block, *part.shape[1:]))
-        filled[:rows] = part
-        part = filled
+        part = torch.cat([part, part.new_zeros((block - rows, *part.shape[1:]))])
     for layer in layers:
-        part = round_to(run_layer(layer, part, compute)[:rows], precision)
-        if rows < block:
-            part = torch.cat([part, part.new_zeros((block - rows, *part.shape[1:]))])
+        part = round_to(run_layer(layer, part, compute), precision)
     return part[:rows].contiguous()
 
 
