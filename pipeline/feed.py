@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline import ingest, views
 from pipeline.session import READ_THREADS, Session
-from pipeline.source import Features, features, level_draws, rows_of
+from pipeline.source import Features, features, level_draws
 from pipeline.views import Draws
 from stages.augment import crop
 from stages.spec import scale_at
@@ -82,7 +82,8 @@ class Feed:
         yield from self._run(parts, self._plan(epoch))
 
     def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Un-augmented batches of the given rows (ascending), for a risk that can be compared."""
+        """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
+        first fixed view. A risk on them can be compared between epochs."""
         yield from self._run(batches(rows, self.batch, drop_last=False), self._still())
 
     # ---- which level and which draw --------------------------------------------------------------
@@ -165,7 +166,7 @@ class Feed:
 
     def _part(self, name: str, rows: np.ndarray, stored: np.ndarray, plan: EpochPlan) -> Tensor:
         draws = plan.draws.get(name)
-        return self.features.compute_from(stored, draws and rows_of(draws, self.ids, rows))
+        return self.features.compute_from(stored, draws and draws.of(self.ids[rows]))
 
 
 def clean_batches(session: Session, depth: int, *, cached: bool = True) -> Iterator[Tensor]:
@@ -184,7 +185,7 @@ def clean_batches(session: Session, depth: int, *, cached: bool = True) -> Itera
         draws = views.centre_draws(recipe, samples)
     scale = scale_at(recipe.layers, depth)
     for rows in batches(np.arange(len(ids)), recipe.cache.block, drop_last=False):
-        x = source.compute_from(source.read(rows, "clean"), rows_of(draws, ids, rows))
+        x = source.compute_from(source.read(rows, "clean"), draws.of(ids[rows]))
         if canvas:
             offsets = torch.full((len(x), 2), recipe.centre // scale, device=x.device)
             x = crop(x, offsets, recipe.augment.crop // scale)

@@ -8,7 +8,6 @@ machine names, the number of views (a view can be added without touching the oth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +82,3 @@ def _preprocessing(recipe: Recipe, seed: int) -> dict[str, Any]:
         return common
     # A fixed view is named by its number; its draws follow from the seed.
     return common | {"crop": a.crop, "flip": a.flip, "seed": seed if mode == "fixed" else None}
-
-
-def chain(
-    recipe: Recipe, seed: int, compute: str, data_digest: str, weights: Sequence[str]
-) -> list[Node]:
-    """Nodes of x_0 … x_n for the n layers whose weights are known."""
-    nodes = [images_node(recipe, data_digest)]
-    for digest in weights:
-        nodes.append(feature_node(recipe, seed, compute, nodes[-1], digest))
-    return nodes

@@ -15,7 +15,7 @@ from pipeline.errors import remedy
 from pipeline.progress import Tick, duration, size
 from pipeline.rundir import FEATURES
 from pipeline.session import Session
-from pipeline.source import Features, features, level_draws, rows_of
+from pipeline.source import Features, features, level_draws
 from pipeline.views import Draws
 from stages.featurize import NotFinite
 from store.errors import DiskFull
@@ -109,7 +109,7 @@ def _write_shard(
     for begin in range(first, last, block):
         rows = np.arange(begin, min(last, begin + block))
         with remedy(NotFinite, f"{writer.key.label}, rows {begin} … {rows[-1]}"):
-            x = source.compute_from(source.read(rows, writer.key.view), rows_of(draws, ids, rows))
+            x = source.compute_from(source.read(rows, writer.key.view), draws.of(ids[rows]))
         torch.from_numpy(out)[begin - first : rows[-1] + 1 - first] = x.cpu()
         tick(len(rows))
     return writer.put(shard, out)

@@ -48,8 +48,7 @@ class Features:
         """Device part: x_depth of those rows in its stored precision; for x_0, normalised images.
 
         Args:
-            draws: flip and offset of each row, used where the base is x_0. Offsets are ignored in
-                favour of the whole canvas if ``draws.offsets`` is empty.
+            draws: flip and offset of each row, used where the base is x_0.
         """
         x = torch.from_numpy(stored).to(self.device, non_blocking=True)
         if self.base == 0:
@@ -82,12 +81,6 @@ def level_draws(recipe: Recipe, seed: int, view: str, samples: int) -> Draws:
     if view == "clean":
         return views.centre_draws(recipe, samples)
     return views.view_draws(recipe, seed, int(view.removeprefix("v")), samples)
-
-
-def rows_of(draws: Draws, sample_ids: np.ndarray, rows: np.ndarray) -> Draws:
-    """The draws of some rows; a whole canvas stays one."""
-    ids = sample_ids[rows]
-    return Draws(draws.flipped[ids], draws.offsets[ids] if len(draws.offsets) else draws.offsets)
 
 
 def features(session: Session, depth: int, split: str, *, cached: bool = True) -> Features:

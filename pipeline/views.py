@@ -26,10 +26,12 @@ class Draws:
     flipped: np.ndarray
     """bool (n,)"""
     offsets: np.ndarray
-    """int64 (n, 2): (y, x) of the crop in the canvas, in pixels of x_0."""
+    """int64 (n, 2): (y, x) of the crop in the canvas, in pixels of x_0; (0, 2): no crop, the whole
+    canvas."""
 
     def of(self, ids: np.ndarray) -> Draws:
-        return Draws(self.flipped[ids], self.offsets[ids])
+        """The draws of some samples; a whole canvas stays one."""
+        return Draws(self.flipped[ids], self.offsets[ids] if len(self.offsets) else self.offsets)
 
 
 def mode(recipe: Recipe) -> str:

@@ -1,5 +1,6 @@
 """Fingerprints: whatever changes the values changes the name, and nothing else does."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,10 +17,25 @@ def recipe(**changes: object) -> Recipe:
     return parse(tiny(**changes), "tiny")
 
 
+def chain(
+    r: Recipe, seed: int, compute: str, data: str, weights: Sequence[str]
+) -> list[lineage.Node]:
+    """x_0 … x_n for n layers."""
+    nodes = [lineage.images_node(r, data)]
+    for digest in weights:
+        nodes.append(lineage.feature_node(r, seed, compute, nodes[-1], digest))
+    return nodes
+
+
 def names(
-    r: Recipe, *, seed: int = 0, compute: str = "float32", data: str = DATA, weights=WEIGHTS
+    r: Recipe,
+    *,
+    seed: int = 0,
+    compute: str = "float32",
+    data: str = DATA,
+    weights: Sequence[str] = WEIGHTS,
 ) -> list[str]:
-    return [node.fingerprint for node in lineage.chain(r, seed, compute, data, weights)]
+    return [node.fingerprint for node in chain(r, seed, compute, data, weights)]
 
 
 BASE = names(recipe())
@@ -95,7 +111,7 @@ def test_a_code_version_is_part_of_the_name(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_intent_says_what_the_name_was_made_from() -> None:
-    node = lineage.chain(recipe(), 0, "float32", DATA, WEIGHTS)[1]
+    node = chain(recipe(), 0, "float32", DATA, WEIGHTS)[1]
     assert node.intent["weights"] == WEIGHTS[0]
     assert node.intent["preprocessing"]["mean"] == [0.3]
     assert replace(node).fingerprint == BASE[1]

@@ -17,7 +17,7 @@ from pipeline.inventory import inventory
 from pipeline.materialize import materialize
 from pipeline.recipe import parse
 from pipeline.session import Session
-from pipeline.source import features, image_views, level_draws, rows_of
+from pipeline.source import features, image_views, level_draws
 from pipeline.train import solve
 from stages.featurize import featurize
 from stages.network import build_problem
@@ -80,7 +80,7 @@ def test_layer_by_layer_equals_the_assembled_network(tmp_path: Path) -> None:
     for view in views.train_views(recipe):
         level = session.store.open(session.key(3, "train", view))
         draws = level_draws(recipe, run.seed, view, len(ids))
-        x: Tensor = image_views(recipe, x0, rows_of(draws, ids, np.arange(64)))
+        x: Tensor = image_views(recipe, x0, draws.of(ids[np.arange(64)]))
         with torch.inference_mode():
             for layer in layers:
                 x = layer(x.contiguous(memory_format=torch.channels_last))
