@@ -69,7 +69,12 @@ def open_session(
         report.say(f"convolutions in {compute}: {reason}")
         facts = {"compute": compute, **device.facts(chosen)}
         run = rundir.create(overview.directory, overview.name, overview.text, seed, source, facts)
-    elif source is not None and source != run.source:
-        run = rundir.with_source(run, source)
+    elif (wanted := source or _known_source(overview, run)) != run.source:
+        run = rundir.with_source(run, wanted)
     device.check(run.compute, chosen)
     return Session(run, overview.store, chosen, report, **rest)
+
+
+def _known_source(overview: Overview, run: Run) -> str:
+    """Where the run's images were read from; before they were, where the recipe says they are."""
+    return run.source if run.data() else overview.recipe.data.source
