@@ -202,16 +202,14 @@ def run(disk_budget: int | None, **options: Any) -> None:
 
 
 @main.command()
-@work
-def evaluate(as_json: bool, **options: Any) -> None:
+@where
+def evaluate(as_json: bool, **place: Any) -> None:
     """Top-1 and top-5 of every layer and of the ensembles, on the test images."""
     from pipeline import overview, tables
     from pipeline.evaluation import evaluate as measure
 
-    found = overview.find(**at(options))
-    found.existing()
-    with session(found, {**options, "as_json": as_json}) as opened:
-        result = measure(opened)
+    found = overview.find(**at(place))
+    result = measure(found.existing(), found.store)
     if as_json:
         emit(result)
     else:

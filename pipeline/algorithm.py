@@ -28,7 +28,7 @@ def execute(session: Session, todo: Sequence[Step], *, evict: bool = False) -> N
             ensure_images(session)
         elif step.kind == "solve":
             solve(session, step.j)
-            evaluate(session)
+            evaluate(session.run, session.store)
         else:
             materialize(session, step.j)
             if evict and step.j > 1:

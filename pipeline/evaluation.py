@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import ingest
 from pipeline.errors import NotThereYet
+from pipeline.levels import keys_at
 from pipeline.rundir import EVALUATION, Run
-from pipeline.session import Session
 from stages.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
+from store.feature_store import Store
 
 
-def evaluate(session: Session) -> dict[str, Any]:
+def evaluate(run: Run, store: Store) -> dict[str, Any]:
     """Top-1, top-5 and ensembles of every solved layer; confusion matrix of the last ensemble.
 
     Raises:
         NotThereYet: no layer is solved.
     """
-    run = session.run
     solved = run.solved()
     if not solved:
         raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata run {run.name}")
-    labels = ingest.levels(session)["test"].array("labels")
+    test = next(key for key in keys_at(run, 0) if key.split == "test")
+    labels = store.open(test).array("labels")
     logits = [_logits(run, j) for j in range(1, solved + 1)]
     probabilities = [softmax(z) for z in logits]
     result = {

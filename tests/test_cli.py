@@ -267,7 +267,7 @@ OPTIONS = {
     "train": WORK | LAYER,
     "materialize": WORK | LAYER | {"--dry-run"},
     "run": WORK | {"--disk-budget"},
-    "evaluate": WORK,
+    "evaluate": WHERE,
     "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--dry-run", "--yes"},
 }

@@ -136,7 +136,7 @@ def test_ensembles_and_accuracies_follow_from_the_logits(tmp_path: Path) -> None
     """Recomputing z_j from the test features gives the logits that were kept."""
     session = open_run(tmp_path, tiny(epochs=1))
     algorithm.make(session, solve=session.run.layers)
-    result = evaluate(session)
+    result = evaluate(session.run, session.store)
     labels = images(session)["test"].array("labels")
     for j in (1, 2, 3):
         kept = np.load(session.run.layer_directory(j) / "test_logits.npy")
