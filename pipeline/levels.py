@@ -16,8 +16,10 @@ def keys_at(run: Run, depth: int) -> list[LevelKey]:
     nodes = run.nodes()
     if depth >= len(nodes):
         return []
-    wanted = views.feature_levels(run.recipe) if depth else (("train", "clean"), ("test", "clean"))
-    return [LevelKey(depth, nodes[depth].fingerprint, split, view) for split, view in wanted]
+    name = nodes[depth].fingerprint
+    return [
+        LevelKey(depth, name, split, view) for split, view in views.levels_at(run.recipe, depth)
+    ]
 
 
 def state_of(store: Store, key: LevelKey) -> LevelState:

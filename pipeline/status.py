@@ -60,8 +60,7 @@ def _layer_state(run: Run | None, j: int, solved: bool) -> str:
 def _levels(run: Run | None, store: Store, recipe: Recipe, depth: int) -> list[dict[str, Any]]:
     if keys := keys_at(run, depth) if run else []:
         return [_level(key, _or_stale(run, store, key, _state(store, key))) for key in keys]
-    wanted = views.feature_levels(recipe) if depth else (("train", "clean"), ("test", "clean"))
-    absent = [LevelKey(depth, "", split, view) for split, view in wanted]
+    absent = [LevelKey(depth, "", *level) for level in views.levels_at(recipe, depth)]
     return [_level(key, _or_stale(run, store, key, LevelState("absent"))) for key in absent]
 
 

@@ -28,7 +28,7 @@ from stages.evaluate import accuracies, cross_entropy
 from stages.network import Problem, build_problem
 from stages.solve import Schedule, Solver, logits_of
 from store.order import generator, key_of
-from store.publish import make_directory, replace
+from store.publish import make_directory, npy, replace
 
 CHECKPOINT_SECONDS = 20.0
 """Most work a kill can cost."""
@@ -200,9 +200,13 @@ def _test_accuracy(session: Session, j: int, problem: Problem, epoch: int) -> fl
     every = session.run.recipe.schedule.test_every
     if not every or epoch % every:
         return None
+    return accuracies(*_test_logits(session, j, problem))["top1"]
+
+
+def _test_logits(session: Session, j: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """z_j of the test images, float32 (n, classes), and their labels."""
     logits = logits_of(problem, clean_batches(session, j - 1), session.device, session.compute)
-    labels = ingest.levels(session)["test"].array("labels")
-    return accuracies(logits.numpy(), labels)["top1"]
+    return logits.numpy(), ingest.levels(session)["test"].array("labels")
 
 
 def _risk(session: Session, feed: Feed, problem: Problem) -> float:
@@ -220,9 +224,7 @@ def _finish(solving: Solving) -> None:
     session, j = solving.session, solving.j
     best = solving.solver.progress.best_epoch
     problem = solving.solver.finish()
-    logits = logits_of(
-        problem, clean_batches(session, j - 1), session.device, session.compute
-    ).numpy()
+    logits, labels = _test_logits(session, j, problem)
     if not np.isfinite(logits).all():
         raise Diverged(solving.solver.schedule.epochs, solving.solver.progress.last_good)
     directory = make_directory(session.run.layer_directory(j))
@@ -231,7 +233,6 @@ def _finish(solving: Solving) -> None:
     weights.write(directory / "auxiliary.safetensors", auxiliary)
     lines = "".join(json.dumps(line) + "\n" for line in solving.history)
     replace(directory, "epochs.jsonl", lines.encode())
-    labels = ingest.levels(session)["test"].array("labels")
     record = {
         "layer": j,
         "input": solving.input,
@@ -250,21 +251,13 @@ def _finish(solving: Solving) -> None:
         "seconds": sum(line["seconds"] for line in solving.history),
         "peak_memory_bytes": _peak_memory(session.device),
     }
-    _write_logits(directory, logits)
+    replace(directory, "test_logits.npy", npy(logits))
     session.run.write(directory / LAYER, record)
     solving.checkpoint.unlink(missing_ok=True)
     session.report.say(
         f"solved layer {j}: test {100 * record['test']['top1']:.2f} %, "
         f"{duration(record['seconds'])}"
     )
-
-
-def _write_logits(directory: Path, logits: np.ndarray) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, logits, allow_pickle=False)
-    replace(directory, "test_logits.npy", buffer.getvalue())
 
 
 def _peak_memory(device: torch.device) -> int | None:

@@ -58,6 +58,11 @@ def feature_levels(recipe: Recipe) -> tuple[tuple[str, str], ...]:
     return (*(("train", view) for view in train_views(recipe)), ("test", "clean"))
 
 
+def levels_at(recipe: Recipe, depth: int) -> tuple[tuple[str, str], ...]:
+    """(split, view) of every level of x_depth, x_0 included."""
+    return feature_levels(recipe) if depth else (("train", "clean"), ("test", "clean"))
+
+
 def cached_size(recipe: Recipe) -> int:
     """Side in pixels of x_0 of what is cached: the canvas in canvas mode, else the crop."""
     return recipe.canvas if mode(recipe) == "canvas" else recipe.augment.crop

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from store.errors import DiskFull, LevelDamaged
 from store.fingerprint import canonical, sha256
@@ -103,6 +106,13 @@ def make_directory(path: Path) -> Path:
     for made in missing:
         sync_directory(made.parent)
     return path
+
+
+def npy(array: np.ndarray) -> bytes:
+    """The bytes of an ``.npy`` file; an array of Python objects is refused (``ValueError``)."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def sealed(body: Any) -> bytes:

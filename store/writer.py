@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,15 @@ from store.fingerprint import canonical, sha256
 from store.layout import Geometry, LevelKey
 from store.level import COMMIT, FORMAT, INDEX_ENTRY, Level, shard_name
 from store.precision import precision
-from store.publish import TEMPORARY, make_directory, put_exclusive, replace, sealed, unseal
+from store.publish import (
+    TEMPORARY,
+    make_directory,
+    npy,
+    put_exclusive,
+    replace,
+    sealed,
+    unseal,
+)
 
 RECEIPTS = "receipts"
 NO_CHUNK = 2**64 - 1
@@ -110,18 +117,14 @@ class LevelWriter:
                 f"shard {shard} wants {expected} {self.geometry.dtype}, "
                 f"got {rows.shape} {rows.dtype}"
             )
+        path, name = self._receipt_path(shard), shard_name(shard)
+        if path.exists():  # somebody finished it since we asked what is missing
+            return unseal(path)["nbytes"]
         data = encode(self.geometry, rows)
-        name = shard_name(shard)
-        if self._receipt_path(
-            shard
-        ).exists():  # somebody finished it since we asked what is missing
-            return len(data)
         self._publish(name, data)
         receipt = {"shard": shard, "key": name, "rows": [first, last], "nbytes": len(data)}
         receipt["sha256"] = sha256(data)
-        put_exclusive(
-            self._receipt_path(shard).parent, self._receipt_path(shard).name, sealed(receipt)
-        )
+        put_exclusive(path.parent, path.name, sealed(receipt))
         return len(data)
 
     def _publish(self, name: str, data: bytes) -> None:
@@ -170,9 +173,7 @@ class LevelWriter:
             raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
 
     def _put_array(self, name: str, array: np.ndarray) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        data = buffer.getvalue()
+        data = npy(array)
         self._publish(name, data)
         return {"nbytes": len(data), "sha256": sha256(data)}
 
