@@ -53,20 +53,29 @@ class Geometry:
 
     rows: int
     sample: tuple[int, int, int]
-    """(channel, y, x)."""
+    """(channel, y, x) of the values."""
     precision: str
     chunk_rows: int
     """Rows in one inner chunk, the unit of decode."""
     shard_rows: int
     """Rows in one shard file, the unit of write and resume; a multiple of ``chunk_rows``."""
+    profile: str = "raw"
+    """``raw``: uncompressed, rows at a constant stride. ``zstd`` or ``lz4``: packed, every inner
+    chunk compressed without shuffle, crc32c last."""
 
     @property
     def dtype(self) -> np.dtype:
         return precision(self.precision).dtype
 
     @property
+    def stored(self) -> tuple[int, int, int]:
+        """(channel, y, x) of the stored elements: x is shorter where several values share one."""
+        return stored_shape(self.sample, self.precision)
+
+    @property
     def row_bytes(self) -> int:
-        return int(np.prod(self.sample)) * self.dtype.itemsize
+        """Bytes of one row before any compression."""
+        return int(np.prod(self.stored)) * self.dtype.itemsize
 
     @property
     def shards(self) -> int:
@@ -78,7 +87,8 @@ class Geometry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a raw level's shards: whole inner chunks, their index, its checksum."""
+        """Bytes of a raw level's shards: whole inner chunks, their index, its checksum. A packed
+        level has fewer, but how many is known only once it is written."""
         full, rest = divmod(self.rows, self.shard_rows)
         per_shard = self.shard_rows // self.chunk_rows
         chunks = full * per_shard + -(-rest // self.chunk_rows)
@@ -87,10 +97,21 @@ class Geometry:
 
 
 def geometry(
-    rows: int, sample: tuple[int, int, int], precision_name: str, shard_bytes: int
+    rows: int,
+    sample: tuple[int, int, int],
+    precision_name: str,
+    shard_bytes: int,
+    profile: str = "raw",
 ) -> Geometry:
     """Choose chunk and shard rows: chunks of about 1 MiB, shards of about ``shard_bytes``."""
-    row = int(np.prod(sample)) * precision(precision_name).dtype.itemsize
+    elements = int(np.prod(stored_shape(sample, precision_name)))
+    row = elements * precision(precision_name).dtype.itemsize
     chunk = max(1, min(CHUNK_BYTES // row, shard_bytes // row, rows))
     chunks = max(1, min(shard_bytes // (chunk * row), -(-rows // chunk)))
-    return Geometry(rows, sample, precision_name, chunk, chunk * chunks)
+    return Geometry(rows, sample, precision_name, chunk, chunk * chunks, profile)
+
+
+def stored_shape(sample: tuple[int, int, int], precision_name: str) -> tuple[int, int, int]:
+    """Elements on disk of one row of values."""
+    channels, height, width = sample
+    return channels, height, -(-width // precision(precision_name).packed)

@@ -82,7 +82,7 @@ class Level:
         ):
             raise LevelDamaged(f"{path}: rows do not lie at a constant stride")
         body = raw[: (last - first) * self.geometry.row_bytes]
-        return body.view(self.geometry.dtype).reshape(last - first, *self.geometry.sample)
+        return body.view(self.geometry.dtype).reshape(last - first, *self.geometry.stored)
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows (ascending, int64) into ``out``, (len(rows), channel, y, x) of our dtype.
@@ -105,7 +105,7 @@ class Level:
 
     def read(self, begin: int, end: int) -> np.ndarray:
         """Copy of rows begin … end-1, shape (end - begin, channel, y, x)."""
-        out = np.empty((end - begin, *self.geometry.sample), self.geometry.dtype)
+        out = np.empty((end - begin, *self.geometry.stored), self.geometry.dtype)
         self.take(np.arange(begin, end), out)
         return out
 

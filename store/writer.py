@@ -111,7 +111,7 @@ class LevelWriter:
             ValueError: shape or dtype is not the level's.
         """
         first, last = self.geometry.shard_range(shard)
-        expected = (last - first, *self.geometry.sample)
+        expected = (last - first, *self.geometry.stored)
         if rows.shape != expected or rows.dtype != self.geometry.dtype:
             raise ValueError(
                 f"shard {shard} wants {expected} {self.geometry.dtype}, "
@@ -186,9 +186,9 @@ def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
     files: dict[str, Any] = {}
     zarr.create_array(
         zarr.storage.MemoryStore(files),
-        shape=(geometry.rows, *geometry.sample),
-        shards=(geometry.shard_rows, *geometry.sample),
-        chunks=(geometry.chunk_rows, *geometry.sample),
+        shape=(geometry.rows, *geometry.stored),
+        shards=(geometry.shard_rows, *geometry.stored),
+        chunks=(geometry.chunk_rows, *geometry.stored),
         dtype=geometry.dtype,
         compressors=None,
         fill_value=precision(geometry.precision).poison,
@@ -208,7 +208,7 @@ def encode(geometry: Geometry, rows: np.ndarray) -> bytes:
     from numcodecs.checksum32 import CRC32C  # here, because all of numcodecs comes with it
 
     chunks = -(-len(rows) // geometry.chunk_rows)
-    filling = (chunks * geometry.chunk_rows - len(rows), *geometry.sample)
+    filling = (chunks * geometry.chunk_rows - len(rows), *geometry.stored)
     poison = np.full(filling, precision(geometry.precision).poison, geometry.dtype)
     nbytes = geometry.chunk_rows * geometry.row_bytes
     index = np.full((geometry.shard_rows // geometry.chunk_rows, 2), NO_CHUNK, INDEX_ENTRY)
