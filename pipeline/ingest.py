@@ -121,7 +121,7 @@ def _write_split(session: Session, source: Source, split: str, kept: np.ndarray)
     samples = kept[generator("order of rows", node.fingerprint, split).permutation(len(kept))]
     shard_bytes = session.run.recipe.cache.shard_mb << 20
     shape = geometry(len(samples), (data.channels, data.size, data.size), "uint8", shard_bytes)
-    writer = session.store.writer(key, shape, node.intent)
+    writer = session.store.writer(key, shape, [node.intent])
     labels = source.labels(split)[samples]
     with writer.locked(), ThreadPoolExecutor(READ_THREADS) as pool:
         todo = writer.missing()

@@ -76,7 +76,7 @@ def _write_level(session: Session, key: LevelKey) -> dict[str, float]:
     images = ingest.levels(session)[key.split]
     ids = images.array("sample_id")
     draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
-    writer = session.store.writer(key, shape, session.run.nodes()[key.depth].intent)
+    writer = session.store.writer(key, shape, session.run.lineage(key.depth))
     base = source.levels["clean" if source.base == 0 else key.view]
     parent = levels.parent_of(base.key, base.content_root)
     with writer.locked():

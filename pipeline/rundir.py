@@ -108,6 +108,10 @@ class Run:
             )
         return nodes
 
+    def lineage(self, depth: int) -> list[dict[str, Any]]:
+        """What made x_0 … x_depth, field by field."""
+        return [node.intent for node in self.nodes()[: depth + 1]]
+
     def solved(self) -> int:
         """How many layers, from the first, are solved and current."""
         return max(0, len(self.nodes()) - 1)

@@ -2,10 +2,21 @@
 
 StoreError
 ├── LevelAbsent      write the level first
-├── LevelDamaged     a file is not what its commit says: remove the level, write it again
+├── LevelDamaged     a file is not what its commit says: verify and repair
 ├── LevelConflict    another level lives under this name
-└── DiskFull         make space; every finished shard is kept
+├── LevelBusy        wait for the process that writes it
+└── StoreRefused     the file system does not let us: another place, other rights, a sound disk
+    └── DiskFull     make space; every finished shard is kept
 """
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class StoreError(Exception):
@@ -17,7 +28,7 @@ class LevelAbsent(StoreError):
 
 
 class LevelDamaged(StoreError):
-    """A committed file is missing, or of another size or (small files) hash than recorded."""
+    """A committed file is missing, or is not what was recorded."""
 
 
 class LevelConflict(StoreError):
@@ -28,7 +39,11 @@ class LevelBusy(StoreError):
     """Another process is writing the level."""
 
 
-class DiskFull(StoreError):
+class StoreRefused(StoreError):
+    """The file system refused a call: read-only, no rights, or failing."""
+
+
+class DiskFull(StoreRefused):
     """The file system refused bytes for lack of space.
 
     Attributes:
@@ -39,3 +54,25 @@ class DiskFull(StoreError):
     def __init__(self, where: str, needed: int, free: int) -> None:
         self.needed, self.free = needed, free
         super().__init__(f"no space left: {where} needs {needed:,} bytes, {free:,} are free")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def refusals(path: Path, needed: int = 0) -> Iterator[None]:
+    """Name what the file system refused, and how much was to be written.
+
+    Raises:
+        DiskFull: for ENOSPC and EDQUOT.
+        StoreRefused: for any other ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            existing = next(p for p in path.absolute().parents if p.exists())
+            free = shutil.disk_usage(existing).free
+            raise DiskFull(str(path), needed, free) from error
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise StoreRefused(f"the file system refuses {path}: {reason}") from error

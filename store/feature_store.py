@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.errors import LevelDamaged
-from store.layout import Geometry, LevelKey, depth_directory
-from store.level import COMMIT, Level, read_commit
-from store.publish import sync_directory, unseal
-from store.writer import RECEIPTS, LevelWriter
+from store.errors import LevelDamaged, refusals
+from store.files import DISK, Files
+from store.layout import Geometry, LevelKey, depth_directory, lock_path
+from store.level import COMMIT, RECEIPTS, Level, read_commit
+from store.publish import unseal
+from store.writer import LevelWriter
 
 
 @dataclass(frozen=True)
@@ -34,67 +33,104 @@ class LevelState:
 class Store:
     """Levels under one root. Several runs may share it."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, files: Files = DISK) -> None:
+        self.root, self.files = root, files
 
     def state(self, key: LevelKey) -> LevelState:
         """Look at receipts and commit only; no shard is opened."""
         directory = key.directory(self.root)
-        if (directory / COMMIT).exists():
-            body = read_commit(directory, key)
-            nbytes = sum(shard["nbytes"] for shard in body["shards"])
-            return LevelState(
-                "complete", body["geometry"]["rows"], nbytes, body["content_root"], body["parent"]
-            )
-        return _partial(directory)
+        if self.files.exists(directory / COMMIT):
+            return complete(read_commit(directory, key, self.files))
+        return partial(directory, self.files)
 
     def open(self, key: LevelKey) -> Level:
-        return Level.open(self.root, key)
+        return Level.open(self.root, key, self.files)
 
-    def writer(self, key: LevelKey, geometry: Geometry, intent: Mapping[str, Any]) -> LevelWriter:
-        return LevelWriter(self.root, key, geometry, intent)
+    def writer(
+        self, key: LevelKey, geometry: Geometry, lineage: Sequence[Mapping[str, Any]]
+    ) -> LevelWriter:
+        return LevelWriter(self.root, key, geometry, lineage, self.files)
 
     def remove(self, depth: int, fingerprint: str) -> int:
         """Remove every level of one lineage at one depth; commits go first, so none is half valid.
 
         Returns:
             Bytes freed.
+
+        Raises:
+            LevelBusy: another process is writing it.
+            StoreRefused: the store cannot be written.
         """
         directory = depth_directory(self.root, depth, fingerprint)
-        freed = used_bytes(directory)
-        for commit in sorted(directory.glob(f"*/{COMMIT}")):
-            commit.unlink()
-            sync_directory(commit.parent)
-        shutil.rmtree(directory, ignore_errors=True)
+        if not self.files.exists(directory):
+            return 0
+        with self.files.lock(lock_path(self.root, depth, fingerprint), directory.name, None):
+            freed = used_bytes(directory, self.files)
+            for name in self.files.names(directory):
+                self._revoke(directory / name)
+            self._remove_tree(directory)
         return freed
 
     def remove_level(self, key: LevelKey) -> None:
-        """Remove one level, commit first."""
+        """Remove one level, commit first. The caller holds its lock, or nobody writes."""
         directory = key.directory(self.root)
-        if directory.exists():
-            (directory / COMMIT).unlink(missing_ok=True)
-            sync_directory(directory)
-            shutil.rmtree(directory)
+        if self.files.exists(directory):
+            self._revoke(directory)
+            self._remove_tree(directory)
+
+    def _revoke(self, directory: Path) -> None:
+        with refusals(directory):
+            if self.files.exists(directory / COMMIT):
+                self.files.unlink(directory / COMMIT)
+                self.files.sync_directory(directory)
+
+    def _remove_tree(self, directory: Path) -> None:
+        with refusals(directory):
+            for path in walk(directory, self.files):
+                remove = self.files.remove_directory
+                (remove if self.files.is_directory(path) else self.files.unlink)(path)
+            self.files.remove_directory(directory)
+
+    def remove_file(self, path: Path) -> None:
+        """Remove a file or a whole directory that is not a level."""
+        if self.files.is_directory(path):
+            self._remove_tree(path)
+        else:
+            with refusals(path):
+                self.files.unlink(path)
 
     def free_bytes(self) -> int:
         """Bytes free on the file system that holds (or will hold) the store."""
-        existing = next(p for p in (self.root, *self.root.absolute().parents) if p.exists())
-        return shutil.disk_usage(existing).free
+        return self.files.free(self.root)
 
 
-def _partial(directory: Path) -> LevelState:
+def complete(commit: dict[str, Any]) -> LevelState:
+    """The state of a level that has a commit."""
+    nbytes = sum(shard["nbytes"] for shard in commit["shards"])
+    rows = commit["geometry"]["rows"]
+    return LevelState("complete", rows, nbytes, commit["content_root"], commit["parent"])
+
+
+def partial(directory: Path, files: Files = DISK) -> LevelState:
     """By receipts, without hashing: this is what people look at; the writer re-hashes."""
     receipts = []
-    for path in (directory / RECEIPTS).glob("*.json"):
-        with suppress(LevelDamaged):
-            receipts.append(unseal(path))
+    for name in files.names(directory / RECEIPTS):
+        with suppress(LevelDamaged, FileNotFoundError):
+            receipts.append(unseal(directory / RECEIPTS / name, files))
     if not receipts:
         return LevelState("absent")
     rows = sum(last - first for first, last in (r["rows"] for r in receipts))
     return LevelState("partial", rows, sum(r["nbytes"] for r in receipts))
 
 
-def used_bytes(directory: Path) -> int:
+def walk(directory: Path, files: Files = DISK) -> Iterator[Path]:
+    """Everything below a directory, what is inside a directory before that directory."""
+    for name in files.names(directory):
+        if files.is_directory(directory / name):
+            yield from walk(directory / name, files)
+        yield directory / name
+
+
+def used_bytes(directory: Path, files: Files = DISK) -> int:
     """Bytes of the files below a directory; 0 if there is none."""
-    files = (Path(base) / name for base, _, names in os.walk(directory) for name in names)
-    return sum(path.lstat().st_size for path in files)
+    return sum(files.size(p) for p in walk(directory, files) if not files.is_directory(p))

@@ -3,6 +3,9 @@
 STORE/x_3-9f3c1a72be04/intent.json
                        train.v0/  zarr.json  c.0.0.0.0 …  receipts/000000.json …  COMMIT.json
                        test/      …
+      locks/x_3-9f3c1a72be04.lock
+      runs/       who refers to what
+      quarantine/ what verify --repair set aside
 """
 
 from __future__ import annotations
@@ -45,6 +48,11 @@ class LevelKey:
 
 def depth_directory(root: Path, depth: int, fingerprint: str) -> Path:
     return root / f"x_{depth}-{fingerprint[:12]}"
+
+
+def lock_path(root: Path, depth: int, fingerprint: str) -> Path:
+    """The lock of every level of one x_depth; outside of what it locks, so that can be removed."""
+    return root / "locks" / f"{depth_directory(root, depth, fingerprint).name}.lock"
 
 
 @dataclass(frozen=True)

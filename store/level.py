@@ -1,32 +1,42 @@
 """Reading a committed level. Rows of a raw shard lie at a constant stride, so a row is a pointer.
 
 Opening trusts nothing but the commit: it must hash to itself, name the fingerprint asked for, match
-``zarr.json``, and every shard must have the recorded size. Nothing here imports zarr.
+``zarr.json``, and every shard must have the recorded size. A row is checked against its crc32c the
+first time it is read, so a flipped bit, a hole or another level's shard is an error and never a
+feature. Nothing here imports zarr.
 """
 
 from __future__ import annotations
 
+import base64
 import io
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from store.errors import LevelAbsent, LevelConflict, LevelDamaged
+from store.codec import CHECKSUM, BadChunk, read_index, row_checksums, unpack
+from store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusals
+from store.files import DISK, Files
 from store.fingerprint import sha256
 from store.layout import Geometry, LevelKey
-from store.publish import unseal
+from store.publish import opened, unseal
 
 COMMIT = "COMMIT.json"
-FORMAT = 1
+RECEIPTS = "receipts"
+FORMAT = 2
 """Version of what a commit says; a reader of another version refuses."""
-INDEX_ENTRY = np.dtype("<u8")
-INDEX_CHECKSUM_BYTES = 4
+SHARDS_OPEN = 16_384
+"""Shards mapped at a time; a process may have about 65,000 maps."""
+CHUNKS_KEPT = 8
+"""Decoded inner chunks kept, for readers that want a part of one after another."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Level:
     """One committed array of (rows, channel, y, x), readable at random rows."""
 
@@ -39,9 +49,12 @@ class Level:
     """Fingerprint, name and content root of the level this one was computed from; None for x_0."""
     auxiliary: dict[str, dict[str, Any]]
     """Small arrays beside the level (labels, sample ids): name → bytes and sha256."""
+    shards: list[dict[str, Any]]
+    """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
+    files: Files = field(default=DISK, repr=False)
 
     @classmethod
-    def open(cls, root: Path, key: LevelKey) -> Level:
+    def open(cls, root: Path, key: LevelKey, files: Files = DISK) -> Level:
         """Open a level by its commit.
 
         Raises:
@@ -50,61 +63,44 @@ class Level:
             LevelDamaged: a file is missing or is not what the commit says.
         """
         directory = key.directory(root)
-        body = read_commit(directory, key)
+        body = read_commit(directory, key, files)
         if body["format"] != FORMAT:
             raise LevelConflict(
                 f"{directory} has format {body['format']}; this version reads {FORMAT}"
             )
-        level = cls(
-            directory, key, _geometry(body), body["content_root"], body["parent"], body["auxiliary"]
-        )
-        _read_hashed(directory / "zarr.json", body["zarr_json"]["sha256"])
-        for shard in body["shards"]:
-            _check_size(directory / shard["key"], shard["nbytes"])
+        facts = {name: body[name] for name in ("content_root", "parent", "auxiliary", "shards")}
+        level = cls(directory, key, geometry_of(body), **facts, files=files)
+        read_hashed(directory / "zarr.json", body["zarr_json"]["sha256"], files)
+        for shard in level.shards:
+            check_size(directory / shard["key"], shard["nbytes"], files)
         return level
 
     def __len__(self) -> int:
         return self.geometry.rows
 
-    @cached_property
-    def _shards(self) -> list[np.ndarray]:
-        return [self._map(shard) for shard in range(self.geometry.shards)]
-
-    def _map(self, shard: int) -> np.ndarray:
-        """Memory map of one shard as (rows, channel, y, x), its stride checked in its index."""
-        path = self.directory / shard_name(shard)
-        first, last = self.geometry.shard_range(shard)
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-        chunks = -(-(last - first) // self.geometry.chunk_rows)
-        chunk_bytes = self.geometry.chunk_rows * self.geometry.row_bytes
-        if not _is_flat(
-            raw, self.geometry.shard_rows // self.geometry.chunk_rows, chunks, chunk_bytes
-        ):
-            raise LevelDamaged(f"{path}: rows do not lie at a constant stride")
-        body = raw[: (last - first) * self.geometry.row_bytes]
-        return body.view(self.geometry.dtype).reshape(last - first, *self.geometry.stored)
-
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy rows (ascending, int64) into ``out``, (len(rows), channel, y, x) of our dtype.
+        """Copy rows into ``out``.
+
+        Args:
+            rows: int64 (n,), ascending.
+            out: C-contiguous (n, channel, y, x) of stored elements, in the level's dtype.
 
         Raises:
             IndexError: a row is not in the level.
+            LevelDamaged: a row is not the one that was written; names file and row.
         """
         if len(rows) and not (rows[0] >= 0 and rows[-1] < len(self)):
             raise IndexError(
                 f"rows {rows[0]}…{rows[-1]} of {self.key.label}, which has {len(self)}"
             )
-        shards = rows // self.geometry.shard_rows
-        edges = np.flatnonzero(np.diff(shards)) + 1
-        for begin, end in zip([0, *edges], [*edges, len(rows)], strict=True):
-            if begin < end:
-                shard = int(shards[begin])
-                local = rows[begin:end] - shard * self.geometry.shard_rows
-                # mode="clip" lets take write straight into out; the range was checked above.
-                np.take(self._shards[shard], local, axis=0, out=out[begin:end], mode="clip")
+        gather = self._gather_raw if self.geometry.profile == "raw" else self._gather_packed
+        for shard, part in _runs(rows // self.geometry.shard_rows):
+            local = rows[part] - shard * self.geometry.shard_rows
+            gather(shard, local, out[part])
+            self._receipt(shard).check(local, out[part])
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Copy of rows begin … end-1, shape (end - begin, channel, y, x)."""
+        """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements."""
         out = np.empty((end - begin, *self.geometry.stored), self.geometry.dtype)
         self.take(np.arange(begin, end), out)
         return out
@@ -112,8 +108,88 @@ class Level:
     def array(self, name: str) -> np.ndarray:
         """A small array committed beside the level, e.g. ``labels``; checked against its sha256."""
         path = self.directory / f"{name}.npy"
-        data = _read_hashed(path, self.auxiliary[path.name]["sha256"])
+        data = read_hashed(path, self.auxiliary[path.name]["sha256"], self.files)
         return np.load(io.BytesIO(data), allow_pickle=False)
+
+    # ---- one shard ------------------------------------------------------------------------------
+
+    def _gather_raw(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
+        # mode="clip" lets take write straight into out; take() checked the range.
+        np.take(self._raw(shard), local, axis=0, out=out, mode="clip")
+
+    def _gather_packed(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
+        for chunk, part in _runs(local // self.geometry.chunk_rows):
+            out[part] = self._chunk(shard, chunk)[local[part] - chunk * self.geometry.chunk_rows]
+
+    @cached_property
+    def _raw(self) -> Callable[[int], np.ndarray]:
+        return lru_cache(SHARDS_OPEN)(self._map)
+
+    @cached_property
+    def _chunk(self) -> Callable[[int, int], np.ndarray]:
+        return lru_cache(CHUNKS_KEPT)(self._decode)
+
+    @cached_property
+    def _receipt(self) -> Callable[[int], _Receipt]:
+        return lru_cache(SHARDS_OPEN)(self._read_receipt)
+
+    def _path(self, shard: int) -> Path:
+        return self.directory / self.shards[shard]["key"]
+
+    def _rows(self, shard: int) -> int:
+        first, last = self.geometry.shard_range(shard)
+        return last - first
+
+    def _map(self, shard: int) -> np.ndarray:
+        """Memory map of a raw shard as (rows, channel, y, x)."""
+        body = self._mapped(shard)[: self._rows(shard) * self.geometry.row_bytes]
+        return body.view(self.geometry.dtype).reshape(-1, *self.geometry.stored)
+
+    def _decode(self, shard: int, chunk: int) -> np.ndarray:
+        """Rows of one packed inner chunk."""
+        data = self._mapped(shard)
+        try:
+            offset, nbytes = map(int, read_index(self.geometry, data, self._rows(shard))[chunk])
+            return unpack(self.geometry, data[offset : offset + nbytes])
+        except BadChunk as error:
+            raise LevelDamaged(f"{self._path(shard)}: {error}") from None
+
+    def _mapped(self, shard: int) -> np.ndarray:
+        with refusals(self._path(shard)):
+            return self.files.map(self._path(shard))
+
+    def _read_receipt(self, shard: int) -> _Receipt:
+        path = receipt_path(self.directory, shard)
+        body = opened(read_hashed(path, self.shards[shard]["receipt"], self.files), path)
+        return _Receipt(self._path(shard), body["rows"][0], checksums_of(body))
+
+
+class _Receipt:
+    """Checks every row of a shard once."""
+
+    def __init__(self, path: Path, first: int, checksums: np.ndarray) -> None:
+        self.path, self.first, self.checksums = path, first, checksums
+        self.checked = np.zeros(len(checksums), bool)
+
+    def check(self, local: np.ndarray, rows: np.ndarray) -> None:
+        new = ~self.checked[local]
+        if not new.any():
+            return
+        if not new.all():
+            local, rows = local[new], rows[new]
+        wrong = np.flatnonzero(row_checksums(rows) != self.checksums[local])
+        if len(wrong):
+            row = self.first + int(local[wrong[0]])
+            raise LevelDamaged(f"{self.path}: row {row} is not the one that was written")
+        self.checked[local] = True
+
+
+def _runs(groups: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """Runs of equal values: value, and where it lies."""
+    edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+    for begin, end in pairwise(edges):
+        if begin < end:
+            yield int(groups[begin]), slice(begin, end)
 
 
 def shard_name(shard: int) -> str:
@@ -121,45 +197,50 @@ def shard_name(shard: int) -> str:
     return f"c.{shard}.0.0.0"
 
 
-def read_commit(directory: Path, key: LevelKey) -> dict[str, Any]:
+def receipt_path(directory: Path, shard: int) -> Path:
+    return directory / RECEIPTS / f"{shard:06d}.json"
+
+
+def checksums_of(receipt: dict[str, Any]) -> np.ndarray:
+    """crc32c of every row of a shard, uint32 (rows,), as its receipt keeps them."""
+    return np.frombuffer(base64.b64decode(receipt["crc32c"]), CHECKSUM)
+
+
+def read_commit(directory: Path, key: LevelKey, files: Files = DISK) -> dict[str, Any]:
     """The body of a commit, which must be about ``key``. Raises as :meth:`Level.open` does."""
-    try:
-        body = unseal(directory / COMMIT)
-    except FileNotFoundError:
-        raise LevelAbsent(f"{key.label} ({key.fingerprint[:12]}) is not in the store") from None
+    with refusals(directory / COMMIT):
+        try:
+            body = unseal(directory / COMMIT, files)
+        except FileNotFoundError:
+            raise LevelAbsent(f"{key.label} ({key.fingerprint[:12]}) is not in the store") from None
     if body["level"] != asdict(key):
         raise LevelConflict(f"{directory} holds {body['level']}, not {asdict(key)}")
     return body
 
 
-def _geometry(body: dict[str, Any]) -> Geometry:
-    fields = body["geometry"]
+def geometry_of(commit: dict[str, Any]) -> Geometry:
+    fields = commit["geometry"]
     return Geometry(**{**fields, "sample": tuple(fields["sample"])})
 
 
-def _read_hashed(path: Path, expected: str) -> bytes:
+def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
     """Bytes of a small committed file. Raises LevelDamaged if it is gone or another one."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise LevelDamaged(f"{path} is missing; the level was committed with it") from None
+    with refusals(path):
+        try:
+            data = files.read(path)
+        except FileNotFoundError:
+            raise LevelDamaged(f"{path} is missing; the level was committed with it") from None
     if sha256(data) != expected:
         raise LevelDamaged(f"{path} is not the one that was committed")
     return data
 
 
-def _check_size(path: Path, nbytes: int) -> None:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise LevelDamaged(f"{path} is missing; its commit says {nbytes:,} bytes") from None
+def check_size(path: Path, nbytes: int, files: Files = DISK) -> None:
+    """Raises LevelDamaged if a shard is not there or has another size than recorded."""
+    with refusals(path):
+        try:
+            size = files.size(path)
+        except FileNotFoundError:
+            raise LevelDamaged(f"{path} is missing; its commit says {nbytes:,} bytes") from None
     if size != nbytes:
         raise LevelDamaged(f"{path} has {size:,} bytes; its commit says {nbytes:,}")
-
-
-def _is_flat(raw: np.ndarray, slots: int, chunks: int, chunk_bytes: int) -> bool:
-    """Does the index say that the first ``chunks`` inner chunks lie back to back?"""
-    tail = raw[len(raw) - INDEX_CHECKSUM_BYTES - slots * 16 : len(raw) - INDEX_CHECKSUM_BYTES]
-    index = np.frombuffer(tail.tobytes(), INDEX_ENTRY).reshape(slots, 2)[:chunks]
-    offsets = np.arange(chunks, dtype=INDEX_ENTRY) * chunk_bytes
-    return bool((index[:, 0] == offsets).all() and (index[:, 1] == chunk_bytes).all())

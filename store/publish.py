@@ -12,22 +12,26 @@ import contextlib
 import errno
 import io
 import json
-import os
-import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from store.errors import DiskFull, LevelDamaged
+from store.errors import LevelDamaged, refusals
+from store.files import DISK, Files
 from store.fingerprint import canonical, sha256
 
 TEMPORARY = ".tmp-"
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""How file systems without hard links (FAT, some network mounts) refuse one."""
+
+Parts = bytes | Sequence[bytes | memoryview]
+"""What a file is to hold: bytes, or pieces of it in their order, each a contiguous buffer."""
 
 
-def put_exclusive(directory: Path, name: str, data: bytes | memoryview) -> bool:
+def put_exclusive(directory: Path, name: str, data: Parts, files: Files = DISK) -> bool:
     """Publish ``data`` as ``directory/name`` unless the name is taken.
 
     Returns:
@@ -35,76 +39,92 @@ def put_exclusive(directory: Path, name: str, data: bytes | memoryview) -> bool:
 
     Raises:
         DiskFull: no space; nothing is left behind.
-        OSError: any other refusal of the file system. No part of the file is left behind; if only
-            the directory's sync failed, the whole file is there, but may not outlive a power cut.
+        StoreRefused: any other refusal of the file system. No part of the file is left behind; if
+            only the directory's sync failed, the whole file is there, but may not outlive a power
+            cut.
     """
-    with _disk_full_named(directory, name, data):
-        with _temporary(directory, data) as temporary:
+    with refusals(directory / name, _length(data)):
+        with _temporary(directory, data, files) as temporary:
             try:
-                os.link(temporary, directory / name)
+                _link(temporary, directory / name, files)
             except FileExistsError:
                 return False
-        sync_directory(directory)
+        files.sync_directory(directory)
         return True
 
 
-def replace(directory: Path, name: str, data: bytes | memoryview) -> None:
-    """Publish ``data`` as ``directory/name``, replacing what was there in one step."""
-    with _disk_full_named(directory, name, data):
-        with _temporary(directory, data) as temporary:
-            temporary.replace(directory / name)
-        sync_directory(directory)
+def replace(directory: Path, name: str, data: Parts, files: Files = DISK) -> None:
+    """Publish ``data`` as ``directory/name``, replacing what was there in one step.
+
+    Raises:
+        DiskFull, StoreRefused: as :func:`put_exclusive`; the file that was there is still there.
+    """
+    with refusals(directory / name, _length(data)):
+        with _temporary(directory, data, files) as temporary:
+            files.rename(temporary, directory / name)
+        files.sync_directory(directory)
+
+
+def _pieces(data: Parts) -> list[memoryview]:
+    parts = [data] if isinstance(data, bytes) else data
+    return [memoryview(part).cast("B") for part in parts if len(part)]
+
+
+def _length(data: Parts) -> int:
+    return sum(len(piece) for piece in _pieces(data))
 
 
 @contextlib.contextmanager
-def _temporary(directory: Path, data: bytes | memoryview) -> Iterator[Path]:
+def _temporary(directory: Path, data: Parts, files: Files) -> Iterator[Path]:
     """A synced temporary file holding ``data``; gone when the block ends, whatever happened."""
     path = directory / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
-        _write_synced(path, data)
+        _write_synced(path, data, files)
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        # A second error here (the disk is failing) must not hide the first; the name says what it
+        # is, and the next writer removes it.
+        with contextlib.suppress(OSError):
+            files.unlink(path)
 
 
-def _write_synced(path: Path, data: bytes | memoryview) -> None:
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+def _write_synced(path: Path, data: Parts, files: Files) -> None:
+    descriptor = files.create(path)
     try:
-        view = memoryview(data)
-        while len(view):
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        for piece in _pieces(data):
+            while len(piece):
+                piece = piece[files.write(descriptor, piece) :]
+        files.sync(descriptor)
     finally:
-        os.close(descriptor)
+        files.close(descriptor)
 
 
-@contextlib.contextmanager
-def _disk_full_named(directory: Path, name: str, data: bytes | memoryview) -> Iterator[None]:
-    """Say what was to be written and what is free, once our own temporary file is gone."""
+def _link(temporary: Path, target: Path, files: Files) -> None:
+    """Exclusive where the file system can; else by looking first, which the level's lock covers."""
     try:
-        yield
+        files.link(temporary, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(directory).free
-            raise DiskFull(str(directory / name), len(data), free) from error
-        raise
+        if error.errno not in NO_LINKS:
+            raise
+        if files.exists(target):
+            raise FileExistsError(errno.EEXIST, "File exists", str(target)) from error
+        files.rename(temporary, target)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def make_directory(path: Path, files: Files = DISK) -> Path:
+    """``mkdir -p`` whose names are durable up to the first parent that existed.
 
+    The name of ``path`` is synced even if it was there: a killed process may have made it.
 
-def make_directory(path: Path) -> Path:
-    """``mkdir -p`` whose new names are durable up to the first parent that existed."""
-    missing = [p for p in (path, *path.parents) if not p.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for made in missing:
-        sync_directory(made.parent)
+    Raises:
+        DiskFull, StoreRefused: the file system does not let us.
+    """
+    with refusals(path):
+        missing = [p for p in (path, *path.parents) if not files.exists(p)]
+        for directory in reversed(missing or [path]):
+            with contextlib.suppress(FileExistsError):
+                files.make_directory(directory)
+            files.sync_directory(directory.parent)
     return path
 
 
@@ -116,22 +136,25 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def sealed(body: Any) -> bytes:
-    """JSON text ``{"body": …, "sha256": …}`` that proves itself."""
+    """JSON text ``{"sha256": …, "body": …}`` that proves itself."""
     record = {"sha256": sha256(canonical(body)), "body": body}
     return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def unseal(path: Path) -> Any:
+def unseal(path: Path, files: Files = DISK) -> Any:
     """Read a sealed file back.
 
     Raises:
         FileNotFoundError: there is none.
-        LevelDamaged: it does not hash to what it says.
+        LevelDamaged: it is not, byte for byte, what was sealed.
     """
-    try:
-        record = json.loads(path.read_bytes())
-        if record["sha256"] == sha256(canonical(record["body"])):
-            return record["body"]
-    except (ValueError, KeyError, TypeError):
-        pass
+    return opened(files.read(path), path)
+
+
+def opened(data: bytes, path: Path) -> Any:
+    """The body of a sealed file's bytes. Raises LevelDamaged as :func:`unseal` does."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        body = json.loads(data)["body"]
+        if sealed(body) == data:
+            return body
     raise LevelDamaged(f"{path} is damaged: its content does not match its own sha256")

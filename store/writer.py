@@ -1,27 +1,27 @@
-"""Writing a level shard by shard: the shard, then its receipt, and the commit last of all.
-
-A raw shard is put together in memory, byte for byte what zarr would have written; the metadata is
-zarr's own.
-"""
+"""Writing a level shard by shard: the shard, then its receipt, and the commit last of all."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import fcntl
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from store.errors import LevelBusy, LevelConflict, LevelDamaged
+from store.codec import encode, row_checksums, zarr_metadata
+from store.errors import LevelConflict, LevelDamaged, refusals
+from store.files import DISK, Files
 from store.fingerprint import canonical, sha256
-from store.layout import Geometry, LevelKey
-from store.level import COMMIT, FORMAT, INDEX_ENTRY, Level, shard_name
-from store.precision import precision
+from store.layout import Geometry, LevelKey, lock_path
+from store.level import COMMIT, FORMAT, RECEIPTS, Level, receipt_path, shard_name
 from store.publish import (
     TEMPORARY,
+    Parts,
     make_directory,
     npy,
     put_exclusive,
@@ -30,84 +30,122 @@ from store.publish import (
     unseal,
 )
 
-RECEIPTS = "receipts"
-NO_CHUNK = 2**64 - 1
-"""Offset and length, in a shard's index, of a chunk that is not there (Zarr v3 sharding)."""
-LOCK = "LOCK"
-"""Held, by the kernel, while a process writes the level; a killed process holds nothing."""
+INTENT, ZARR = "intent.json", "zarr.json"
+HASH_THREADS = 2
 
 
 class LevelWriter:
-    """The half-written level: knows which shards are still missing, and how to add one."""
+    """The half-written level: knows which shards are still missing, and how to add one.
+
+    Everything that looks, removes or commits wants the level :meth:`locked`.
+    """
 
     def __init__(
-        self, root: Path, key: LevelKey, geometry: Geometry, intent: Mapping[str, Any]
+        self,
+        root: Path,
+        key: LevelKey,
+        geometry: Geometry,
+        lineage: Sequence[Mapping[str, Any]],
+        files: Files = DISK,
     ) -> None:
-        """Create or take up the level's directory.
+        """Touches nothing yet.
 
         Args:
-            intent: every input of ``key.fingerprint``; kept readable as ``intent.json``.
-
-        Raises:
-            LevelConflict: the directory was begun with another geometry or lineage.
+            lineage: what made x_0 … x_depth, readable, kept as ``intent.json``; the last of them
+                hashes to ``key.fingerprint``.
         """
-        self.root, self.key, self.geometry = root, key, geometry
-        self.directory = make_directory(key.directory(root))
-        make_directory(self.directory / RECEIPTS)
-        self._begin(self.directory.parent, "intent.json", sealed(dict(intent)))
+        self.root, self.key, self.geometry, self.files = root, key, geometry, files
+        self.directory = key.directory(root)
+        self.intent = sealed({"lineage": list(lineage)})
         self.metadata = zarr_metadata(geometry, key)
-        self._begin(self.directory, "zarr.json", self.metadata)
-
-    def _begin(self, directory: Path, name: str, data: bytes) -> None:
-        if not put_exclusive(directory, name, data) and (directory / name).read_bytes() != data:
-            raise LevelConflict(
-                f"{directory / name} was written for another level; remove {directory}"
-            )
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Be the only writer of the level for the block. Raises LevelBusy if another process is."""
-        with (self.directory / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LevelBusy(f"another process is writing {self.key.label} now") from None
+    def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Be the only writer of this x_depth for the block.
+
+        Args:
+            waiting: called with who holds the lock until it is free; None: do not wait.
+
+        Raises:
+            LevelBusy: another process writes it, and we do not wait.
+            StoreRefused: the store cannot be written.
+        """
+        make_directory(self.root, self.files)
+        path = lock_path(self.root, self.key.depth, self.key.fingerprint)
+        with self.files.lock(path, self.key.label, waiting):
             yield
 
-    def missing(self) -> list[int]:
-        """Shards without a valid receipt. What a killed writer left half done is removed.
+    @contextlib.contextmanager
+    def locked(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """:meth:`lock` and :meth:`begin`."""
+        with self.lock(waiting):
+            self.begin()
+            yield
 
-        Call it with the level :meth:`locked`, or another writer's unfinished files go too.
+    def begin(self) -> None:
+        """Make the level's directory, or take up the one that is there.
+
+        Raises:
+            LevelConflict: it was begun with another geometry or lineage.
         """
-        for leftover in self.directory.rglob(f"{TEMPORARY}*"):
-            leftover.unlink(missing_ok=True)
-        return [shard for shard in range(self.geometry.shards) if self._receipt(shard) is None]
+        for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
+            make_directory(directory, self.files)
+        self._have(self.directory.parent, INTENT, self.intent)
+        self._have(self.directory, ZARR, self.metadata)
 
-    def _receipt(self, shard: int) -> dict[str, Any] | None:
-        """The receipt of a shard whose bytes are on disk as it says; otherwise both are removed."""
-        path, data = self._receipt_path(shard), self.directory / shard_name(shard)
+    def _have(self, directory: Path, name: str, data: bytes) -> None:
+        if put_exclusive(directory, name, data, self.files):
+            return
+        if self.files.read(directory / name) != data:
+            raise LevelConflict(
+                f"{directory / name} was begun for another level or geometry; remove {directory}"
+            )
+
+    # ---- what is there --------------------------------------------------------------------------
+
+    def committed(self) -> bool:
+        """Is there a commit? Another process may have finished the level while we waited."""
+        return self.files.exists(self.directory / COMMIT)
+
+    def missing(self) -> list[int]:
+        """Shards without a valid receipt. What a killed writer left half done is removed."""
+        with refusals(self.directory), ThreadPoolExecutor(HASH_THREADS) as pool:
+            for directory in (self.directory, self.directory / RECEIPTS):
+                for name in self.files.names(directory):
+                    if name.startswith(TEMPORARY):
+                        self.files.unlink(directory / name)
+            whole = list(pool.map(self._whole, range(self.geometry.shards)))
+            missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
+            for shard in missing:
+                self.forget(shard)
+        return missing
+
+    def _whole(self, shard: int) -> bool:
+        """Does a shard lie on disk as its receipt says?"""
+        path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
         with contextlib.suppress(FileNotFoundError, LevelDamaged):
-            receipt = unseal(path)
-            if sha256(data.read_bytes()) == receipt["sha256"]:
-                return receipt
-        path.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
-        return None
+            return sha256(self.files.read(data)) == unseal(path, self.files)["sha256"]
+        return False
 
-    def _receipt_path(self, shard: int) -> Path:
-        return self.directory / RECEIPTS / f"{shard:06d}.json"
+    def forget(self, shard: int) -> None:
+        """Remove a shard and its receipt, the receipt first: it must never vouch for nothing."""
+        for path in (receipt_path(self.directory, shard), self.directory / shard_name(shard)):
+            with contextlib.suppress(FileNotFoundError):
+                self.files.unlink(path)
+
+    # ---- one shard ------------------------------------------------------------------------------
 
     def put(self, shard: int, rows: np.ndarray) -> int:
         """Publish one shard and its receipt.
 
         Args:
-            rows: (rows of the shard, channel, y, x) in the level's dtype.
+            rows: (rows of the shard, channel, y, x) of stored elements, in the level's dtype.
 
         Returns:
             Bytes of the shard.
 
         Raises:
-            DiskFull: nothing of this shard is left behind.
+            DiskFull, StoreRefused: nothing of this shard is left behind.
             ValueError: shape or dtype is not the level's.
         """
         first, last = self.geometry.shard_range(shard)
@@ -117,22 +155,45 @@ class LevelWriter:
                 f"shard {shard} wants {expected} {self.geometry.dtype}, "
                 f"got {rows.shape} {rows.dtype}"
             )
-        path, name = self._receipt_path(shard), shard_name(shard)
-        if path.exists():  # somebody finished it since we asked what is missing
-            return unseal(path)["nbytes"]
+        path = receipt_path(self.directory, shard)
+        if self.files.exists(path):  # somebody finished it since we asked what is missing
+            return unseal(path, self.files)["nbytes"]
         data = encode(self.geometry, rows)
-        self._publish(name, data)
-        receipt = {"shard": shard, "key": name, "rows": [first, last], "nbytes": len(data)}
-        receipt["sha256"] = sha256(data)
-        put_exclusive(path.parent, path.name, sealed(receipt))
-        return len(data)
+        # Hashing takes a third of the time that syncing does, and another core.
+        with ThreadPoolExecutor(1) as pool:
+            receipt = pool.submit(self.receipt, shard, data, rows)
+            self._publish(shard_name(shard), data)
+        self.vouch(shard, receipt.result())
+        return receipt.result()["nbytes"]
 
-    def _publish(self, name: str, data: bytes) -> None:
+    def vouch(self, shard: int, receipt: Any) -> None:
+        """Publish the receipt of a shard that is on disk."""
+        self._publish(f"{RECEIPTS}/{receipt_path(self.directory, shard).name}", sealed(receipt))
+
+    def receipt(self, shard: int, data: Sequence[bytes | memoryview], rows: np.ndarray) -> Any:
+        """What the receipt of a shard says: a function of its bytes, ``data``, alone."""
+        digest = hashlib.sha256()
+        for piece in data:
+            digest.update(piece)
+        checksums = row_checksums(np.ascontiguousarray(rows))
+        return {
+            "shard": shard,
+            "key": shard_name(shard),
+            "rows": list(self.geometry.shard_range(shard)),
+            "nbytes": sum(len(piece) for piece in data),
+            "sha256": digest.hexdigest(),
+            "crc32c": base64.b64encode(checksums.tobytes()).decode(),
+        }
+
+    def _publish(self, name: str, data: Parts) -> None:
         """Have exactly ``data`` under ``name``: what is recorded must be what is on disk."""
-        if not put_exclusive(self.directory, name, data):
-            if (self.directory / name).read_bytes() == data:
-                return
-            replace(self.directory, name, data)
+        path = self.directory / name
+        if not put_exclusive(path.parent, path.name, data, self.files):
+            whole = data if isinstance(data, bytes) else b"".join(data)
+            if self.files.read(path) != whole:
+                replace(path.parent, path.name, whole, self.files)
+
+    # ---- the whole level ------------------------------------------------------------------------
 
     def commit(
         self,
@@ -150,7 +211,7 @@ class LevelWriter:
         Raises:
             LevelDamaged: a shard has no receipt.
         """
-        receipts = [self._read_receipt(shard) for shard in range(self.geometry.shards)]
+        shards = [self._entry(shard) for shard in range(self.geometry.shards)]
         auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
         body = {
             "format": FORMAT,
@@ -159,60 +220,28 @@ class LevelWriter:
             "geometry": asdict(self.geometry),
             "zarr_json": {"nbytes": len(self.metadata), "sha256": sha256(self.metadata)},
             "auxiliary": auxiliary,
-            "shards": receipts,
-            "content_root": sha256(canonical([r["sha256"] for r in receipts])),
+            "shards": shards,
+            "content_root": sha256(canonical([shard["sha256"] for shard in shards])),
             "tool": dict(tool or {}),
         }
-        put_exclusive(self.directory, COMMIT, sealed(body))
-        return Level.open(self.root, self.key)
+        # A writer that was killed may have linked any of these names and synced none of them.
+        with refusals(self.directory):
+            for directory in (self.directory / RECEIPTS, self.directory, self.directory.parent):
+                self.files.sync_directory(directory)
+        put_exclusive(self.directory, COMMIT, sealed(body), self.files)
+        return Level.open(self.root, self.key, self.files)
 
-    def _read_receipt(self, shard: int) -> dict[str, Any]:
+    def _entry(self, shard: int) -> dict[str, Any]:
+        """What a commit says of a shard: its receipt, by hash, and all but the rows' checksums."""
+        path = receipt_path(self.directory, shard)
         try:
-            return unseal(self._receipt_path(shard))
+            body = unseal(path, self.files)
         except FileNotFoundError:
             raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
+        facts = {name: body[name] for name in ("shard", "key", "rows", "nbytes", "sha256")}
+        return {**facts, "receipt": sha256(sealed(body))}
 
     def _put_array(self, name: str, array: np.ndarray) -> dict[str, Any]:
         data = npy(array)
         self._publish(name, data)
         return {"nbytes": len(data), "sha256": sha256(data)}
-
-
-def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
-    """The level's ``zarr.json``: Zarr v3, sharded, raw, flat chunk keys, poison as fill."""
-    import zarr
-    import zarr.storage
-
-    files: dict[str, Any] = {}
-    zarr.create_array(
-        zarr.storage.MemoryStore(files),
-        shape=(geometry.rows, *geometry.stored),
-        shards=(geometry.shard_rows, *geometry.stored),
-        chunks=(geometry.chunk_rows, *geometry.stored),
-        dtype=geometry.dtype,
-        compressors=None,
-        fill_value=precision(geometry.precision).poison,
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("sample", "channel", "y", "x"),
-        attributes={"level": key.label, "fingerprint": key.fingerprint},
-    )
-    return files["zarr.json"].to_bytes()
-
-
-def encode(geometry: Geometry, rows: np.ndarray) -> bytes:
-    """The bytes of one raw shard: rows, poison up to a whole chunk, index, checksum of the index.
-
-    They are what zarr writes for the same rows (a test compares them), without its cost per chunk,
-    and with chunks that hold nothing but poison in their place, as the stride of rows needs.
-    """
-    from numcodecs.checksum32 import CRC32C  # here, because all of numcodecs comes with it
-
-    chunks = -(-len(rows) // geometry.chunk_rows)
-    filling = (chunks * geometry.chunk_rows - len(rows), *geometry.stored)
-    poison = np.full(filling, precision(geometry.precision).poison, geometry.dtype)
-    nbytes = geometry.chunk_rows * geometry.row_bytes
-    index = np.full((geometry.shard_rows // geometry.chunk_rows, 2), NO_CHUNK, INDEX_ENTRY)
-    index[:chunks, 0] = np.arange(chunks, dtype=INDEX_ENTRY) * nbytes
-    index[:chunks, 1] = nbytes
-    tail = np.asarray(CRC32C(location="end").encode(index.tobytes())).tobytes()
-    return b"".join((np.ascontiguousarray(rows).data, poison.data, tail))

@@ -34,14 +34,15 @@ FEW = settings(max_examples=20, deadline=None)
 def drawn(shape: Geometry, seed: int = 0) -> np.ndarray:
     """Rows of random bits, so that infinities, -0.0 and NaNs with payloads are among them."""
     bits = np.random.default_rng(seed).bytes(shape.rows * shape.row_bytes)
-    return np.frombuffer(bits, shape.dtype).reshape(shape.rows, *shape.sample)
+    return np.frombuffer(bits, shape.dtype).reshape(shape.rows, *shape.stored)
 
 
 def begin(
     root: Path, shape: Geometry, rows: np.ndarray, shards: Iterable[int] | None = None
 ) -> LevelWriter:
     """A writer that has put some shards, or all of them."""
-    writer = LevelWriter(root, KEY, shape, INTENT)
+    writer = LevelWriter(root, KEY, shape, [INTENT])
+    writer.begin()
     for shard in range(shape.shards) if shards is None else shards:
         writer.put(shard, rows[slice(*shape.shard_range(shard))])
     return writer
@@ -83,7 +84,7 @@ def test_any_rows_come_back_bit_for_bit(
     level = Level.open(root, KEY)
     assert level.read(0, len(level)).tobytes() == rows.tobytes()
     asked = data.draw(st.lists(st.integers(0, shape.rows - 1), max_size=40).map(sorted))
-    out = np.empty((len(asked), *shape.sample), shape.dtype)
+    out = np.empty((len(asked), *shape.stored), shape.dtype)
     level.take(np.array(asked, np.int64), out)
     assert out.tobytes() == rows[np.array(asked, np.int64)].tobytes()
     first, last = sorted(data.draw(st.tuples(*[st.integers(0, shape.rows)] * 2)))
@@ -117,7 +118,7 @@ def test_constant_rows_keep_the_stride(
 )
 def test_rows_outside_are_refused(tmp_path: Path, rows: list[int]) -> None:
     with pytest.raises(IndexError, match=r"x_3 train\.v0, which has 11"):
-        written(tmp_path).take(np.array(rows), np.empty((2, *SMALL.sample), SMALL.dtype))
+        written(tmp_path).take(np.array(rows), np.empty((2, *SMALL.stored), SMALL.dtype))
 
 
 @FEW

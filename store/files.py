@@ -1,0 +1,106 @@
+"""The file system as the store sees it: one small class, and every call of the protocol in it.
+
+Tests put another one in its place: a disk that loses what was not synced, or a call that fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+
+from store.lock import hold
+
+
+class Files:
+    """The real file system. Every method is one call that may fail with ``OSError``."""
+
+    # ---- calls that change something --------------------------------------------------------
+
+    def create(self, path: Path) -> int:
+        """A new file, open for writing. ``FileExistsError`` if the name is taken."""
+        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write some of ``data`` (bytes, contiguous); returns how many bytes were taken."""
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Make the bytes of an open file durable."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def link(self, source: Path, target: Path) -> None:
+        """A second name. ``FileExistsError`` if it is taken: exactly one of many racers wins."""
+        os.link(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Another name, in one step; what had that name (a file, or an empty directory) is gone."""
+        source.replace(target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def make_directory(self, path: Path) -> None:
+        """One directory whose parent exists. ``FileExistsError`` if it is there."""
+        path.mkdir()
+
+    def remove_directory(self, path: Path) -> None:
+        """One empty directory."""
+        path.rmdir()
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    # ---- calls that look ----------------------------------------------------------------------
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def map(self, path: Path) -> np.ndarray:
+        """The bytes of a file as a read-only uint8 array, read when touched."""
+        if path.stat().st_size == 0:  # which cannot be mapped
+            return np.empty(0, np.uint8)
+        return np.memmap(path, dtype=np.uint8, mode="r")
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file."""
+        return path.stat().st_size
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def is_directory(self, path: Path) -> bool:
+        return path.is_dir()
+
+    def names(self, directory: Path) -> list[str]:
+        """Names in a directory, sorted; none if there is no such directory."""
+        try:
+            return sorted(path.name for path in directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def free(self, path: Path) -> int:
+        """Bytes free on the file system that holds, or will hold, a path."""
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        return shutil.disk_usage(existing).free
+
+    def lock(
+        self, path: Path, what: str, waiting: Callable[[str], None] | None
+    ) -> AbstractContextManager[None]:
+        """See :func:`store.lock.hold`."""
+        return hold(path, what, waiting)
+
+
+DISK = Files()

@@ -1,0 +1,223 @@
+"""Is every file of a level what its commit says? And how a damaged level is made whole again.
+
+Structure is fast: every small file by its hash, every shard by its size. ``deep`` hashes the shards
+too. A file that is wrong is named; nothing is changed until :func:`mend` is asked to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store.codec import decode
+from store.errors import LevelDamaged, refusals
+from store.files import DISK, Files
+from store.fingerprint import fingerprint, sha256
+from store.layout import LevelKey
+from store.level import COMMIT, RECEIPTS, check_size, read_hashed, receipt_path, shard_name
+from store.publish import make_directory, unseal
+from store.writer import HASH_THREADS, INTENT, ZARR, LevelWriter
+
+QUARANTINE = "quarantine"
+
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not what it should be, or one directory that is not where it should be."""
+
+    path: Path
+    what: str
+    level: Path
+    """The level's directory."""
+    shard: int | None = None
+    """Number of the shard, if it is one."""
+    belongs: LevelKey | None = None
+    """For a directory: the level that it holds."""
+
+
+def level_directories(root: Path, files: Files = DISK) -> list[Path]:
+    """Every directory of a store that holds, or began to hold, a level."""
+    found = []
+    for depth in files.names(root):
+        if depth.startswith("x_") and files.is_directory(root / depth):
+            found += [root / depth / name for name in files.names(root / depth)]
+    return [directory for directory in found if files.is_directory(directory)]
+
+
+def check_level(
+    root: Path,
+    directory: Path,
+    *,
+    deep: bool = False,
+    files: Files = DISK,
+    tick: Tick = lambda nbytes: None,
+) -> list[Damage]:
+    """Every damaged file of a committed level; of one without a commit none, since it is not done.
+
+    Args:
+        deep: hash the shards, too.
+        tick: called with the bytes of every shard that was hashed.
+    """
+    if not files.exists(directory / COMMIT):
+        return []
+    try:
+        body = unseal(directory / COMMIT, files)
+    except LevelDamaged:
+        damage = Damage(directory / COMMIT, "it does not match its own sha256", directory)
+        return [damage, *_check_intent(directory, files), *_by_receipts(directory, files, tick)]
+    key = LevelKey(**body["level"])
+    if key.directory(root) != directory:
+        what = f"it holds {key.label} of {key.fingerprint[:12]}, which belongs elsewhere"
+        return [Damage(directory, what, directory, belongs=key)]
+    return [
+        *_check_intent(directory, files),
+        *_small_files(directory, body, files),
+        *_shards(directory, body["shards"], deep, files, tick),
+    ]
+
+
+def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
+    path = directory.parent / INTENT
+    try:
+        lineage = unseal(path, files)["lineage"]
+    except FileNotFoundError:
+        yield Damage(path, "it is missing", directory)
+    except LevelDamaged:
+        yield Damage(path, "it does not match its own sha256", directory)
+    else:
+        if not directory.parent.name.endswith(f"-{fingerprint(lineage[-1])[:12]}"):
+            yield Damage(path, "it describes another level", directory)
+
+
+def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterator[Damage]:
+    """zarr.json, the small arrays and the receipts, by their hashes in the commit."""
+    expected = {ZARR: body["zarr_json"]["sha256"]}
+    expected |= {name: facts["sha256"] for name, facts in body["auxiliary"].items()}
+    paths = {directory / name: sha for name, sha in expected.items()}
+    for entry in body["shards"]:
+        paths[receipt_path(directory, entry["shard"])] = entry["receipt"]
+    for path, sha in paths.items():
+        try:
+            read_hashed(path, sha, files)
+        except LevelDamaged as error:
+            yield _damage(path, error, directory)
+
+
+def _shards(
+    directory: Path, entries: Sequence[dict[str, Any]], deep: bool, files: Files, tick: Tick
+) -> list[Damage]:
+    """Shards by size, and ``deep`` by hash."""
+
+    def check(entry: dict[str, Any]) -> Damage | None:
+        path = directory / entry["key"]
+        try:
+            check_size(path, entry["nbytes"], files)
+            if deep:
+                with refusals(path):
+                    if sha256(files.read(path)) != entry["sha256"]:
+                        raise LevelDamaged(f"{path} is not what was written: its sha256 differs")
+                tick(entry["nbytes"])
+        except LevelDamaged as error:
+            return _damage(path, error, directory, entry["shard"])
+        return None
+
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        return [damage for damage in pool.map(check, entries) if damage]
+
+
+def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None = None) -> Damage:
+    return Damage(path, str(error).removeprefix(f"{path} "), directory, shard)
+
+
+def _by_receipts(directory: Path, files: Files, tick: Tick) -> list[Damage]:
+    """The shards of a level whose commit cannot be read, always by hash."""
+    entries, damaged = [], []
+    for name in files.names(directory / RECEIPTS):
+        path = directory / RECEIPTS / name
+        try:
+            entries.append(unseal(path, files))
+        except LevelDamaged:
+            damaged.append(Damage(path, "it does not match its own sha256", directory))
+    return damaged + _shards(directory, entries, True, files, tick)
+
+
+# ---- making it whole --------------------------------------------------------------------------
+
+
+def put_back(root: Path, damaged: Sequence[Damage], files: Files = DISK) -> None:
+    """Move directories that hold another level to where that level belongs, if its place is free;
+    the others stay in quarantine."""
+    moved = [(set_aside(root, d.path, files), d) for d in damaged if d.belongs is not None]
+    for aside, damage in moved:
+        assert damage.belongs is not None
+        place = damage.belongs.directory(root)
+        make_directory(place.parent, files)
+        if not files.exists(place):
+            with refusals(place):
+                files.rename(aside, place)
+                files.sync_directory(place.parent)
+
+
+def set_aside(root: Path, path: Path, files: Files = DISK) -> Path:
+    """Move a file or directory to quarantine; returns where it is now."""
+    quarantine = make_directory(root / QUARANTINE, files)
+    aside = quarantine / f"{path.parent.name}.{path.name}.{uuid.uuid4().hex[:8]}"
+    with refusals(path):
+        files.rename(path, aside)
+        files.sync_directory(path.parent)
+        files.sync_directory(quarantine)
+    return aside
+
+
+def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
+    """Make of a damaged level one that ``begin``, ``missing``, ``put`` and ``commit`` finish.
+
+    The commit goes first, so that no reader meets a level in repair. Damaged shards go to
+    quarantine. A receipt alone is written again from its shard, if the commit vouches for that.
+    The level must be locked, and not yet begun: its ``zarr.json`` may be among the damaged.
+    """
+    files, directory = writer.files, writer.directory
+    known: dict[int, str] = {}
+    with contextlib.suppress(LevelDamaged, FileNotFoundError):
+        known = {s["shard"]: s["sha256"] for s in unseal(directory / COMMIT, files)["shards"]}
+    with refusals(directory):
+        _remove(directory / COMMIT, files)
+        files.sync_directory(directory)
+    bad = {damage.shard for damage in damaged}
+    for damage in damaged:
+        if damage.shard is not None:
+            if files.exists(damage.path):
+                set_aside(writer.root, damage.path, files)
+            writer.forget(damage.shard)
+        elif damage.path.parent.name == RECEIPTS:
+            _remove(damage.path, files)
+            shard = int(damage.path.stem)
+            if shard in known and shard not in bad:
+                _vouch_again(writer, shard, known[shard])
+        elif damage.path.name != COMMIT:
+            _remove(damage.path, files)
+
+
+def _vouch_again(writer: LevelWriter, shard: int, expected: str) -> None:
+    """Write the receipt of a shard whose bytes are those that the commit knew."""
+    first, last = writer.geometry.shard_range(shard)
+    path = writer.directory / shard_name(shard)
+    with refusals(path):
+        data = writer.files.read(path)
+    if sha256(data) == expected:
+        rows = decode(writer.geometry, np.frombuffer(data, np.uint8), last - first)
+        writer.vouch(shard, writer.receipt(shard, [data], rows))
+
+
+def _remove(path: Path, files: Files) -> None:
+    with refusals(path), contextlib.suppress(FileNotFoundError):
+        files.unlink(path)
