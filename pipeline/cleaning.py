@@ -22,6 +22,11 @@ class Removal:
     whole_run: bool
     nbytes: int
 
+    @property
+    def names(self) -> list[str]:
+        levels = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in self.features]
+        return levels + [f"layer {j}" for j in self.layers]
+
 
 def removal(overview: Overview, layer: int | None, *, features_only: bool) -> Removal:
     """What is there to remove: of one layer, or of the whole run."""

@@ -13,7 +13,8 @@
     stages.StageError      9
     store.DiskFull         6  make space and repeat the command: finished shards are kept
     store.LevelBusy        8  wait for the other process
-    store.StoreError      10  a level is damaged: remove it and write it again
+    store.StoreError      10  a level or weights are damaged: verify --repair
+    store.StoreRefused    11  the disk is read-only or failing: another place
     KeyboardInterrupt    130  repeat the command: it goes on where it was
 
 1 is left for bugs (with a traceback) and 2 for usage.
@@ -25,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stages.errors import DataError, DeviceError, StageError
-from store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError
+from store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError, StoreRefused
 
 
 class PipelineError(Exception):
@@ -52,6 +53,9 @@ class LayerRange(PipelineError):
     """The network has no such layer."""
 
 
+DAMAGED = 10
+"""Also the exit code of a verification that found damage."""
+
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (LayerRange, 2),
     (RecipeError, 3),
@@ -63,7 +67,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (RunConflict, 8),
     (StageError, 9),
     (LevelBusy, 8),
-    (StoreError, 10),
+    (StoreRefused, 11),
+    (StoreError, DAMAGED),
     (KeyboardInterrupt, 130),
 )
 """First match wins."""
@@ -71,10 +76,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (DiskFull, "Make space and repeat the command: what is finished is kept"),
     (LevelBusy, "Wait for it and repeat the command"),
-    (
-        LevelDamaged,
-        "Remove it (`clean --layer J --features`; for weights without --features) and repeat",
-    ),
+    (StoreRefused, "Choose another --store or --run; what is finished is kept"),
+    (LevelDamaged, "Run: strata verify --repair"),
 )
 """What to do next where nobody below said so."""
 
@@ -83,7 +86,8 @@ HELP = """
 Exit codes:
   0 done · 1 a bug · 2 usage, no such layer · 3 recipe · 4 images or labels
   5 over a budget · 6 disk full · 7 device · 8 not there yet, or another run's directory
-  9 training diverged · 10 a level or weights are damaged · 130 stopped
+  9 training diverged · 10 a level or weights are damaged
+  11 the disk refuses (read-only, I/O error) · 130 stopped
 """
 """The same for the end of --help."""
 

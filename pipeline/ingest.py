@@ -6,6 +6,7 @@ level is a shuffled one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -14,29 +15,38 @@ import numpy as np
 
 from pipeline.errors import RunConflict, remedy
 from pipeline.images import have_images, stamp
+from pipeline.progress import Tick
 from pipeline.rundir import DATA
 from pipeline.session import READ_THREADS, Session
+from pipeline.writing import Content, write_level
 from stages.errors import DataError
 from stages.images import SPLITS, Source, check_labels, open_source, pixels, survey
+from store.errors import LevelDamaged
 from store.fingerprint import fingerprint
-from store.layout import geometry
+from store.layout import LevelKey, geometry
 from store.level import Level
 from store.order import generator
 from store.publish import make_directory, replace, sealed, unseal
+from store.verify import Damage
 
 NAMED_BROKEN = 20
 """Broken images kept by name in data.json; all are counted."""
 
 
-def ensure_images(session: Session) -> None:
+def ensure_images(
+    session: Session, damaged: Mapping[LevelKey, Sequence[Damage]] | None = None
+) -> None:
     """Make x_0 complete, or find that it is.
+
+    Args:
+        damaged: files of committed levels to write again.
 
     Raises:
         DataError: the images or labels cannot be used; names the first that is at fault.
         RunConflict: the images are not those that the run was made from.
     """
     known = session.run.data()
-    if have_images(session.run, session.store):
+    if not damaged and have_images(session.run, session.store):
         return
     with open_source(
         session.run.source, root=session.data_root, download=session.download
@@ -53,7 +63,8 @@ def ensure_images(session: Session) -> None:
         facts = {k: v for k, v in found.items() if k != "kept"}
         session.run.write(session.run.directory / DATA, facts)
         for split in SPLITS:
-            _write_split(session, source, split, kept[split])
+            again = (damaged or {}).get(session.key(0, split, "clean"), ())
+            _write_split(session, source, split, kept[split], again)
 
 
 def levels(session: Session) -> dict[str, Level]:
@@ -70,7 +81,7 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
     memo = (
         session.store.root / "sources" / f"{fingerprint([session.run.source, signature])[:12]}.json"
     )
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, LevelDamaged):
         remembered = unseal(memo)
         if not remembered["broken_count"] or session.skip_broken:
             return remembered
@@ -112,30 +123,28 @@ def _read_all(session: Session, source: Source) -> dict[str, Any]:
 # ---- x_0 --------------------------------------------------------------------------------------
 
 
-def _write_split(session: Session, source: Source, split: str, kept: np.ndarray) -> None:
-    key = session.key(0, split, "clean")
-    if session.store.state(key).state == "complete":
-        return
-    data = session.run.recipe.data
-    node = session.run.nodes()[0]
-    samples = kept[generator("order of rows", node.fingerprint, split).permutation(len(kept))]
+def _write_split(
+    session: Session, source: Source, split: str, kept: np.ndarray, damaged: Sequence[Damage]
+) -> None:
+    """Write x_0 of one split, its rows in a seeded random order."""
+    key, data = session.key(0, split, "clean"), session.run.recipe.data
+    shuffled = generator("order of rows", key.fingerprint, split).permutation(len(kept))
+    samples = kept[shuffled]
     shard_bytes = session.run.recipe.cache.shard_mb << 20
     shape = geometry(len(samples), (data.channels, data.size, data.size), "uint8", shard_bytes)
-    writer = session.store.writer(key, shape, [node.intent])
-    labels = source.labels(split)[samples]
-    with writer.locked(), ThreadPoolExecutor(READ_THREADS) as pool:
-        todo = writer.missing()
-        with session.report.task(f"writing {key.label}", len(samples), "images") as tick:
-            for shard in todo:
-                session.stop.check()
-                first, last = shape.shard_range(shard)
-                decoded = pool.map(
-                    lambda i: pixels(source.image(split, int(i)), data.size, data.channels),
-                    samples[first:last],
-                )
-                writer.put(shard, np.stack(list(decoded)))
-                tick(last - first)
-        writer.commit(None, {"labels": labels, "sample_id": samples})
-    session.report.say(
-        f"wrote {key.label}: {len(samples):,} images of {'×'.join(map(str, shape.sample))}"
-    )
+
+    def decode(sample: np.int64) -> np.ndarray:
+        return pixels(source.image(split, int(sample)), data.size, data.channels)
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+
+        def shard(number: int, tick: Tick) -> np.ndarray:
+            first, last = shape.shard_range(number)
+            images = []
+            for image in pool.map(decode, samples[first:last]):
+                images.append(image)
+                tick(1)
+            return np.stack(images)
+
+        arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
+        write_level(session, key, shape, lambda: Content(shard, arrays=arrays), damaged)

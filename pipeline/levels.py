@@ -33,6 +33,11 @@ def state_of(store: Store, key: LevelKey) -> LevelState:
     return state
 
 
+def is_current(store: Store, key: LevelKey) -> bool:
+    """Is a level complete, and made from what lies below it now?"""
+    return state_of(store, key).state == "complete"
+
+
 def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
     """What a commit says of the level it was computed from."""
     return {**asdict(key), "content_root": content_root}
@@ -40,4 +45,4 @@ def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
 
 def missing_at(run: Run, store: Store, depth: int) -> list[LevelKey]:
     """Levels of x_depth that must be written; its layer must be solved."""
-    return [key for key in keys_at(run, depth) if state_of(store, key).state != "complete"]
+    return [key for key in keys_at(run, depth) if not is_current(store, key)]

@@ -1,26 +1,25 @@
-"""Write x_j: every level of it that is missing, from the nearest complete level below.
-
-Shard by shard, so memory is bounded by one shard and a killed process loses one shard.
-"""
+"""Write x_j: every level of it that is missing, from the nearest complete level below."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from pipeline import device, ingest, levels, views
 from pipeline.errors import remedy
-from pipeline.progress import Tick, duration, size
+from pipeline.progress import Tick
 from pipeline.rundir import FEATURES
 from pipeline.session import Session
 from pipeline.source import Features, features, level_draws
 from pipeline.views import Draws
+from pipeline.writing import Content, write_level
 from stages.featurize import NotFinite
 from store.errors import DiskFull
 from store.layout import Geometry, LevelKey, geometry
-from store.writer import LevelWriter
+from store.verify import Damage
 
 SPARE_BYTES = 64 << 20
 """Kept free beyond what a level needs, for records and checkpoints."""
@@ -31,7 +30,13 @@ def level_geometry(session: Session, j: int, split: str) -> Geometry:
     recipe, data = session.run.recipe, session.run.data()
     assert data is not None
     sample = recipe.shape(j, views.cached_size(recipe))
-    return geometry(data[split], sample, recipe.cache.precision, recipe.cache.shard_mb << 20)
+    return geometry(
+        data[split],
+        sample,
+        recipe.cache.precision,
+        recipe.cache.shard_mb << 20,
+        recipe.cache.profile,
+    )
 
 
 def materialize(session: Session, j: int) -> None:
@@ -45,15 +50,31 @@ def materialize(session: Session, j: int) -> None:
     if views.mode(session.run.recipe) == "fresh":
         session.report.say(f"x_{j}: fresh draws are not cached; only the test images are written")
     missing = levels.missing_at(session.run, session.store, j)
-    for key in missing:
-        if levels.state_of(session.store, key).state == "stale":
-            session.store.remove_level(key)
     _check_space(session, j, missing)
+    write(session, missing)
+
+
+def write(
+    session: Session,
+    keys: Sequence[LevelKey],
+    damaged: Mapping[LevelKey, Sequence[Damage]] | None = None,
+) -> None:
+    """Write levels of one x_j, and keep a record of them.
+
+    Args:
+        damaged: of levels that are committed, the files to write again.
+    """
     written = {}
-    for key in missing:
+    for key in keys:
+        shape = level_geometry(session, key.depth, key.split)
         with remedy(NotFinite, "Set 'cache.precision' to float32"):
-            written[key.name] = _write_level(session, key)
-    _record(session, j, written)
+            done = write_level(
+                session, key, shape, partial(_content, session, key), (damaged or {}).get(key, ())
+            )
+        if done:
+            written[key.name] = done
+    if written:
+        _record(session, keys[0].depth, written)
 
 
 def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
@@ -68,51 +89,38 @@ def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
         raise error
 
 
-def _write_level(session: Session, key: LevelKey) -> dict[str, float]:
-    """Compute and publish the missing shards of one level, then commit it."""
-    begun = time.monotonic()
-    shape = level_geometry(session, key.depth, key.split)
+def _content(session: Session, key: LevelKey) -> Content:
+    """What goes into a level of x_j, computed from the nearest level below."""
     source = features(session, key.depth, key.split)
-    images = ingest.levels(session)[key.split]
-    ids = images.array("sample_id")
+    ids = ingest.levels(session)[key.split].array("sample_id")
     draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
-    writer = session.store.writer(key, shape, session.run.lineage(key.depth))
     base = source.levels["clean" if source.base == 0 else key.view]
+    shard = partial(_shard, session, key, source, ids, draws)
     parent = levels.parent_of(base.key, base.content_root)
-    with writer.locked():
-        todo = writer.missing()
-        rows = sum(b - a for a, b in map(shape.shard_range, todo))
-        with session.report.task(f"writing {key.label}", rows, "images") as tick:
-            nbytes = sum(_write_shard(session, writer, source, s, ids, draws, tick) for s in todo)
-        level = writer.commit(parent, tool=device.versions())
-    seconds = time.monotonic() - begun
-    session.report.say(
-        f"wrote {key.label}: {len(level):,} rows, {size(shape.nbytes)}, {duration(seconds)}, "
-        f"{rows / seconds:,.0f} images/s, {size(nbytes / seconds)}/s"
-    )
-    return {"rows": len(level), "bytes": shape.nbytes, "seconds": seconds}
+    return Content(shard, parent, tool=device.versions())
 
 
-def _write_shard(
+def _shard(
     session: Session,
-    writer: LevelWriter,
+    key: LevelKey,
     source: Features,
-    shard: int,
     ids: np.ndarray,
     draws: Draws,
+    shard: int,
     tick: Tick,
-) -> int:
-    session.stop.check()
-    first, last = writer.geometry.shard_range(shard)
+) -> np.ndarray:
+    """Stored elements of one shard."""
+    shape = level_geometry(session, key.depth, key.split)
+    first, last = shape.shard_range(shard)
     block = session.run.recipe.cache.block
-    out = np.empty((last - first, *writer.geometry.sample), writer.geometry.dtype)
+    out = np.empty((last - first, *shape.stored), shape.dtype)
     for begin in range(first, last, block):
         rows = np.arange(begin, min(last, begin + block))
-        with remedy(NotFinite, f"{writer.key.label}, rows {begin} … {rows[-1]}"):
-            x = source.compute_from(source.read(rows, writer.key.view), draws.of(ids[rows]))
+        with remedy(NotFinite, f"{key.label}, rows {begin} … {rows[-1]}"):
+            x = source.compute_from(source.read(rows, key.view), draws.of(ids[rows]))
         torch.from_numpy(out)[begin - first : rows[-1] + 1 - first] = x.cpu()
         tick(len(rows))
-    return writer.put(shard, out)
+    return out
 
 
 def _record(session: Session, j: int, written: dict[str, dict[str, float]]) -> None:
@@ -120,6 +128,5 @@ def _record(session: Session, j: int, written: dict[str, dict[str, float]]) -> N
     fingerprint = session.run.nodes()[j].fingerprint
     before = session.run.features(j)
     known = before["levels"] if before and before["fingerprint"] == fingerprint else {}
-    if written:
-        body = {"fingerprint": fingerprint, "levels": {**known, **written}}
-        session.run.write(session.run.layer_directory(j) / FEATURES, body)
+    body = {"fingerprint": fingerprint, "levels": {**known, **written}}
+    session.run.write(session.run.layer_directory(j) / FEATURES, body)

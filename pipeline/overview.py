@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import recipes, rundir
 from pipeline.errors import LayerRange, NotThereYet
 from pipeline.inventory import Inventory, inventory
+from pipeline.levels import keys_at
 from pipeline.recipe import Recipe, parse
 from pipeline.rundir import Run
 from store.feature_store import Store
@@ -29,6 +30,13 @@ class Overview:
     def inventory(self) -> Inventory:
         """What exists of the run."""
         return inventory(self.run, self.store)
+
+    def to_write(self, total: int) -> int:
+        """Bytes still to be written of ``total``, what x_0 … x_{J-1} take: less what is there."""
+        if self.run is None:
+            return total
+        keys = [key for depth in range(self.run.layers) for key in keys_at(self.run, depth)]
+        return max(0, total - sum(self.store.state(key).nbytes for key in keys))
 
     def check_layer(self, j: int) -> None:
         """Refuse a layer that the network does not have. Raises LayerRange."""

@@ -18,7 +18,8 @@ No torch here: status and plan read runs too.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ from pipeline import lineage
 from pipeline.errors import RunConflict
 from pipeline.lineage import Node
 from pipeline.recipe import Recipe, parse
-from store.fingerprint import differences
+from store.errors import LevelDamaged
+from store.fingerprint import differences, sha256
 from store.publish import make_directory, replace, sealed, unseal
 
 RUN, DATA, LAYER, FEATURES = "run.json", "data.json", "layer.json", "features.json"
 EVALUATION = "evaluation.json"
+CHECKPOINT = "checkpoint.safetensors"
+UNVOUCHED = (LAYER, FEATURES, CHECKPOINT, "epochs.jsonl")
+"""Files of a layer that vouch for themselves, come and go, or are only looked at."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,13 @@ class Run:
         """The last evaluation of the solved layers, current or not; None before the first."""
         return _read(self.directory / EVALUATION)
 
+    def write_layer(self, j: int, record: Mapping[str, Any]) -> None:
+        """Write the record that vouches for layer j: what it says, and the hash of every file."""
+        directory = self.layer_directory(j)
+        files = {path.name: sha256(path.read_bytes()) for path in directory.glob("[!.]*.*")}
+        vouched = {name: files[name] for name in sorted(files) if name not in UNVOUCHED}
+        self.write(directory / LAYER, {**record, "files": vouched})
+
     def write(self, path: Path, body: Any) -> None:
         make_directory(path.parent)
         replace(path.parent, path.name, sealed(body))
@@ -116,6 +128,24 @@ class Run:
         """How many layers, from the first, are solved and current."""
         return max(0, len(self.nodes()) - 1)
 
+    def damaged_files(self, j: int) -> Iterator[tuple[Path, str]]:
+        """Files of layer j that are not what its records say, and what is wrong with them."""
+        for name in (LAYER, FEATURES):
+            yield from _damage(self.layer_directory(j) / name)
+        with suppress(LevelDamaged):
+            record = self.layer(j) or {"files": {}}
+            for name, expected in record["files"].items():
+                path = self.layer_directory(j) / name
+                if not path.exists():
+                    yield path, "it is missing"
+                elif sha256(path.read_bytes()) != expected:
+                    yield path, f"it is not what {LAYER} says: its sha256 differs"
+
+    def damaged_records(self) -> Iterator[tuple[Path, str]]:
+        """Records of the whole run that do not match their own sha256."""
+        for name in (DATA, EVALUATION):
+            yield from _damage(self.directory / name)
+
     def forget_layer(self, j: int) -> None:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""
         (self.layer_directory(j) / LAYER).unlink(missing_ok=True)
@@ -127,6 +157,13 @@ def _read(path: Path) -> Any:
         return unseal(path)
     except FileNotFoundError:
         return None
+
+
+def _damage(path: Path) -> Iterator[tuple[Path, str]]:
+    try:
+        _read(path)
+    except LevelDamaged:
+        yield path, "it does not match its own sha256"
 
 
 def default_directory(name: str, seed: int) -> Path:

@@ -9,7 +9,7 @@ from pipeline import views
 from pipeline.levels import keys_at, state_of
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
-from pipeline.rundir import Run
+from pipeline.rundir import CHECKPOINT, Run
 from store.errors import LevelDamaged
 from store.feature_store import LevelState, Store
 from store.layout import LevelKey, depth_directory
@@ -53,7 +53,7 @@ def _layer_state(run: Run | None, j: int, solved: bool) -> str:
         return "solved"
     if run is not None and run.layer(j) is not None:
         return "stale"
-    begun = run is not None and (run.layer_directory(j) / "checkpoint.safetensors").exists()
+    begun = run is not None and (run.layer_directory(j) / CHECKPOINT).exists()
     return "partial" if begun else "absent"
 
 

@@ -8,9 +8,12 @@ from typing import Any
 from rich.table import Table
 
 from pipeline import views
+from pipeline.explaining import Explanation
 from pipeline.plan import Plan, Step
 from pipeline.progress import size
 from pipeline.recipe import Recipe
+from pipeline.upkeep import Garbage
+from pipeline.verifying import Findings
 
 
 def of_recipes(found: Mapping[str, Recipe]) -> Table:
@@ -63,6 +66,14 @@ def plan_summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
     )
 
 
+def space(needed_bytes: int, free_bytes: int) -> str:
+    """Whether the disk has room for what is still to be written."""
+    text = f"Still to write: {size(needed_bytes)}; free: {size(free_bytes)}"
+    if needed_bytes <= free_bytes:
+        return f"{text}."
+    return f"{text}. NOT ENOUGH: make space, choose another --store, or use --disk-budget."
+
+
 def _mode_text(recipe: Recipe) -> str:
     match views.mode(recipe):
         case "fresh":
@@ -102,6 +113,62 @@ def _add_levels(table: Table, head: tuple[str, ...], levels: Sequence[Mapping[st
             (level["fingerprint"] or "")[:12],
         )
         head = ("", "", "", "")
+
+
+def findings(found: Findings, *, deep: bool) -> list[str]:
+    """What a verification found: a line for every damaged file, and how much was looked at."""
+    lines = [f"damaged: {d.path}: {d.what}" for d in found.damaged]
+    lines += [f"damaged: {path}: {what}" for path, what in found.run]
+    lines += [f"not finished: {level}" for level in found.partial]
+    how = "every byte" if deep else "sizes and small files; --deep reads every byte"
+    what = f"{found.count} files are damaged" if found.count else "all is as it was written"
+    advice = "; `verify --deep --repair` mends what this run can make" if found.count else ""
+    return [*lines, f"{found.levels} levels, {size(found.nbytes)} ({how}): {what}{advice}"]
+
+
+def explanations(found: Sequence[Explanation]) -> list[str]:
+    """Level by level, the reasons below it."""
+    lines = []
+    for entry in found:
+        lines += [f"{entry.level}: {entry.state}", *(f"  {reason}" for reason in entry.why)]
+    return lines
+
+
+def of_disk_use(found: Mapping[str, Any]) -> Table:
+    """One row per level; the ratio is that of the values' bytes to those on disk."""
+    table = _table("", "level", "state", "rows", "on disk", "ratio", "used by")
+    table.title = f"levels in {found['store']}"
+    for level in found["levels"]:
+        ratio = level["value_bytes"] and level["value_bytes"] / level["bytes"]
+        table.add_row(
+            level["depth"],
+            level["level"],
+            level["state"],
+            f"{level['rows']:,}",
+            size(level["bytes"]),
+            f"{ratio:.2f}" if ratio else "",
+            ", ".join(level["runs"]) or "nobody",
+        )
+    return table
+
+
+def disk_use_summary(found: Mapping[str, Any]) -> str:
+    return (
+        f"{size(found['total_bytes'])} in all, {size(found['quarantine_bytes'])} of it in "
+        f"quarantine; {size(found['free_bytes'])} free"
+    )
+
+
+def of_garbage(found: Sequence[Garbage], left: Sequence[Garbage]) -> list[str]:
+    """What nobody uses, and what of it is still there."""
+    lines = [f"{item.path} ({size(item.nbytes)}): {item.why}" for item in found]
+    total = size(sum(item.nbytes for item in found))
+    if not found:
+        return ["nothing to collect: runs refer to every level"]
+    if len(left) == len(found):
+        return [*lines, f"{total} in all; `gc --delete` removes it"]
+    busy = [f"left, because it is in use: {item.path}" for item in left]
+    return [*lines, *busy, f"removed {size(sum(i.nbytes for i in found if i not in left))}"]
 
 
 def of_evaluation(result: Mapping[str, Any]) -> Table:

@@ -21,7 +21,7 @@ from pipeline import ingest, weights
 from pipeline.errors import remedy
 from pipeline.feed import Feed, clean_batches
 from pipeline.progress import Tick, duration
-from pipeline.rundir import LAYER
+from pipeline.rundir import CHECKPOINT
 from pipeline.session import Session
 from stages.errors import Diverged
 from stages.evaluate import accuracies, cross_entropy
@@ -32,7 +32,6 @@ from store.publish import make_directory, npy, replace
 
 CHECKPOINT_SECONDS = 20.0
 """Most work a kill can cost."""
-CHECKPOINT = "checkpoint.safetensors"
 SAY_SECONDS = 2.0
 """Between two lines about epochs; all epochs are in epochs.jsonl."""
 RISK_ROWS = 10_000
@@ -236,6 +235,7 @@ def _finish(solving: Solving) -> None:
     record = {
         "layer": j,
         "input": solving.input,
+        "lineage": session.run.lineage(j - 1),
         "weights": weights.digest(layer),
         "auxiliary": weights.digest(auxiliary),
         "parameters": sum(p.numel() for p in problem.layer.parameters()),
@@ -252,7 +252,7 @@ def _finish(solving: Solving) -> None:
         "peak_memory_bytes": _peak_memory(session.device),
     }
     replace(directory, "test_logits.npy", npy(logits))
-    session.run.write(directory / LAYER, record)
+    session.run.write_layer(j, record)
     solving.checkpoint.unlink(missing_ok=True)
     session.report.say(
         f"solved layer {j}: test {100 * record['test']['top1']:.2f} %, "

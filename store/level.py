@@ -78,6 +78,11 @@ class Level:
     def __len__(self) -> int:
         return self.geometry.rows
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shards on disk."""
+        return sum(shard["nbytes"] for shard in self.shards)
+
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows into ``out``.
 

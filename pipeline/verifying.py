@@ -1,0 +1,172 @@
+"""Check every file of a store and of a run, and mend what is damaged by computing it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import levels
+from pipeline.overview import Overview
+from pipeline.progress import Reporter
+from pipeline.rundir import FEATURES, Run
+from pipeline.upkeep import level_state
+from store.errors import LevelDamaged
+from store.feature_store import Store
+from store.layout import LevelKey
+from store.verify import Damage, check_level, level_directories, put_back
+
+if TYPE_CHECKING:
+    from pipeline.session import Session
+
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a verification found."""
+
+    levels: int
+    """Levels looked at."""
+    nbytes: int
+    """Bytes of their shards."""
+    partial: tuple[str, ...]
+    """Levels without a commit: not done yet, and no damage."""
+    damaged: tuple[Damage, ...]
+    """In the store."""
+    run: tuple[tuple[Path, str], ...]
+    """Damaged files of the run, and what is wrong with them."""
+
+    @property
+    def count(self) -> int:
+        return len(self.damaged) + len(self.run)
+
+    def as_json(self) -> dict[str, Any]:
+        files = [(d.path, d.what) for d in self.damaged] + list(self.run)
+        return {
+            "levels": self.levels,
+            "bytes": self.nbytes,
+            "partial": list(self.partial),
+            "damaged": [{"path": str(path), "what": what} for path, what in files],
+        }
+
+
+def verify(
+    overview: Overview, *, deep: bool, layer: int | None = None, report: Reporter | None = None
+) -> Findings:
+    """Check every level of the store, and the records and weights of the run.
+
+    Args:
+        deep: every byte of every shard, not only its size.
+        layer: only x_layer, and only that layer's weights.
+    """
+    root, run = overview.store.root, overview.run
+    found = [d for d in level_directories(root) if layer is None or _depth(d) == layer]
+    states = {directory: level_state(directory)[0] for directory in found}
+    nbytes = sum(state.nbytes for state in states.values())
+    damaged: list[Damage] = []
+    with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
+        for directory in found:
+            damaged += check_level(root, directory, deep=deep, tick=lambda done: tick(done // MB))
+    partial = [f"{d.parent.name}/{d.name}" for d, s in states.items() if s.state == "partial"]
+    return Findings(
+        len(found), nbytes, tuple(partial), _once(damaged), _run_damage(run, layer) if run else ()
+    )
+
+
+def _depth(directory: Path) -> int:
+    return int(directory.parent.name.removeprefix("x_").partition("-")[0])
+
+
+def _once(damaged: Sequence[Damage]) -> tuple[Damage, ...]:
+    """Levels of one x_depth share ``intent.json``: name it once."""
+    return tuple({damage.path: damage for damage in reversed(damaged)}.values())[::-1]
+
+
+def _run_damage(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
+    layers = [layer] if layer else range(1, run.layers + 1)
+    found = [] if layer else list(run.damaged_records())
+    return (*found, *(damage for j in layers for damage in run.damaged_files(j)))
+
+
+# ---- repair -------------------------------------------------------------------------------------
+
+
+def repair(session: Session, findings: Findings) -> list[str]:
+    """Mend what this run can make again: layers by solving them, levels by computing the damaged
+    shards. From below upwards, because each depth is made from the one below. Damage of other runs'
+    levels is left.
+
+    Returns:
+        One line for everything that was mended.
+    """
+    from pipeline.algorithm import make
+    from pipeline.evaluation import evaluate
+    from pipeline.ingest import ensure_images
+
+    run, store = session.run, session.store
+    put_back(store.root, findings.damaged)
+    lines = [f"moved {d.path} to where it belongs" for d in findings.damaged if d.belongs]
+    again = _forget(run, findings.run)
+    if run.data() is None:
+        ensure_images(session)
+    for depth in range(run.layers + 1):
+        if depth in again:
+            make(session, solve=depth)
+        lines += _mend_depth(session, depth)
+    if run.evaluation() is None and run.solved():
+        evaluate(run, store)
+    return lines + [f"mended {path}" for path, _ in findings.run]
+
+
+def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
+    """Remove damaged files of a run, so that what makes them finds them missing; returns the layers
+    that must be solved again."""
+    layers = set()
+    for path, _ in damaged:
+        number = path.parent.name.removeprefix("layer_")
+        if number.isdigit() and path.name != FEATURES:
+            layers.add(int(number))
+        else:
+            path.unlink(missing_ok=True)
+    for j in layers:
+        run.forget_layer(j)
+    return sorted(layers)
+
+
+def _mend_depth(session: Session, depth: int) -> list[str]:
+    """Write the damaged shards of x_depth again, of every level of the run."""
+    from pipeline.ingest import ensure_images
+    from pipeline.materialize import write
+
+    store, lines = session.store, []
+    keys = levels.keys_at(session.run, depth)
+    damaged = {key: check_level(store.root, key.directory(store.root), deep=True) for key in keys}
+    damaged = {key: found for key, found in damaged.items() if found}
+    roots = {key: _root(store, key) for key in damaged}
+    if not damaged:
+        return []
+    if depth == 0:
+        ensure_images(session, damaged)
+    else:
+        write(session, list(damaged), damaged)
+    for key, found in damaged.items():
+        names = ", ".join(damage.path.name for damage in found)
+        lines.append(f"mended {key.label}: {names} ({_compared(roots[key], _root(store, key))})")
+    return lines
+
+
+def _compared(before: str | None, after: str | None) -> str:
+    if before is None:
+        return "its commit was lost, so there is nothing to compare with"
+    if before == after:
+        return "the same values as before"
+    return "with OTHER values than before, for example of another device: levels above are stale"
+
+
+def _root(store: Store, key: LevelKey) -> str | None:
+    try:
+        return store.state(key).content_root
+    except LevelDamaged:
+        return None

@@ -1,0 +1,79 @@
+"""What a command that computes does: find the run, decide what is missing, and do only that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipeline import overview, plan
+from pipeline.overview import Overview
+from pipeline.progress import Reporter, reporter
+
+if TYPE_CHECKING:
+    from pipeline.session import Session
+
+Options = Mapping[str, Any]
+"""Flags of the command line, by name."""
+
+
+def find(options: Options) -> Overview:
+    """The run that a command's flags speak of."""
+    return overview.find(
+        recipe=options["recipe"],
+        directory=options["run_dir"],
+        store=options["store"],
+        seed=options["seed"],
+    )
+
+
+def reporting(options: Options) -> Reporter:
+    return reporter(quiet=options["as_json"])
+
+
+def missing(options: Options, **goal: int) -> tuple[Overview, list[str]]:
+    """The run, and the steps it still needs; says what is there already."""
+    found = find(options)
+    found.check_layer(max(goal.values()))
+    have = found.inventory()
+    for line in plan.skipped(have, **goal):
+        reporting(options).say(line)
+    return found, [str(step) for step in plan.steps(have, **goal)]
+
+
+def perform(options: Options, *, evict: bool = False, **goal: int) -> tuple[Overview, list[str]]:
+    """Do what is missing, and say what that was. Where nothing is, torch is not even imported."""
+    found, todo = missing(options, **goal)
+    if todo or (found.run and options["data"] not in (None, found.run.source)):
+        from pipeline.algorithm import make
+
+        with at_work(found, options) as session:
+            todo = [str(step) for step in make(session, evict=evict, **goal)]
+    return found, todo
+
+
+@contextmanager
+def at_work(found: Overview, options: Options) -> Iterator[Session]:
+    """A session that has the run to itself; Ctrl-C stops it between two batches or shards.
+
+    Another process that works on the same run is waited for.
+    """
+    from pipeline.interrupt import interruptions
+    from pipeline.session import open_session, patience
+    from store.lock import hold
+
+    with interruptions() as stop:
+        session = open_session(
+            found,
+            seed=options["seed"],
+            device_name=options["device"],
+            source=options["data"],
+            report=reporting(options),
+            stop=stop,
+            data_root=options["data_root"],
+            download=options["download"],
+            skip_broken=options["skip_broken"],
+        )
+        lock = session.run.directory / "LOCK"
+        with hold(lock, f"the run {session.run.directory}", patience(session)):
+            yield session

@@ -1,0 +1,86 @@
+"""Write one level, shard by shard: the line that images and features share.
+
+Memory is bounded by one shard, a killed process loses one shard, and of two processes that want the
+same level one writes and the other waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline import levels
+from pipeline.progress import Tick, duration, size
+from pipeline.session import Session, patience
+from store.layout import Geometry, LevelKey
+from store.level import Level
+from store.verify import Damage, mend
+from store.writer import LevelWriter
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes into a level."""
+
+    shard: Callable[[int, Tick], np.ndarray]
+    """Stored elements of one shard, (rows, channel, y, x); ticks as rows are done."""
+    parent: Mapping[str, Any] | None = None
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tool: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_level(
+    session: Session,
+    key: LevelKey,
+    shape: Geometry,
+    content: Callable[[], Content],
+    damaged: Sequence[Damage] = (),
+) -> dict[str, float] | None:
+    """Write what is missing of a level and commit it.
+
+    Args:
+        content: called once the level is locked, because only then is it known what lies below it.
+        damaged: files of a committed level to write again.
+
+    Returns:
+        Rows, bytes and seconds; None if there was nothing to do, perhaps because another process
+        wrote the level while we waited for it.
+
+    Raises:
+        DiskFull, StoreRefused: every finished shard is kept.
+        KeyboardInterrupt: somebody asked to stop; finished shards are kept.
+    """
+    begun = time.monotonic()
+    session.refer()
+    writer = session.store.writer(key, shape, session.run.lineage(key.depth))
+    with writer.lock(patience(session)):
+        if damaged:
+            mend(writer, damaged)
+        elif levels.is_current(session.store, key):
+            return None
+        elif writer.committed():
+            session.store.remove_level(key)  # made from a level below that has changed since
+        writer.begin()
+        rows, nbytes, level = _fill(session, writer, content())
+    seconds = time.monotonic() - begun
+    session.report.say(
+        f"wrote {key.label}: {rows:,} of {len(level):,} rows, {size(nbytes)}, {duration(seconds)}, "
+        f"{rows / seconds:,.0f} images/s, {size(nbytes / seconds)}/s"
+    )
+    return {"rows": len(level), "bytes": level.nbytes, "seconds": seconds}
+
+
+def _fill(session: Session, writer: LevelWriter, content: Content) -> tuple[int, int, Level]:
+    """Rows and bytes written, and the committed level."""
+    todo = writer.missing()
+    rows = sum(b - a for a, b in map(writer.geometry.shard_range, todo))
+    nbytes = 0
+    with session.report.task(f"writing {writer.key.label}", rows, "images") as tick:
+        for shard in todo:
+            session.stop.check()
+            nbytes += writer.put(shard, content.shard(shard, tick))
+    return rows, nbytes, writer.commit(content.parent, content.arrays, content.tool)
