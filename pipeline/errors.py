@@ -53,9 +53,6 @@ class LayerRange(PipelineError):
     """The network has no such layer."""
 
 
-DAMAGED = 10
-"""Also the exit code of a verification that found damage."""
-
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (LayerRange, 2),
     (RecipeError, 3),
@@ -68,7 +65,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (StageError, 9),
     (LevelBusy, 8),
     (StoreRefused, 11),
-    (StoreError, DAMAGED),
+    (StoreError, 10),
     (KeyboardInterrupt, 130),
 )
 """First match wins."""
@@ -77,7 +74,7 @@ REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (DiskFull, "Make space and repeat the command: what is finished is kept"),
     (LevelBusy, "Wait for it and repeat the command"),
     (StoreRefused, "Choose another --store or --run; what is finished is kept"),
-    (LevelDamaged, "Run: strata verify --repair"),
+    (LevelDamaged, "`verify --deep --repair` mends what the run can make again"),
 )
 """What to do next where nobody below said so."""
 

@@ -121,9 +121,8 @@ def findings(found: Findings, *, deep: bool) -> list[str]:
     lines += [f"damaged: {path}: {what}" for path, what in found.run]
     lines += [f"not finished: {level}" for level in found.partial]
     how = "every byte" if deep else "sizes and small files; --deep reads every byte"
-    what = f"{found.count} files are damaged" if found.count else "all is as it was written"
-    advice = "; `verify --deep --repair` mends what this run can make" if found.count else ""
-    return [*lines, f"{found.levels} levels, {size(found.nbytes)} ({how}): {what}{advice}"]
+    what = "damage was found" if found.count else "all is as it was written"
+    return [*lines, f"{found.levels} levels, {size(found.nbytes)} ({how}): {what}"]
 
 
 def explanations(found: Sequence[Explanation]) -> list[str]:
@@ -134,8 +133,8 @@ def explanations(found: Sequence[Explanation]) -> list[str]:
     return lines
 
 
-def of_disk_use(found: Mapping[str, Any]) -> Table:
-    """One row per level; the ratio is that of the values' bytes to those on disk."""
+def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
+    """One row per level, and the sums; the ratio is that of the values' bytes to those on disk."""
     table = _table("", "level", "state", "rows", "on disk", "ratio", "used by")
     table.title = f"levels in {found['store']}"
     for level in found["levels"]:
@@ -149,14 +148,11 @@ def of_disk_use(found: Mapping[str, Any]) -> Table:
             f"{ratio:.2f}" if ratio else "",
             ", ".join(level["runs"]) or "nobody",
         )
-    return table
-
-
-def disk_use_summary(found: Mapping[str, Any]) -> str:
-    return (
+    summary = (
         f"{size(found['total_bytes'])} in all, {size(found['quarantine_bytes'])} of it in "
         f"quarantine; {size(found['free_bytes'])} free"
     )
+    return table, summary
 
 
 def of_garbage(found: Sequence[Garbage], left: Sequence[Garbage]) -> list[str]:

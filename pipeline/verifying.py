@@ -42,6 +42,15 @@ class Findings:
     def count(self) -> int:
         return len(self.damaged) + len(self.run)
 
+    @property
+    def error(self) -> LevelDamaged | None:
+        """What to end a verification with."""
+        if not self.count:
+            return None
+        return LevelDamaged(
+            "1 file is damaged" if self.count == 1 else f"{self.count} files are damaged"
+        )
+
     def as_json(self) -> dict[str, Any]:
         files = [(d.path, d.what) for d in self.damaged] + list(self.run)
         return {

@@ -160,8 +160,12 @@ class Level:
             raise LevelDamaged(f"{self._path(shard)}: {error}") from None
 
     def _mapped(self, shard: int) -> np.ndarray:
-        with refusals(self._path(shard)):
-            return self.files.map(self._path(shard))
+        path = self._path(shard)
+        with refusals(path):
+            try:
+                return self.files.map(path)
+            except FileNotFoundError:
+                raise LevelDamaged(f"{path} is missing; its commit lists it") from None
 
     def _read_receipt(self, shard: int) -> _Receipt:
         path = receipt_path(self.directory, shard)

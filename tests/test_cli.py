@@ -270,6 +270,11 @@ OPTIONS = {
     "evaluate": WHERE,
     "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--dry-run", "--yes"},
+    "verify": WORK | LAYER | {"--deep", "--repair"},
+    "explain": WHERE | LAYER,
+    "evict": WHERE | LAYER | {"--force"},
+    "du": {"--store", "--json"},
+    "gc": {"--store", "--delete", "--json"},
 }
 """Every option there is: one more is a decision, to be made here."""
 

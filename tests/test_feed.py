@@ -10,6 +10,7 @@ from house import open_run, tiny
 from pipeline import algorithm
 from pipeline.feed import Feed
 from pipeline.session import Session
+from store.errors import LevelDamaged
 
 
 @pytest.fixture(scope="module", params=['"canvas"', "2"], ids=["canvas", "two fixed views"])
@@ -74,7 +75,7 @@ def test_a_reading_error_reaches_the_caller(session: Session) -> None:
         hidden = shard.with_name("hidden")
         shard.rename(hidden)
         try:
-            with pytest.raises(FileNotFoundError, match=r"c\.0\.0\.0\.0"):
+            with pytest.raises(LevelDamaged, match=r"c\.0\.0\.0\.0 is missing"):
                 list(feed.epoch(0))
         finally:
             hidden.rename(shard)

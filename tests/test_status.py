@@ -83,7 +83,8 @@ def test_a_level_whose_parent_was_rewritten_with_other_values_is_stale(session: 
     rows[0, 0, 0, 0] += np.float16(1)
     session.store.remove_level(key)
     geometry = level_geometry(session, 1, "train")
-    writer = session.store.writer(key, geometry, session.run.nodes()[1].intent)
+    writer = session.store.writer(key, geometry, session.run.lineage(1))
+    writer.begin()
     for shard in writer.missing():
         first, last = geometry.shard_range(shard)
         writer.put(shard, rows[first:last])
@@ -105,7 +106,7 @@ def test_shards_without_a_commit_are_partial(session: Session) -> None:
 
 def test_a_damaged_commit_is_seen(session: Session) -> None:
     path = session.key(2, "test", "clean").directory(session.store.root) / "COMMIT.json"
-    path.write_bytes(path.read_bytes().replace(b'"format": 1', b'"format": 7'))
+    path.write_bytes(path.read_bytes().replace(b'"format": 2', b'"format": 7'))
     assert states(session, 2) == ["complete", "damaged"]
 
 

@@ -1,0 +1,178 @@
+"""What every command does, from flags to an answer; cli.py parses the one and prints the other.
+
+Modules with torch are imported only where there is something to compute.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import (
+    cleaning,
+    errors,
+    explaining,
+    overview,
+    plan,
+    recipes,
+    tables,
+    upkeep,
+    verifying,
+    work,
+)
+from pipeline.progress import size
+from pipeline.work import Options
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command."""
+
+    value: Any
+    """For machines, as JSON."""
+    shown: tuple[Any, ...]
+    """For people: tables and lines."""
+    error: Exception | None = None
+    """Raised once the rest was said."""
+
+
+def list_recipes(options: Options) -> Answer:
+    found = {name: recipes.load(name)[1] for name in recipes.names()}
+    claims = {name: recipe.claim.text for name, recipe in found.items()}
+    return Answer(claims, (tables.of_recipes(found),))
+
+
+def make_plan(options: Options) -> Answer:
+    """A plan that ``disk_budget`` does not allow is shown, then refused."""
+    found = work.find(options)
+    costs = plan.make_plan(found.recipe, found.run.data() if found.run else None)
+    todo = plan.steps(found.inventory(), solve=len(found.recipe.layers))
+    space = {"needed_bytes": found.to_write(costs.total), "free_bytes": found.store.free_bytes()}
+    value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
+    shown = [tables.of_plan(found.recipe, costs), tables.plan_summary(found.recipe, costs, todo)]
+    shown.append(tables.space(**space))
+    try:
+        if plan.check_budget(costs, options["disk_budget"]):
+            shown.append(
+                "Within --disk-budget only if levels are removed once unneeded; `run` does so."
+            )
+    except errors.BudgetError as error:
+        return Answer(value, tuple(shown), error)
+    return Answer(value, tuple(shown))
+
+
+def status(options: Options) -> Answer:
+    from pipeline.status import status
+
+    found = status(work.find(options))
+    return Answer(found, (tables.of_status(found),))
+
+
+def train(options: Options) -> Answer:
+    return _done(*work.perform(options, solve=options["layer"]))
+
+
+def materialize(options: Options) -> Answer:
+    j = options["layer"]
+    if not options["dry_run"]:
+        return _done(*work.perform(options, write=j))
+    _, todo = work.missing(options, write=j)
+    lines = [f"would {step}" for step in todo] or [f"x_{j} is complete: nothing to do"]
+    return Answer({"todo": todo}, tuple(lines))
+
+
+def run(options: Options) -> Answer:
+    found = work.find(options)
+    evict = plan.check_budget(plan.make_plan(found.recipe), options["disk_budget"])
+    found, done = work.perform(options, solve=len(found.recipe.layers), evict=evict)
+    page = found.directory / "report.html"
+    if done or not page.exists():
+        from pipeline.report import write_report
+
+        page = write_report(work.find(options))
+    said = _done(found, done)
+    table = tables.of_evaluation(work.find(options).evaluation())
+    return Answer(said.value, (*said.shown, table, f"report: {page}"))
+
+
+def _done(found: overview.Overview, done: list[str]) -> Answer:
+    value = {"run": str(found.directory), "store": str(found.store.root), "done": done}
+    text = f"done: {', '.join(done)}" if done else "nothing to do: everything is there"
+    return Answer(value, (text,))
+
+
+def evaluate(options: Options) -> Answer:
+    from pipeline.evaluation import evaluate
+
+    found = work.find(options)
+    result = evaluate(found.existing(), found.store)
+    return Answer(result, (tables.of_evaluation(result),))
+
+
+def report(options: Options) -> Answer:
+    from pipeline.report import write_report
+
+    page = write_report(work.find(options))
+    return Answer(json.loads(page.with_suffix(".json").read_text("utf-8")), (f"report: {page}",))
+
+
+def clean(options: Options, confirm: Callable[[str], None]) -> Answer:
+    """
+    Args:
+        confirm: asked before trained layers go; raises to stop.
+    """
+    found, j, dry_run = work.find(options), options["layer"], options["dry_run"]
+    if j is not None:
+        found.check_layer(j)
+    what = cleaning.removal(found, j, features_only=options["features"])
+    text = f"{', '.join(what.names) or 'nothing'} ({size(what.nbytes)})"
+    if what.layers and not (options["yes"] or dry_run):
+        confirm(text)
+    if not dry_run:
+        cleaning.remove(found, what)
+    removed = {"removed": [] if dry_run else what.names, "would_remove": what.names}
+    said = f"{'would remove' if dry_run else 'removed'} {text}"
+    return Answer({**removed, "bytes": what.nbytes}, (said,))
+
+
+# ---- the store ----------------------------------------------------------------------------------
+
+
+def verify(options: Options) -> Answer:
+    found = work.find(options)
+    how: Mapping[str, Any] = {"deep": options["deep"], "layer": options["layer"]}
+    checked = verifying.verify(found, **how, report=work.reporting(options))
+    mended = []
+    if options["repair"] and checked.count:
+        with work.at_work(found, options) as session:
+            mended = verifying.repair(session, checked)
+        checked = verifying.verify(work.find(options), **how)
+    value = {**checked.as_json(), "mended": mended}
+    lines = (*mended, *tables.findings(checked, deep=options["deep"]))
+    return Answer(value, lines, checked.error)
+
+
+def explain(options: Options) -> Answer:
+    found = explaining.explain(work.find(options), options["layer"])
+    return Answer([entry.as_json() for entry in found], tuple(tables.explanations(found)))
+
+
+def evict(options: Options) -> Answer:
+    found, j = work.find(options), options["layer"]
+    freed = upkeep.evict(found, j, force=options["force"])
+    text = f"removed x_{j}: {size(freed)} freed; `materialize --layer {j}` makes it again"
+    return Answer({"freed": freed}, (text,))
+
+
+def disk_use(options: Options) -> Answer:
+    found = upkeep.disk_use(options["store"])
+    return Answer(found, tables.of_disk_use(found))
+
+
+def collect_garbage(options: Options) -> Answer:
+    found = upkeep.garbage(options["store"])
+    left = upkeep.collect(options["store"], found) if options["delete"] else found
+    value = {"garbage": [g.as_json() for g in found], "left": [str(g.path) for g in left]}
+    return Answer(value, tuple(tables.of_garbage(found, left)))
