@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -88,6 +89,15 @@ def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     named = {name: version(name) for name in ("torch", "torchvision", "zarr", "numpy")}
     return {"python": platform.python_version(), **named}
+
+
+def available_memory() -> int:
+    """Bytes of RAM that can be used without pushing anything out but page cache."""
+    with suppress(OSError), open("/proc/meminfo", encoding="utf-8") as lines:  # noqa: PTH123
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def _processor() -> str:

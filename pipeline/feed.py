@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import ingest, views
+from pipeline import device, ingest, views
+from pipeline.progress import size
 from pipeline.session import READ_THREADS, Session
 from pipeline.source import Features, features, level_draws
 from pipeline.views import Draws
@@ -25,6 +26,8 @@ from store.order import batch_count, batches, epoch_order
 
 AHEAD = 3
 """Batches gathered ahead of the one in use."""
+SHARE = 0.5
+"""Of the free memory, for unpacked levels."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Feed:
         self.labels, self.ids = images.array("labels"), images.array("sample_id")
         self.samples = int(self.ids.max()) + 1
         mode = views.mode(self.recipe)
-        self.features: Features = features(
-            session, depth, "train", cached=cached and mode != "fresh"
+        self.features = in_memory(
+            session, features(session, depth, "train", cached=cached and mode != "fresh")
         )
         self.batch = self.recipe.schedule.batch
         self.batches = max(1, batch_count(len(self.ids), self.batch, drop_last=True))
@@ -167,6 +170,21 @@ class Feed:
     def _part(self, name: str, rows: np.ndarray, stored: np.ndarray, plan: EpochPlan) -> Tensor:
         draws = plan.draws.get(name)
         return self.features.compute_from(stored, draws and draws.of(self.ids[rows]))
+
+
+def in_memory(session: Session, found: Features) -> Features:
+    """Packed levels decoded once, if they fit: a row of theirs costs a whole chunk to decode."""
+    packed = {v: level for v, level in found.levels.items() if level.geometry.profile != "raw"}
+    needed = sum(len(level) * level.geometry.row_bytes for level in packed.values())
+    free = device.available_memory()
+    if needed > SHARE * free:
+        session.report.say(
+            f"x_{found.base} is packed; unpacked it takes {size(needed)}, too much for the "
+            f"{size(free)} of free memory: every row decodes a whole chunk. Raw would be faster"
+        )
+        return found
+    loaded = {view: level.load() for view, level in packed.items()}
+    return replace(found, levels={**found.levels, **loaded})
 
 
 def clean_batches(session: Session, depth: int, *, cached: bool = True) -> Iterator[Tensor]:

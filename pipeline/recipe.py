@@ -178,7 +178,8 @@ class Cache:
     precision: str = "float16"
     """Of stored features: ``float32`` (reference) or ``float16``."""
     profile: str = "raw"
-    """How rows lie on disk: ``raw``, uncompressed at a constant stride."""
+    """How rows of features lie on disk: ``raw``, uncompressed at a constant stride, or packed with
+    ``zstd`` (slow disks) or ``lz4`` (fast ones). Images are always raw."""
     shard_mb: int = 64
     """Megabytes (2^20) per shard file: the unit of writing, of resuming and of memory."""
     block: int = 128
@@ -186,7 +187,7 @@ class Cache:
 
     def __post_init__(self) -> None:
         _one_of("cache.precision", self.precision, ("float32", "float16"))
-        _one_of("cache.profile", self.profile, ("raw",))
+        _one_of("cache.profile", self.profile, ("raw", "zstd", "lz4"))
         _positive("cache", shard_mb=self.shard_mb, block=self.block)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +52,8 @@ class Level:
     shards: list[dict[str, Any]]
     """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
     files: Files = field(default=DISK, repr=False)
+    loaded: np.ndarray | None = field(default=None, repr=False)
+    """All rows, if the level was loaded into memory."""
 
     @classmethod
     def open(cls, root: Path, key: LevelKey, files: Files = DISK) -> Level:
@@ -83,6 +85,10 @@ class Level:
         """Bytes of the shards on disk."""
         return sum(shard["nbytes"] for shard in self.shards)
 
+    def load(self) -> Level:
+        """The same level with all of its rows in memory: a packed one is decoded only once."""
+        return replace(self, loaded=self.read(0, len(self)))
+
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows into ``out``.
 
@@ -98,6 +104,10 @@ class Level:
             raise IndexError(
                 f"rows {rows[0]}…{rows[-1]} of {self.key.label}, which has {len(self)}"
             )
+        if self.loaded is not None:
+            # mode="clip" lets take write straight into out; the range was checked.
+            np.take(self.loaded, rows, axis=0, out=out, mode="clip")
+            return
         gather = self._gather_raw if self.geometry.profile == "raw" else self._gather_packed
         for shard, part in _runs(rows // self.geometry.shard_rows):
             local = rows[part] - shard * self.geometry.shard_rows
@@ -119,7 +129,6 @@ class Level:
     # ---- one shard ------------------------------------------------------------------------------
 
     def _gather_raw(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
-        # mode="clip" lets take write straight into out; take() checked the range.
         np.take(self._raw(shard), local, axis=0, out=out, mode="clip")
 
     def _gather_packed(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
