@@ -6,8 +6,8 @@ bytes and never read as data; a committed level written at 0.85 or more of the r
 of the same bytes with fsync.
 
 Method: four parts, each in a file of its own beside this one (durability_*.py), each with the n of
-the claim; `--quick` runs a twentieth of each. Machine, versions, date and seconds are kept per part,
-so that a part can be run again alone.
+the claim; `--quick` runs a twentieth. Machine, versions, date and seconds are kept for each part,
+which can be run again alone.
 
     python benchmarks/durability.py [crash] [kills] [corruption] [cost] [--quick] [--out FILE]
 """
