@@ -11,13 +11,11 @@ import numpy as np
 import torch
 
 from pipeline import device, ingest, levels, views
-from pipeline.errors import remedy
 from pipeline.progress import Tick, duration, size
 from pipeline.rundir import FEATURES
 from pipeline.session import Session
-from pipeline.source import Features, features, level_draws
+from pipeline.source import Features, features, level_draws, naming_rows
 from pipeline.views import Draws
-from stages.featurize import NotFinite
 from store.errors import DiskFull
 from store.layout import Geometry, LevelKey, geometry
 from store.writer import LevelWriter
@@ -51,8 +49,7 @@ def materialize(session: Session, j: int) -> None:
     _check_space(session, j, missing)
     written = {}
     for key in missing:
-        with remedy(NotFinite, "Set 'cache.precision' to float32"):
-            written[key.name] = _write_level(session, key)
+        written[key.name] = _write_level(session, key)
     _record(session, j, written)
 
 
@@ -84,7 +81,8 @@ def _write_level(session: Session, key: LevelKey) -> dict[str, float]:
         rows = sum(b - a for a, b in map(shape.shard_range, todo))
         with session.report.task(f"writing {key.label}", rows, "images") as tick:
             nbytes = sum(_write_shard(session, writer, source, s, ids, draws, tick) for s in todo)
-        level = writer.commit(parent, tool=device.versions())
+        arrays = {n: t.cpu().numpy() for n, t in source.layers[-1].stored.tensors().items()}
+        level = writer.commit(parent, arrays, tool=device.versions())
     seconds = time.monotonic() - begun
     session.report.say(
         f"wrote {key.label}: {len(level):,} rows, {size(shape.nbytes)}, {duration(seconds)}, "
@@ -105,12 +103,13 @@ def _write_shard(
     session.stop.check()
     first, last = writer.geometry.shard_range(shard)
     block = session.run.recipe.cache.block
-    out = np.empty((last - first, *writer.geometry.sample), writer.geometry.dtype)
+    out = np.empty((last - first, *writer.geometry.stored), writer.geometry.dtype)
     for begin in range(first, last, block):
         rows = np.arange(begin, min(last, begin + block))
-        with remedy(NotFinite, f"{writer.key.label}, rows {begin} … {rows[-1]}"):
+        with naming_rows(writer.key.label, writer.key.split, rows, ids):
             x = source.compute_from(source.read(rows, writer.key.view), draws.of(ids[rows]))
-        torch.from_numpy(out)[begin - first : rows[-1] + 1 - first] = x.cpu()
+        stored = source.layers[-1].stored.encode(x)
+        torch.from_numpy(out)[begin - first : rows[-1] + 1 - first] = stored.cpu()
         tick(len(rows))
     return writer.put(shard, out)
 

@@ -5,6 +5,8 @@
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
                 auxiliary.safetensors   γ_1
+                quantiser.safetensors   scale and zero point of each channel of x_1, if it has codes
+                quantiser.json          what calibration found in each channel
                 epochs.jsonl            one line per epoch
                 test_logits.npy         z_1 of the test images
                 layer.json              written last: the layer is solved
@@ -32,6 +34,7 @@ from store.publish import make_directory, replace, sealed, unseal
 
 RUN, DATA, LAYER, FEATURES = "run.json", "data.json", "layer.json", "features.json"
 EVALUATION = "evaluation.json"
+QUANTISER = "quantiser.safetensors"
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,12 @@ class Run:
                 break
             nodes.append(
                 lineage.feature_node(
-                    self.recipe, self.seed, self.compute, nodes[-1], record["weights"]
+                    self.recipe,
+                    self.seed,
+                    self.compute,
+                    nodes[-1],
+                    record["weights"],
+                    record["scales"],
                 )
             )
         return nodes

@@ -1,4 +1,4 @@
-"""How values lie on disk: dtype, values per element, and the poison that a hole in a level reads as.
+"""How values lie on disk: dtype, values per element, and the poison a hole in a level reads as.
 
 The store keeps codes and knows nothing of what they mean; ``stages/quantise.py`` makes and undoes
 them.
