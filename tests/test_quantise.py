@@ -27,7 +27,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 @st.composite
-def maps(draw: Callable, orders: int = 4) -> Tensor:
+def maps(draw: Callable, orders: int = 3) -> Tensor:
     """(B, C, H, W): channels of either sign or none, over a few orders of magnitude, some dead."""
     shape = [draw(st.integers(1, top)) for top in (4, 4, 3, 9)]
     x = normal(draw(st.integers(0, 2**32)), *shape)
@@ -50,13 +50,14 @@ def codec_for(precision: str, x: Tensor, percentile: float = 99.0) -> Codec:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
+    bits = [t.contiguous().view(torch.uint8) for t in (a, b)]
+    return a.dtype == b.dtype and torch.equal(*bits)
 
 
 # --- stored and back -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @given(x=maps(), other=maps())
 @FEW
 def test_rounding_what_is_rounded_changes_nothing(precision: str, x: Tensor, other: Tensor) -> None:
