@@ -48,12 +48,15 @@ def images_node(recipe: Recipe, data_digest: str) -> Node:
     )
 
 
-def feature_node(recipe: Recipe, seed: int, compute: str, parent: Node, weights: str) -> Node:
+def feature_node(
+    recipe: Recipe, seed: int, compute: str, parent: Node, weights: str, scales: str | None
+) -> Node:
     """x_j from x_{j-1}.
 
     Args:
         compute: dtype of the convolutions, e.g. ``float32``.
         weights: digest of layer j's state, buffers included.
+        scales: digest of x_j's quantiser; None for a precision that has none.
     """
     depth = parent.depth + 1
     intent = {
@@ -62,6 +65,7 @@ def feature_node(recipe: Recipe, seed: int, compute: str, parent: Node, weights:
         "layer": dataclasses.asdict(recipe.layers[depth - 1]),
         "weights": weights,
         "precision": recipe.cache.precision,
+        "scales": scales,
         "numeric": {"compute": compute, "block": recipe.cache.block},
         "code": FEATURES_VERSION,
     }

@@ -9,14 +9,12 @@ import numpy as np
 import torch
 
 from pipeline import device, ingest, levels, views
-from pipeline.errors import remedy
 from pipeline.progress import Tick
 from pipeline.rundir import FEATURES
 from pipeline.session import Session
-from pipeline.source import Features, features, level_draws
+from pipeline.source import Features, features, level_draws, naming_rows
 from pipeline.views import Draws
 from pipeline.writing import Content, write_level
-from stages.featurize import NotFinite
 from store.errors import DiskFull
 from store.layout import Geometry, LevelKey, geometry
 from store.verify import Damage
@@ -67,11 +65,8 @@ def write(
     written = {}
     for key in keys:
         shape = level_geometry(session, key.depth, key.split)
-        with remedy(NotFinite, "Set 'cache.precision' to float32"):
-            done = write_level(
-                session, key, shape, partial(_content, session, key), (damaged or {}).get(key, ())
-            )
-        if done:
+        again = (damaged or {}).get(key, ())
+        if done := write_level(session, key, shape, partial(_content, session, key), again):
             written[key.name] = done
     if written:
         _record(session, keys[0].depth, written)
@@ -97,7 +92,8 @@ def _content(session: Session, key: LevelKey) -> Content:
     base = source.levels["clean" if source.base == 0 else key.view]
     shard = partial(_shard, session, key, source, ids, draws)
     parent = levels.parent_of(base.key, base.content_root)
-    return Content(shard, parent, tool=device.versions())
+    arrays = {name: t.cpu().numpy() for name, t in source.layers[-1].stored.tensors().items()}
+    return Content(shard, parent, arrays, device.versions())
 
 
 def _shard(
@@ -116,9 +112,10 @@ def _shard(
     out = np.empty((last - first, *shape.stored), shape.dtype)
     for begin in range(first, last, block):
         rows = np.arange(begin, min(last, begin + block))
-        with remedy(NotFinite, f"{key.label}, rows {begin} … {rows[-1]}"):
+        with naming_rows(key.label, key.split, rows, ids):
             x = source.compute_from(source.read(rows, key.view), draws.of(ids[rows]))
-        torch.from_numpy(out)[begin - first : rows[-1] + 1 - first] = x.cpu()
+        stored = source.layers[-1].stored.encode(x)
+        torch.from_numpy(out)[begin - first : rows[-1] + 1 - first] = stored.cpu()
         tick(len(rows))
     return out
 

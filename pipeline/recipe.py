@@ -176,7 +176,11 @@ class Schedule:
 @dataclass(frozen=True)
 class Cache:
     precision: str = "float16"
-    """Of stored features: ``float32`` (reference) or ``float16``."""
+    """Of stored features: ``float32`` (reference), ``float16``, ``bfloat16``, or codes with scales
+    per channel, ``uint8`` and ``uint4``."""
+    percentile: float = 99.99
+    """Of a channel's values other than 0: where the codes of ``uint8`` and ``uint4`` end, if there
+    are outliers beyond. 100 clips nothing that calibration has seen."""
     profile: str = "raw"
     """How rows of features lie on disk: ``raw``, uncompressed at a constant stride, or packed with
     ``zstd`` (slow disks) or ``lz4`` (fast ones). Images are always raw."""
@@ -186,7 +190,12 @@ class Cache:
     """Rows in one forward pass of frozen layers."""
 
     def __post_init__(self) -> None:
-        _one_of("cache.precision", self.precision, ("float32", "float16"))
+        known = ("float32", "float16", "bfloat16", "uint8", "uint4")
+        _one_of("cache.precision", self.precision, known)
+        _require(
+            0 < self.percentile <= 100,
+            f"'cache.percentile' is {self.percentile}; it must be above 0 and at most 100",
+        )
         _one_of("cache.profile", self.profile, ("raw", "zstd", "lz4"))
         _positive("cache", shard_mb=self.shard_mb, block=self.block)
 

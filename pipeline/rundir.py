@@ -5,6 +5,8 @@
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
                 auxiliary.safetensors   γ_1
+                quantiser.safetensors   scale and zero point of each channel of x_1, if it has codes
+                quantiser.json          what calibration found in each channel
                 epochs.jsonl            one line per epoch
                 test_logits.npy         z_1 of the test images
                 layer.json              written last: the layer is solved
@@ -34,7 +36,7 @@ from store.publish import make_directory, replace, sealed, unseal
 
 RUN, DATA, LAYER, FEATURES = "run.json", "data.json", "layer.json", "features.json"
 EVALUATION = "evaluation.json"
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, QUANTISER = "checkpoint.safetensors", "quantiser.safetensors"
 UNVOUCHED = (LAYER, FEATURES, CHECKPOINT, "epochs.jsonl")
 """Files of a layer that vouch for themselves, come and go, or are only looked at."""
 
@@ -115,7 +117,12 @@ class Run:
                 break
             nodes.append(
                 lineage.feature_node(
-                    self.recipe, self.seed, self.compute, nodes[-1], record["weights"]
+                    self.recipe,
+                    self.seed,
+                    self.compute,
+                    nodes[-1],
+                    record["weights"],
+                    record["scales"],
                 )
             )
         return nodes

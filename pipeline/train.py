@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import ingest, weights
+from pipeline import calibration, ingest, weights
 from pipeline.errors import remedy
 from pipeline.feed import Feed, clean_batches
 from pipeline.progress import Tick, duration
@@ -126,7 +126,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
                 solver.consider(_risk(session, feed, problem))
             for epoch in range(solver.progress.epoch, recipe.schedule.epochs):
                 _epoch(solving, feed, epoch)
-            _finish(solving)
+            _finish(solving, feed)
         except Diverged as error:
             solving.save_good()
             if solving.checkpoint.exists():
@@ -218,8 +218,8 @@ def _risk(session: Session, feed: Feed, problem: Problem) -> float:
     return cross_entropy(np.concatenate(logits), np.concatenate(labels))
 
 
-def _finish(solving: Solving) -> None:
-    """Write weights, curve and test logits; the record that vouches for them comes last."""
+def _finish(solving: Solving, feed: Feed) -> None:
+    """Write weights, scales, curve and test logits; the record that vouches for them comes last."""
     session, j = solving.session, solving.j
     best = solving.solver.progress.best_epoch
     problem = solving.solver.finish()
@@ -230,6 +230,7 @@ def _finish(solving: Solving) -> None:
     layer, auxiliary = problem.layer.state_dict(), problem.auxiliary.state_dict()
     weights.write(directory / "weights.safetensors", layer)
     weights.write(directory / "auxiliary.safetensors", auxiliary)
+    quantised = calibration.keep(session, j, problem.layer, feed.features)
     lines = "".join(json.dumps(line) + "\n" for line in solving.history)
     replace(directory, "epochs.jsonl", lines.encode())
     record = {
@@ -238,6 +239,7 @@ def _finish(solving: Solving) -> None:
         "lineage": session.run.lineage(j - 1),
         "weights": weights.digest(layer),
         "auxiliary": weights.digest(auxiliary),
+        **quantised,
         "parameters": sum(p.numel() for p in problem.layer.parameters()),
         "auxiliary_parameters": sum(p.numel() for p in problem.auxiliary.parameters()),
         "kept_epoch": best

@@ -4,7 +4,8 @@ StageError
 ├── DataError
 │   └── BrokenImage
 ├── DeviceError
-└── Diverged
+├── Diverged
+└── NotFinite
 """
 
 from __future__ import annotations
@@ -55,3 +56,23 @@ class Diverged(StageError):
         if self.last_good is not None:
             known = f"the last finite loss was {self.last_good:.6g}"
         return f"the loss is not finite in epoch {self.epoch}; {known}"
+
+
+class NotFinite(StageError):
+    """A feature is not finite, or its stored precision cannot hold it.
+
+    `sample` is its row in the batch, `channel` its channel, `value` what it is.
+    """
+
+    def __init__(self, sample: int, channel: int, value: float, precision: str) -> None:
+        super().__init__(sample, channel, value, precision)
+        self.sample = sample
+        self.channel = channel
+        self.value = value
+        self.precision = precision
+
+    def __str__(self) -> str:
+        return (
+            f"sample {self.sample} of the batch has the feature {self.value:.6g} in channel "
+            f"{self.channel}, which {self.precision} cannot hold"
+        )

@@ -45,9 +45,26 @@ def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
         fill_value=precision(geometry.precision).poison,
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("sample", "channel", "y", "x"),
-        attributes={"level": key.label, "fingerprint": key.fingerprint},
+        attributes=_attributes(geometry, key),
     )
     return files["zarr.json"].to_bytes()
+
+
+def _attributes(geometry: Geometry, key: LevelKey) -> dict[str, Any]:
+    """What a level says of itself to readers who know nothing of us."""
+    found: dict[str, Any] = {
+        "level": key.label,
+        "fingerprint": key.fingerprint,
+        "precision": geometry.precision,
+    }
+    if geometry.precision == "bfloat16":
+        found["logical_dtype"] = "bfloat16"
+    elif geometry.precision in ("uint8", "uint4") and key.depth > 0:
+        found["values"] = "(code - zero[channel]) * scale[channel]; see scale.npy and zero.npy"
+    if precision(geometry.precision).packed > 1:
+        found["packing"] = "two codes per byte along x, the first in the low bits"
+        found["width"] = geometry.sample[2]
+    return found
 
 
 def _zarr_codecs(geometry: Geometry) -> Any:

@@ -11,8 +11,9 @@ from pipeline.recipe import Recipe, parse
 from pipeline.source import image_views
 from pipeline.views import Draws
 from stages import augment
-from stages.featurize import featurize
+from stages.featurize import Frozen, featurize
 from stages.network import build_problem
+from stages.quantise import Floats
 from stages.spec import scale_at
 
 TOML = """
@@ -72,14 +73,17 @@ def test_a_crop_in_feature_space_is_the_feature_of_the_crop(
     """
     r = recipe(downsample=downsample)
     n = 12
-    layers = [build_problem(r.layers[j], r.auxiliaries[j], j).layer.eval() for j in range(depth)]
+    layers = [
+        Frozen(build_problem(r.layers[j], r.auxiliaries[j], j).layer.eval(), Floats("float32"))
+        for j in range(depth)
+    ]
     scale = scale_at(r.layers, depth)
     draws = views.epoch_draws(r, 0, 3, n, scale)
     assert draws.flipped.any()
     assert not draws.flipped.all()
 
     def through(x: torch.Tensor) -> torch.Tensor:
-        return featurize(layers, x, precision="float32", block=n, compute=torch.float32)
+        return featurize(layers, x, block=n, compute=torch.float32)
 
     fresh = through(image_views(r, images(n), draws))
     whole = Draws(draws.flipped, np.empty((0, 2), np.int64))
@@ -103,7 +107,8 @@ def test_where_no_border_is_in_reach_canvas_and_fresh_agree_to_the_bit() -> None
     assert not nothing.any()
 
     def through(y: torch.Tensor) -> torch.Tensor:
-        return featurize([layer], y, precision="float32", block=8, compute=torch.float32)
+        frozen = Frozen(layer, Floats("float32"))
+        return featurize([frozen], y, block=8, compute=torch.float32)
 
     assert torch.equal(augment.crop(through(x), offsets, 16), through(augment.crop(x, offsets, 16)))
 

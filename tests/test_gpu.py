@@ -8,6 +8,7 @@ from house import open_run, tiny
 
 from pipeline import algorithm, device
 from pipeline.feed import Feed
+from stages.calibrate import calibrate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,3 +41,14 @@ def test_batches_from_the_cache_are_the_recomputed_ones(tmp_path: Path, views: s
             assert x.is_cuda
             torch.testing.assert_close(x, x_again, rtol=1e-3, atol=1e-3)
             assert torch.equal(y, y_again)
+
+
+@pytest.mark.parametrize("precision", ["uint8", "uint4"])
+def test_codes_are_the_same_on_every_device(precision: str) -> None:
+    x = torch.randn(64, 8, 12, 11, generator=torch.Generator().manual_seed(0))
+    here, there = calibrate([x], precision, 99.9), calibrate([x.cuda()], precision, 99.9)
+    assert here.channels == there.channels
+    moved = there.quantiser.to(torch.device("cuda"))
+    codes = moved.encode(x.cuda())
+    assert torch.equal(codes.cpu(), here.quantiser.encode(x))
+    assert torch.equal(moved.decode(codes, 11).cpu(), here.quantiser.rounded(x))

@@ -1,6 +1,6 @@
 """Fingerprints: whatever changes the values changes the name, and nothing else does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,12 +18,18 @@ def recipe(**changes: object) -> Recipe:
 
 
 def chain(
-    r: Recipe, seed: int, compute: str, data: str, weights: Sequence[str]
+    r: Recipe,
+    seed: int,
+    compute: str,
+    data: str,
+    weights: Sequence[str],
+    scales: Mapping[int, str] | None = None,
 ) -> list[lineage.Node]:
-    """x_0 … x_n for n layers."""
+    """x_0 … x_n for n layers; ``scales`` has a digest for the depths that have one."""
     nodes = [lineage.images_node(r, data)]
-    for digest in weights:
-        nodes.append(lineage.feature_node(r, seed, compute, nodes[-1], digest))
+    for j, digest in enumerate(weights, 1):
+        of_depth = (scales or {}).get(j)
+        nodes.append(lineage.feature_node(r, seed, compute, nodes[-1], digest, of_depth))
     return nodes
 
 
@@ -34,8 +40,9 @@ def names(
     compute: str = "float32",
     data: str = DATA,
     weights: Sequence[str] = WEIGHTS,
+    scales: Mapping[int, str] | None = None,
 ) -> list[str]:
-    return [node.fingerprint for node in chain(r, seed, compute, data, weights)]
+    return [node.fingerprint for node in chain(r, seed, compute, data, weights, scales)]
 
 
 BASE = names(recipe())
@@ -58,6 +65,7 @@ def changed_text(old: str, new: str) -> Recipe:
         pytest.param(names(recipe(), weights=["f" * 64, *WEIGHTS[1:]]), 1, id="weights of layer 1"),
         pytest.param(names(recipe(), weights=[*WEIGHTS[:2], "f" * 64]), 3, id="weights of layer 3"),
         pytest.param(names(recipe(precision="float32")), 1, id="stored precision"),
+        pytest.param(names(recipe(), scales={2: "f" * 64}), 2, id="scales of x_2"),
         pytest.param(names(recipe(), compute="bfloat16"), 1, id="compute dtype"),
         pytest.param(names(changed_text("block = 64", "block = 32")), 1, id="rows per pass"),
         pytest.param(names(recipe(views="4")), 1, id="fixed views for the canvas"),

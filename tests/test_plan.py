@@ -113,9 +113,12 @@ def test_between_peak_and_total_levels_are_removed_on_the_way() -> None:
     assert check_budget(plan, None) is False
 
 
-@pytest.mark.parametrize("views", ['"canvas"', "2", "0"])
-def test_planned_bytes_are_the_bytes_written(tmp_path: Path, views: str) -> None:
-    session = open_run(tmp_path, tiny(views=views, epochs=1, layers=2))
+@pytest.mark.parametrize(
+    ("views", "precision"),
+    [('"canvas"', "float16"), ("2", "bfloat16"), ("0", "uint8"), ('"canvas"', "uint4")],
+)
+def test_planned_bytes_are_the_bytes_written(tmp_path: Path, views: str, precision: str) -> None:
+    session = open_run(tmp_path, tiny(views=views, epochs=1, layers=2, precision=precision))
     algorithm.make(session, write=2)
     plan = make_plan(session.run.recipe, session.run.data())
     for depth in plan.depths:

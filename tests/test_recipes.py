@@ -70,6 +70,15 @@ def changed(old: str, new: str) -> str:
             ["Did you mean 'one-cycle'?"],
             id="unknown schedule",
         ),
+        pytest.param(
+            DIGITS + '[cache]\nprecision = "unit8"\n', ["Did you mean 'uint8'?"], id="precision"
+        ),
+        pytest.param(
+            DIGITS + "[cache]\npercentile = 0.0\n", ["'cache.percentile' is 0.0"], id="percentile"
+        ),
+        pytest.param(
+            DIGITS + "[cache]\npercentile = 100.5\n", ["at most 100"], id="percentile above 100"
+        ),
         pytest.param(changed("mean = [0.306]", "mean = [0.3, 0.3]"), ["2 values"], id="mean"),
         pytest.param("[data\n", ["recipe test:"], id="not TOML"),
     ],

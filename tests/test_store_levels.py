@@ -22,7 +22,7 @@ from store.fingerprint import fingerprint
 from store.layout import Geometry, LevelKey
 from store.level import COMMIT, Level, shard_name
 from store.precision import PRECISIONS, precision
-from store.writer import LevelWriter
+from store.writer import LevelWriter, zarr_metadata
 
 INTENT = {"recipe": "a lineage", "depth": 3}
 KEY = LevelKey(3, fingerprint(INTENT), "train", "v0")
@@ -183,11 +183,34 @@ def test_a_hole_reads_as_poison_through_zarr(tmp_path: Path, name: str) -> None:
     assert not seen[8:].any()
 
 
-def test_the_metadata_tells_people_what_it_is(tmp_path: Path) -> None:
-    metadata = json.loads((written(tmp_path).directory / "zarr.json").read_bytes())
+CODES = "(code - zero[channel]) * scale[channel]; see scale.npy and zero.npy"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "more"),
+    [
+        ("float32", KEY, {}),
+        ("bfloat16", KEY, {"logical_dtype": "bfloat16"}),
+        ("uint8", KEY, {"values": CODES}),
+        ("uint8", replace(KEY, depth=0), {}),
+        (
+            "uint4",
+            KEY,
+            {
+                "values": CODES,
+                "packing": "two codes per byte along x, the first in the low bits",
+                "width": 2,
+            },
+        ),
+    ],
+)
+def test_the_metadata_tells_people_what_it_is(name: str, key: LevelKey, more: dict) -> None:
+    shape = replace(SMALL, precision=name)
+    metadata = json.loads(zarr_metadata(shape, key))
     assert metadata["dimension_names"] == ["sample", "channel", "y", "x"]
-    assert metadata["shape"] == [11, 2, 3, 2]
-    assert metadata["attributes"] == {"level": "x_3 train.v0", "fingerprint": KEY.fingerprint}
+    assert metadata["shape"] == [11, *shape.stored]
+    said = {"level": key.label, "fingerprint": key.fingerprint, "precision": name}
+    assert metadata["attributes"] == said | more
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -19,15 +19,16 @@ from pipeline.recipe import parse
 from pipeline.session import Session
 from pipeline.source import features, image_views, level_draws
 from pipeline.train import solve
-from stages.featurize import featurize
+from stages.featurize import Frozen, featurize
 from stages.network import build_problem
+from stages.quantise import Floats
 
 MODES = [
     pytest.param('"canvas"', id="canvas"),
     pytest.param("3", id="three fixed views"),
     pytest.param("0", id="fresh"),
 ]
-PRECISIONS = ["float32", "float16"]
+PRECISIONS = ["float32", "float16", "bfloat16", "uint8", "uint4"]
 
 
 def curve(session: Session, j: int) -> list[tuple[float, ...]]:
@@ -39,7 +40,7 @@ def curve(session: Session, j: int) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("views", MODES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_cache_equals_recompute(tmp_path: Path, views: str, precision: str) -> None:
-    """Same draws: losses, accuracies and weights of layers 1 … 3 are bit-identical."""
+    """Same draws: losses, accuracies, weights and scales of layers 1 … 3 are bit-identical."""
     text = tiny(views=views, precision=precision)
     cached, recomputed = (open_run(tmp_path / name, text) for name in ("cached", "recomputed"))
     algorithm.make(cached, solve=cached.run.layers)
@@ -57,8 +58,11 @@ def test_cache_equals_recompute(tmp_path: Path, views: str, precision: str) -> N
 
 
 @pytest.mark.parametrize("views", MODES)
-def test_every_batch_from_the_cache_is_the_recomputed_batch(tmp_path: Path, views: str) -> None:
-    session = open_run(tmp_path, tiny(views=views, epochs=1))
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_every_batch_from_the_cache_is_the_recomputed_batch(
+    tmp_path: Path, views: str, precision: str
+) -> None:
+    session = open_run(tmp_path, tiny(views=views, epochs=1, precision=precision))
     algorithm.make(session, write=2)
     with Feed(session, 2) as cached, Feed(session, 2, cached=False) as recomputed:
         assert (cached.features.base, recomputed.features.base) == (2 if views != "0" else 0, 0)
@@ -82,28 +86,30 @@ def test_layer_by_layer_equals_the_assembled_network(tmp_path: Path) -> None:
         draws = level_draws(recipe, run.seed, view, len(ids))
         x: Tensor = image_views(recipe, x0, draws.of(ids[np.arange(64)]))
         with torch.inference_mode():
-            for layer in layers:
-                x = layer(x.contiguous(memory_format=torch.channels_last))
+            for frozen in layers:
+                x = frozen.layer(x.contiguous(memory_format=torch.channels_last))
         assert np.array_equal(level.read(0, 64), x.numpy())
 
 
 def test_block_size_and_neighbours_do_not_change_a_row() -> None:
     """A row has one value, alone or among others, in any place of the block."""
     recipe = parse(tiny(), "tiny")
-    layers = [build_problem(recipe.layers[0], recipe.auxiliaries[0], 1).layer.eval()]
+    layer = build_problem(recipe.layers[0], recipe.auxiliaries[0], 1).layer.eval()
+    layers = [Frozen(layer, Floats("float32"))]
     x = torch.randn(100, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
     def through(part: Tensor) -> Tensor:
-        return featurize(layers, part, precision="float32", block=32, compute=torch.float32)
+        return featurize(layers, part, block=32, compute=torch.float32)
 
     whole = through(x)
     assert torch.equal(whole[70:71], through(x[70:71]))
     assert torch.equal(whole[10:53], through(x[10:53]))
 
 
-def test_a_level_computed_from_two_below_is_the_same_level(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float16", "uint8", "uint4"])
+def test_a_level_computed_from_two_below_is_the_same_level(tmp_path: Path, precision: str) -> None:
     """x_2 removed, x_3 is written from x_1 through layers 2 and 3: same bytes, x_2 stays away."""
-    session = open_run(tmp_path, tiny(epochs=1))
+    session = open_run(tmp_path, tiny(epochs=1, precision=precision))
     algorithm.make(session, write=3)
     before = {key: session.store.open(key).content_root for key in levels.keys_at(session.run, 3)}
     for depth in (2, 3):
@@ -126,7 +132,7 @@ def test_frozen_layers_stay_frozen(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     record = session.run.layer(1)
     assert record is not None
-    frozen = features(session, 1, "train", cached=False).layers[0]
+    frozen = features(session, 1, "train", cached=False).layers[0].layer
     for _ in Feed(session, 1, cached=False).epoch(0):
         pass
     assert weights.digest(frozen.state_dict()) == record["weights"]

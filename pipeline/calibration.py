@@ -1,0 +1,69 @@
+"""Scales of x_j, chosen when layer j is solved, from what a level of x_j will hold.
+
+They are part of x_j as the weights are: its fingerprint names them, and they are kept in the run,
+so that a level that was removed is made again with the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline import ingest, views, weights
+from pipeline.rundir import QUANTISER
+from pipeline.session import Session
+from pipeline.source import Features, level_draws, naming_rows
+from stages.calibrate import calibrate
+from stages.featurize import Frozen
+from stages.network import Layer
+from stages.quantise import Floats, needs_scales
+from store.order import batches, generator
+
+ROWS = 4096
+"""Most training rows that scales are chosen on."""
+REPORT = "quantiser.json"
+
+
+def keep(session: Session, j: int, layer: Layer, below: Features) -> dict[str, Any]:
+    """Choose the scales of x_j, keep them in the run, and say how good they are.
+
+    Args:
+        layer: layer j as solved, on the device, in eval mode.
+        below: x_{j-1} of the training images.
+
+    Returns:
+        For the layer's record: ``scales``, their digest, and ``quantiser``, a summary of their
+        quality; None for a precision that needs none.
+
+    Raises:
+        NotFinite: names row, sample and channel.
+    """
+    cache = session.run.recipe.cache
+    if not needs_scales(cache.precision):
+        return {"scales": None, "quantiser": None}
+    found = calibrate(_maps(session, j, layer, below), cache.precision, cache.percentile)
+    directory = session.run.layer_directory(j)
+    weights.write(directory / QUANTISER, found.quantiser.tensors())
+    session.run.write(directory / REPORT, {"channels": found.as_json()})
+    session.report.say(f"x_{j} as {found.text}")
+    return {"scales": weights.digest(found.quantiser.tensors()), "quantiser": found.summary()}
+
+
+def _maps(session: Session, j: int, layer: Layer, below: Features) -> Iterator[Tensor]:
+    """x_j before rounding, of a fixed part of the training rows, as the first view holds it: a
+    whole canvas in canvas mode; in fresh mode, which has no view, the centre crop."""
+    recipe, seed = session.run.recipe, session.run.seed
+    ids = ingest.levels(session)["train"].array("sample_id")
+    view = (*views.train_views(recipe), "clean")[0]
+    draws = level_draws(recipe, seed, view, int(ids.max()) + 1)
+    exact = dataclasses.replace(below, layers=[*below.layers, Frozen(layer, Floats("float32"))])
+    chosen = np.sort(generator("calibration rows", seed).permutation(len(ids))[:ROWS])
+    label = f"x_{j} train" if view == "clean" else f"x_{j} train.{view}"
+    for rows in batches(chosen, recipe.cache.block, drop_last=False):
+        with naming_rows(label, "train", rows, ids):
+            x = exact.compute_from(exact.read(rows, view), draws.of(ids[rows]))
+        yield x
