@@ -49,7 +49,7 @@ def make_plan(options: Options) -> Answer:
     found = work.find(options)
     costs = plan.make_plan(found.recipe, found.run.data() if found.run else None)
     todo = plan.steps(found.inventory(), solve=len(found.recipe.layers))
-    space = {"needed_bytes": found.to_write(costs.total), "free_bytes": found.store.free_bytes()}
+    space = {"needed_bytes": found.to_write(costs), "free_bytes": found.store.free_bytes()}
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
     shown = [tables.of_plan(found.recipe, costs), tables.plan_summary(found.recipe, costs, todo)]
     shown.append(tables.space(**space))

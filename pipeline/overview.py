@@ -9,7 +9,8 @@ from typing import Any
 from pipeline import recipes, rundir
 from pipeline.errors import LayerRange, NotThereYet
 from pipeline.inventory import Inventory, inventory
-from pipeline.levels import keys_at
+from pipeline.levels import is_current, keys_at
+from pipeline.plan import Plan
 from pipeline.recipe import Recipe, parse
 from pipeline.rundir import Run
 from store.feature_store import Store
@@ -31,12 +32,18 @@ class Overview:
         """What exists of the run."""
         return inventory(self.run, self.store)
 
-    def to_write(self, total: int) -> int:
-        """Bytes still to be written of ``total``, what x_0 … x_{J-1} take: less what is there."""
-        if self.run is None:
-            return total
-        keys = [key for depth in range(self.run.layers) for key in keys_at(self.run, depth)]
-        return max(0, total - sum(self.store.state(key).nbytes for key in keys))
+    def to_write(self, costs: Plan) -> int:
+        """Bytes that are still to be written of what a whole run reads: x_0 … x_{J-1}, uncompressed
+        where it is not known better."""
+        depths = costs.depths[:-1]
+        keys = [key for d in depths if self.run for key in keys_at(self.run, d.depth)]
+        there = {(key.depth, key.name) for key in keys if is_current(self.store, key)}
+        return sum(
+            nbytes
+            for d in depths
+            for name, nbytes in d.levels.items()
+            if (d.depth, name) not in there
+        )
 
     def check_layer(self, j: int) -> None:
         """Refuse a layer that the network does not have. Raises LayerRange."""
