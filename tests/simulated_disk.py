@@ -149,12 +149,10 @@ class SimulatedDisk(Files):
 
     def _remains(self, file: Inode) -> bytes:
         """What a power cut leaves of bytes that were not synced."""
-        part = self.random.randint(0, len(file.data))
-        rest = len(file.data) - part
-        return self.random.choice(
-            (file.durable, file.data, b"", file.data[:part])
-            + (file.data[:part] + bytes(rest), file.data[:part] + self.random.randbytes(rest))
-        )
+        part = file.data[: self.random.randint(0, len(file.data))]
+        rest = len(file.data) - len(part)
+        garbage = part + self.random.randbytes(rest)
+        return self.random.choice((file.durable, file.data, b"", part, part + bytes(rest), garbage))
 
     # ---- calls that change something ------------------------------------------------------------
 
