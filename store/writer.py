@@ -96,10 +96,20 @@ class LevelWriter:
     def _have(self, directory: Path, name: str, data: bytes) -> None:
         if put_exclusive(directory, name, data, self.files):
             return
-        if self.files.read(directory / name) != data:
+        path = directory / name
+        if name == INTENT and self._is_damaged(path):  # the directory's name still says whose it is
+            replace(directory, name, data, self.files)
+        elif self.files.read(path) != data:
             raise LevelConflict(
-                f"{directory / name} was begun for another level or geometry; remove {directory}"
+                f"{path} was begun for another level or geometry; remove {directory}"
             )
+
+    def _is_damaged(self, sealed_file: Path) -> bool:
+        try:
+            unseal(sealed_file, self.files)
+        except LevelDamaged:
+            return True
+        return False
 
     # ---- what is there --------------------------------------------------------------------------
 

@@ -222,8 +222,9 @@ def disturb(trial: Trial, work: Callable[[], object]) -> None:
     files, calls = undisturbed(trial.number)
     for _ in range(random.randint(1, 3)):
         how = random.choice(("power", "power", "kill", "kill", "full"))
-        # Often among the first calls: what goes wrong there shows only at the end.
-        disk.cut_at = disk.calls + random.randint(1, random.choice((20, calls + 4)))
+        # Often among the first or last calls: there is what a single one decides.
+        first, last = random.choice(((1, 20), (1, calls + 4), (calls - 16, calls + 4)))
+        disk.cut_at = disk.calls + random.randint(first, last)
         if how == "full":
             disk.capacity = disk.used() + random.randint(0, sum(map(len, files.values())))
             disk.cut_at = None
@@ -257,6 +258,7 @@ def repair(trial: Trial) -> None:
     for path in random.sample(committed_files(trial), random.randint(1, 2)):
         damage(disk, path)
     trial.acknowledged, trial.damaged = False, True
+    trial.check()
     disturb(trial, trial.write)
 
 

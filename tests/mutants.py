@@ -18,7 +18,7 @@ from simulated_disk import Inode, SimulatedDisk, mutating
 
 from store.codec import encode
 from store.fingerprint import sha256
-from store.level import Level, shard_name
+from store.level import Level, receipt_path, shard_name
 from store.publish import sealed
 from store.writer import LevelWriter
 
@@ -124,6 +124,16 @@ class CommitBeforeReceipts(LevelWriter):
         return level
 
 
+class DatedCommit(LevelWriter):
+    def commit(self, *arguments: Any, **named: Any) -> Level:
+        *others, tool = arguments
+        return super().commit(*others, {**tool, "written": uuid.uuid4().hex}, **named)
+
+
+def is_named(writer: LevelWriter, shard: int) -> bool:
+    return writer.files.exists(receipt_path(writer.directory, shard))
+
+
 def only_new_directories(path: Path, files: SimulatedDisk) -> Path:
     """What exists is taken for durable."""
     for directory in reversed([p for p in (path, *path.parents) if not files.exists(p)]):
@@ -151,6 +161,18 @@ MUTANTS = {
         "a temporary file of a killed writer is in the way",
         patches={"store.publish.uuid.uuid4": lambda: uuid.UUID(int=0)},
     ),
+    "rows not checked": Mutant(
+        "rows are taken as they lie",
+        patches={"store.level._Receipt.check": lambda receipt, local, rows: None},
+    ),
+    "receipts trusted": Mutant(
+        "a shard is taken for whole because it has a receipt",
+        patches={"store.writer.LevelWriter._whole": is_named},
+    ),
+    "temporary files kept": Mutant(
+        "nobody tidies up after a killed writer", patches={"store.writer.TEMPORARY": ".other-"}
+    ),
+    "a date in the commit": Mutant("the same level differs each time", writer=DatedCommit),
     "removal without revoking": Mutant(
         "the commit is removed with the rest",
         patches={"store.feature_store.Store._revoke": lambda store, directory: None},

@@ -16,6 +16,15 @@ def test_no_crash_breaks_a_promise() -> None:
     assert min(counts["power"], counts["kill"], counts["full"]) > TRIALS / 4
 
 
+@pytest.fixture(scope="module")
+def caught() -> dict[str, tuple[int, str] | None]:
+    return {name: caught_after(mutant, SEED, limit=TRIALS) for name, mutant in MUTANTS.items()}
+
+
 @pytest.mark.parametrize("name", sorted(MUTANTS))
-def test_a_wrong_protocol_is_caught(name: str) -> None:
-    assert caught_after(MUTANTS[name], SEED, limit=TRIALS) is not None, MUTANTS[name].what
+def test_a_wrong_protocol_is_caught(caught: dict[str, tuple[int, str] | None], name: str) -> None:
+    assert caught[name] is not None, MUTANTS[name].what
+
+
+def test_every_promise_can_be_broken(caught: dict[str, tuple[int, str] | None]) -> None:
+    assert {found[1] for found in caught.values() if found} == set(PROMISES)

@@ -188,6 +188,16 @@ def test_another_level_is_not_written_over(
     assert contents(tmp_path) == before
 
 
+def test_a_damaged_intent_is_no_other_level(tmp_path: Path) -> None:
+    """Other levels of the depth may be whole: removing them would be the wrong advice."""
+    written(tmp_path)
+    whole = contents(tmp_path)
+    for damage in (flip, chop):
+        damage(KEY.directory(tmp_path).parent / "intent.json")
+        begin(tmp_path, SMALL, drawn(SMALL), [])
+        assert contents(tmp_path) == whole
+
+
 def test_two_writers_of_one_level_agree(tmp_path: Path) -> None:
     start, rows = Barrier(2), drawn(SMALL)
     writers = [LevelWriter(tmp_path / "b", KEY, SMALL, [INTENT]) for _ in range(2)]
