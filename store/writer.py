@@ -96,10 +96,20 @@ class LevelWriter:
     def _have(self, directory: Path, name: str, data: bytes) -> None:
         if put_exclusive(directory, name, data, self.files):
             return
-        if self.files.read(directory / name) != data:
+        path = directory / name
+        if name == INTENT and self._is_damaged(path):  # the directory's name still says whose it is
+            replace(directory, name, data, self.files)
+        elif self.files.read(path) != data:
             raise LevelConflict(
-                f"{directory / name} was begun for another level or geometry; remove {directory}"
+                f"{path} was begun for another level or geometry; remove {directory}"
             )
+
+    def _is_damaged(self, sealed_file: Path) -> bool:
+        try:
+            unseal(sealed_file, self.files)
+        except LevelDamaged:
+            return True
+        return False
 
     # ---- what is there --------------------------------------------------------------------------
 
@@ -110,7 +120,7 @@ class LevelWriter:
     def missing(self) -> list[int]:
         """Shards without a valid receipt. What a killed writer left half done is removed."""
         with refusals(self.directory), ThreadPoolExecutor(HASH_THREADS) as pool:
-            for directory in (self.directory, self.directory / RECEIPTS):
+            for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
                 for name in self.files.names(directory):
                     if name.startswith(TEMPORARY):
                         self.files.unlink(directory / name)

@@ -16,18 +16,23 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from store.codec import zarr_metadata
 from store.errors import LevelAbsent, LevelConflict, LevelDamaged
 from store.feature_store import Store
 from store.fingerprint import fingerprint
 from store.layout import Geometry, LevelKey
-from store.level import COMMIT, Level, shard_name
+from store.level import COMMIT, Level, receipt_path, shard_name
 from store.precision import PRECISIONS, precision
-from store.writer import LevelWriter, zarr_metadata
+from store.verify import check_level
+from store.writer import LevelWriter
 
 INTENT = {"recipe": "a lineage", "depth": 3}
 KEY = LevelKey(3, fingerprint(INTENT), "train", "v0")
 SMALL = Geometry(11, (2, 3, 2), "float32", chunk_rows=2, shard_rows=4)  # the last shard is short
 LABELS = np.arange(SMALL.rows) % 3
+PROFILES = ["raw", "zstd", "lz4"]
+STORED = [replace(SMALL, precision=p, profile=q) for p in sorted(PRECISIONS) for q in PROFILES]
+EVERY_FORM = pytest.mark.parametrize("shape", STORED, ids=lambda s: f"{s.precision}-{s.profile}")
 FEW = settings(max_examples=20, deadline=None)
 
 
@@ -60,6 +65,11 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
+def names_damaged(level: Level, root: Path, *, deep: bool) -> list[str]:
+    """File names that verification finds damaged."""
+    return [damage.path.name for damage in check_level(root, level.directory, deep=deep)]
+
+
 def shard_bytes(level: Level) -> dict[str, bytes]:
     return {name: data for name, data in contents(level.directory).items() if name[:2] == "c."}
 
@@ -68,7 +78,8 @@ def shard_bytes(level: Level) -> dict[str, bytes]:
 def geometries(draw: st.DrawFn) -> Geometry:
     rows, chunk, chunks = (draw(st.integers(1, most)) for most in (23, 4, 3))
     sample = draw(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)))
-    return Geometry(rows, sample, draw(st.sampled_from(sorted(PRECISIONS))), chunk, chunk * chunks)
+    name, profile = draw(st.sampled_from(sorted(PRECISIONS))), draw(st.sampled_from(PROFILES))
+    return Geometry(rows, sample, name, chunk, chunk * chunks, profile)
 
 
 # --- what is written is what is read -------------------------------------------------------------
@@ -123,12 +134,17 @@ def test_rows_outside_are_refused(tmp_path: Path, rows: list[int]) -> None:
 
 @FEW
 @given(shape=geometries())
-def test_the_predicted_bytes_are_the_bytes_of_the_shards(
+def test_the_recorded_bytes_are_the_bytes_of_the_shards(
     tmp_path_factory: pytest.TempPathFactory, shape: Geometry
 ) -> None:
-    files = shard_bytes(written(tmp_path_factory.mktemp("store"), shape))
+    level = written(tmp_path_factory.mktemp("store"), shape)
+    files = shard_bytes(level)
     assert set(files) == {shard_name(shard) for shard in range(shape.shards)}
-    assert shape.nbytes == sum(map(len, files.values()))
+    assert {entry["key"]: entry["nbytes"] for entry in level.shards} == {
+        name: len(data) for name, data in files.items()
+    }
+    if shape.profile == "raw":
+        assert shape.nbytes == sum(map(len, files.values()))
 
 
 # --- other readers -------------------------------------------------------------------------------
@@ -146,8 +162,7 @@ SAVE = "; import numpy, sys; [numpy.save(p + '.npy', read(p)) for p in sys.argv[
 @pytest.mark.parametrize("reader", sorted(READERS))
 def test_others_read_the_same_bytes(tmp_path: Path, reader: str) -> None:
     """In a process of its own: a reader's threads and global settings stay there."""
-    shapes = [replace(SMALL, precision=name) for name in PRECISIONS]
-    levels = [written(tmp_path / shape.precision, shape) for shape in shapes]
+    levels = [written(tmp_path / s.precision / s.profile, s) for s in STORED]
     command = [sys.executable, "-W", "error", "-c", READERS[reader] + SAVE]
     command += [str(level.directory) for level in levels]
     run = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -158,10 +173,9 @@ def test_others_read_the_same_bytes(tmp_path: Path, reader: str) -> None:
         assert theirs.tobytes() == ours.tobytes()
 
 
-@pytest.mark.parametrize("name", sorted(PRECISIONS))
-def test_zarr_writes_the_same_files(tmp_path: Path, name: str) -> None:
+@EVERY_FORM
+def test_zarr_writes_the_same_files(tmp_path: Path, shape: Geometry) -> None:
     """One assignment to a local array of zarr's own, against our shards put one by one."""
-    shape = replace(SMALL, precision=name)
     level = written(tmp_path / "ours", shape)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/zarr.json").write_bytes((level.directory / "zarr.json").read_bytes())
@@ -268,11 +282,74 @@ def test_an_edited_array_is_refused_by_name(tmp_path: Path) -> None:
         Level.open(tmp_path, KEY).array("labels")
 
 
-def test_a_shard_with_another_stride_is_refused_by_name(tmp_path: Path) -> None:
-    path = written(tmp_path).directory / shard_name(1)
+@EVERY_FORM
+def test_a_flipped_bit_of_a_row_is_refused_when_it_is_first_read(
+    tmp_path: Path, shape: Geometry
+) -> None:
+    """Wherever in the shard's data it lies, and whatever the profile."""
+    rows = drawn(shape)
+    path = written(tmp_path, shape, rows).directory / shard_name(1)
+    inner = path.stat().st_size - 2 * 16 - 4
+    for offset in {0, inner // 3, inner - 1}:
+        flip(path, offset)
+        level = Level.open(tmp_path, KEY)
+        with pytest.raises(LevelDamaged, match=re.escape(str(path))) as caught:
+            level.read(0, len(level))
+        if shape.profile == "raw":
+            assert f"row {4 + offset // shape.row_bytes} is not" in str(caught.value)
+        assert level.read(0, 4).tobytes() == rows[:4].tobytes()
+        assert level.read(8, 11).tobytes() == rows[8:].tobytes()
+        assert names_damaged(level, tmp_path, deep=True) == [path.name]
+        assert names_damaged(level, tmp_path, deep=False) == []
+        flip(path, offset)
+    level = Level.open(tmp_path, KEY)
+    assert level.read(0, len(level)).tobytes() == rows.tobytes()
+    assert names_damaged(level, tmp_path, deep=True) == []
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_flipped_bit_of_an_index_never_gives_other_rows(tmp_path: Path, profile: str) -> None:
+    """Our reader needs no index for raw rows. Others do, so a deep verification finds it."""
+    level = written(tmp_path, replace(SMALL, profile=profile))
+    path = level.directory / shard_name(1)
     flip(path, -4 - 16)  # the offset of its second inner chunk
-    with pytest.raises(LevelDamaged, match=f"{re.escape(str(path))}.*constant stride"):
-        Level.open(tmp_path, KEY).read(4, 5)
+    assert names_damaged(level, tmp_path, deep=True) == [path.name]
+    level = Level.open(tmp_path, KEY)
+    if profile == "raw":
+        assert level.read(0, 11).tobytes() == drawn(SMALL).tobytes()
+    else:
+        with pytest.raises(LevelDamaged, match=f"{re.escape(str(path))}: its index"):
+            level.read(4, 5)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_two_shards_that_changed_places_are_refused(tmp_path: Path, profile: str) -> None:
+    """They have the same size, and each is whole."""
+    rows = drawn(SMALL).copy()
+    rows[4:8] = -rows[:4]  # packs into as many bytes
+    directory = written(tmp_path, replace(SMALL, profile=profile), rows).directory
+    first, second = directory / shard_name(0), directory / shard_name(1)
+    data = first.read_bytes()
+    assert len(data) == second.stat().st_size
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+    for row, path in ((0, first), (4, second)):
+        with pytest.raises(LevelDamaged, match=f"{re.escape(str(path))}: row {row} is not"):
+            Level.open(tmp_path, KEY).read(row, row + 1)
+
+
+@pytest.mark.parametrize("damage", [flip, chop, Path.unlink], ids=["flipped", "short", "missing"])
+def test_a_shard_is_not_read_without_its_receipt(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    level = written(tmp_path)
+    path = receipt_path(level.directory, 1)
+    damage(path)
+    assert names_damaged(level, tmp_path, deep=False) == [path.name]
+    level = Level.open(tmp_path, KEY)
+    assert level.read(0, 4).tobytes() == drawn(SMALL)[:4].tobytes()
+    with pytest.raises(LevelDamaged, match=re.escape(str(path))):
+        level.read(4, 5)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +384,7 @@ def test_a_level_under_another_name_is_refused(tmp_path: Path, other: LevelKey) 
     ],
 )
 def test_rows_of_another_form_are_refused(tmp_path: Path, rows: np.ndarray) -> None:
-    writer = LevelWriter(tmp_path, KEY, SMALL, INTENT)
+    writer = begin(tmp_path, SMALL, drawn(SMALL), [])
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=r"shard 0 wants \(4, 2, 3, 2\) float32, got"):
         writer.put(0, rows)

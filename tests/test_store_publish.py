@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
+import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ from threading import Barrier
 import pytest
 from test_store_levels import INTENT, KEY, SMALL, begin, chop, contents, drawn, flip, written
 
-from store.errors import DiskFull, LevelAbsent, LevelConflict
+from store.errors import DiskFull, LevelAbsent, LevelConflict, StoreRefused
 from store.feature_store import Store, used_bytes
 from store.fingerprint import fingerprint
 from store.layout import Geometry
-from store.level import COMMIT, shard_name
+from store.level import COMMIT, Level, shard_name
 from store.publish import TEMPORARY, make_directory, put_exclusive
 from store.publish import replace as publish_replacing
 from store.writer import RECEIPTS, LevelWriter
@@ -46,7 +46,7 @@ def test_replacing_replaces(tmp_path: Path) -> None:
 @BOTH
 @pytest.mark.parametrize(
     ("code", "raised"),
-    [(errno.EIO, OSError), (errno.EDQUOT, DiskFull)],
+    [(errno.EIO, StoreRefused), (errno.EDQUOT, DiskFull)],
     ids=["a disk that fails", "a quota that is used up"],
 )
 def test_a_failed_sync_leaves_what_was_there(
@@ -108,9 +108,12 @@ def test_new_directories_are_made_and_synced(
     record(monkeypatch, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
     path = tmp_path / "a" / "b" / "c"
     assert make_directory(path) == path
-    assert synced == {parent.stat().st_ino for parent in path.parents[:3]}
+    # And the name of the last one that was there: a killed process may have made it.
+    assert synced == {parent.stat().st_ino for parent in path.parents[:4]}
     (path / "file").write_bytes(b"kept")
+    synced.clear()
     assert make_directory(path) == path
+    assert synced == {path.parent.stat().st_ino}
     assert contents(path) == {"file": b"kept"}
 
 
@@ -132,7 +135,7 @@ def test_a_killed_writer_is_taken_up(tmp_path: Path, done: int) -> None:
     directory = begin(tmp_path / "b", SMALL, drawn(SMALL), range(done)).directory
     for leftover in (directory, directory / RECEIPTS):
         (leftover / f"{TEMPORARY}of a killed writer").write_bytes(b"half a sh")
-    again = LevelWriter(tmp_path / "b", KEY, SMALL, INTENT)
+    again = LevelWriter(tmp_path / "b", KEY, SMALL, [INTENT])
     assert again.missing() == list(range(done, SMALL.shards))
     assert not list(directory.rglob(f"{TEMPORARY}*"))
     for shard in again.missing():
@@ -180,17 +183,28 @@ def test_another_level_is_not_written_over(
 ) -> None:
     written(tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(LevelConflict, match="was written for another level"):
-        LevelWriter(tmp_path, KEY, shape, intent)
+    with pytest.raises(LevelConflict, match="was begun for another level"):
+        LevelWriter(tmp_path, KEY, shape, [intent]).begin()
     assert contents(tmp_path) == before
+
+
+def test_a_damaged_intent_is_no_other_level(tmp_path: Path) -> None:
+    """Other levels of the depth may be whole: removing them would be the wrong advice."""
+    written(tmp_path)
+    whole = contents(tmp_path)
+    for damage in (flip, chop):
+        damage(KEY.directory(tmp_path).parent / "intent.json")
+        begin(tmp_path, SMALL, drawn(SMALL), [])
+        assert contents(tmp_path) == whole
 
 
 def test_two_writers_of_one_level_agree(tmp_path: Path) -> None:
     start, rows = Barrier(2), drawn(SMALL)
-    writers = [LevelWriter(tmp_path / "b", KEY, SMALL, INTENT) for _ in range(2)]
+    writers = [LevelWriter(tmp_path / "b", KEY, SMALL, [INTENT]) for _ in range(2)]
 
     def write(writer: LevelWriter) -> list[int]:
         start.wait(timeout=60)
+        writer.begin()
         return [writer.put(k, rows[slice(*SMALL.shard_range(k))]) for k in range(SMALL.shards)]
 
     with ThreadPoolExecutor(2) as pool:
@@ -223,11 +237,13 @@ def test_state_goes_from_absent_to_complete(tmp_path: Path) -> None:
 def test_remove_frees_one_lineage_and_leaves_nothing_of_it(tmp_path: Path) -> None:
     store, other = Store(tmp_path), replace(KEY, fingerprint=fingerprint("another"))
     before = used_bytes(written(tmp_path).directory.parent)
-    writer = store.writer(other, replace(SMALL, rows=4), {})
+    writer = store.writer(other, replace(SMALL, rows=4), ["another"])
+    writer.begin()
     writer.put(0, drawn(SMALL)[:4])
     kept = writer.commit(None)
     assert store.remove(KEY.depth, KEY.fingerprint) == before > SMALL.nbytes
-    assert [path.name for path in tmp_path.iterdir()] == [kept.directory.parent.name]
+    kept_names = [kept.directory.parent.name, "locks"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept_names)
     assert store.state(KEY).state == "absent"
     with pytest.raises(LevelAbsent):
         store.open(KEY)
@@ -238,7 +254,9 @@ def test_remove_frees_one_lineage_and_leaves_nothing_of_it(tmp_path: Path) -> No
 def test_remove_level_leaves_the_other_views(tmp_path: Path) -> None:
     store, other = Store(tmp_path), replace(KEY, view="v1")
     written(tmp_path)
-    store.writer(other, SMALL, INTENT).put(0, drawn(SMALL)[:4])
+    writer = store.writer(other, SMALL, [INTENT])
+    with writer.locked():
+        writer.put(0, drawn(SMALL)[:4])
     store.remove_level(KEY)
     assert (store.state(KEY).state, store.state(other).state) == ("absent", "partial")
     assert not KEY.directory(tmp_path).exists()
@@ -253,8 +271,10 @@ def test_a_removal_cut_short_leaves_no_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remove: Callable[[Store], object]
 ) -> None:
     written(tmp_path)
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(Store, "_remove_tree", lambda *_: None)
     remove(Store(tmp_path))
+    with pytest.raises(LevelAbsent):
+        Level.open(tmp_path, KEY)
     assert Store(tmp_path).state(KEY).state == "partial"
 
 
@@ -287,13 +307,24 @@ def test_a_full_disk_keeps_what_was_published(small_disk: Path, publish: Publish
     assert contents(small_disk) == {"old": b"old" * 20_000, "new": bytes(100_000)}
 
 
-def test_a_full_disk_keeps_every_finished_shard(small_disk: Path) -> None:
-    shape = Geometry(40, (4, 25, 25), "float32", chunk_rows=10, shard_rows=10)
-    with pytest.raises(DiskFull) as caught:
-        begin(small_disk, shape, drawn(shape))
-    assert caught.value.needed == shape.nbytes // 4
+@pytest.mark.parametrize("profile", ["raw", "zstd"])
+def test_a_full_disk_keeps_every_finished_shard(small_disk: Path, profile: str) -> None:
+    shape = Geometry(40, (4, 25, 25), "float32", chunk_rows=10, shard_rows=10, profile=profile)
+    rows = drawn(shape)
+    with pytest.raises(DiskFull, match=re.escape(shard_name(2))) as caught:
+        begin(small_disk, shape, rows)
+    assert caught.value.needed > 0.9 * shape.nbytes / 4  # random bits do not get smaller
     assert not list(small_disk.rglob(f"{TEMPORARY}*"))
-    writer = LevelWriter(small_disk, KEY, shape, INTENT)
+    writer = LevelWriter(small_disk, KEY, shape, [INTENT])
+    writer.begin()
     assert writer.missing() == [2, 3]
-    shards = [(writer.directory / shard_name(shard)).read_bytes() for shard in (0, 1)]
-    assert b"".join(shard[:100_000] for shard in shards) == drawn(shape)[:20].tobytes()
+    with pytest.raises(DiskFull):  # still
+        writer.put(2, rows[20:30])
+    assert writer.missing() == [2, 3]
+    command = ["mount", "-o", "remount,size=2m", str(small_disk)]
+    subprocess.run(command, check=True)
+    for shard in writer.missing():
+        writer.put(shard, rows[slice(*shape.shard_range(shard))])
+    writer.commit(None)
+    assert Level.open(small_disk, KEY).read(0, 40).tobytes() == rows.tobytes()
+    assert not list(small_disk.rglob(f"{TEMPORARY}*"))
