@@ -92,9 +92,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result to this file")
     options = parser.parse_args()
     result = measure(options.trials, options.seed)
-    show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    show(result)
     if not result["holds"]:
         sys.exit("the claim does not hold")
 
