@@ -59,6 +59,8 @@ def main() -> None:
         results[part] = measure(part, quick=options.quick)
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({part: results[part]}, indent=1))
+    if wrong := [part for part, found in results.items() if not found["holds"]]:
+        raise SystemExit(f"the claim does not hold: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

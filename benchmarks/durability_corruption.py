@@ -162,7 +162,7 @@ def measure(cases: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="corruption-") as top, inside(Path(top)):
         place = Path(top)
         recipe = durability_kills.RECIPE.replace("epochs = 2", "epochs = 1")
-        (place / "tiny.toml").write_text(recipe + 'precision = "float16"\n')
+        (place / "tiny.toml").write_text(recipe + 'precision = "uint8"\n')
         work.perform(OPTIONS, write=3)
         whole, rows = everything(place), rows_of(place)
         for case in range(cases):
@@ -178,4 +178,5 @@ def measure(cases: int, seed: int) -> dict[str, Any]:
             shutil.rmtree(place / "features/quarantine", ignore_errors=True)
             if case % 50 == 49:
                 print(f"  corruption: {case + 1} of {cases}, {dict(counts)}", file=sys.stderr)
-    return {"cases": cases, "by_kind": dict(kinds), "files": len(whole), **counts}
+    holds = not any(counts.values())
+    return {"cases": cases, "by_kind": dict(kinds), "files": len(whole), **counts, "holds": holds}
