@@ -7,8 +7,8 @@ And the trials can tell: of thirteen protocols with one step wrong, each breaks 
 2,000.
 
 Method: `tests/crash.py` on `tests/simulated_disk.py`, wrong protocols in `tests/mutants.py`; one
-process; everything random comes from the seed. The disk is a model: what a drive does that ignores a
-flush is not in it, and neither are two writers at once.
+process; all that is random comes from the seed. The disk is a model: what a drive does that ignores
+a flush is not in it, and neither are two writers at once.
 """
 
 from __future__ import annotations
