@@ -146,6 +146,8 @@ def verify(options: Options) -> Answer:
     checked = verifying.verify(found, **how, report=work.reporting(options))
     mended = []
     if options["repair"] and checked.count:
+        found.existing()
+    if options["repair"] and found.run and (checked.count or checked.partial):
         with work.at_work(found, options) as session:
             mended = verifying.repair(session, checked)
         checked = verifying.verify(work.find(options), **how)

@@ -103,4 +103,5 @@ def open_session(
 
 def _known_source(overview: Overview, run: Run) -> str:
     """Where the run's images were read from; before they were, where the recipe says they are."""
-    return run.source if run.data() else overview.recipe.data.source
+    read = (run.directory / rundir.DATA).exists()  # a damaged record is one, too: verify mends it
+    return run.source if read else overview.recipe.data.source

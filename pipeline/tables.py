@@ -119,7 +119,7 @@ def findings(found: Findings, *, deep: bool) -> list[str]:
     """What a verification found: a line for every damaged file, and how much was looked at."""
     lines = [f"damaged: {d.path}: {d.what}" for d in found.damaged]
     lines += [f"damaged: {path}: {what}" for path, what in found.run]
-    lines += [f"not finished: {level}" for level in found.partial]
+    lines += [f"not finished: {path}" for path in found.partial]
     how = "every byte" if deep else "sizes and small files; --deep reads every byte"
     what = "damage was found" if found.count else "all is as it was written"
     return [*lines, f"{found.levels} levels, {size(found.nbytes)} ({how}): {what}"]

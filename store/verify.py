@@ -153,45 +153,73 @@ def _by_receipts(directory: Path, files: Files, tick: Tick) -> list[Damage]:
 # ---- making it whole --------------------------------------------------------------------------
 
 
-def put_back(root: Path, damaged: Sequence[Damage], files: Files = DISK) -> None:
-    """Move directories that hold another level to where that level belongs, if its place is free;
-    the others stay in quarantine."""
-    moved = [(set_aside(root, d.path, files), d) for d in damaged if d.belongs is not None]
-    for aside, damage in moved:
-        assert damage.belongs is not None
-        place = damage.belongs.directory(root)
-        make_directory(place.parent, files)
-        if not files.exists(place):
-            with refusals(place):
-                files.rename(aside, place)
-                files.sync_directory(place.parent)
+def put_back(root: Path, damaged: Sequence[Damage], files: Files = DISK) -> list[Path]:
+    """Move directories that hold another level to where that level belongs, or to quarantine if its
+    place is taken.
+
+    On its way a directory lies beside its place, so that after a kill it is found there again.
+
+    Returns:
+        The directories that went to quarantine, as they were called.
+    """
+    moved, aside = [], []
+    for damage in damaged:
+        if damage.belongs is not None:
+            place = damage.belongs.directory(root)
+            make_directory(place.parent, files)
+            beside = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}")
+            _move(damage.path, beside, files)
+            moved.append((damage.path, beside, place))
+    for path, beside, place in moved:
+        if files.exists(place):
+            set_aside(root, beside, files)
+            aside.append(path)
+        else:
+            _move(beside, place, files)
+        _leave(root, path.parent, place.parent, files)
+    return aside
+
+
+def _leave(root: Path, old: Path, new: Path, files: Files) -> None:
+    """Once no level is left in a depth's directory, its intent follows them, and it goes."""
+    if not files.exists(old) or any(files.is_directory(old / name) for name in files.names(old)):
+        return
+    if files.exists(old / INTENT) and not files.exists(new / INTENT):
+        _move(old / INTENT, new / INTENT, files)
+    if files.names(old):
+        set_aside(root, old, files)
+    else:
+        with refusals(old):
+            files.remove_directory(old)
 
 
 def set_aside(root: Path, path: Path, files: Files = DISK) -> Path:
     """Move a file or directory to quarantine; returns where it is now."""
     quarantine = make_directory(root / QUARANTINE, files)
     aside = quarantine / f"{path.parent.name}.{path.name}.{uuid.uuid4().hex[:8]}"
-    with refusals(path):
-        files.rename(path, aside)
-        files.sync_directory(path.parent)
-        files.sync_directory(quarantine)
+    _move(path, aside, files)
     return aside
+
+
+def _move(path: Path, target: Path, files: Files) -> None:
+    with refusals(path):
+        files.rename(path, target)
+        files.sync_directory(path.parent)
+        files.sync_directory(target.parent)
 
 
 def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
     """Make of a damaged level one that ``begin``, ``missing``, ``put`` and ``commit`` finish.
 
-    The commit goes first, so that no reader meets a level in repair. Damaged shards go to
-    quarantine. A receipt alone is written again from its shard, if the commit vouches for that.
+    Damaged shards go to quarantine. A receipt alone is written again from its shard, if the commit
+    vouches for that. The commit goes last: until then readers and verifications find the damage,
+    and after that the level is one that a killed writer left, with nothing damaged in it.
     The level must be locked, and not yet begun: its ``zarr.json`` may be among the damaged.
     """
     files, directory = writer.files, writer.directory
     known: dict[int, str] = {}
     with contextlib.suppress(LevelDamaged, FileNotFoundError):
         known = {s["shard"]: s["sha256"] for s in unseal(directory / COMMIT, files)["shards"]}
-    with refusals(directory):
-        _remove(directory / COMMIT, files)
-        files.sync_directory(directory)
     bad = {damage.shard for damage in damaged}
     for damage in damaged:
         if damage.shard is not None:
@@ -205,6 +233,9 @@ def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
                 _vouch_again(writer, shard, known[shard])
         elif damage.path.name != COMMIT:
             _remove(damage.path, files)
+    with refusals(directory):
+        _remove(directory / COMMIT, files)
+        files.sync_directory(directory)
 
 
 def _vouch_again(writer: LevelWriter, shard: int, expected: str) -> None:
