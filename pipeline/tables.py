@@ -155,13 +155,13 @@ def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
     return table, summary
 
 
-def of_garbage(found: Sequence[Garbage], left: Sequence[Garbage]) -> list[str]:
-    """What nobody uses, and what of it is still there."""
+def of_garbage(found: Sequence[Garbage], left: Sequence[Garbage] | None) -> list[str]:
+    """What nobody uses, and what of it could not be removed; None: nothing was to be removed."""
     lines = [f"{item.path} ({size(item.nbytes)}): {item.why}" for item in found]
     total = size(sum(item.nbytes for item in found))
     if not found:
         return ["nothing to collect: runs refer to every level"]
-    if len(left) == len(found):
+    if left is None:
         return [*lines, f"{total} in all; `gc --delete` removes it"]
     busy = [f"left, because it is in use: {item.path}" for item in left]
     return [*lines, *busy, f"removed {size(sum(i.nbytes for i in found if i not in left))}"]
