@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline import views
 from pipeline.rundir import Run
+from store.errors import StoreRefused
 from store.feature_store import LevelState, Store
 from store.layout import LevelKey
+from store.references import refer, reference
 
 
 def keys_at(run: Run, depth: int) -> list[LevelKey]:
@@ -46,3 +49,13 @@ def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
 def missing_at(run: Run, store: Store, depth: int) -> list[LevelKey]:
     """Levels of x_depth that must be written; its layer must be solved."""
     return [key for key in keys_at(run, depth) if not is_current(store, key)]
+
+
+def refer_to(run: Run, store: Store) -> None:
+    """Note in the store which levels the run uses, so that ``gc`` leaves them alone.
+
+    A store that is only read takes no notes.
+    """
+    note = reference(run.directory, [(node.depth, node.fingerprint) for node in run.nodes()])
+    with suppress(StoreRefused):
+        refer(store.root, note)
