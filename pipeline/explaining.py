@@ -15,7 +15,7 @@ from store.fingerprint import differences
 from store.layout import LevelKey, depth_directory
 from store.publish import unseal
 from store.verify import level_directories
-from store.writer import INTENT
+from store.writer import INTENT, LINEAGE
 
 Lineage = Sequence[dict[str, Any]]
 """What made x_0 … x_j, field by field."""
@@ -111,7 +111,7 @@ def _nearest(run: Run, store: Store, key: LevelKey) -> tuple[str, Lineage] | Non
         if directory.name != key.name or not name.startswith(f"x_{key.depth}-"):
             continue
         try:
-            was = unseal(directory.parent / INTENT)["lineage"]
+            was = unseal(directory.parent / INTENT, field=LINEAGE)[LINEAGE]
         except (FileNotFoundError, LevelDamaged):
             continue
         found.append((name != last, len(compare(was, now)), name, was))

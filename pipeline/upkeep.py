@@ -13,7 +13,7 @@ from pipeline.rundir import RUN, Run
 from store.errors import LevelBusy, LevelDamaged
 from store.feature_store import LevelState, Store, complete, partial, used_bytes
 from store.layout import depth_directory
-from store.level import COMMIT, geometry_of
+from store.level import COMMIT, SHARDS, geometry_of
 from store.publish import unseal
 from store.references import Reference, forget, references
 from store.verify import QUARANTINE, level_directories
@@ -69,7 +69,7 @@ def _level(store: Store, directory: Path, notes: list[Reference]) -> dict[str, A
 def level_state(directory: Path) -> tuple[LevelState, int | None]:
     """State, and the bytes that its values would take uncompressed, in one file each."""
     try:
-        body = unseal(directory / COMMIT)
+        body = unseal(directory / COMMIT, field=SHARDS)
     except FileNotFoundError:
         return partial(directory), None
     except LevelDamaged:

@@ -11,7 +11,7 @@ from typing import Any
 from store.errors import LevelDamaged, refusals
 from store.files import DISK, Files
 from store.layout import Geometry, LevelKey, depth_directory, lock_path
-from store.level import COMMIT, RECEIPTS, Level, read_commit
+from store.level import CHECKSUMS, COMMIT, RECEIPTS, Level, read_commit
 from store.publish import unseal
 from store.writer import LevelWriter
 
@@ -116,7 +116,7 @@ def partial(directory: Path, files: Files = DISK) -> LevelState:
     receipts = []
     for name in files.names(directory / RECEIPTS):
         with suppress(LevelDamaged, FileNotFoundError):
-            receipts.append(unseal(directory / RECEIPTS / name, files))
+            receipts.append(unseal(directory / RECEIPTS / name, files, CHECKSUMS))
     if not receipts:
         return LevelState("absent")
     rows = sum(last - first for first, last in (r["rows"] for r in receipts))

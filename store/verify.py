@@ -21,11 +21,21 @@ from store.errors import LevelDamaged, refusals
 from store.files import DISK, Files
 from store.fingerprint import fingerprint, sha256
 from store.layout import LevelKey
-from store.level import COMMIT, RECEIPTS, check_size, read_hashed, receipt_path, shard_name
+from store.level import (
+    CHECKSUMS,
+    COMMIT,
+    RECEIPTS,
+    SHARDS,
+    check_size,
+    read_hashed,
+    receipt_path,
+    shard_name,
+)
 from store.publish import make_directory, unseal
-from store.writer import HASH_THREADS, INTENT, ZARR, LevelWriter
+from store.writer import HASH_THREADS, INTENT, LINEAGE, ZARR, LevelWriter
 
 QUARANTINE = "quarantine"
+NOT_ITSELF = "it does not match its own sha256, or is of another kind"
 
 Tick = Callable[[int], None]
 
@@ -70,9 +80,9 @@ def check_level(
     if not files.exists(directory / COMMIT):
         return []
     try:
-        body = unseal(directory / COMMIT, files)
+        body = unseal(directory / COMMIT, files, SHARDS)
     except LevelDamaged:
-        damage = Damage(directory / COMMIT, "it does not match its own sha256", directory)
+        damage = Damage(directory / COMMIT, NOT_ITSELF, directory)
         return [damage, *_check_intent(directory, files), *_by_receipts(directory, files, tick)]
     key = LevelKey(**body["level"])
     if key.directory(root) != directory:
@@ -88,11 +98,11 @@ def check_level(
 def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
     path = directory.parent / INTENT
     try:
-        lineage = unseal(path, files)["lineage"]
+        lineage = unseal(path, files, LINEAGE)[LINEAGE]
     except FileNotFoundError:
         yield Damage(path, "it is missing", directory)
     except LevelDamaged:
-        yield Damage(path, "it does not match its own sha256", directory)
+        yield Damage(path, NOT_ITSELF, directory)
     else:
         if not directory.parent.name.endswith(f"-{fingerprint(lineage[-1])[:12]}"):
             yield Damage(path, "it describes another level", directory)
@@ -144,9 +154,9 @@ def _by_receipts(directory: Path, files: Files, tick: Tick) -> list[Damage]:
     for name in files.names(directory / RECEIPTS):
         path = directory / RECEIPTS / name
         try:
-            entries.append(unseal(path, files))
+            entries.append(unseal(path, files, CHECKSUMS))
         except LevelDamaged:
-            damaged.append(Damage(path, "it does not match its own sha256", directory))
+            damaged.append(Damage(path, NOT_ITSELF, directory))
     return damaged + _shards(directory, entries, True, files, tick)
 
 
@@ -211,15 +221,17 @@ def _move(path: Path, target: Path, files: Files) -> None:
 def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
     """Make of a damaged level one that ``begin``, ``missing``, ``put`` and ``commit`` finish.
 
-    Damaged shards go to quarantine. A receipt alone is written again from its shard, if the commit
-    vouches for that. The commit goes last: until then readers and verifications find the damage,
-    and after that the level is one that a killed writer left, with nothing damaged in it.
+    The commit goes first, so that no reader meets a level in repair. Damaged shards go to
+    quarantine. A receipt alone is written again from its shard, if the commit vouches for that.
     The level must be locked, and not yet begun: its ``zarr.json`` may be among the damaged.
     """
     files, directory = writer.files, writer.directory
     known: dict[int, str] = {}
     with contextlib.suppress(LevelDamaged, FileNotFoundError):
-        known = {s["shard"]: s["sha256"] for s in unseal(directory / COMMIT, files)["shards"]}
+        known = {s["shard"]: s["sha256"] for s in unseal(directory / COMMIT, files, SHARDS)[SHARDS]}
+    with refusals(directory):
+        _remove(directory / COMMIT, files)
+        files.sync_directory(directory)
     bad = {damage.shard for damage in damaged}
     for damage in damaged:
         if damage.shard is not None:
@@ -233,9 +245,6 @@ def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
                 _vouch_again(writer, shard, known[shard])
         elif damage.path.name != COMMIT:
             _remove(damage.path, files)
-    with refusals(directory):
-        _remove(directory / COMMIT, files)
-        files.sync_directory(directory)
 
 
 def _vouch_again(writer: LevelWriter, shard: int, expected: str) -> None:
