@@ -82,6 +82,7 @@ class Store:
         with refusals(directory):
             if self.files.exists(directory / COMMIT):
                 self.files.unlink(directory / COMMIT)
+            if self.files.is_directory(directory):  # a killed removal may not have synced it
                 self.files.sync_directory(directory)
 
     def _remove_tree(self, directory: Path) -> None:

@@ -112,16 +112,20 @@ def _link(temporary: Path, target: Path, files: Files) -> None:
 
 
 def make_directory(path: Path, files: Files = DISK) -> Path:
-    """``mkdir -p`` whose names are durable up to the first parent that existed.
-
-    The name of ``path`` is synced even if it was there: a killed process may have made it.
+    """``mkdir -p`` whose names are durable, the last one that existed with them: a killed process
+    may have made that and not synced it.
 
     Raises:
         DiskFull, StoreRefused: the file system does not let us.
     """
     with refusals(path):
         missing = [p for p in (path, *path.parents) if not files.exists(p)]
-        for directory in reversed(missing or [path]):
+        existing = missing[-1].parent if missing else path
+        with contextlib.suppress(
+            PermissionError
+        ):  # /home may be closed to us; we made nothing there
+            files.sync_directory(existing.parent)
+        for directory in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 files.make_directory(directory)
             files.sync_directory(directory.parent)

@@ -221,30 +221,31 @@ def _move(path: Path, target: Path, files: Files) -> None:
 def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
     """Make of a damaged level one that ``begin``, ``missing``, ``put`` and ``commit`` finish.
 
-    The commit goes first, so that no reader meets a level in repair. Damaged shards go to
-    quarantine. A receipt alone is written again from its shard, if the commit vouches for that.
-    The level must be locked, and not yet begun: its ``zarr.json`` may be among the damaged.
+    The commit goes before the first shard does, so that no reader meets a level in repair, but after
+    the damaged small files: nobody looks for damage in a level without a commit, and ``begin``
+    would take one of those for another level's. Damaged shards go to quarantine. A receipt alone is
+    written again from its shard, if the commit vouches for that. The level must be locked, and not
+    yet begun: its ``zarr.json`` may be among the damaged.
     """
     files, directory = writer.files, writer.directory
     known: dict[int, str] = {}
     with contextlib.suppress(LevelDamaged, FileNotFoundError):
         known = {s["shard"]: s["sha256"] for s in unseal(directory / COMMIT, files, SHARDS)[SHARDS]}
-    with refusals(directory):
-        _remove(directory / COMMIT, files)
-        files.sync_directory(directory)
+    make_directory(directory / RECEIPTS, files)
+    small = {d.path for d in damaged if d.shard is None and d.path.name != COMMIT}
+    _remove(sorted(small), files)
+    _remove([directory / COMMIT], files)
     bad = {damage.shard for damage in damaged}
     for damage in damaged:
         if damage.shard is not None:
             if files.exists(damage.path):
                 set_aside(writer.root, damage.path, files)
-            writer.forget(damage.shard)
+            with refusals(damage.path):
+                writer.forget(damage.shard)
         elif damage.path.parent.name == RECEIPTS:
-            _remove(damage.path, files)
             shard = int(damage.path.stem)
             if shard in known and shard not in bad:
                 _vouch_again(writer, shard, known[shard])
-        elif damage.path.name != COMMIT:
-            _remove(damage.path, files)
 
 
 def _vouch_again(writer: LevelWriter, shard: int, expected: str) -> None:
@@ -258,6 +259,10 @@ def _vouch_again(writer: LevelWriter, shard: int, expected: str) -> None:
         writer.vouch(shard, writer.receipt(shard, [data], rows))
 
 
-def _remove(path: Path, files: Files) -> None:
-    with refusals(path), contextlib.suppress(FileNotFoundError):
-        files.unlink(path)
+def _remove(paths: Sequence[Path], files: Files) -> None:
+    """Remove small files, durably."""
+    for path in paths:
+        with refusals(path):
+            with contextlib.suppress(FileNotFoundError):
+                files.unlink(path)
+            files.sync_directory(path.parent)

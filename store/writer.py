@@ -112,7 +112,7 @@ class LevelWriter:
     def missing(self) -> list[int]:
         """Shards without a valid receipt. What a killed writer left half done is removed."""
         with refusals(self.directory), ThreadPoolExecutor(HASH_THREADS) as pool:
-            for directory in (self.directory, self.directory / RECEIPTS):
+            for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
                 for name in self.files.names(directory):
                     if name.startswith(TEMPORARY):
                         self.files.unlink(directory / name)
