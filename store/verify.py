@@ -221,11 +221,11 @@ def _move(path: Path, target: Path, files: Files) -> None:
 def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
     """Make of a damaged level one that ``begin``, ``missing``, ``put`` and ``commit`` finish.
 
-    The commit goes before the first shard does, so that no reader meets a level in repair, but after
-    the damaged small files: nobody looks for damage in a level without a commit, and ``begin``
-    would take one of those for another level's. Damaged shards go to quarantine. A receipt alone is
-    written again from its shard, if the commit vouches for that. The level must be locked, and not
-    yet begun: its ``zarr.json`` may be among the damaged.
+    The commit goes before the first shard does, so that no reader meets a level in repair, and
+    after the damaged small files: nobody looks for damage in a level without a commit, and
+    ``begin`` would take one of those for another level's. Damaged shards go to quarantine. A
+    receipt alone is written again from its shard, if the commit vouches for that. The level must be
+    locked, and not yet begun: its ``zarr.json`` may be among the damaged.
     """
     files, directory = writer.files, writer.directory
     known: dict[int, str] = {}
