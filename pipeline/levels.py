@@ -8,9 +8,10 @@ from typing import Any
 
 from pipeline import views
 from pipeline.rundir import Run
-from store.errors import StoreRefused
+from store.errors import LevelAbsent, LevelDamaged, StoreRefused
 from store.feature_store import LevelState, Store
-from store.layout import LevelKey
+from store.layout import Geometry, LevelKey
+from store.level import geometry_of, read_commit
 from store.references import refer, reference
 
 
@@ -44,6 +45,13 @@ def is_current(store: Store, key: LevelKey) -> bool:
 def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
     """What a commit says of the level it was computed from."""
     return {**asdict(key), "content_root": content_root}
+
+
+def geometry_at(store: Store, key: LevelKey) -> Geometry | None:
+    """Of a level that is committed: another run may have made it with shards of another size."""
+    with suppress(LevelAbsent, LevelDamaged):
+        return geometry_of(read_commit(key.directory(store.root), key, store.files))
+    return None
 
 
 def missing_at(run: Run, store: Store, depth: int) -> list[LevelKey]:

@@ -106,6 +106,15 @@ def test_levels_of_another_run_are_named_and_left(place: Place) -> None:
     assert other.do("verify", "--deep", "--repair").rc == 0
 
 
+def test_a_run_with_other_shards_mends_a_level_that_it_shares(place: Place, sound: Place) -> None:
+    (place.root / "tiny.toml").write_text(TEXT.replace("shard_mb = 1", "shard_mb = 2"))
+    other = Place(place.root, "other")
+    assert other.do("train", "--layer", 2).rc == 0
+    in_level(SHARD, early_flip)(place)
+    assert other.do("verify", "--deep", "--repair").rc == 0
+    assert place.files() == sound.files()
+
+
 def test_without_a_run_nothing_is_repaired_and_no_run_is_made(place: Place) -> None:
     in_level(SHARD, Path.unlink)(place)
     nobody = Place(place.root, "nobody")
