@@ -86,8 +86,9 @@ def _level(run: Run, store: Store, key: LevelKey) -> Explanation:
 def _written(run: Run, key: LevelKey) -> bool:
     """Did the run write this very level, the last time it wrote that depth?"""
     record = run.features(key.depth) if key.depth else None
-    same = record is not None and record["fingerprint"] == key.fingerprint
-    return same and key.name in record["levels"]
+    if record is None or record["fingerprint"] != key.fingerprint:
+        return False
+    return key.name in record["levels"]
 
 
 def _rewritten(store: Store, key: LevelKey, parent: dict[str, Any]) -> tuple[str, ...]:

@@ -133,5 +133,9 @@ def walk(directory: Path, files: Files = DISK) -> Iterator[Path]:
 
 
 def used_bytes(directory: Path, files: Files = DISK) -> int:
-    """Bytes of the files below a directory; 0 if there is none."""
-    return sum(files.size(p) for p in walk(directory, files) if not files.is_directory(p))
+    """Bytes of the files below a directory; 0 if there is none. A writer may be at work there."""
+    total = 0
+    for path in walk(directory, files):
+        with suppress(FileNotFoundError):  # a temporary file, and it has its name now
+            total += 0 if files.is_directory(path) else files.size(path)
+    return total
