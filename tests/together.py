@@ -6,6 +6,7 @@ race is a race. That process is this file, run as a script.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -13,13 +14,16 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from command import TIMEOUT, Result, environment
 
 ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("pipeline.algorithm", "sklearn.datasets", "torch._dynamo", "zarr", "PIL.Image")
+"""What commands import, early or late."""
 CHANGES = ("create", "write", "sync", "link", "rename", "unlink")
 CHANGES += ("make_directory", "remove_directory", "sync_directory")
 """Calls of the store that change a file system."""
@@ -44,9 +48,32 @@ def together(*commands: Sequence[object], kill_at: Sequence[int] = ()) -> list[R
     return [Result(*entry) for entry in json.loads(done.stdout)]
 
 
+@contextmanager
+def holding(lock: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a lock for the block, or until it is killed."""
+    code = (
+        "import sys; from pathlib import Path; from store.lock import hold\n"
+        "with hold(Path(sys.argv[1]), 'it'): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
 def _main(jobs: list[list[str]], kills: list[int]) -> None:
-    import pipeline.algorithm  # noqa: F401  (torch, before anybody is forked)
-    import stages.sources  # noqa: F401
+    for name in HEAVY:
+        importlib.import_module(name)
 
     waiting, gate = os.pipe()
     children = []
