@@ -294,8 +294,8 @@ def test_du_shows_what_is_partial_and_what_is_damaged(place: Place) -> None:
     found = here("du", "--store", place.store, "--json").json["levels"]
     states = {(e["depth"], e["level"]): e["state"] for e in found if e["state"] != "complete"}
     assert states == {(one, "test"): "partial", (two, "test"): "damaged"}
-    text = here("du", "--store", place.store).out
-    assert text.count("partial") == text.count("damaged") == 1
+    cells = map(str.strip, here("du", "--store", place.store).out.split("│"))
+    assert {"partial", "damaged"} <= set(cells)
 
 
 class Vanishing(Files):
