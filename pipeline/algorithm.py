@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pipeline.evaluation import evaluate
 from pipeline.ingest import ensure_images
 from pipeline.inventory import inventory
+from pipeline.levels import refer_to
 from pipeline.materialize import materialize
 from pipeline.plan import Step, steps
 from pipeline.progress import size
@@ -24,6 +25,7 @@ def execute(session: Session, todo: Sequence[Step], *, evict: bool = False) -> N
         evict: remove x_{j-1} once x_j is complete, to stay within a disk budget.
     """
     for step in todo:
+        refer_to(session.run, session.store)  # what another run wrote is only read, and used too
         if step.kind == "images":
             ensure_images(session)
         elif step.kind == "solve":
@@ -42,6 +44,7 @@ def make(
     have = inventory(session.run, session.store)
     todo = steps(have, solve=solve, write=write)
     execute(session, todo, evict=evict)
+    refer_to(session.run, session.store)
     return todo
 
 

@@ -146,6 +146,8 @@ def verify(options: Options) -> Answer:
     checked = verifying.verify(found, **how, report=work.reporting(options))
     mended = []
     if options["repair"] and checked.count:
+        found.existing()
+    if options["repair"] and found.run and (checked.count or checked.partial):
         with work.at_work(found, options) as session:
             mended = verifying.repair(session, checked)
         checked = verifying.verify(work.find(options), **how)
@@ -173,6 +175,7 @@ def disk_use(options: Options) -> Answer:
 
 def collect_garbage(options: Options) -> Answer:
     found = upkeep.garbage(options["store"])
-    left = upkeep.collect(options["store"], found) if options["delete"] else found
-    value = {"garbage": [g.as_json() for g in found], "left": [str(g.path) for g in left]}
+    left = upkeep.collect(options["store"], found) if options["delete"] else None
+    paths = [str(g.path) for g in (found if left is None else left)]
+    value = {"garbage": [g.as_json() for g in found], "left": paths}
     return Answer(value, tuple(tables.of_garbage(found, left)))

@@ -15,7 +15,7 @@ from store.fingerprint import differences
 from store.layout import LevelKey, depth_directory
 from store.publish import unseal
 from store.verify import level_directories
-from store.writer import INTENT
+from store.writer import INTENT, LINEAGE
 
 Lineage = Sequence[dict[str, Any]]
 """What made x_0 … x_j, field by field."""
@@ -55,7 +55,7 @@ def _layer(run: Run, j: int) -> Explanation:
     i = run.solved() + 1
     record = run.layer(i)
     if record is None:
-        return Explanation(f"layer {i}", "absent", ("it is not solved, so x_j has no name yet",))
+        return Explanation(f"layer {i}", "absent", (f"it is not solved, so x_{j} has no name yet",))
     why = compare(record["lineage"], run.lineage(i - 1))
     return Explanation(f"layer {i}", "stale", (f"it was solved on another x_{i - 1}:", *why))
 
@@ -72,19 +72,23 @@ def _level(run: Run, store: Store, key: LevelKey) -> Explanation:
             return Explanation(key.label, "stale", _rewritten(store, key, state.parent or {}))
         case "partial":
             return Explanation(key.label, "partial", (f"{state.rows:,} rows are written",))
+    if _written(run, key):
+        gone = "it was written, and removed since; `materialize` makes it again"
+        return Explanation(key.label, "absent", (gone,))
     other = _nearest(run, store, key)
     if other is None:
-        return Explanation(key.label, "absent", (_gone(run, key),))
+        return Explanation(key.label, "absent", ("it was never written",))
     name, was = other
     why = compare(was, run.lineage(key.depth))
     return Explanation(key.label, "stale", (f"{name} is there, but was made otherwise:", *why))
 
 
-def _gone(run: Run, key: LevelKey) -> str:
+def _written(run: Run, key: LevelKey) -> bool:
+    """Did the run write this very level, the last time it wrote that depth?"""
     record = run.features(key.depth) if key.depth else None
-    if record and record["fingerprint"] == key.fingerprint and key.name in record["levels"]:
-        return "it was written, and removed since; `materialize` makes it again"
-    return "it was never written"
+    if record is None or record["fingerprint"] != key.fingerprint:
+        return False
+    return key.name in record["levels"]
 
 
 def _rewritten(store: Store, key: LevelKey, parent: dict[str, Any]) -> tuple[str, ...]:
@@ -108,7 +112,7 @@ def _nearest(run: Run, store: Store, key: LevelKey) -> tuple[str, Lineage] | Non
         if directory.name != key.name or not name.startswith(f"x_{key.depth}-"):
             continue
         try:
-            was = unseal(directory.parent / INTENT)["lineage"]
+            was = unseal(directory.parent / INTENT, field=LINEAGE)[LINEAGE]
         except (FileNotFoundError, LevelDamaged):
             continue
         found.append((name != last, len(compare(was, now)), name, was))

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import RunConflict, remedy
 from pipeline.images import have_images, stamp
+from pipeline.levels import geometry_at
 from pipeline.progress import Tick
 from pipeline.rundir import DATA
 from pipeline.session import READ_THREADS, Session
@@ -131,7 +132,8 @@ def _write_split(
     shuffled = generator("order of rows", key.fingerprint, split).permutation(len(kept))
     samples = kept[shuffled]
     shard_bytes = session.run.recipe.cache.shard_mb << 20
-    shape = geometry(len(samples), (data.channels, data.size, data.size), "uint8", shard_bytes)
+    sample = (data.channels, data.size, data.size)
+    shape = geometry_at(session.store, key) or geometry(len(samples), sample, "uint8", shard_bytes)
 
     def decode(sample: np.int64) -> np.ndarray:
         return pixels(source.image(split, int(sample)), data.size, data.channels)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline import views
 from pipeline.rundir import Run
+from store.errors import LevelAbsent, LevelDamaged, StoreRefused
 from store.feature_store import LevelState, Store
-from store.layout import LevelKey
+from store.layout import Geometry, LevelKey
+from store.level import geometry_of, read_commit
+from store.references import refer, reference
 
 
 def keys_at(run: Run, depth: int) -> list[LevelKey]:
@@ -43,6 +47,23 @@ def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
     return {**asdict(key), "content_root": content_root}
 
 
+def geometry_at(store: Store, key: LevelKey) -> Geometry | None:
+    """Of a level that is committed: another run may have made it with shards of another size."""
+    with suppress(LevelAbsent, LevelDamaged):
+        return geometry_of(read_commit(key.directory(store.root), key, store.files))
+    return None
+
+
 def missing_at(run: Run, store: Store, depth: int) -> list[LevelKey]:
     """Levels of x_depth that must be written; its layer must be solved."""
     return [key for key in keys_at(run, depth) if not is_current(store, key)]
+
+
+def refer_to(run: Run, store: Store) -> None:
+    """Note in the store which levels the run uses, so that ``gc`` leaves them alone.
+
+    A store that is only read takes no notes.
+    """
+    note = reference(run.directory, [(node.depth, node.fingerprint) for node in run.nodes()])
+    with suppress(StoreRefused):
+        refer(store.root, note)

@@ -64,9 +64,10 @@ def write(
     """
     written = {}
     for key in keys:
-        shape = level_geometry(session, key.depth, key.split)
-        again = (damaged or {}).get(key, ())
-        if done := write_level(session, key, shape, partial(_content, session, key), again):
+        shape = levels.geometry_at(session.store, key)
+        shape = shape or level_geometry(session, key.depth, key.split)
+        content = partial(_content, session, key, shape)
+        if done := write_level(session, key, shape, content, (damaged or {}).get(key, ())):
             written[key.name] = done
     if written:
         _record(session, keys[0].depth, written)
@@ -84,13 +85,13 @@ def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
         raise error
 
 
-def _content(session: Session, key: LevelKey) -> Content:
+def _content(session: Session, key: LevelKey, shape: Geometry) -> Content:
     """What goes into a level of x_j, computed from the nearest level below."""
     source = features(session, key.depth, key.split)
     ids = ingest.levels(session)[key.split].array("sample_id")
     draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
     base = source.levels["clean" if source.base == 0 else key.view]
-    shard = partial(_shard, session, key, source, ids, draws)
+    shard = partial(_shard, session, key, shape, source, ids, draws)
     parent = levels.parent_of(base.key, base.content_root)
     arrays = {name: t.cpu().numpy() for name, t in source.layers[-1].stored.tensors().items()}
     return Content(shard, parent, arrays, device.versions())
@@ -99,6 +100,7 @@ def _content(session: Session, key: LevelKey) -> Content:
 def _shard(
     session: Session,
     key: LevelKey,
+    shape: Geometry,
     source: Features,
     ids: np.ndarray,
     draws: Draws,
@@ -106,7 +108,6 @@ def _shard(
     tick: Tick,
 ) -> np.ndarray:
     """Stored elements of one shard."""
-    shape = level_geometry(session, key.depth, key.split)
     first, last = shape.shard_range(shard)
     block = session.run.recipe.cache.block
     out = np.empty((last - first, *shape.stored), shape.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +15,8 @@ from pipeline.interrupt import Interruptions
 from pipeline.overview import Overview
 from pipeline.progress import Reporter
 from pipeline.rundir import Run
-from store.errors import StoreRefused
 from store.feature_store import Store
 from store.layout import LevelKey
-from store.references import refer, reference
 
 READ_THREADS = 2
 """Threads that gather rows for the batch after next, and that decode images."""
@@ -42,15 +39,6 @@ class Session:
     @cached_property
     def compute(self) -> torch.dtype:
         return device.dtype(self.run.compute)
-
-    def refer(self) -> None:
-        """Note in the store which levels the run uses, so that ``gc`` leaves them alone.
-
-        A store that is only read takes no notes.
-        """
-        note = reference(self.run.directory, [(n.depth, n.fingerprint) for n in self.run.nodes()])
-        with suppress(StoreRefused):
-            refer(self.store.root, note)
 
     def key(self, depth: int, split: str, view: str) -> LevelKey:
         """The level of this run's lineage; the layers up to ``depth`` must be solved."""
@@ -103,4 +91,5 @@ def open_session(
 
 def _known_source(overview: Overview, run: Run) -> str:
     """Where the run's images were read from; before they were, where the recipe says they are."""
-    return run.source if run.data() else overview.recipe.data.source
+    read = (run.directory / rundir.DATA).exists()  # a damaged record is one, too: verify mends it
+    return run.source if read else overview.recipe.data.source

@@ -119,7 +119,7 @@ def findings(found: Findings, *, deep: bool) -> list[str]:
     """What a verification found: a line for every damaged file, and how much was looked at."""
     lines = [f"damaged: {d.path}: {d.what}" for d in found.damaged]
     lines += [f"damaged: {path}: {what}" for path, what in found.run]
-    lines += [f"not finished: {level}" for level in found.partial]
+    lines += [f"not finished: {path}" for path in found.partial]
     how = "every byte" if deep else "sizes and small files; --deep reads every byte"
     what = "damage was found" if found.count else "all is as it was written"
     return [*lines, f"{found.levels} levels, {size(found.nbytes)} ({how}): {what}"]
@@ -155,13 +155,13 @@ def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
     return table, summary
 
 
-def of_garbage(found: Sequence[Garbage], left: Sequence[Garbage]) -> list[str]:
-    """What nobody uses, and what of it is still there."""
+def of_garbage(found: Sequence[Garbage], left: Sequence[Garbage] | None) -> list[str]:
+    """What nobody uses, and what of it could not be removed; None: nothing was to be removed."""
     lines = [f"{item.path} ({size(item.nbytes)}): {item.why}" for item in found]
     total = size(sum(item.nbytes for item in found))
     if not found:
         return ["nothing to collect: runs refer to every level"]
-    if len(left) == len(found):
+    if left is None:
         return [*lines, f"{total} in all; `gc --delete` removes it"]
     busy = [f"left, because it is in use: {item.path}" for item in left]
     return [*lines, *busy, f"removed {size(sum(i.nbytes for i in found if i not in left))}"]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import NotThereYet, RunConflict
+from pipeline.errors import NotThereYet, RunConflict, remedy
 from pipeline.overview import Overview
 from pipeline.rundir import RUN, Run
 from store.errors import LevelBusy, LevelDamaged
 from store.feature_store import LevelState, Store, complete, partial, used_bytes
 from store.layout import depth_directory
-from store.level import COMMIT, geometry_of
+from store.level import COMMIT, SHARDS, geometry_of
 from store.publish import unseal
 from store.references import Reference, forget, references
 from store.verify import QUARANTINE, level_directories
@@ -36,13 +36,20 @@ def existing(root: Path) -> Store:
     return Store(root)
 
 
+def notes_in(store: Store) -> list[Reference]:
+    """Every run's note. Raises LevelDamaged if one cannot be read: who knows what that run uses."""
+    advice = "`materialize` of that run writes it again; if the run is gone, remove the note"
+    with remedy(LevelDamaged, advice):
+        return references(store.root)
+
+
 # ---- du -----------------------------------------------------------------------------------------
 
 
 def disk_use(root: Path) -> dict[str, Any]:
     """Every level of a store with its bytes and users, as JSON."""
     store = existing(root)
-    notes = references(store.root)
+    notes = notes_in(store)
     levels = [_level(store, directory, notes) for directory in level_directories(store.root)]
     return {
         "store": str(store.root),
@@ -69,7 +76,7 @@ def _level(store: Store, directory: Path, notes: list[Reference]) -> dict[str, A
 def level_state(directory: Path) -> tuple[LevelState, int | None]:
     """State, and the bytes that its values would take uncompressed, in one file each."""
     try:
-        body = unseal(directory / COMMIT)
+        body = unseal(directory / COMMIT, field=SHARDS)
     except FileNotFoundError:
         return partial(directory), None
     except LevelDamaged:
@@ -96,7 +103,7 @@ class Garbage:
 def garbage(root: Path) -> list[Garbage]:
     """Levels that no run refers to, and what repairs set aside."""
     store = existing(root)
-    notes = references(store.root)
+    notes = notes_in(store)
     used = {name for note in notes if is_live(note) for name in note.levels}
     found = [
         Garbage(path, _why(path.name, notes), used_bytes(path))
@@ -127,12 +134,12 @@ def collect(root: Path, found: Iterable[Garbage]) -> list[Garbage]:
             continue
         depth, _, fingerprint = item.path.name.removeprefix("x_").partition("-")
         try:
-            if users(references(store.root), item.path.name):
+            if users(notes_in(store), item.path.name):
                 raise LevelBusy(f"{item.path.name} is used now")
             store.remove(int(depth), fingerprint)
         except LevelBusy:
             busy.append(item)
-    for note in references(store.root):
+    for note in notes_in(store):
         if not is_live(note):
             forget(store.root, note)
     return busy
@@ -169,7 +176,7 @@ def evict(overview: Overview, j: int, *, force: bool = False) -> int:
 def others_using(store: Store, run: Run, directory: str) -> list[str]:
     """Runs other than this one that use a directory of the store."""
     own = str(run.directory.resolve())
-    return [user for user in users(references(store.root), directory) if user != own]
+    return [user for user in users(notes_in(store), directory) if user != own]
 
 
 def _check_remakable(overview: Overview, run: Run, j: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from pipeline.upkeep import level_state
 from store.errors import LevelDamaged
 from store.feature_store import Store
 from store.layout import LevelKey
+from store.level import COMMIT
 from store.verify import Damage, check_level, level_directories, put_back
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class Findings:
     """Levels looked at."""
     nbytes: int
     """Bytes of their shards."""
-    partial: tuple[str, ...]
-    """Levels without a commit: not done yet, and no damage."""
+    partial: tuple[Path, ...]
+    """Directories of levels without a commit: not done yet, and no damage."""
     damaged: tuple[Damage, ...]
     """In the store."""
     run: tuple[tuple[Path, str], ...]
@@ -41,6 +42,11 @@ class Findings:
     @property
     def count(self) -> int:
         return len(self.damaged) + len(self.run)
+
+    def directories(self, root: Path) -> set[Path]:
+        """Of the levels that are damaged, not finished, or not where they belong."""
+        belong = {d.belongs.directory(root) for d in self.damaged if d.belongs}
+        return {d.level for d in self.damaged} | belong | set(self.partial)
 
     @property
     def error(self) -> LevelDamaged | None:
@@ -56,7 +62,7 @@ class Findings:
         return {
             "levels": self.levels,
             "bytes": self.nbytes,
-            "partial": list(self.partial),
+            "partial": [f"{path.parent.name}/{path.name}" for path in self.partial],
             "damaged": [{"path": str(path), "what": what} for path, what in files],
         }
 
@@ -69,7 +75,12 @@ def verify(
     Args:
         deep: every byte of every shard, not only its size.
         layer: only x_layer, and only that layer's weights.
+
+    Raises:
+        LayerRange: the network has no such layer.
     """
+    if layer:
+        overview.check_layer(layer)
     root, run = overview.store.root, overview.run
     found = [d for d in level_directories(root) if layer is None or _depth(d) == layer]
     states = {directory: level_state(directory)[0] for directory in found}
@@ -78,7 +89,7 @@ def verify(
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
         for directory in found:
             damaged += check_level(root, directory, deep=deep, tick=lambda done: tick(done // MB))
-    partial = [f"{d.parent.name}/{d.name}" for d, s in states.items() if s.state == "partial"]
+    partial = [d for d, s in states.items() if s.state in ("partial", "absent")]
     return Findings(
         len(found), nbytes, tuple(partial), _once(damaged), _run_damage(run, layer) if run else ()
     )
@@ -94,8 +105,8 @@ def _once(damaged: Sequence[Damage]) -> tuple[Damage, ...]:
 
 
 def _run_damage(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
-    layers = [layer] if layer else range(1, run.layers + 1)
-    found = [] if layer else list(run.damaged_records())
+    layers = range(1, run.layers + 1) if layer is None else [layer]
+    found = list(run.damaged_records()) if layer is None else []
     return (*found, *(damage for j in layers for damage in run.damaged_files(j)))
 
 
@@ -104,8 +115,9 @@ def _run_damage(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
 
 def repair(session: Session, findings: Findings) -> list[str]:
     """Mend what this run can make again: layers by solving them, levels by computing the damaged
-    shards. From below upwards, because each depth is made from the one below. Damage of other runs'
-    levels is left.
+    shards, and those of levels that are not finished, as an interrupted repair leaves them. From
+    below upwards, because each depth is made from the one below. Damage of other runs' levels is
+    left.
 
     Returns:
         One line for everything that was mended.
@@ -115,15 +127,19 @@ def repair(session: Session, findings: Findings) -> list[str]:
     from pipeline.ingest import ensure_images
 
     run, store = session.run, session.store
-    put_back(store.root, findings.damaged)
-    lines = [f"moved {d.path} to where it belongs" for d in findings.damaged if d.belongs]
+    aside = put_back(store.root, findings.damaged)
+    lines = [
+        f"moved {d.path} to {'quarantine' if d.path in aside else 'where it belongs'}"
+        for d in findings.damaged
+        if d.belongs
+    ]
     again = _forget(run, findings.run)
     if run.data() is None:
         ensure_images(session)
     for depth in range(run.layers + 1):
         if depth in again:
             make(session, solve=depth)
-        lines += _mend_depth(session, depth)
+        lines += _mend_depth(session, depth, findings.directories(store.root))
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
     return lines + [f"mended {path}" for path, _ in findings.run]
@@ -144,26 +160,30 @@ def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
     return sorted(layers)
 
 
-def _mend_depth(session: Session, depth: int) -> list[str]:
-    """Write the damaged shards of x_depth again, of every level of the run."""
+def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[str]:
+    """Write again what is damaged or missing of x_depth, in those of the run's levels that lie in
+    one of the directories."""
     from pipeline.ingest import ensure_images
     from pipeline.materialize import write
 
     store, lines = session.store, []
-    keys = levels.keys_at(session.run, depth)
+    keys = [key for key in levels.keys_at(session.run, depth) if key.directory(store.root) in where]
     damaged = {key: check_level(store.root, key.directory(store.root), deep=True) for key in keys}
-    damaged = {key: found for key, found in damaged.items() if found}
-    roots = {key: _root(store, key) for key in damaged}
-    if not damaged:
+    roots = {key: _root(store, key) for key in keys if damaged[key] or not _committed(store, key)}
+    if not roots:
         return []
     if depth == 0:
         ensure_images(session, damaged)
     else:
-        write(session, list(damaged), damaged)
-    for key, found in damaged.items():
-        names = ", ".join(damage.path.name for damage in found)
-        lines.append(f"mended {key.label}: {names} ({_compared(roots[key], _root(store, key))})")
+        write(session, list(roots), damaged)
+    for key, root in roots.items():
+        names = ", ".join(damage.path.name for damage in damaged[key]) or "what was missing"
+        lines.append(f"mended {key.label}: {names} ({_compared(root, _root(store, key))})")
     return lines
+
+
+def _committed(store: Store, key: LevelKey) -> bool:
+    return store.files.exists(key.directory(store.root) / COMMIT)
 
 
 def _compared(before: str | None, after: str | None) -> str:

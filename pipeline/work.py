@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline import overview, plan
+from pipeline.levels import refer_to
 from pipeline.overview import Overview
 from pipeline.progress import Reporter, reporter
 
@@ -49,6 +50,8 @@ def perform(options: Options, *, evict: bool = False, **goal: int) -> tuple[Over
 
         with at_work(found, options) as session:
             todo = [str(step) for step in make(session, evict=evict, **goal)]
+    elif found.run:
+        refer_to(found.run, found.store)
     return found, todo
 
 

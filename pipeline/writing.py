@@ -55,7 +55,7 @@ def write_level(
         KeyboardInterrupt: somebody asked to stop; finished shards are kept.
     """
     begun = time.monotonic()
-    session.refer()
+    levels.refer_to(session.run, session.store)
     writer = session.store.writer(key, shape, session.run.lineage(key.depth))
     with writer.lock(patience(session)):
         if damaged:

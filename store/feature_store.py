@@ -11,7 +11,7 @@ from typing import Any
 from store.errors import LevelDamaged, refusals
 from store.files import DISK, Files
 from store.layout import Geometry, LevelKey, depth_directory, lock_path
-from store.level import COMMIT, RECEIPTS, Level, read_commit
+from store.level import CHECKSUMS, COMMIT, RECEIPTS, Level, read_commit
 from store.publish import unseal
 from store.writer import LevelWriter
 
@@ -117,7 +117,7 @@ def partial(directory: Path, files: Files = DISK) -> LevelState:
     receipts = []
     for name in files.names(directory / RECEIPTS):
         with suppress(LevelDamaged, FileNotFoundError):
-            receipts.append(unseal(directory / RECEIPTS / name, files))
+            receipts.append(unseal(directory / RECEIPTS / name, files, CHECKSUMS))
     if not receipts:
         return LevelState("absent")
     rows = sum(last - first for first, last in (r["rows"] for r in receipts))
@@ -133,5 +133,9 @@ def walk(directory: Path, files: Files = DISK) -> Iterator[Path]:
 
 
 def used_bytes(directory: Path, files: Files = DISK) -> int:
-    """Bytes of the files below a directory; 0 if there is none."""
-    return sum(files.size(p) for p in walk(directory, files) if not files.is_directory(p))
+    """Bytes of the files below a directory; 0 if there is none. A writer may be at work there."""
+    total = 0
+    for path in walk(directory, files):
+        with suppress(FileNotFoundError):  # a temporary file, and it has its name now
+            total += 0 if files.is_directory(path) else files.size(path)
+    return total

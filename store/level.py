@@ -28,6 +28,8 @@ from store.publish import opened, unseal
 
 COMMIT = "COMMIT.json"
 RECEIPTS = "receipts"
+SHARDS, CHECKSUMS = "shards", "crc32c"
+"""Fields by which a commit and a receipt are told from other records."""
 FORMAT = 2
 """Version of what a commit says; a reader of another version refuses."""
 SHARDS_OPEN = 16_384
@@ -228,7 +230,7 @@ def read_commit(directory: Path, key: LevelKey, files: Files = DISK) -> dict[str
     """The body of a commit, which must be about ``key``. Raises as :meth:`Level.open` does."""
     with refusals(directory / COMMIT):
         try:
-            body = unseal(directory / COMMIT, files)
+            body = unseal(directory / COMMIT, files, SHARDS)
         except FileNotFoundError:
             raise LevelAbsent(f"{key.label} ({key.fingerprint[:12]}) is not in the store") from None
     if body["level"] != asdict(key):

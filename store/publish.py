@@ -145,14 +145,20 @@ def sealed(body: Any) -> bytes:
     return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def unseal(path: Path, files: Files = DISK) -> Any:
+def unseal(path: Path, files: Files = DISK, field: str | None = None) -> Any:
     """Read a sealed file back.
+
+    Args:
+        field: only records of this kind have it.
 
     Raises:
         FileNotFoundError: there is none.
-        LevelDamaged: it is not, byte for byte, what was sealed.
+        LevelDamaged: it is not, byte for byte, what was sealed, or a record of another kind.
     """
-    return opened(files.read(path), path)
+    body = opened(files.read(path), path)
+    if field is not None and not (isinstance(body, dict) and field in body):
+        raise LevelDamaged(f"{path} is damaged: it is a record of another kind")
+    return body
 
 
 def opened(data: bytes, path: Path) -> Any:

@@ -66,7 +66,9 @@ def references(root: Path, files: Files = DISK) -> list[Reference]:
         LevelDamaged: a note cannot be read, so nobody knows what that run uses.
     """
     directory = root / REFERENCES
-    notes = [unseal(directory / n, files) for n in files.names(directory) if n.endswith(".json")]
+    notes = [
+        unseal(directory / n, files, "host") for n in files.names(directory) if n.endswith(".json")
+    ]
     return [Reference(note["run"], note["host"], tuple(note["levels"])) for note in notes]
 
 

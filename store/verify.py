@@ -21,11 +21,21 @@ from store.errors import LevelDamaged, refusals
 from store.files import DISK, Files
 from store.fingerprint import fingerprint, sha256
 from store.layout import LevelKey
-from store.level import COMMIT, RECEIPTS, check_size, read_hashed, receipt_path, shard_name
+from store.level import (
+    CHECKSUMS,
+    COMMIT,
+    RECEIPTS,
+    SHARDS,
+    check_size,
+    read_hashed,
+    receipt_path,
+    shard_name,
+)
 from store.publish import make_directory, unseal
-from store.writer import HASH_THREADS, INTENT, ZARR, LevelWriter
+from store.writer import HASH_THREADS, INTENT, LINEAGE, ZARR, LevelWriter
 
 QUARANTINE = "quarantine"
+NOT_ITSELF = "it does not match its own sha256, or is of another kind"
 
 Tick = Callable[[int], None]
 
@@ -70,9 +80,9 @@ def check_level(
     if not files.exists(directory / COMMIT):
         return []
     try:
-        body = unseal(directory / COMMIT, files)
+        body = unseal(directory / COMMIT, files, SHARDS)
     except LevelDamaged:
-        damage = Damage(directory / COMMIT, "it does not match its own sha256", directory)
+        damage = Damage(directory / COMMIT, NOT_ITSELF, directory)
         return [damage, *_check_intent(directory, files), *_by_receipts(directory, files, tick)]
     key = LevelKey(**body["level"])
     if key.directory(root) != directory:
@@ -88,11 +98,11 @@ def check_level(
 def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
     path = directory.parent / INTENT
     try:
-        lineage = unseal(path, files)["lineage"]
+        lineage = unseal(path, files, LINEAGE)[LINEAGE]
     except FileNotFoundError:
         yield Damage(path, "it is missing", directory)
     except LevelDamaged:
-        yield Damage(path, "it does not match its own sha256", directory)
+        yield Damage(path, NOT_ITSELF, directory)
     else:
         if not directory.parent.name.endswith(f"-{fingerprint(lineage[-1])[:12]}"):
             yield Damage(path, "it describes another level", directory)
@@ -144,44 +154,74 @@ def _by_receipts(directory: Path, files: Files, tick: Tick) -> list[Damage]:
     for name in files.names(directory / RECEIPTS):
         path = directory / RECEIPTS / name
         try:
-            entries.append(unseal(path, files))
+            entries.append(unseal(path, files, CHECKSUMS))
         except LevelDamaged:
-            damaged.append(Damage(path, "it does not match its own sha256", directory))
+            damaged.append(Damage(path, NOT_ITSELF, directory))
     return damaged + _shards(directory, entries, True, files, tick)
 
 
 # ---- making it whole --------------------------------------------------------------------------
 
 
-def put_back(root: Path, damaged: Sequence[Damage], files: Files = DISK) -> None:
-    """Move directories that hold another level to where that level belongs, if its place is free;
-    the others stay in quarantine."""
-    moved = [(set_aside(root, d.path, files), d) for d in damaged if d.belongs is not None]
-    for aside, damage in moved:
-        assert damage.belongs is not None
-        place = damage.belongs.directory(root)
-        make_directory(place.parent, files)
-        if not files.exists(place):
-            with refusals(place):
-                files.rename(aside, place)
-                files.sync_directory(place.parent)
+def put_back(root: Path, damaged: Sequence[Damage], files: Files = DISK) -> list[Path]:
+    """Move directories that hold another level to where that level belongs, or to quarantine if its
+    place is taken.
+
+    On its way a directory lies beside its place, so that after a kill it is found there again.
+
+    Returns:
+        The directories that went to quarantine, as they were called.
+    """
+    moved, aside = [], []
+    for damage in damaged:
+        if damage.belongs is not None:
+            place = damage.belongs.directory(root)
+            make_directory(place.parent, files)
+            beside = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}")
+            _move(damage.path, beside, files)
+            moved.append((damage.path, beside, place))
+    for path, beside, place in moved:
+        if files.exists(place):
+            set_aside(root, beside, files)
+            aside.append(path)
+        else:
+            _move(beside, place, files)
+        _leave(root, path.parent, place.parent, files)
+    return aside
+
+
+def _leave(root: Path, old: Path, new: Path, files: Files) -> None:
+    """Once no level is left in a depth's directory, its intent follows them, and it goes."""
+    if not files.exists(old) or any(files.is_directory(old / name) for name in files.names(old)):
+        return
+    if files.exists(old / INTENT) and not files.exists(new / INTENT):
+        _move(old / INTENT, new / INTENT, files)
+    if files.names(old):
+        set_aside(root, old, files)
+    else:
+        with refusals(old):
+            files.remove_directory(old)
 
 
 def set_aside(root: Path, path: Path, files: Files = DISK) -> Path:
     """Move a file or directory to quarantine; returns where it is now."""
     quarantine = make_directory(root / QUARANTINE, files)
     aside = quarantine / f"{path.parent.name}.{path.name}.{uuid.uuid4().hex[:8]}"
-    with refusals(path):
-        files.rename(path, aside)
-        files.sync_directory(path.parent)
-        files.sync_directory(quarantine)
+    _move(path, aside, files)
     return aside
+
+
+def _move(path: Path, target: Path, files: Files) -> None:
+    with refusals(path):
+        files.rename(path, target)
+        files.sync_directory(path.parent)
+        files.sync_directory(target.parent)
 
 
 def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
     """Make of a damaged level one that ``begin``, ``missing``, ``put`` and ``commit`` finish.
 
-    The commit goes before the first shard does, so that no reader meets a level in repair, but
+    The commit goes before the first shard does, so that no reader meets a level in repair, and
     after the damaged small files: nobody looks for damage in a level without a commit, and
     ``begin`` would take one of those for another level's. Damaged shards go to quarantine. A
     receipt alone is written again from its shard, if the commit vouches for that. The level must be
@@ -190,7 +230,7 @@ def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
     files, directory = writer.files, writer.directory
     known: dict[int, str] = {}
     with contextlib.suppress(LevelDamaged, FileNotFoundError):
-        known = {s["shard"]: s["sha256"] for s in unseal(directory / COMMIT, files)["shards"]}
+        known = {s["shard"]: s["sha256"] for s in unseal(directory / COMMIT, files, SHARDS)[SHARDS]}
     make_directory(directory / RECEIPTS, files)
     small = {d.path for d in damaged if d.shard is None and d.path.name != COMMIT}
     _remove(sorted(small), files)

@@ -18,7 +18,7 @@ from store.errors import LevelConflict, LevelDamaged, refusals
 from store.files import DISK, Files
 from store.fingerprint import canonical, sha256
 from store.layout import Geometry, LevelKey, lock_path
-from store.level import COMMIT, FORMAT, RECEIPTS, Level, receipt_path, shard_name
+from store.level import CHECKSUMS, COMMIT, FORMAT, RECEIPTS, Level, receipt_path, shard_name
 from store.publish import (
     TEMPORARY,
     Parts,
@@ -31,6 +31,8 @@ from store.publish import (
 )
 
 INTENT, ZARR = "intent.json", "zarr.json"
+LINEAGE = "lineage"
+"""Field by which an intent is told from other records."""
 HASH_THREADS = 2
 
 
@@ -134,7 +136,7 @@ class LevelWriter:
         """Does a shard lie on disk as its receipt says?"""
         path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
         with contextlib.suppress(FileNotFoundError, LevelDamaged):
-            return sha256(self.files.read(data)) == unseal(path, self.files)["sha256"]
+            return sha256(self.files.read(data)) == unseal(path, self.files, CHECKSUMS)["sha256"]
         return False
 
     def forget(self, shard: int) -> None:
