@@ -84,6 +84,7 @@ def _layer(run: Run, j: int, evaluation: dict[str, Any], state: dict[str, Any]) 
         "solve_seconds": record["seconds"],
         "samples_per_second": trained / record["seconds"],
         "peak_memory_bytes": record["peak_memory_bytes"],
+        "quantiser": record["quantiser"],
         "levels": [
             {
                 **{k: level[k] for k in ("level", "state", "rows", "bytes")},
