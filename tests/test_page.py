@@ -219,6 +219,18 @@ def test_unfinished_run_says_so(pages: dict[str, str]) -> None:
     assert "Confusion matrix" not in pages["no layers"]
 
 
+def test_what_codes_lose_is_told_only_of_codes() -> None:
+    report = _report()
+    assert "Signal to noise" not in render(report)
+    lost = {"median_snr_db": 45.12, "worst_channel": 6, "worst_snr_db": 41.5}
+    report["layers"][1]["quantiser"] = lost | {"clipped": 0.00012, "dead": 2, "channels": 64}
+    page = render(report)
+    assert "45.12 dB" in page
+    assert "6: 41.5 dB" in page
+    assert "0.012 %" in page
+    assert "2 of 64" in page
+
+
 def test_top5_columns_only_where_measured(pages: dict[str, str]) -> None:
     assert "Top-5" not in pages["full"]
     assert "99.5 %" in pages["top5"]
