@@ -32,7 +32,7 @@ from pipeline.lineage import Node
 from pipeline.recipe import Recipe, parse
 from store.errors import LevelDamaged
 from store.fingerprint import differences, sha256
-from store.publish import make_directory, replace, sealed, unseal
+from store.publish import TEMPORARY, make_directory, replace, sealed, unseal
 
 RUN, DATA, LAYER, FEATURES = "run.json", "data.json", "layer.json", "features.json"
 EVALUATION = "evaluation.json"
@@ -152,6 +152,11 @@ class Run:
         """Records of the whole run that do not match their own sha256."""
         for name in (DATA, EVALUATION):
             yield from _damage(self.directory / name)
+
+    def tidy(self) -> None:
+        """Remove what a killed process was writing of a layer. The run must be locked."""
+        for path in self.directory.glob(f"layer_*/{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
 
     def forget_layer(self, j: int) -> None:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""

@@ -79,4 +79,5 @@ def at_work(found: Overview, options: Options) -> Iterator[Session]:
         )
         lock = session.run.directory / "LOCK"
         with hold(lock, f"the run {session.run.directory}", patience(session)):
+            session.run.tidy()
             yield session

@@ -59,3 +59,17 @@ def test_a_run_made_for_float16_is_not_taken_up_on_a_cpu(text: Path) -> None:
 def test_the_dtype_is_decided_once(text: Path) -> None:
     first = opened(text)
     assert opened(text).run.compute == first.run.compute == "float32"
+
+
+def test_what_a_killed_process_was_writing_of_a_layer_goes(text: Path) -> None:
+    """And nothing else: other processes may be making the run's own records at this moment."""
+    run = opened(text).run
+    half, others, whole = (
+        run.directory / name
+        for name in ("layer_1/.tmp-0123", ".tmp-4567", "layer_1/weights.safetensors")
+    )
+    whole.parent.mkdir()
+    for path in (half, others, whole):
+        path.write_bytes(b"bytes")
+    run.tidy()
+    assert [path.exists() for path in (half, others, whole)] == [False, True, True]
