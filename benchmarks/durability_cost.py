@@ -24,7 +24,7 @@ from store.fingerprint import fingerprint
 from store.layout import Geometry, LevelKey, geometry
 from store.writer import LevelWriter
 
-SHARD_BYTES, SHARDS = 64 << 20, 8
+SHARD_BYTES, SHARDS = 64 << 20, 4
 LINEAGE = [{"depth": 1, "of": "a benchmark"}]
 KEY = LevelKey(1, fingerprint(LINEAGE[0]), "train", "v0")
 AT_LEAST = 0.85
@@ -40,8 +40,7 @@ def features(shape: Geometry) -> np.ndarray:
 def committed(place: Path, shape: Geometry, rows: np.ndarray) -> None:
     writer = LevelWriter(place, KEY, shape, LINEAGE)
     with writer.locked():
-        for shard in writer.missing():
-            writer.put(shard, rows)
+        writer.fill((shard, rows) for shard in writer.missing())
         writer.commit(None)
 
 

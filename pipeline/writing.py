@@ -1,13 +1,14 @@
 """Write one level, shard by shard: the line that images and features share.
 
-Memory is bounded by one shard, a killed process loses one shard, and of two processes that want the
-same level one writes and the other waits.
+The next shard is computed while the last ones are published. Memory is bounded by a few shards, a
+killed process loses those at work, and of two processes that want the same level one writes and the
+other waits.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,9 +79,12 @@ def _fill(session: Session, writer: LevelWriter, content: Content) -> tuple[int,
     """Rows and bytes written, and the committed level."""
     todo = writer.missing()
     rows = sum(b - a for a, b in map(writer.geometry.shard_range, todo))
-    nbytes = 0
     with session.report.task(f"writing {writer.key.label}", rows, "images") as tick:
-        for shard in todo:
-            session.stop.check()
-            nbytes += writer.put(shard, content.shard(shard, tick))
+
+        def produced() -> Iterator[tuple[int, np.ndarray]]:
+            for shard in todo:
+                session.stop.check()
+                yield shard, content.shard(shard, tick)
+
+        nbytes = writer.fill(produced())
     return rows, nbytes, writer.commit(content.parent, content.arrays, content.tool)

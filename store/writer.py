@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ INTENT, ZARR = "intent.json", "zarr.json"
 LINEAGE = "lineage"
 """Field by which an intent is told from other records."""
 HASH_THREADS = 2
+PUBLISHERS = 2
+"""Shards on their way to the disk at a time: hashing one takes as long as writing it to a fast
+disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
 
 
 class LevelWriter:
@@ -146,6 +150,27 @@ class LevelWriter:
                 self.files.unlink(path)
 
     # ---- one shard ------------------------------------------------------------------------------
+
+    def fill(self, produced: Iterable[tuple[int, np.ndarray]]) -> int:
+        """Publish shards while the next ones are made, a few at a time.
+
+        Args:
+            produced: (shard, rows as for :meth:`put`); an error of its own ends the filling once
+                the shards at work are published.
+
+        Returns:
+            Bytes of the shards.
+
+        Raises:
+            DiskFull, StoreRefused: of the first shard that was refused; the others are kept.
+        """
+        nbytes, waiting = 0, deque[Future[int]]()
+        with ThreadPoolExecutor(PUBLISHERS) as pool:
+            for shard, rows in produced:
+                waiting.append(pool.submit(self.put, shard, rows))
+                if len(waiting) == PUBLISHERS:
+                    nbytes += waiting.popleft().result()
+            return nbytes + sum(future.result() for future in waiting)
 
     def put(self, shard: int, rows: np.ndarray) -> int:
         """Publish one shard and its receipt.
