@@ -24,7 +24,7 @@ from store.fingerprint import fingerprint
 from store.layout import Geometry, LevelKey, geometry
 from store.writer import LevelWriter
 
-SHARD_BYTES, SHARDS = 64 << 20, 4
+SHARD_BYTES, SHARDS = 64 << 20, 8
 LINEAGE = [{"depth": 1, "of": "a benchmark"}]
 KEY = LevelKey(1, fingerprint(LINEAGE[0]), "train", "v0")
 AT_LEAST = 0.85

@@ -71,6 +71,41 @@ def test_the_first_minutes_are_as_long_as_the_readme_says() -> None:
     assert f"take {max(looking):.1f} s, without importing torch" in README
 
 
+DURABILITY = json.loads((RESULTS / "durability.json").read_text("utf-8"))
+
+
+def durability_rows() -> list[str]:
+    """The README's table of how the store was broken, from the result file."""
+    crash, kills, corruption, cost = (
+        DURABILITY[part] for part in ("crash", "kills", "corruption", "cost")
+    )
+    broken, cases = crash["broken"], corruption["cases"]
+    ratios = [cost[f"{n} KB rows"]["ratio_committed_to_bare"] for n in (128, 8)]
+    return [
+        f"| {crash['trials']:,} simulated crashes | {broken['wrong read']} wrong reads, "
+        f"{broken['lost commit']} lost commits; {len(crash['mutants'])} wrong protocols caught |",
+        f"| {kills['kills']} runs killed with -9, and resumed | {kills['different']} of "
+        f"{kills['stories']} with other bytes in a level or in the weights |",
+        f"| {cases:,} damages: flipped bits, lost and swapped shards, … | "
+        f"{cases - corruption['not named']:,} named, {cases - corruption['not mended']:,} mended to "
+        f"the same bytes, {corruption['wrong rows read']} read as data |",
+        "| bytes per second against a bare write with fsync | "
+        f"{ratios[0]:.2f} (rows of 128 KB), {ratios[1]:.2f} (8 KB) |",
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_table_of_durability_is_what_the_result_file_says(number: int) -> None:
+    assert durability_rows()[number] in README
+
+
+def test_the_committed_results_of_durability_hold_their_claim() -> None:
+    assert [part for part, found in DURABILITY.items() if not found["holds"]] == []
+    assert DURABILITY["crash"]["trials"] >= 20_000
+    assert DURABILITY["kills"]["kills"] >= 200
+    assert DURABILITY["corruption"]["cases"] >= 2_000
+
+
 @pytest.mark.parametrize("mode", ["canvas", "fresh"])
 def test_the_table_is_what_the_result_files_say(mode: str) -> None:
     assert row(mode) in README
