@@ -87,8 +87,8 @@ def durability_rows() -> list[str]:
         f"| {kills['kills']} runs killed with -9, and resumed | {kills['different']} of "
         f"{kills['stories']} with other bytes in a level or in the weights |",
         f"| {cases:,} damages: flipped bits, lost and swapped shards, … | "
-        f"{cases - corruption['not named']:,} named, {cases - corruption['not mended']:,} mended to "
-        f"the same bytes, {corruption['wrong rows read']} read as data |",
+        f"{cases - corruption['not named']:,} named, {cases - corruption['not mended']:,} mended "
+        f"to the same bytes, {corruption['wrong rows read']} read as data |",
         "| bytes per second against a bare write with fsync | "
         f"{ratios[0]:.2f} (rows of 128 KB), {ratios[1]:.2f} (8 KB) |",
     ]
