@@ -4,8 +4,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from house import Place
 
 
 @pytest.fixture
@@ -15,6 +19,21 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("STRATA_TEST_DATA does not name a folder of data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> "Place":
+    """A finished run of two layers, with x_1 and x_2. Not to be changed."""
+    from house import made
+    from spoil import TEXT
+
+    return made(tmp_path_factory.mktemp("sound") / "place", 2, TEXT)
+
+
+@pytest.fixture
+def place(sound: "Place", tmp_path: Path) -> "Place":
+    """A copy of it."""
+    return sound.copy(tmp_path / "place")
 
 
 @pytest.fixture(autouse=True)

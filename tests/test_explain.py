@@ -13,22 +13,11 @@ import pytest
 import torch
 from command import Result
 from house import Place, made, tiny
+from spoil import TEXT
 
 from pipeline import lineage, weights
 from pipeline.rundir import Run
 from store.layout import depth_directory
-
-TEXT = tiny(flip="false", layers=2, epochs=1)
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return made(tmp_path_factory.mktemp("sound") / "place", 2, TEXT)
-
-
-@pytest.fixture
-def place(sound: Place, tmp_path: Path) -> Place:
-    return sound.copy(tmp_path / "place")
 
 
 def run_of(place: Place) -> Run:

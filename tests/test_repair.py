@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from house import Place, made
+from house import Place
 from spoil import (
     BYTES,
     SHARD,
@@ -24,16 +24,6 @@ from spoil import (
 from together import together
 
 from store.publish import unseal
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return made(tmp_path_factory.mktemp("sound") / "place", 2, TEXT)
-
-
-@pytest.fixture
-def place(sound: Place, tmp_path: Path) -> Place:
-    return sound.copy(tmp_path / "place")
 
 
 @pytest.mark.parametrize("spoil", params(STRUCTURE | BYTES))

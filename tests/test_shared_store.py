@@ -10,25 +10,14 @@ from pathlib import Path
 
 import pytest
 from command import start
-from house import Place, made, tiny
-from spoil import flip, named
+from house import Place
+from spoil import TEXT, flip, named
 from together import holding, together
 
 from store.references import references
 
-TEXT = tiny(flip="false", layers=2, epochs=1)
 SHARD_ROWS = {"x_1 train.plain": 455, "x_0 train": 1437}
 """Rows in one shard, of the levels that are checked for being written twice."""
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return made(tmp_path_factory.mktemp("sound") / "place", 2, TEXT)
-
-
-@pytest.fixture
-def place(sound: Place, tmp_path: Path) -> Place:
-    return sound.copy(tmp_path / "place")
 
 
 def times(directory: Path) -> dict[str, tuple[int, int]]:

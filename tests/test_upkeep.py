@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 from command import Result, strata
-from house import Place, here, made, tiny
-from spoil import flip
+from house import Place, here, made
+from spoil import TEXT, flip
 from together import holding
 
 from store.feature_store import used_bytes
 from store.files import Files
 from store.publish import TEMPORARY, replace, sealed, unseal
 from store.references import Reference, reference
-
-TEXT = tiny(flip="false", layers=2, epochs=1)
 
 
 @pytest.fixture(scope="module")

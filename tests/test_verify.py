@@ -10,23 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import CLI, environment, strata
-from house import Place, made
-from spoil import BYTES, SHARD, SIZES, STRUCTURE, TEXT, Spoil, early_flip, in_level, named, params
+from house import Place
+from spoil import BYTES, SHARD, SIZES, STRUCTURE, Spoil, early_flip, in_level, named, params
 
 from pipeline.levels import keys_at
 from store.errors import StoreError
 from store.level import COMMIT, Level
 from store.verify import check_level
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return made(tmp_path_factory.mktemp("sound") / "place", 2, TEXT)
-
-
-@pytest.fixture
-def place(sound: Place, tmp_path: Path) -> Place:
-    return sound.copy(tmp_path / "place")
 
 
 @pytest.mark.parametrize("spoil", params(STRUCTURE))
