@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -171,12 +172,8 @@ class Level:
             raise LevelDamaged(f"{self._path(shard)}: {error}") from None
 
     def _mapped(self, shard: int) -> np.ndarray:
-        path = self._path(shard)
-        with refusals(path):
-            try:
-                return self.files.map(path)
-            except FileNotFoundError:
-                raise LevelDamaged(f"{path} is missing; its commit lists it") from None
+        with _present(self._path(shard), "its commit lists it"):
+            return self.files.map(self._path(shard))
 
     def _read_receipt(self, shard: int) -> _Receipt:
         path = receipt_path(self.directory, shard)
@@ -223,7 +220,7 @@ def receipt_path(directory: Path, shard: int) -> Path:
 
 def checksums_of(receipt: dict[str, Any]) -> np.ndarray:
     """crc32c of every row of a shard, uint32 (rows,), as its receipt keeps them."""
-    return np.frombuffer(base64.b64decode(receipt["crc32c"]), CHECKSUM)
+    return np.frombuffer(base64.b64decode(receipt[CHECKSUMS]), CHECKSUM)
 
 
 def read_commit(directory: Path, key: LevelKey, files: Files = DISK) -> dict[str, Any]:
@@ -243,13 +240,20 @@ def geometry_of(commit: dict[str, Any]) -> Geometry:
     return Geometry(**{**fields, "sample": tuple(fields["sample"])})
 
 
-def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
-    """Bytes of a small committed file. Raises LevelDamaged if it is gone or another one."""
+@contextmanager
+def _present(path: Path, why: str) -> Iterator[None]:
+    """Look at a committed file: that it is not there is damage, any other refusal the disk's."""
     with refusals(path):
         try:
-            data = files.read(path)
+            yield
         except FileNotFoundError:
-            raise LevelDamaged(f"{path} is missing; the level was committed with it") from None
+            raise LevelDamaged(f"{path} is missing; {why}") from None
+
+
+def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
+    """Bytes of a small committed file. Raises LevelDamaged if it is gone or another one."""
+    with _present(path, "the level was committed with it"):
+        data = files.read(path)
     if sha256(data) != expected:
         raise LevelDamaged(f"{path} is not the one that was committed")
     return data
@@ -257,10 +261,7 @@ def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
 
 def check_size(path: Path, nbytes: int, files: Files = DISK) -> None:
     """Raises LevelDamaged if a shard is not there or has another size than recorded."""
-    with refusals(path):
-        try:
-            size = files.size(path)
-        except FileNotFoundError:
-            raise LevelDamaged(f"{path} is missing; its commit says {nbytes:,} bytes") from None
+    with _present(path, f"its commit says {nbytes:,} bytes"):
+        size = files.size(path)
     if size != nbytes:
         raise LevelDamaged(f"{path} has {size:,} bytes; its commit says {nbytes:,}")
