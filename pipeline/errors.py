@@ -5,6 +5,7 @@
     ├── BudgetError        5  raise a budget or lower what it pays for
     ├── NotThereYet        8  run the command that makes it
     ├── RunConflict        8  use another run directory
+    ├── LoaderError        7  install ffcv, or use the native loader
     └── LayerRange         2  name a layer that exists
     from the floors below
     stages.DataError       4  mend the images or labels
@@ -49,6 +50,10 @@ class RunConflict(PipelineError):
     """The run directory belongs to another recipe, seed or data set."""
 
 
+class LoaderError(PipelineError):
+    """The loader asked for cannot be had, cannot read this, or has failed."""
+
+
 class LayerRange(PipelineError):
     """The network has no such layer."""
 
@@ -60,6 +65,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (BudgetError, 5),
     (DiskFull, 6),
     (DeviceError, 7),
+    (LoaderError, 7),
     (NotThereYet, 8),
     (RunConflict, 8),
     (StageError, 9),
@@ -82,7 +88,7 @@ HELP = """
 \b
 Exit codes:
   0 done · 1 a bug · 2 usage, no such layer · 3 recipe · 4 images or labels
-  5 over a budget · 6 disk full · 7 device · 8 not there yet, or another run's directory
+  5 over a budget · 6 disk full · 7 device or loader · 8 not there yet, or another run's directory
   9 training diverged · 10 a level or weights are damaged
   11 the disk refuses (read-only, I/O error) · 130 stopped
 """

@@ -117,6 +117,21 @@ class Level:
             gather(shard, local, out[part])
             self._receipt(shard).check(local, out[part])
 
+    def check(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """What :meth:`take` makes sure of, for rows that somebody else has read from the shards:
+        every row is compared with its crc32c the first time that it is seen.
+
+        Args:
+            rows: int64 (n,), ascending.
+            values: C-contiguous (n, channel, y, x) of stored elements.
+
+        Raises:
+            LevelDamaged: a row is not the one that was written; names file and row.
+        """
+        for shard, part in _runs(rows // self.geometry.shard_rows):
+            local = rows[part] - shard * self.geometry.shard_rows
+            self._receipt(shard).check(local, values[part])
+
     def read(self, begin: int, end: int) -> np.ndarray:
         """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements."""
         out = np.empty((end - begin, *self.geometry.stored), self.geometry.dtype)

@@ -1,0 +1,182 @@
+"""Rows of raw levels, or of a .beton of x_0, gathered by ffcv in the order asked for.
+
+ffcv's epoch thread and its parallel decoders read; what it does not do is done around them: rows
+are held to their checksums, a failure of the thread is raised and not waited for, every batch is
+memory of its own, and leaving an epoch early ends the thread. docs/ffcv.md has the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google_crc32c import value as crc32c
+
+from pipeline.beton import ffcv, places, read_beton
+from pipeline.errors import LoaderError
+from pipeline.ffcv_epoch import Loader, Source, alone, cores, next_batch, start, stop
+from pipeline.mapped import Mapped
+from store.level import Level
+
+
+class FfcvRows:
+    """Batches of stored rows. Close it, or use it in a with statement."""
+
+    def __init__(self, source: Source, workers: int | None = None) -> None:
+        """
+        Args:
+            source: see :meth:`of_levels` and :meth:`of_beton`.
+            workers: threads that copy or decode; no more than the cores we may use, the default.
+        """
+        self._source = source
+        self._loader = Loader(source, cores() if workers is None else min(workers, cores()))
+        self._seen = np.zeros(source.shape[0], bool)
+        self._epochs: set[Any] = set()
+        self._closed = False
+
+    @classmethod
+    def of_levels(cls, levels: Sequence[Level], workers: int | None = None) -> FfcvRows:
+        """Rows of raw levels (views) of equal geometry, read in place; row r of view v has the
+        number v · rows + r. Raises as :class:`pipeline.mapped.Mapped` does."""
+        return cls(_Levels(levels), workers)
+
+    @classmethod
+    def of_beton(cls, path: Path, level: Level, workers: int | None = None) -> FfcvRows:
+        """Rows of x_0 from its .beton. Raises as :func:`pipeline.beton.read_beton` does."""
+        return cls(_Beton(path, level), workers)
+
+    def __enter__(self) -> FfcvRows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the epochs that are under way, and unmap. A batch that was handed out stays valid."""
+        self._closed = True
+        for epoch in list(self._epochs):
+            stop(epoch)
+        self._source.close()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def batches(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """The rows of each part, in exactly the order asked for.
+
+        Args:
+            parts: int64 row numbers; all of one length, but for a shorter last one.
+
+        Returns:
+            Arrays (len(part), channel, y, x) of stored elements, in the level's dtype. Each is
+            memory of its own, which nobody writes to again.
+
+        Raises:
+            IndexError: there is no such row. At once, as the next.
+            ValueError: parts of different lengths.
+            LevelDamaged: a shard is gone or was cut; later, a row is not the one that was written.
+            LoaderError: the same of a .beton; ffcv failed; these rows were closed; a second epoch
+                where numba has no threads that are safe for two.
+        """
+        self._check_open()
+        if not len(parts):
+            return iter(())
+        length, order = len(parts[0]), np.concatenate(parts).astype(np.int64, copy=False)
+        if any(len(part) != length for part in parts[:-1]) or not 0 < len(parts[-1]) <= length:
+            raise ValueError("all parts but the last must have the same number of rows")
+        if order.min() < 0 or order.max() >= len(self):
+            raise IndexError(f"rows {order.min()}…{order.max()} of {len(self)}")
+        self._source.ready()
+        return self._run(order, length, len(parts))
+
+    def _run(self, order: np.ndarray, length: int, count: int) -> Iterator[np.ndarray]:
+        self._check_open()  # again: this runs when the first batch is asked for
+        with alone(self._loader.num_workers):
+            epoch = start(self._loader, order, length, self._finished)
+            self._epochs.add(epoch)
+            try:
+                for _ in range(count):
+                    yield next_batch(epoch)
+            finally:
+                stop(epoch)
+                self._epochs.discard(epoch)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LoaderError("these rows were closed")
+
+    def _finished(self, rows: np.ndarray, batch: np.ndarray) -> np.ndarray:
+        """A batch as it is handed out, every row of it checked once. Runs in ffcv's thread."""
+        stored = self._source.shaped(batch)
+        new = np.flatnonzero(~self._seen[rows])
+        if len(new):
+            new = new[np.argsort(rows[new], kind="stable")]
+            as_they_are = np.array_equal(new, np.arange(len(rows)))
+            self._source.check(rows[new], stored if as_they_are else stored[new])
+            self._seen[rows] = True
+        return stored
+
+
+# ---- what is read -------------------------------------------------------------------------------
+
+
+class _Levels:
+    """Raw levels. To ffcv a row is so many bytes: numba has no float16, and needs none."""
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        ffcv()  # if it is missing, say so before anything is mapped
+        self.mapped = mapped = Mapped(levels)
+        self.geometry, self.memory, self.places = mapped.geometry, mapped.memory, mapped.offsets()
+        self.shape = (len(mapped), *self.geometry.stored)
+        self.ready, self.check, self.close = mapped.check_sizes, mapped.check_rows, mapped.close
+        self.sizes = np.full(len(mapped), self.geometry.row_bytes, np.uint64)
+        self.metadata = _pointers(self.places)
+        self.rgb, self.row = False, (self.geometry.row_bytes,)
+
+    def shaped(self, batch: np.ndarray) -> np.ndarray:
+        return batch.view(self.geometry.dtype).reshape(len(batch), *self.geometry.stored)
+
+
+def _pointers(places: np.ndarray) -> np.ndarray:
+    """ffcv's metadata of rows of plain bytes."""
+    return places.view([("f0", "<u8")])
+
+
+class _Beton:
+    """x_0 from the .beton that was written from it."""
+
+    def __init__(self, path: Path, level: Level) -> None:
+        reader = read_beton(path, level)
+        self.path, self.nbytes = path, path.stat().st_size
+        self.shape = (len(level), *level.geometry.stored)
+        self.checksums = reader.metadata["f3"]
+        self.places, self.sizes = places(reader)
+        channels, height, width = level.geometry.sample
+        self.rgb = channels == 3
+        self.row = (height, width, 3) if self.rgb else (level.geometry.row_bytes,)
+        self.metadata = reader.metadata if self.rgb else _pointers(self.places)
+        self.memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
+
+    def ready(self) -> None:
+        if not self.path.exists() or self.path.stat().st_size != self.nbytes:
+            raise LoaderError(f"{self.path} is not the file that was opened")
+
+    def shaped(self, batch: np.ndarray) -> np.ndarray:
+        if self.rgb:
+            return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        return batch.reshape(len(batch), *self.shape[1:])
+
+    def check(self, rows: np.ndarray, stored: np.ndarray) -> None:
+        """The bytes in the file, because a JPEG may be decoded a little differently elsewhere."""
+        for row in rows.tolist():
+            begin, size = int(self.places[row]), int(self.sizes[row])
+            if crc32c(self.memory[begin : begin + size]) != self.checksums[row]:
+                raise LoaderError(
+                    f"{self.path}: row {row} is not the one that was written. "
+                    "Remove the file, and write it again"
+                )
+
+    def close(self) -> None:
+        """The map ends with its last reader."""
