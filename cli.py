@@ -82,6 +82,18 @@ WORK = (
     click.option("--data-root", type=FOLDER, default="data", help="Of torchvision's data sets."),
     click.option("--download", is_flag=True, help="Let torchvision fetch its data set."),
     click.option("--skip-broken", is_flag=True, help="Leave broken images out; do not stop."),
+    click.option(
+        "--tier",
+        default="auto",
+        type=click.Choice(["auto", "device", "memory", "disk"]),
+        help="Where the features lie that a layer is trained on.",
+    ),
+    click.option(
+        "--loader",
+        default="native",
+        type=click.Choice(["native", "ffcv"]),
+        help="What reads them; ffcv is an extra: make ffcv.",
+    ),
 )
 
 

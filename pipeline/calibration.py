@@ -62,8 +62,10 @@ def _maps(session: Session, j: int, layer: Layer, below: Features) -> Iterator[T
     draws = level_draws(recipe, seed, view, int(ids.max()) + 1)
     exact = dataclasses.replace(below, layers=[*below.layers, Frozen(layer, Floats("float32"))])
     chosen = np.sort(generator("calibration rows", seed).permutation(len(ids))[:ROWS])
+    parts = batches(chosen, recipe.cache.block, drop_last=False)
     label = f"x_{j} train" if view == "clean" else f"x_{j} train.{view}"
-    for rows in batches(chosen, recipe.cache.block, drop_last=False):
-        with naming_rows(label, "train", rows, ids):
-            x = exact.compute_from(exact.read(rows, view), draws.of(ids[rows]))
-        yield x
+    with below.delivery([view], once=True) as delivery:
+        for rows, stored in zip(parts, delivery.batches(parts), strict=True):
+            with naming_rows(label, "train", rows, ids):
+                x = exact.values(stored, draws.of(ids[rows]))
+            yield x

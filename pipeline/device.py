@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from stages.errors import DeviceError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
 
 
 def pick(name: str) -> torch.device:
@@ -92,12 +98,52 @@ def versions() -> dict[str, str]:
 
 
 def available_memory() -> int:
-    """Bytes of RAM that can be used without pushing anything out but page cache."""
+    """Bytes of RAM that can be used without pushing anything out but page cache: of the machine, or
+    of the control group that we are in, where that is less."""
+    return min(_machine_memory(), _group_memory())
+
+
+def _machine_memory() -> int:
     with suppress(OSError), open("/proc/meminfo", encoding="utf-8") as lines:  # noqa: PTH123
         for line in lines:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _group_memory(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Of a container (cgroup v2): its limit, less what is used and is not page cache."""
+    with suppress(OSError, ValueError):
+        limit = int((root / "memory.max").read_text("utf-8"))
+        used = int((root / "memory.current").read_text("utf-8"))
+        counts = dict(ln.split() for ln in (root / "memory.stat").read_text("utf-8").splitlines())
+        return max(0, limit - used + int(counts["inactive_file"]) + int(counts["active_file"]))
+    return sys.maxsize
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Bytes free on a GPU; 0 for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next tensor, of any size.
+
+    By default what is larger than 32 MiB goes back to the kernel, which gives it again page by
+    page: touching a new tensor of 40 MB then takes 20 ms and not 2, and a forward pass of small
+    layers half as long again. What it costs: memory once used stays with the process. Elsewhere
+    than on glibc this does nothing.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _processor() -> str:

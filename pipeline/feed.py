@@ -1,210 +1,285 @@
-"""From levels to shuffled batches on the device, for one auxiliary problem.
+"""Levels as shuffled batches of (x, y), with nothing else of Strata around them.
 
-The order of an epoch, its draws and its views are pure functions of (seed, depth, epoch), so an
-epoch can be taken up at any batch. A thread gathers the rows of the next batches meanwhile.
+    level = open_level("features/x_1-3c17fd871988/train.plain")
+    with feed(level, batch=256, device="cuda") as batches:
+        for epoch in range(10):
+            for x, y in batches:
+                ...
+
+Every pass is an epoch in another order, which is a function of (seed, epoch) alone: not of the
+number of threads, the tier or the loader. docs/feed.md has the rest.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import device, ingest, views
-from pipeline.progress import size
-from pipeline.session import READ_THREADS, Session
-from pipeline.source import Features, features, level_draws
-from pipeline.views import Draws
-from stages.augment import crop
-from stages.spec import scale_at
-from store.order import batch_count, batches, epoch_order
+from pipeline.delivery import GATHERERS, LOADERS, Delivery, Machine
+from pipeline.progress import Reporter
+from pipeline.ring import Maps
+from pipeline.tiers import TIERS
+from stages.augment import crop as cut
+from stages.quantise import Codec, codec, needs_scales
+from store.errors import LevelAbsent
+from store.level import Level
+from store.opening import images_of
+from store.order import Mixing, batches, generator, mixing
+from store.precision import precision
 
-AHEAD = 3
-"""Batches gathered ahead of the one in use."""
-SHARE = 0.5
-"""Of the free memory, for unpacked levels."""
-
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """What an epoch sees of every sample: which level, and which draw."""
-
-    names: tuple[str, ...]
-    """Views, by number."""
-    view: np.ndarray
-    """int64 (samples,): number of the view of each sample."""
-    draws: dict[str, Draws]
-    """Per view: draws for images, where x_0 is the base."""
-    crops: np.ndarray | None
-    """int64 (samples, 2): offsets in feature space, in pixels of x_depth; None: no crop."""
+WARN_SHARE = 0.01
+"""Of the pairs of a batch that lie in one block: more is worth a warning."""
 
 
-class Feed:
-    """Batches of (x_{j-1}, y) for layer j. Close it, or use it in a with statement."""
+class LevelFeed:
+    """An iterable of batches (x, y) on a device. Every pass is the next epoch.
 
-    def __init__(self, session: Session, depth: int, *, cached: bool = True) -> None:
+    Close it, or use it in a with statement.
+    """
+
+    def __init__(
+        self,
+        levels: Level | Sequence[Level],
+        *,
+        batch: int,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        labels: np.ndarray | None = None,
+        ids: bool = False,
+        crop: int | None = None,
+        stored: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        tier: str = "auto",
+        loader: str = "native",
+        threads: int = GATHERERS,
+        report: Reporter | None = None,
+    ) -> None:
         """
         Args:
-            depth: of the features; the problem is that of layer depth + 1.
-            cached: False computes x_depth from the images in every batch.
-        """
-        self.session, self.depth = session, depth
-        self.recipe, self.seed = session.run.recipe, session.run.seed
-        images = ingest.levels(session)["train"]
-        self.labels, self.ids = images.array("labels"), images.array("sample_id")
-        self.samples = int(self.ids.max()) + 1
-        mode = views.mode(self.recipe)
-        self.features = in_memory(
-            session, features(session, depth, "train", cached=cached and mode != "fresh")
-        )
-        self.batch = self.recipe.schedule.batch
-        self.batches = max(1, batch_count(len(self.ids), self.batch, drop_last=True))
-        self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="feed")
+            levels: of one x_j and split; with several views, sample i of epoch e is taken from
+                view (e + offset_i) mod their number, so that views change from epoch to epoch.
+            batch: rows of a batch, over all ranks.
+            shuffle: False keeps the order of the level.
+            drop_last: leave a last, smaller batch out.
+            labels: int64 (rows,) in the order of the level's rows; None: those of the images.
+            ids: yield (x, y, ids) with the sample id of each row, int64.
+            crop: cut a window of this side at a random place of each map, a new one in each epoch.
+            stored: x as the level holds it (float16, codes, …), without making values of it.
+            rank, ranks: which slice of every batch to deliver, of how many of equal size.
+            tier: ``auto``, ``device``, ``memory`` or ``disk``; see :mod:`pipeline.tiers`.
+            loader: ``native``, or ``ffcv`` (raw levels).
+            report: is told the tier and its reason, and of a shuffle that is not good enough.
 
-    def __enter__(self) -> Feed:
+        Raises:
+            ValueError: an argument that cannot be.
+            LevelAbsent: the images, whose labels these are, are not in the store any more.
+            BudgetError, LoaderError, LevelDamaged: as :class:`pipeline.delivery.Delivery`.
+        """
+        views = [levels] if isinstance(levels, Level) else list(levels)
+        level, self._views, self.batch, self.seed = views[0], len(views), batch, seed
+        self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
+        _check(level, batch, crop, rank, ranks)
+        _check_form(level, stored, crop)
+        _check_names(tier, loader)
+        self._shuffle, self._drop_last, self._with_ids = shuffle, drop_last, ids
+        self._crop, self._rank, self._ranks = crop, rank, ranks
+        self._labels, self._ids = _labels(level, labels)
+        codec = None if stored else codec_of(level)
+        self._codec = codec and codec.to(self.device)
+        self._maps = Maps() if self.device.type == "cpu" else None  # a GPU's allocator is as good
+        machine = Machine(self.device, tier, loader, threads)
+        self._delivery = _delivery(views, machine, report or Reporter())
+        self.choice = self._delivery.choice
+        if shuffle and self.mixing.same_block > WARN_SHARE:
+            warnings.warn(shuffle_text(self.mixing), stacklevel=2)
+        self._at, self._next = (0, 0), (0, 0)
+
+    def __enter__(self) -> LevelFeed:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        """End the threads and let the memory go. What was handed out on a CPU stays valid."""
+        self._delivery.close()
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches, from batch ``start``: x float (B, C, H, W) and y int64 (B,).
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        rows = len(self._level)
+        return rows // self.batch if self._drop_last else -(-rows // self.batch)
 
-        The last, smaller batch is left out, unless it is the only one.
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """The next epoch, or what is left of it after :meth:`load_state_dict`."""
+        epoch, start = self._next
+        self._at, self._next = (epoch, start), (epoch + 1, 0)
+        for number, batch in enumerate(self.epoch(epoch, start), start + 1):
+            self._at = (epoch, number)
+            yield batch
+        self._at = (epoch + 1, 0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of an epoch, from batch ``start`` on.
+
+        Returns:
+            Pairs (x, y), or triples (x, y, ids). x is (B, C, H, W): float32, channels last; for
+            images uint8; with ``stored`` the level's dtype. On a CPU, what is not converted is
+            valid as long as it is held.
+
+        Raises:
+            LevelDamaged: a row is not the one that was written; names file and row.
         """
-        order = epoch_order(len(self.ids), self.seed, self.depth, epoch)
-        parts = batches(order, self.batch, drop_last=len(order) >= self.batch, start=start)
-        yield from self._run(parts, self._plan(epoch))
+        parts = [self._slice(rows) for rows in self._rows(epoch, start)]
+        flat = np.concatenate([*parts, np.empty(0, np.int64)])
+        view = rotation(self.seed, epoch, self._ids, self._views)
+        numbers = [view[rows] * len(self._level) + rows for rows in parts]
+        sides = [t.split([len(p) for p in parts]) for t in self._beside(epoch, flat)]
+        for stored, (y, ids, offsets) in zip(
+            self._delivery.batches(numbers), zip(*sides, strict=True), strict=True
+        ):
+            x = self._values(stored, offsets)
+            yield (x, y, ids) if self._with_ids else (x, y)
 
-    def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
-        first fixed view. A risk on them can be compared between epochs."""
-        yield from self._run(batches(rows, self.batch, drop_last=False), self._still())
+    # ---- state ----------------------------------------------------------------------------------
 
-    # ---- which level and which draw --------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Where the feed is: all that is needed to go on, whatever the threads were doing."""
+        epoch, batch = self._at
+        return {"epoch": epoch, "batch": batch, **self._identity()}
 
-    def _plan(self, epoch: int) -> EpochPlan:
-        mode = views.mode(self.recipe)
-        if mode == "fresh" or self.depth == 0:
-            # Layer 1 sees fresh draws in every mode: augmenting images costs next to nothing.
-            return self._one_view(
-                "fresh", views.epoch_draws(self.recipe, self.seed, epoch, self.samples)
-            )
-        if mode == "fixed":
-            view = views.view_of_epoch(self.recipe, self.seed, epoch, self.samples)
-            return EpochPlan(self._names, view, self._level_draws(), None)
-        scale = scale_at(self.recipe.layers, self.depth)
-        draws = views.epoch_draws(self.recipe, self.seed, epoch, self.samples, scale)
-        return EpochPlan(
-            self._names, draws.flipped.astype(np.int64), self._level_draws(), draws.offsets // scale
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there with the next iteration. Raises ValueError if it is another feed's."""
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise ValueError(f"the state has {name} {state[name]!r}; this feed has {value!r}")
+        self._at = self._next = (state["epoch"], state["batch"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What the order depends on; the number of ranks is not among it."""
+        return {
+            "seed": self.seed,
+            "size": self.batch,
+            "rows": len(self._level),
+            "block": self.mixing.block if self.mixing.windows > 1 else 1,
+        }
+
+    # ---- one epoch ------------------------------------------------------------------------------
+
+    def _rows(self, epoch: int, start: int) -> list[np.ndarray]:
+        order = np.arange(len(self._level))
+        if self._shuffle:
+            order = self.mixing.order(self.seed, self._level.key.depth, epoch)
+        return batches(order, self.batch, drop_last=self._drop_last, start=start)
+
+    def _slice(self, rows: np.ndarray) -> np.ndarray:
+        """This rank's part of a batch."""
+        edges = np.linspace(0, len(rows), self._ranks + 1).astype(int)
+        return rows[edges[self._rank] : edges[self._rank + 1]]
+
+    def _beside(self, epoch: int, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Label, sample id and window of each row, on the device."""
+        numbers = self._ids[rows]
+        windows = np.zeros((len(rows), 2), np.int64)
+        if self._crop is not None:
+            drawn = generator("feed crops", self.seed, epoch).random((self._ids.max() + 1, 2))
+            _, height, width = self._level.geometry.sample
+            room = np.array([height - self._crop + 1, width - self._crop + 1])
+            windows = (drawn[numbers] * room).astype(np.int64)
+        y, ids, offsets = (
+            torch.from_numpy(array).to(self.device)
+            for array in (self._labels[rows], numbers, windows)
         )
+        return y, ids, offsets
 
-    def _still(self) -> EpochPlan:
-        centre = views.centre_draws(self.recipe, self.samples)
-        mode = views.mode(self.recipe)
-        if mode == "fresh" or self.depth == 0:
-            return self._one_view("fresh", centre)
-        nothing = np.zeros(self.samples, np.int64)
-        crops = (
-            centre.offsets // scale_at(self.recipe.layers, self.depth) if mode == "canvas" else None
+    def _values(self, stored: Tensor, offsets: Tensor) -> Tensor:
+        if self._codec is None:  # as it is; but a buffer on the GPU is written to again
+            x = stored if self._crop is None else cut(stored, offsets, self._crop)
+            return x.clone() if x is stored and self.device.type == "cuda" else x
+        x = self._codec.unpacked(stored, self._level.geometry.sample[2])
+        x = x if self._crop is None else cut(x, offsets, self._crop)
+        return self._codec.values(x, self._maps and self._maps.take(x.shape))
+
+
+feed = LevelFeed
+"""The class, where it is called like a function."""
+
+
+def rotation(seed: int, epoch: int, ids: np.ndarray, views: int) -> np.ndarray:
+    """Which of some views each row of an epoch is taken from: int64, as ``ids``."""
+    offsets = generator("view offset", seed).integers(0, views, int(ids.max(initial=0)) + 1)
+    return (epoch + offsets[ids]) % views
+
+
+def codec_of(level: Level) -> Codec | None:
+    """How to make values of what a level holds, by what lies beside it; None for images."""
+    if level.key.depth == 0:
+        return None
+    kind = level.geometry.precision
+    names = ("scale", "zero") if needs_scales(kind) else ()
+    return codec(kind, {name: torch.from_numpy(level.array(name)) for name in names})
+
+
+def shuffle_text(mixing: Mixing) -> str:
+    """How good a shuffle is, in a sentence."""
+    if mixing.windows == 1:
+        return "exact shuffle"
+    rows = mixing.rows // mixing.windows
+    share = f"{100 * mixing.same_block:.2f} % of the pairs in a batch share a block"
+    text = f"shuffle in blocks of {mixing.block} rows, {rows:,} rows at a time: {share}"
+    if mixing.same_block > WARN_SHARE:
+        text += f", more than {100 * WARN_SHARE:.0f} %. Smaller chunks, or raw levels, mix better"
+    return text
+
+
+def _labels(level: Level, given: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Label and sample id of every row, int64; without the images a row's number is its id."""
+    try:
+        images = images_of(level)
+    except LevelAbsent:
+        if given is None:
+            raise
+        images = None
+    labels = images.array("labels") if given is None and images else np.asarray(given, np.int64)
+    if labels.shape != (len(level),):
+        raise ValueError(
+            f"labels has shape {labels.shape}; {level.key.label} has {len(level)} rows"
         )
-        return EpochPlan(self._names, nothing, self._level_draws(), crops)
-
-    def _one_view(self, name: str, draws: Draws) -> EpochPlan:
-        return EpochPlan((name,), np.zeros(self.samples, np.int64), {name: draws}, None)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return views.train_views(self.recipe)
-
-    def _level_draws(self) -> dict[str, Draws]:
-        if self.features.base > 0:
-            return {}
-        return {v: level_draws(self.recipe, self.seed, v, self.samples) for v in self._names}
-
-    # ---- batches -------------------------------------------------------------------------------
-
-    def _run(self, parts: list[np.ndarray], plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
-        waiting: deque[Future[list[tuple[str, np.ndarray, np.ndarray]]]] = deque()
-        coming = iter(parts)
-        try:
-            for _ in parts:
-                while len(waiting) < AHEAD and (rows := next(coming, None)) is not None:
-                    waiting.append(self._pool.submit(self._read, rows, plan))
-                yield self._batch(waiting.popleft().result(), plan)
-        finally:
-            for future in waiting:
-                future.cancel()
-
-    def _read(self, rows: np.ndarray, plan: EpochPlan) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """Host part: (view, rows, stored values) for each view that the batch uses."""
-        used = plan.view[self.ids[rows]]
-        parts = []
-        for number, name in enumerate(plan.names):
-            chosen = rows[used == number]
-            if len(chosen):
-                parts.append((name, chosen, self.features.read(chosen, name)))
-        return parts
-
-    def _batch(
-        self, parts: list[tuple[str, np.ndarray, np.ndarray]], plan: EpochPlan
-    ) -> tuple[Tensor, Tensor]:
-        """Device part: the batch, views one after another."""
-        x = torch.cat([self._part(name, rows, stored, plan) for name, rows, stored in parts])
-        rows = np.concatenate([rows for _, rows, _ in parts])
-        if plan.crops is not None:
-            offsets = torch.from_numpy(plan.crops[self.ids[rows]]).to(x.device)
-            side = self.recipe.augment.crop // scale_at(self.recipe.layers, self.depth)
-            x = crop(x, offsets, side)
-        y = torch.from_numpy(self.labels[rows]).to(x.device)
-        return x.to(torch.float32, memory_format=torch.channels_last), y
-
-    def _part(self, name: str, rows: np.ndarray, stored: np.ndarray, plan: EpochPlan) -> Tensor:
-        draws = plan.draws.get(name)
-        return self.features.compute_from(stored, draws and draws.of(self.ids[rows]))
+    return labels, images.array("sample_id") if images else np.arange(len(level))
 
 
-def in_memory(session: Session, found: Features) -> Features:
-    """Packed levels decoded once, if they fit: a row of theirs costs a whole chunk to decode."""
-    packed = {v: level for v, level in found.levels.items() if level.geometry.profile != "raw"}
-    needed = sum(len(level) * level.geometry.row_bytes for level in packed.values())
-    free = device.available_memory()
-    if needed > SHARE * free:
-        session.report.say(
-            f"x_{found.base} is packed; unpacked it takes {size(needed)}, too much for the "
-            f"{size(free)} of free memory: every row decodes a whole chunk. Raw would be faster"
-        )
-        return found
-    loaded = {view: level.load() for view, level in packed.items()}
-    return replace(found, levels={**found.levels, **loaded})
+def _delivery(views: Sequence[Level], machine: Machine, report: Reporter) -> Delivery:
+    level = views[0]
+    with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
+        found = Delivery(views, machine, tick=tick)
+    report.say(f"{found.choice.tier}: {found.choice.reason}")
+    return found
 
 
-def clean_batches(session: Session, depth: int, *, cached: bool = True) -> Iterator[Tensor]:
-    """x_depth of the test images as layer depth + 1 sees them, in row order, float32 on the device.
+def _check(level: Level, batch: int, crop: int | None, rank: int, ranks: int) -> None:
+    """Raises ValueError with what was given and what could be."""
+    if not 1 <= batch <= len(level):
+        raise ValueError(f"batch is {batch}; {level.key.label} has {len(level):,} rows")
+    if not 0 <= rank < ranks or batch % ranks:
+        raise ValueError(f"rank {rank} of {ranks} cannot have a part of each batch of {batch}")
+    side = min(level.geometry.sample[1:])
+    if crop is not None and not 1 <= crop <= side:
+        raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")
 
-    In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
-    """
-    recipe = session.run.recipe
-    images = ingest.levels(session)["test"]
-    source = features(session, depth, "test", cached=cached)
-    ids = images.array("sample_id")
-    samples = int(ids.max()) + 1
-    canvas = views.mode(recipe) == "canvas" and depth > 0
-    draws = level_draws(recipe, session.run.seed, "clean", samples)
-    if depth == 0:
-        draws = views.centre_draws(recipe, samples)
-    scale = scale_at(recipe.layers, depth)
-    for rows in batches(np.arange(len(ids)), recipe.cache.block, drop_last=False):
-        x = source.compute_from(source.read(rows, "clean"), draws.of(ids[rows]))
-        if canvas:
-            offsets = torch.full((len(x), 2), recipe.centre // scale, device=x.device)
-            x = crop(x, offsets, recipe.augment.crop // scale)
-        yield x.to(torch.float32, memory_format=torch.channels_last)
+
+def _check_form(level: Level, stored: bool, crop: int | None) -> None:
+    if stored and crop is not None and precision(level.geometry.precision).packed > 1:
+        raise ValueError(f"codes of {level.key.label} lie two in a byte, which no crop can cut")
+
+
+def _check_names(tier: str, loader: str) -> None:
+    for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
+        if given not in known:
+            raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
+from math import prod
 from queue import Empty
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ import numpy as np
 from pipeline.beton import IMAGE, ffcv
 from pipeline.errors import LoaderError
 from store.errors import StoreError
+from store.memory import aligned
 
 AHEAD = 3
 """Batches that ffcv reads ahead of the one in use."""
@@ -57,8 +59,8 @@ class Source(Protocol):
         """What ffcv read as (n, channel, y, x) of stored elements, C-contiguous."""
         ...
 
-    def check(self, rows: np.ndarray, stored: np.ndarray) -> None:
-        """Raises if ``stored`` are not the rows (ascending) that were written."""
+    def check(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        """Raises if these are not the rows that were written; looks at every row once."""
         ...
 
     def close(self) -> object: ...
@@ -112,7 +114,7 @@ class _Fresh:
         self.shape = shape
 
     def __getitem__(self, slot: int) -> np.ndarray:
-        return np.empty(self.shape, np.uint8)
+        return aligned(prod(self.shape)).reshape(self.shape)
 
 
 class _Context(AbstractContextManager["_Context"]):

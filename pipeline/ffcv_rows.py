@@ -17,8 +17,9 @@ from google_crc32c import value as crc32c
 from pipeline.beton import ffcv, places, read_beton
 from pipeline.errors import LoaderError
 from pipeline.ffcv_epoch import Loader, Source, alone, cores, next_batch, start, stop
-from pipeline.mapped import Mapped
+from store.checks import Checks
 from store.level import Level
+from store.mapped import Mapped
 
 
 class FfcvRows:
@@ -32,14 +33,13 @@ class FfcvRows:
         """
         self._source = source
         self._loader = Loader(source, cores() if workers is None else min(workers, cores()))
-        self._seen = np.zeros(source.shape[0], bool)
         self._epochs: set[Any] = set()
         self._closed = False
 
     @classmethod
     def of_levels(cls, levels: Sequence[Level], workers: int | None = None) -> FfcvRows:
         """Rows of raw levels (views) of equal geometry, read in place; row r of view v has the
-        number v · rows + r. Raises as :class:`pipeline.mapped.Mapped` does."""
+        number v · rows + r. Raises as :class:`store.mapped.Mapped` does."""
         return cls(_Levels(levels), workers)
 
     @classmethod
@@ -61,7 +61,7 @@ class FfcvRows:
         self._source.close()
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return self._source.shape[0]
 
     def batches(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """The rows of each part, in exactly the order asked for.
@@ -110,12 +110,7 @@ class FfcvRows:
     def _finished(self, rows: np.ndarray, batch: np.ndarray) -> np.ndarray:
         """A batch as it is handed out, every row of it checked once. Runs in ffcv's thread."""
         stored = self._source.shaped(batch)
-        new = np.flatnonzero(~self._seen[rows])
-        if len(new):
-            new = new[np.argsort(rows[new], kind="stable")]
-            as_they_are = np.array_equal(new, np.arange(len(rows)))
-            self._source.check(rows[new], stored if as_they_are else stored[new])
-            self._seen[rows] = True
+        self._source.check(rows, stored)
         return stored
 
 
@@ -127,10 +122,17 @@ class _Levels:
 
     def __init__(self, levels: Sequence[Level]) -> None:
         ffcv()  # if it is missing, say so before anything is mapped
-        self.mapped = mapped = Mapped(levels)
-        self.geometry, self.memory, self.places = mapped.geometry, mapped.memory, mapped.offsets()
-        self.shape = (len(mapped), *self.geometry.stored)
-        self.ready, self.check, self.close = mapped.check_sizes, mapped.check_rows, mapped.close
+        self.geometry = levels[0].geometry
+        if self.geometry.profile != "raw":
+            raise LoaderError(
+                f"ffcv reads raw levels in place; {levels[0].key.label} is packed with "
+                f"{self.geometry.profile}. Use --loader native, or 'cache.profile' raw"
+            )
+        mapped = Mapped(levels)
+        self.shape, self.memory = (len(mapped), *self.geometry.stored), mapped.memory
+        places = mapped.places(np.arange(len(mapped))) * self.geometry.row_bytes
+        self.places = places.astype(np.uint64)
+        self.ready, self.check, self.close = mapped.check_sizes, Checks(levels).check, mapped.close
         self.sizes = np.full(len(mapped), self.geometry.row_bytes, np.uint64)
         self.metadata = _pointers(self.places)
         self.rgb, self.row = False, (self.geometry.row_bytes,)
@@ -151,7 +153,7 @@ class _Beton:
         reader = read_beton(path, level)
         self.path, self.nbytes = path, path.stat().st_size
         self.shape = (len(level), *level.geometry.stored)
-        self.checksums = reader.metadata["f3"]
+        self.checksums, self._seen = reader.metadata["f3"], np.zeros(len(level), bool)
         self.places, self.sizes = places(reader)
         channels, height, width = level.geometry.sample
         self.rgb = channels == 3
@@ -168,15 +170,16 @@ class _Beton:
             return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
         return batch.reshape(len(batch), *self.shape[1:])
 
-    def check(self, rows: np.ndarray, stored: np.ndarray) -> None:
+    def check(self, numbers: np.ndarray, rows: np.ndarray) -> None:
         """The bytes in the file, because a JPEG may be decoded a little differently elsewhere."""
-        for row in rows.tolist():
+        for row in numbers[~self._seen[numbers]].tolist():
             begin, size = int(self.places[row]), int(self.sizes[row])
             if crc32c(self.memory[begin : begin + size]) != self.checksums[row]:
                 raise LoaderError(
                     f"{self.path}: row {row} is not the one that was written. "
                     "Remove the file, and write it again"
                 )
+        self._seen[numbers] = True
 
     def close(self) -> None:
         """The map ends with its last reader."""

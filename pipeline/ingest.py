@@ -16,10 +16,10 @@ import numpy as np
 from pipeline.errors import RunConflict, remedy
 from pipeline.images import have_images, stamp
 from pipeline.levels import geometry_at
-from pipeline.progress import Tick
+from pipeline.line import Line
 from pipeline.rundir import DATA
 from pipeline.session import READ_THREADS, Session
-from pipeline.writing import Content, write_level
+from pipeline.writing import Content, Shards, write_level
 from stages.errors import DataError
 from stages.images import SPLITS, Source, check_labels, open_source, pixels, survey
 from store.errors import LevelDamaged
@@ -138,15 +138,15 @@ def _write_split(
     def decode(sample: np.int64) -> np.ndarray:
         return pixels(source.image(split, int(sample)), data.size, data.channels)
 
-    with ThreadPoolExecutor(READ_THREADS) as pool:
+    def shards(todo: Sequence[int], line: Line) -> Shards:
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for shard in todo:
+                first, last = shape.shard_range(shard)
+                images = np.empty((last - first, *shape.sample), np.uint8)
+                for row, image in enumerate(pool.map(decode, samples[first:last])):
+                    images[row] = image
+                    line.tick(1)
+                yield shard, images
 
-        def shard(number: int, tick: Tick) -> np.ndarray:
-            first, last = shape.shard_range(number)
-            images = []
-            for image in pool.map(decode, samples[first:last]):
-                images.append(image)
-                tick(1)
-            return np.stack(images)
-
-        arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
-        write_level(session, key, shape, lambda: Content(shard, arrays=arrays), damaged)
+    arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
+    write_level(session, key, shape, lambda: Content("decoding", shards, arrays=arrays), damaged)

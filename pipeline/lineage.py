@@ -82,6 +82,8 @@ def _preprocessing(recipe: Recipe, seed: int) -> dict[str, Any]:
         "pad": a.pad,
         "mode": mode,
     }
+    if recipe.data.jpeg:
+        common["jpeg"] = recipe.data.jpeg
     if mode == "canvas":
         return common
     # A fixed view is named by its number; its draws follow from the seed.

@@ -1,23 +1,30 @@
-"""Write x_j: every level of it that is missing, from the nearest complete level below."""
+"""Write x_j: every level of it that is missing, from the nearest complete level below.
+
+A line of four parts that work at the same time: rows are read ahead, this thread computes and
+encodes them, and finished shards are hashed and published while the next ones are made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline import device, ingest, levels, views
-from pipeline.progress import Tick
+from pipeline.line import Line
+from pipeline.ring import Ring
 from pipeline.rundir import FEATURES
 from pipeline.session import Session
 from pipeline.source import Features, features, level_draws, naming_rows
-from pipeline.views import Draws
-from pipeline.writing import Content, write_level
+from pipeline.transfer import host_memory
+from pipeline.writing import Content, Shards, write_level
 from store.errors import DiskFull
 from store.layout import Geometry, LevelKey, geometry
 from store.verify import Damage
+from store.writer import PUBLISHERS
 
 SPARE_BYTES = 64 << 20
 """Kept free beyond what a level needs, for records and checkpoints."""
@@ -88,40 +95,53 @@ def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
 def _content(session: Session, key: LevelKey, shape: Geometry) -> Content:
     """What goes into a level of x_j, computed from the nearest level below."""
     source = features(session, key.depth, key.split)
-    ids = ingest.levels(session)[key.split].array("sample_id")
-    draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
-    base = source.levels["clean" if source.base == 0 else key.view]
-    shard = partial(_shard, session, key, shape, source, ids, draws)
+    view = "clean" if source.base == 0 else key.view
+    base = source.levels[view]
+    shards = partial(_shards, session, key, shape, source, view)
     parent = levels.parent_of(base.key, base.content_root)
     arrays = {name: t.cpu().numpy() for name, t in source.layers[-1].stored.tensors().items()}
-    return Content(shard, parent, arrays, device.versions())
+    return Content("forward pass", shards, parent, arrays, device.versions())
 
 
-def _shard(
+def _shards(
     session: Session,
     key: LevelKey,
     shape: Geometry,
     source: Features,
-    ids: np.ndarray,
-    draws: Draws,
-    shard: int,
-    tick: Tick,
-) -> np.ndarray:
-    """Stored elements of one shard."""
+    view: str,
+    todo: Sequence[int],
+    line: Line,
+) -> Shards:
+    """Stored elements of each shard. Their memory is used again once they are published."""
+    ids = ingest.levels(session)[key.split].array("sample_id")
+    draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
+    blocks = [_blocks(shape, shard, session.run.recipe.cache.block) for shard in todo]
+    memory = host_memory(session.device)
+    ring = Ring(shape.shard_rows * shape.row_bytes, PUBLISHERS + 1, memory)
+    with source.delivery([view], once=True) as delivery:
+        coming = line.reading(delivery.batches([part for parts in blocks for part in parts]))
+        for shard, parts in zip(todo, blocks, strict=True):
+            first, last = shape.shard_range(shard)
+            whole = ring.take()[: (last - first) * shape.row_bytes]
+            out = whole.view(shape.dtype).reshape(-1, *shape.stored)
+            del whole
+            for part, stored in zip(parts, coming, strict=False):
+                with naming_rows(key.label, key.split, part, ids):
+                    x = source.encoded(stored, draws.of(ids[part]))
+                rows = torch.from_numpy(out[part[0] - first : part[-1] + 1 - first])
+                rows.copy_(x, non_blocking=True)
+                line.tick(len(part))
+            device.finish(session.device)
+            yield shard, out
+            del out, rows
+
+
+def _blocks(shape: Geometry, shard: int, block: int) -> list[np.ndarray]:
     first, last = shape.shard_range(shard)
-    block = session.run.recipe.cache.block
-    out = np.empty((last - first, *shape.stored), shape.dtype)
-    for begin in range(first, last, block):
-        rows = np.arange(begin, min(last, begin + block))
-        with naming_rows(key.label, key.split, rows, ids):
-            x = source.compute_from(source.read(rows, key.view), draws.of(ids[rows]))
-        stored = source.layers[-1].stored.encode(x)
-        torch.from_numpy(out)[begin - first : rows[-1] + 1 - first] = stored.cpu()
-        tick(len(rows))
-    return out
+    return [np.arange(at, min(last, at + block)) for at in range(first, last, block)]
 
 
-def _record(session: Session, j: int, written: dict[str, dict[str, float]]) -> None:
+def _record(session: Session, j: int, written: dict[str, dict[str, Any]]) -> None:
     """Keep which x_j was written, with bytes and seconds, beside its levels written before."""
     fingerprint = session.run.nodes()[j].fingerprint
     before = session.run.features(j)

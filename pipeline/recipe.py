@@ -54,6 +54,9 @@ class Data:
     train: int
     """Images the recipe expects; what is planned with until the data set has been read."""
     test: int
+    jpeg: int = 0
+    """Quality, 1 … 100, at which x_0 is kept as JPEG in a .beton for the ffcv loader, which decodes
+    it on all cores; it is then what the network sees. 0: raw pixels."""
 
     def __post_init__(self) -> None:
         _positive("data", classes=self.classes, size=self.size, train=self.train, test=self.test)
@@ -63,6 +66,11 @@ class Data:
                 len(values) == self.channels,
                 f"'data.{name}' has {len(values)} values; 'data.channels' is {self.channels}",
             )
+        _require(0 <= self.jpeg <= 100, f"'data.jpeg' is {self.jpeg}; it must be in 0 … 100")
+        _require(
+            not self.jpeg or self.channels == 3,
+            f"'data.jpeg' is {self.jpeg}, and 'data.channels' {self.channels}; a JPEG has 3",
+        )
         _require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
 
 

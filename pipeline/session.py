@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline import device, rundir
+from pipeline.delivery import Machine
 from pipeline.interrupt import Interruptions
 from pipeline.overview import Overview
 from pipeline.progress import Reporter
@@ -19,7 +20,7 @@ from store.feature_store import Store
 from store.layout import LevelKey
 
 READ_THREADS = 2
-"""Threads that gather rows for the batch after next, and that decode images."""
+"""Threads that decode images."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,19 @@ class Session:
     """Where torchvision's data sets lie."""
     download: bool = False
     skip_broken: bool = False
+    tier: str = "auto"
+    """Where rows are held while a problem reads them; see pipeline/tiers.py."""
+    loader: str = "native"
+    """``native`` or ``ffcv``."""
 
     @cached_property
     def compute(self) -> torch.dtype:
         return device.dtype(self.run.compute)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """How rows are read."""
+        return Machine(self.device, self.tier, self.loader)
 
     def key(self, depth: int, split: str, view: str) -> LevelKey:
         """The level of this run's lineage; the layers up to ``depth`` must be solved."""
@@ -86,6 +96,8 @@ def open_session(
     elif (wanted := source or _known_source(overview, run)) != run.source:
         run = rundir.with_source(run, wanted)
     device.check(run.compute, chosen)
+    if chosen.type == "cpu":
+        device.keep_freed_memory()
     return Session(run, overview.store, chosen, report, **rest)
 
 

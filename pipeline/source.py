@@ -1,7 +1,6 @@
 """x_depth of one split as device tensors, by row: read from a level, or computed from one below.
 
-The one seam where stored arrays become tensors. Whether the values were cached or computed, they
-are the same; see stages/featurize.py.
+Whether the values were cached or computed, they are the same; see stages/featurize.py.
 """
 
 from __future__ import annotations
@@ -16,15 +15,18 @@ import torch
 from torch import Tensor
 
 from pipeline import views, weights
+from pipeline.delivery import Delivery
+from pipeline.feed import codec_of
+from pipeline.image_file import image_file
 from pipeline.recipe import Recipe
 from pipeline.rundir import QUANTISER
 from pipeline.session import Session
 from pipeline.views import Draws
 from stages import augment
 from stages.errors import NotFinite
-from stages.featurize import Frozen, featurize
+from stages.featurize import Frozen, encoded, featurize
 from stages.network import blank_layer
-from stages.quantise import Codec, codec, needs_scales
+from stages.quantise import Codec, codec
 from store.level import Level
 
 
@@ -32,7 +34,7 @@ from store.level import Level
 class Features:
     """Where x_depth of one split comes from."""
 
-    recipe: Recipe
+    session: Session
     levels: Mapping[str, Level]
     """The nearest levels below (or at) ``depth``, by view; x_0 has the one view ``clean``."""
     base: int
@@ -41,32 +43,76 @@ class Features:
     """What those levels hold, on the device; None where the base is x_0: images."""
     layers: Sequence[Frozen]
     """Frozen layers base + 1 … depth, on the device, in eval mode."""
-    device: torch.device
-    compute: torch.dtype
 
-    def read(self, rows: np.ndarray, view: str) -> np.ndarray:
-        """Host part: stored values of rows (ascending int64) of the base level."""
-        level = self.levels["clean" if self.base == 0 else view]
-        out = np.empty((len(rows), *level.geometry.stored), level.geometry.dtype)
-        level.take(rows, out)
-        return out
+    @property
+    def recipe(self) -> Recipe:
+        return self.session.run.recipe
 
-    def compute_from(self, stored: np.ndarray, draws: Draws | None) -> Tensor:
-        """Device part: x_depth of those rows, (B, C, H, W), decoded or rounded as it is stored, in
-        float16, bfloat16 or float32; for x_0, normalised images.
+    def delivery(self, views: Sequence[str] = (), *, once: bool = False) -> Delivery:
+        """The base levels' rows on the device. Close it.
 
         Args:
-            draws: flip and offset of each row, used where the base is x_0.
+            views: the levels to read, in this order, where there are several: row r of view v has
+                the number v · rows + r. None: the only one.
+            once: every row is read once, in order.
         """
-        x = torch.from_numpy(stored).to(self.device, non_blocking=True)
+        levels = [self.levels[name] for name in (views if self.base and views else self.levels)]
+        return deliver(self.session, levels, once=once)
+
+    def values(self, stored: Tensor, draws: Draws | None, crops: Crops | None = None) -> Tensor:
+        """x_depth of some rows: (B, C, H, W), decoded or rounded as it is stored, in float16,
+        bfloat16 or float32; for x_0, normalised images.
+
+        Args:
+            stored: elements of the base level, on the device.
+            draws: flip and offset of each row, used where the base is x_0.
+            crops: what to cut out, in feature space; None: the whole map.
+        """
         if self.stored is None:
             assert draws is not None
-            x = image_views(self.recipe, x, draws)
+            x = image_views(self.recipe, stored, draws)
         else:
-            x = self.stored.decode(x, next(iter(self.levels.values())).geometry.sample[2])
-        if not self.layers:
-            return x
-        return featurize(self.layers, x, block=self.recipe.cache.block, compute=self.compute)
+            x = self.stored.unpacked(stored, self._width)
+            if not self.layers:  # cut while a value has few bytes
+                x = x if crops is None else crops.cut(x)
+                return self.stored.values(x)
+            x = self.stored.values(x)
+        block, compute = self.recipe.cache.block, self.session.compute
+        x = featurize(self.layers, x, block=block, compute=compute)
+        return x if crops is None else crops.cut(x)
+
+    def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
+        """As :meth:`values`, in the form in which x_depth is stored. There must be layers."""
+        if self.stored is None:
+            x = image_views(self.recipe, stored, draws)
+        else:
+            x = self.stored.decode(stored, self._width)
+        block, compute = self.recipe.cache.block, self.session.compute
+        return encoded(self.layers, x, block=block, compute=compute)
+
+    @property
+    def _width(self) -> int:
+        return next(iter(self.levels.values())).geometry.sample[2]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One window per row of a batch, in feature space."""
+
+    offsets: Tensor
+    """int64 (B, 2): (y, x), on the device."""
+    side: int
+
+    def cut(self, x: Tensor) -> Tensor:
+        return augment.crop(x, self.offsets, self.side)
+
+
+def deliver(session: Session, levels: Sequence[Level], *, once: bool) -> Delivery:
+    """Rows of levels on the session's device, with progress while a tier is filled."""
+    rows, depth = sum(len(level) for level in levels), levels[0].key.depth
+    images = image_file(session, levels[0]) if depth == 0 else None
+    with session.report.task(f"reading x_{depth}", rows, "rows") as tick:
+        return Delivery(levels, session.machine, once=once, beton=images, tick=tick)
 
 
 def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:
@@ -96,19 +142,10 @@ def features(session: Session, depth: int, split: str, *, cached: bool = True) -
     names = _view_names(session.run.recipe, base, split)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
     layers = [load_layer(session, j) for j in range(base + 1, depth + 1)]
-    stored = _codec_of(session, levels) if base else None
-    return Features(
-        session.run.recipe, levels, base, stored, layers, session.device, session.compute
-    )
-
-
-def _codec_of(session: Session, levels: Mapping[str, Level]) -> Codec:
-    """How to read levels of features: by what lies beside them. All views have the same scales."""
-    level = next(iter(levels.values()))
-    precision = level.geometry.precision
-    names = ("scale", "zero") if needs_scales(precision) else ()
-    tensors = {name: torch.from_numpy(level.array(name)) for name in names}
-    return codec(precision, tensors).to(session.device)
+    # All views have the same scales.
+    found = codec_of(next(iter(levels.values())))
+    stored = found and found.to(session.device)
+    return Features(session, levels, base, stored, layers)
 
 
 def _view_names(recipe: Recipe, depth: int, split: str) -> tuple[str, ...]:

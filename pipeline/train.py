@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline import calibration, ingest, weights
 from pipeline.errors import remedy
-from pipeline.feed import Feed, clean_batches
+from pipeline.problem_feed import ProblemFeed, clean_batches
 from pipeline.progress import Tick, duration
 from pipeline.rundir import CHECKPOINT
 from pipeline.session import Session
@@ -120,7 +120,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     advice = (
         f"It was layer {j}: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"
     )
-    with Feed(session, j - 1, cached=cached) as feed, remedy(Diverged, advice):
+    with ProblemFeed(session, j - 1, cached=cached) as feed, remedy(Diverged, advice):
         try:
             if solver.schedule.keep == "best" and solver.progress.best_risk is None:
                 solver.consider(_risk(session, feed, problem))
@@ -139,7 +139,7 @@ def _schedule(session: Session) -> Schedule:
     return Schedule(**{k: v for k, v in table.items() if k not in ("precision", "test_every")})
 
 
-def _epoch(solving: Solving, feed: Feed, epoch: int) -> None:
+def _epoch(solving: Solving, feed: ProblemFeed, epoch: int) -> None:
     session, solver = solving.session, solving.solver
     total = solver.schedule.epochs
     solving.resumed_at = time.monotonic()
@@ -208,7 +208,7 @@ def _test_logits(session: Session, j: int, problem: Problem) -> tuple[np.ndarray
     return logits.numpy(), ingest.levels(session)["test"].array("labels")
 
 
-def _risk(session: Session, feed: Feed, problem: Problem) -> float:
+def _risk(session: Session, feed: ProblemFeed, problem: Problem) -> float:
     """Empirical risk of the present iterate on a fixed part of the un-augmented training set."""
     rows = generator("risk rows", session.run.seed).permutation(len(feed.ids))[:RISK_ROWS]
     logits, labels = [], []
@@ -218,7 +218,7 @@ def _risk(session: Session, feed: Feed, problem: Problem) -> float:
     return cross_entropy(np.concatenate(logits), np.concatenate(labels))
 
 
-def _finish(solving: Solving, feed: Feed) -> None:
+def _finish(solving: Solving, feed: ProblemFeed) -> None:
     """Write weights, scales, curve and test logits; the record that vouches for them comes last."""
     session, j = solving.session, solving.j
     best = solving.solver.progress.best_epoch

@@ -76,6 +76,8 @@ def at_work(found: Overview, options: Options) -> Iterator[Session]:
             data_root=options["data_root"],
             download=options["download"],
             skip_broken=options["skip_broken"],
+            tier=options["tier"],
+            loader=options["loader"],
         )
         lock = session.run.directory / "LOCK"
         with hold(lock, f"the run {session.run.directory}", patience(session)):

@@ -15,20 +15,26 @@ from typing import Any
 import numpy as np
 
 from pipeline import levels
-from pipeline.progress import Tick, duration, size
+from pipeline.line import Line
+from pipeline.progress import duration, size
 from pipeline.session import Session, patience
 from store.layout import Geometry, LevelKey
 from store.level import Level
 from store.verify import Damage, mend
 from store.writer import LevelWriter
 
+Shards = Iterator[tuple[int, np.ndarray]]
+"""Number and stored elements, (rows, channel, y, x), of some shards."""
+
 
 @dataclass(frozen=True)
 class Content:
     """What goes into a level."""
 
-    shard: Callable[[int, Tick], np.ndarray]
-    """Stored elements of one shard, (rows, channel, y, x); ticks as rows are done."""
+    work: str
+    """What computes it, for people: ``forward pass``."""
+    shards: Callable[[Sequence[int], Line], Shards]
+    """Those that are missing; ticks as rows are done."""
     parent: Mapping[str, Any] | None = None
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     tool: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +46,7 @@ def write_level(
     shape: Geometry,
     content: Callable[[], Content],
     damaged: Sequence[Damage] = (),
-) -> dict[str, float] | None:
+) -> dict[str, Any] | None:
     """Write what is missing of a level and commit it.
 
     Args:
@@ -48,8 +54,8 @@ def write_level(
         damaged: files of a committed level to write again.
 
     Returns:
-        Rows, bytes and seconds; None if there was nothing to do, perhaps because another process
-        wrote the level while we waited for it.
+        Rows, bytes, seconds and shares of the time; None if there was nothing to do, perhaps
+        because another process wrote the level while we waited for it.
 
     Raises:
         DiskFull, StoreRefused: every finished shard is kept.
@@ -66,25 +72,27 @@ def write_level(
         elif writer.committed():
             session.store.remove_level(key)  # made from a level below that has changed since
         writer.begin()
-        rows, nbytes, level = _fill(session, writer, content())
+        rows, nbytes, level, line = _fill(session, writer, content())
     seconds = time.monotonic() - begun
     session.report.say(
         f"wrote {key.label}: {rows:,} of {len(level):,} rows, {size(nbytes)}, {duration(seconds)}, "
-        f"{rows / seconds:,.0f} images/s, {size(nbytes / seconds)}/s"
+        f"{rows / seconds:,.0f} images/s, {size(nbytes / seconds)}/s; "
+        f"{line.limit} limits ({100 * line.shares[line.limit]:.0f} %)"
     )
-    return {"rows": len(level), "bytes": level.nbytes, "seconds": seconds}
+    return {"rows": len(level), "bytes": level.nbytes, "seconds": seconds, "shares": line.shares}
 
 
-def _fill(session: Session, writer: LevelWriter, content: Content) -> tuple[int, int, Level]:
+def _fill(session: Session, writer: LevelWriter, content: Content) -> tuple[int, int, Level, Line]:
     """Rows and bytes written, and the committed level."""
-    todo = writer.missing()
-    rows = sum(b - a for a, b in map(writer.geometry.shard_range, todo))
+    todo, shape = writer.missing(), writer.geometry
+    rows = sum(b - a for a, b in map(shape.shard_range, todo))
     with session.report.task(f"writing {writer.key.label}", rows, "images") as tick:
+        line = Line(content.work, shape.row_bytes, tick)
 
-        def produced() -> Iterator[tuple[int, np.ndarray]]:
-            for shard in todo:
+        def produced() -> Shards:
+            for shard in line.publishing(content.shards(todo, line)):
+                yield shard
                 session.stop.check()
-                yield shard, content.shard(shard, tick)
 
         nbytes = writer.fill(produced())
-    return rows, nbytes, writer.commit(content.parent, content.arrays, content.tool)
+    return rows, nbytes, writer.commit(content.parent, content.arrays, content.tool), line

@@ -30,11 +30,14 @@ def crop(maps: Batch, offsets: Int[Tensor, "b 2"], size: int) -> Shaped[Tensor, 
 
     Offsets must lie in 0 … H - size; the caller draws them so.
     """
-    if maps.shape[2] == size and maps.shape[3] == size:
+    samples, channels, height, width = maps.shape
+    if height == size and width == size:
         return maps
-    windows = maps.unfold(2, size, 1).unfold(3, size, 1)
-    samples = torch.arange(len(maps), device=maps.device)
-    return windows[samples, :, offsets[:, 0], offsets[:, 1]]
+    along = torch.arange(size, device=maps.device)
+    window = (along[:, None] * width + along).flatten()  # pixels of a window at (0, 0)
+    pixels = (offsets[:, :1] * width + offsets[:, 1:] + window)[:, None]
+    cut = maps.flatten(2).gather(2, pixels.expand(-1, channels, -1))
+    return cut.view(samples, channels, size, size)
 
 
 def normalise(

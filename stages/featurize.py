@@ -6,11 +6,11 @@ each layer the values are rounded to the form the level is stored in, whether or
 so x_j computed from a cached x_{j-1} equals x_j computed from the images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from stages.errors import NotFinite
@@ -26,7 +26,7 @@ class Frozen:
     stored: Codec
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def featurize(
     layers: Sequence[Frozen],
     x: Float[Tensor, "b c h w"],
@@ -48,23 +48,47 @@ def featurize(
     Raises:
         NotFinite: a value is NaN or does not fit; names channel and sample.
     """
+    return _in_blocks(layers, x, block, compute, layers[-1].stored.rounded) if layers else x
+
+
+@torch.no_grad()
+def encoded(
+    layers: Sequence[Frozen], x: Float[Tensor, "b c h w"], *, block: int, compute: torch.dtype
+) -> Shaped[Tensor, "b c2 h2 w2"]:
+    """What :func:`featurize` gives, in its stored form. Arguments and errors as there."""
+    return _in_blocks(layers, x, block, compute, layers[-1].stored.encode)
+
+
+def _in_blocks(
+    layers: Sequence[Frozen],
+    x: Tensor,
+    block: int,
+    compute: torch.dtype,
+    finish: Callable[[Tensor], Tensor],
+) -> Tensor:
     blocks = []
     for first in range(0, len(x), block):
         try:
-            blocks.append(_forward(layers, x[first : first + block], block, compute))
+            blocks.append(_forward(layers, x[first : first + block], block, compute, finish))
         except NotFinite as error:
             error.sample += first
             raise
-    return torch.cat(blocks)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _forward(layers: Sequence[Frozen], part: Tensor, block: int, compute: torch.dtype) -> Tensor:
+def _forward(
+    layers: Sequence[Frozen],
+    part: Tensor,
+    block: int,
+    compute: torch.dtype,
+    finish: Callable[[Tensor], Tensor],
+) -> Tensor:
     rows = len(part)
     if rows < block:
         part = torch.cat([part, part.new_zeros((block - rows, *part.shape[1:]))])
-    for frozen in layers:
+    for frozen in layers[:-1]:
         part = frozen.stored.rounded(run_layer(frozen.layer, part, compute))
-    return part[:rows].contiguous()
+    return finish(run_layer(layers[-1].layer, part, compute))[:rows]
 
 
 def run_layer(layer: Layer, x: Tensor, compute: torch.dtype) -> Tensor:

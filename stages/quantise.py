@@ -57,9 +57,19 @@ class Floats:
         held = self.rounded(x)
         return held.view(torch.uint16) if self.precision == "bfloat16" else held
 
-    def decode(self, stored: Shaped[Tensor, "b c h w"], width: int) -> Float[Tensor, "b c h w"]:
-        """Values of a stored form; ``width`` (W) is what it has in any case."""
+    def unpacked(self, stored: Shaped[Tensor, "b c h w"], width: int) -> Float[Tensor, "b c h w"]:
+        """One element per value of a stored form; ``width`` (W) is what it has in any case."""
         return stored.view(FLOATS[self.precision])
+
+    def values(
+        self, unpacked: Float[Tensor, "b c h w"], out: Float[Tensor, "b c h w"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """float32 of unpacked elements: in ``out``, or in new memory, channels last."""
+        return _as_float(unpacked, out)
+
+    def decode(self, stored: Shaped[Tensor, "b c h w"], width: int) -> Float[Tensor, "b c h w"]:
+        """Values of a stored form: float32, channels last."""
+        return self.values(self.unpacked(stored, width))
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be kept to read the stored form: nothing."""
@@ -104,15 +114,25 @@ class Quantiser:
             codes = torch.cat([codes, torch.zeros_like(codes[..., :1])], dim=-1)
         return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
-    def decode(self, stored: UInt8[Tensor, "b c h w2"], width: int) -> Float[Tensor, "b c h w"]:
-        """Values of a stored form, float32.
+    def unpacked(self, stored: UInt8[Tensor, "b c h w2"], width: int) -> UInt8[Tensor, "b c h w"]:
+        """One code per value of a stored form.
 
         Args:
             width: W, values in a line; an odd one cannot be told from packed codes.
         """
-        if self.precision == "uint4":
-            stored = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :width]
-        return self._values(stored.to(torch.float32))
+        if self.precision == "uint8":
+            return stored
+        return torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :width]
+
+    def values(
+        self, unpacked: UInt8[Tensor, "b c h w"], out: Float[Tensor, "b c h w"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """float32 of codes: in ``out``, or in new memory, channels last."""
+        return self._values(_as_float(unpacked, out))
+
+    def decode(self, stored: UInt8[Tensor, "b c h w2"], width: int) -> Float[Tensor, "b c h w"]:
+        """Values of a stored form: float32, channels last."""
+        return self.values(self.unpacked(stored, width))
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be kept to read the stored form: ``scale`` and ``zero``."""
@@ -126,7 +146,8 @@ class Quantiser:
         return unclipped_codes(x, self.scale, self.zero).clamp(0, self.levels)
 
     def _values(self, codes: Tensor) -> Tensor:
-        return (codes - _along(self.zero, codes)) * _along(self.scale, codes)
+        """In place, as new memory is dear: its pages are touched for the first time."""
+        return codes.sub_(_along(self.zero, codes)).mul_(_along(self.scale, codes))
 
 
 Codec = Floats | Quantiser
@@ -138,6 +159,12 @@ def codec(precision: str, tensors: Mapping[str, Tensor]) -> Codec:
     if not needs_scales(precision):
         return Floats(precision)
     return Quantiser(precision, tensors["scale"], tensors["zero"])
+
+
+def _as_float(x: Tensor, out: Tensor | None) -> Tensor:
+    if out is None:
+        return x.to(torch.float32, memory_format=torch.channels_last)
+    return out.copy_(x)
 
 
 def unclipped_codes(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -158,7 +185,8 @@ def _along(channels: Tensor, x: Tensor) -> Tensor:
 
 def refuse_not_finite(x: Tensor, held: Tensor, precision: str) -> None:
     """Raise NotFinite for the first value that is not finite once ``held`` in a precision."""
-    finite = torch.isfinite(held)
-    if not finite.all():
-        first = [int(i) for i in (~finite).nonzero()[0]]
-        raise NotFinite(first[0], first[1], float(x[tuple(first)]), precision)
+    # Extremes are found many times faster than each value is looked at; NaN is one of them.
+    if x.numel() == 0 or torch.isfinite(torch.stack([x.amax(), x.amin()]).to(held.dtype)).all():
+        return
+    first = [int(i) for i in (~torch.isfinite(held)).nonzero()[0]]
+    raise NotFinite(first[0], first[1], float(x[tuple(first)]), precision)

@@ -120,7 +120,7 @@ def _pack(geometry: Geometry, rows: np.ndarray) -> bytes:
     return packed + _checksum(packed)
 
 
-def _checksum(data: bytes) -> bytes:
+def _checksum(data: bytes | np.ndarray) -> bytes:
     return np.array(crc32c(data), CHECKSUM).tobytes()
 
 
@@ -160,19 +160,20 @@ def read_index(geometry: Geometry, shard: np.ndarray, rows: int) -> np.ndarray:
     return index
 
 
-def unpack(geometry: Geometry, chunk: np.ndarray) -> np.ndarray:
-    """The rows of one packed inner chunk, (chunk_rows, channel, y, x).
+def unpack(geometry: Geometry, chunk: np.ndarray, out: np.ndarray) -> None:
+    """Decode one packed inner chunk where it is wanted.
+
+    Args:
+        chunk: its bytes (uint8), the checksum included.
+        out: C-contiguous (chunk_rows, channel, y, x) of stored elements.
 
     Raises:
         BadChunk: it fails its checksum.
     """
-    data = chunk.tobytes()
-    body, checksum = data[: -CHECKSUM.itemsize], data[-CHECKSUM.itemsize :]
-    if _checksum(body) != checksum:
+    body, checksum = chunk[: -CHECKSUM.itemsize], chunk[-CHECKSUM.itemsize :]
+    if _checksum(body) != checksum.tobytes():
         raise BadChunk("an inner chunk fails its checksum")
-    rows = np.empty((geometry.chunk_rows, *geometry.stored), geometry.dtype)
-    _compressor(geometry.profile, geometry.dtype.itemsize).decode(body, rows)
-    return rows
+    _compressor(geometry.profile, geometry.dtype.itemsize).decode(body, out)
 
 
 def decode(geometry: Geometry, shard: np.ndarray, rows: int) -> np.ndarray:
@@ -184,6 +185,8 @@ def decode(geometry: Geometry, shard: np.ndarray, rows: int) -> np.ndarray:
     if geometry.profile == "raw":
         body = shard[: rows * geometry.row_bytes]
         return body.view(geometry.dtype).reshape(rows, *geometry.stored)
-    index = read_index(geometry, shard, rows)
-    chunks = [unpack(geometry, shard[int(at) : int(at + nbytes)]) for at, nbytes in index]
-    return np.concatenate(chunks)[:rows]
+    index = read_index(geometry, shard, rows).tolist()
+    out = np.empty((len(index), geometry.chunk_rows, *geometry.stored), geometry.dtype)
+    for chunk, (at, nbytes) in zip(out, index, strict=True):
+        unpack(geometry, shard[at : at + nbytes], chunk)
+    return out.reshape(-1, *geometry.stored)[:rows]

@@ -12,7 +12,7 @@ import base64
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from store.codec import CHECKSUM, BadChunk, read_index, row_checksums, unpack
+from store.checks import Checks
+from store.codec import CHECKSUM, BadChunk, read_index, unpack
 from store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusals
 from store.files import DISK, Files
 from store.fingerprint import sha256
 from store.layout import Geometry, LevelKey
+from store.memory import aligned
 from store.publish import opened, unseal
 
 COMMIT = "COMMIT.json"
@@ -55,8 +57,6 @@ class Level:
     shards: list[dict[str, Any]]
     """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
     files: Files = field(default=DISK, repr=False)
-    loaded: np.ndarray | None = field(default=None, repr=False)
-    """All rows, if the level was loaded into memory."""
 
     @classmethod
     def open(cls, root: Path, key: LevelKey, files: Files = DISK) -> Level:
@@ -88,10 +88,6 @@ class Level:
         """Bytes of the shards on disk."""
         return sum(shard["nbytes"] for shard in self.shards)
 
-    def load(self) -> Level:
-        """The same level with all of its rows in memory: a packed one is decoded only once."""
-        return replace(self, loaded=self.read(0, len(self)))
-
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows into ``out``.
 
@@ -107,34 +103,15 @@ class Level:
             raise IndexError(
                 f"rows {rows[0]}…{rows[-1]} of {self.key.label}, which has {len(self)}"
             )
-        if self.loaded is not None:
-            # mode="clip" lets take write straight into out; the range was checked.
-            np.take(self.loaded, rows, axis=0, out=out, mode="clip")
-            return
         gather = self._gather_raw if self.geometry.profile == "raw" else self._gather_packed
-        for shard, part in _runs(rows // self.geometry.shard_rows):
-            local = rows[part] - shard * self.geometry.shard_rows
-            gather(shard, local, out[part])
-            self._receipt(shard).check(local, out[part])
-
-    def check(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """What :meth:`take` makes sure of, for rows that somebody else has read from the shards:
-        every row is compared with its crc32c the first time that it is seen.
-
-        Args:
-            rows: int64 (n,), ascending.
-            values: C-contiguous (n, channel, y, x) of stored elements.
-
-        Raises:
-            LevelDamaged: a row is not the one that was written; names file and row.
-        """
-        for shard, part in _runs(rows // self.geometry.shard_rows):
-            local = rows[part] - shard * self.geometry.shard_rows
-            self._receipt(shard).check(local, values[part])
+        for shard, part in runs(rows // self.geometry.shard_rows):
+            gather(shard, rows[part] - shard * self.geometry.shard_rows, out[part])
+        self._checks.check(rows, out)
 
     def read(self, begin: int, end: int) -> np.ndarray:
         """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements."""
-        out = np.empty((end - begin, *self.geometry.stored), self.geometry.dtype)
+        memory = aligned((end - begin) * self.geometry.row_bytes).view(self.geometry.dtype)
+        out = memory.reshape(end - begin, *self.geometry.stored)
         self.take(np.arange(begin, end), out)
         return out
 
@@ -146,11 +123,23 @@ class Level:
 
     # ---- one shard ------------------------------------------------------------------------------
 
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.directory / self.shards[shard]["key"]
+
+    def checksums(self, shard: int) -> np.ndarray:
+        """crc32c of every row of a shard, uint32 (rows,). Raises LevelDamaged if its receipt is not
+        the one that was committed."""
+        path = receipt_path(self.directory, shard)
+        body = opened(read_hashed(path, self.shards[shard]["receipt"], self.files), path)
+        return checksums_of(body)
+
     def _gather_raw(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
+        # mode="clip" lets take write straight into out; the range was checked.
         np.take(self._raw(shard), local, axis=0, out=out, mode="clip")
 
     def _gather_packed(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
-        for chunk, part in _runs(local // self.geometry.chunk_rows):
+        for chunk, part in runs(local // self.geometry.chunk_rows):
             out[part] = self._chunk(shard, chunk)[local[part] - chunk * self.geometry.chunk_rows]
 
     @cached_property
@@ -162,11 +151,8 @@ class Level:
         return lru_cache(CHUNKS_KEPT)(self._decode)
 
     @cached_property
-    def _receipt(self) -> Callable[[int], _Receipt]:
-        return lru_cache(SHARDS_OPEN)(self._read_receipt)
-
-    def _path(self, shard: int) -> Path:
-        return self.directory / self.shards[shard]["key"]
+    def _checks(self) -> Checks:
+        return Checks((self,))
 
     def _rows(self, shard: int) -> int:
         first, last = self.geometry.shard_range(shard)
@@ -174,49 +160,27 @@ class Level:
 
     def _map(self, shard: int) -> np.ndarray:
         """Memory map of a raw shard as (rows, channel, y, x)."""
-        body = self._mapped(shard)[: self._rows(shard) * self.geometry.row_bytes]
+        body = self.mapped(shard)[: self._rows(shard) * self.geometry.row_bytes]
         return body.view(self.geometry.dtype).reshape(-1, *self.geometry.stored)
 
     def _decode(self, shard: int, chunk: int) -> np.ndarray:
         """Rows of one packed inner chunk."""
-        data = self._mapped(shard)
+        data = self.mapped(shard)
         try:
             offset, nbytes = map(int, read_index(self.geometry, data, self._rows(shard))[chunk])
-            return unpack(self.geometry, data[offset : offset + nbytes])
+            rows = np.empty((self.geometry.chunk_rows, *self.geometry.stored), self.geometry.dtype)
+            unpack(self.geometry, data[offset : offset + nbytes], rows)
+            return rows
         except BadChunk as error:
-            raise LevelDamaged(f"{self._path(shard)}: {error}") from None
+            raise LevelDamaged(f"{self.path(shard)}: {error}") from None
 
-    def _mapped(self, shard: int) -> np.ndarray:
-        with _present(self._path(shard), "its commit lists it"):
-            return self.files.map(self._path(shard))
-
-    def _read_receipt(self, shard: int) -> _Receipt:
-        path = receipt_path(self.directory, shard)
-        body = opened(read_hashed(path, self.shards[shard]["receipt"], self.files), path)
-        return _Receipt(self._path(shard), body["rows"][0], checksums_of(body))
+    def mapped(self, shard: int) -> np.ndarray:
+        """The bytes of a shard, mapped: uint8, read-only. Raises LevelDamaged if it is missing."""
+        with _present(self.path(shard), "its commit lists it"):
+            return self.files.map(self.path(shard))
 
 
-class _Receipt:
-    """Checks every row of a shard once."""
-
-    def __init__(self, path: Path, first: int, checksums: np.ndarray) -> None:
-        self.path, self.first, self.checksums = path, first, checksums
-        self.checked = np.zeros(len(checksums), bool)
-
-    def check(self, local: np.ndarray, rows: np.ndarray) -> None:
-        new = ~self.checked[local]
-        if not new.any():
-            return
-        if not new.all():
-            local, rows = local[new], rows[new]
-        wrong = np.flatnonzero(row_checksums(rows) != self.checksums[local])
-        if len(wrong):
-            row = self.first + int(local[wrong[0]])
-            raise LevelDamaged(f"{self.path}: row {row} is not the one that was written")
-        self.checked[local] = True
-
-
-def _runs(groups: np.ndarray) -> Iterator[tuple[int, slice]]:
+def runs(groups: np.ndarray) -> Iterator[tuple[int, slice]]:
     """Runs of equal values: value, and where it lies."""
     edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
     for begin, end in pairwise(edges):

@@ -163,7 +163,7 @@ MUTANTS = {
     ),
     "rows not checked": Mutant(
         "rows are taken as they lie",
-        patches={"store.level._Receipt.check": lambda receipt, local, rows: None},
+        patches={"store.checks.Checks.check": lambda checks, numbers, rows: None},
     ),
     "receipts trusted": Mutant(
         "a shard is taken for whole because it has a receipt",

@@ -133,7 +133,9 @@ def test_scales_are_chosen_on_what_the_first_view_holds(
     assert source.base == (0 if views == "0" else 1)
     ids = ingest.levels(session)["train"].array("sample_id")
     draws = level_draws(session.run.recipe, 0, view, len(ids)).of(ids[rows])
-    assert torch.equal(source.compute_from(source.read(rows, view), draws), rounded)
+    with source.delivery([view]) as delivery:
+        (stored,) = delivery.batches([rows])
+        assert torch.equal(source.values(stored, draws).float(), rounded.float())
     assert rounded.shape == (100, 8, *((12, 12) if view == "plain" else (8, 8)))
 
 
@@ -229,7 +231,9 @@ def test_plain_zarr_and_the_documented_lines_give_our_values(
     level = source.levels["v1"]
     found: dict[str, Any] = {"level": str(level.directory), "np": np, "zarr": zarr}
     exec(documented(precision), found)
-    ours = source.compute_from(source.read(np.arange(1437), "v1"), None)
+    with source.delivery(["v1"]) as delivery:
+        (stored,) = delivery.batches([np.arange(1437)])
+        ours = source.values(stored, None)
     assert source.base == 1
     assert found["x"].dtype == np.float32
     assert found["x"].shape == (1437, 8, crop, crop)

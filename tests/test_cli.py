@@ -259,6 +259,7 @@ def test_looking_does_not_wait_for_heavy_libraries(tmp_path: Path, arguments: li
 
 WHERE = {"--run", "--store", "--seed", "--json"}
 WORK = WHERE | {"--device", "--data", "--data-root", "--download", "--skip-broken"}
+WORK |= {"--tier", "--loader"}
 LAYER = {"--layer", "-l"}
 OPTIONS = {
     "recipes": {"--json"},

@@ -8,7 +8,7 @@ import torch
 from house import open_run, tiny
 
 from pipeline import algorithm
-from pipeline.feed import Feed
+from pipeline.problem_feed import ProblemFeed
 from pipeline.session import Session
 from store.errors import LevelDamaged
 
@@ -20,12 +20,12 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return opened
 
 
-def labels_of(feed: Feed, epoch: int, start: int = 0) -> list[torch.Tensor]:
+def labels_of(feed: ProblemFeed, epoch: int, start: int = 0) -> list[torch.Tensor]:
     return [y for _, y in feed.epoch(epoch, start)]
 
 
 def test_an_epoch_visits_every_row_once_but_for_the_short_last_batch(session: Session) -> None:
-    with Feed(session, 1) as feed:
+    with ProblemFeed(session, 1) as feed:
         ys = torch.cat(labels_of(feed, 0))
         assert feed.batches == len(feed.labels) // 64
         assert len(ys) == feed.batches * 64
@@ -34,7 +34,7 @@ def test_an_epoch_visits_every_row_once_but_for_the_short_last_batch(session: Se
 
 
 def test_shapes_dtypes_and_layout(session: Session) -> None:
-    with Feed(session, 1) as feed:
+    with ProblemFeed(session, 1) as feed:
         x, y = next(feed.epoch(0))
     assert x.shape == (64, 8, 8, 8)
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
@@ -42,14 +42,14 @@ def test_shapes_dtypes_and_layout(session: Session) -> None:
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(session: Session) -> None:
-    with Feed(session, 1) as one, Feed(session, 1) as other:
+    with ProblemFeed(session, 1) as one, ProblemFeed(session, 1) as other:
         assert all(map(torch.equal, labels_of(one, 3), labels_of(other, 3)))
         assert not all(map(torch.equal, labels_of(one, 3), labels_of(other, 4)))
 
 
 @pytest.mark.parametrize("start", [1, 7, 21])
 def test_an_epoch_can_be_taken_up_at_any_batch(session: Session, start: int) -> None:
-    with Feed(session, 1) as feed:
+    with ProblemFeed(session, 1) as feed:
         whole = list(feed.epoch(2))
         rest = list(feed.epoch(2, start))
     assert len(rest) == len(whole) - start
@@ -61,7 +61,7 @@ def test_an_epoch_can_be_taken_up_at_any_batch(session: Session, start: int) -> 
 def test_leaving_early_and_closing_leave_no_thread(session: Session) -> None:
     before = threading.active_count()
     for _ in range(3):
-        with Feed(session, 1) as feed:
+        with ProblemFeed(session, 1) as feed:
             for _ in feed.epoch(0):
                 break
     assert threading.active_count() == before
@@ -69,7 +69,7 @@ def test_leaving_early_and_closing_leave_no_thread(session: Session) -> None:
 
 def test_a_reading_error_reaches_the_caller(session: Session) -> None:
     """A shard that vanishes under the feed is a named file, not a hang and not zeros."""
-    with Feed(session, 1) as feed:
+    with ProblemFeed(session, 1) as feed:
         level = next(iter(feed.features.levels.values()))
         shard = level.directory / "c.0.0.0.0"
         hidden = shard.with_name("hidden")
@@ -83,7 +83,7 @@ def test_a_reading_error_reaches_the_caller(session: Session) -> None:
 
 def test_fixed_batches_are_the_unaugmented_images(session: Session) -> None:
     """Rows in order, and the same in every call: a risk that can be compared between epochs."""
-    with Feed(session, 1) as feed:
+    with ProblemFeed(session, 1) as feed:
         rows = np.arange(0, 300, 3)
         one, other = (list(feed.fixed(rows)) for _ in range(2))
         assert torch.equal(torch.cat([y for _, y in one]), torch.from_numpy(feed.labels[rows]))

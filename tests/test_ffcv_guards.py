@@ -27,7 +27,6 @@ from pipeline import beton
 from pipeline.errors import LoaderError, exit_code
 from pipeline.ffcv_epoch import cores
 from pipeline.ffcv_rows import FfcvRows
-from pipeline.mapped import Mapped
 from store.errors import DiskFull, LevelBusy, LevelDamaged
 from store.files import Files
 from store.layout import Geometry
@@ -86,18 +85,6 @@ def test_without_ffcv_everything_imports_and_one_line_says_what_to_do(
 def test_importing_ours_does_not_import_ffcv() -> None:
     code = "import sys, pipeline.ffcv_rows as _; print({'ffcv', 'numba'} & {*sys.modules})"
     assert python(code).stdout.strip() == "set()"
-
-
-def test_shards_are_mapped_one_after_another(levels: list[Level]) -> None:
-    mapped = Mapped(levels)
-    begins = mapped.offsets().tolist()
-    rows = np.stack([mapped.memory[at : at + SHAPE.row_bytes] for at in begins])
-    found = rows.view(SHAPE.dtype).reshape(-1, *SHAPE.stored)
-    assert equal(found, np.concatenate([drawn(SHAPE, 0), drawn(SHAPE, 1)]))
-    mapped.check_rows(np.array([0, 59, 60, 119]), found[[0, 59, 60, 119]])
-    with pytest.raises(LevelDamaged, match=r"v1/c\.0\.0\.0\.0: row 1 is not"):
-        mapped.check_rows(np.array([0, 61]), found[[0, 62]])
-    mapped.close()
 
 
 # ---- an epoch -----------------------------------------------------------------------------------

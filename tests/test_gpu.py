@@ -7,7 +7,7 @@ import torch
 from house import open_run, tiny
 
 from pipeline import algorithm, device
-from pipeline.feed import Feed
+from pipeline.problem_feed import ProblemFeed
 from stages.calibrate import calibrate
 
 pytestmark = [
@@ -36,7 +36,7 @@ def test_three_layers_learn_on_the_gpu(tmp_path: Path, compute: str) -> None:
 def test_batches_from_the_cache_are_the_recomputed_ones(tmp_path: Path, views: str) -> None:
     session = open_run(tmp_path, tiny(epochs=1, views=views), device="cuda")
     algorithm.make(session, write=2)
-    with Feed(session, 2) as cached, Feed(session, 2, cached=False) as recomputed:
+    with ProblemFeed(session, 2) as cached, ProblemFeed(session, 2, cached=False) as recomputed:
         for (x, y), (x_again, y_again) in zip(cached.epoch(1), recomputed.epoch(1), strict=True):
             assert x.is_cuda
             torch.testing.assert_close(x, x_again, rtol=1e-3, atol=1e-3)

@@ -397,15 +397,3 @@ def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
     begin(tmp_path, SMALL, drawn(SMALL, seed=1))
     assert contents(tmp_path) == before
     assert first.missing() == []
-
-
-def test_rows_that_somebody_else_read_are_held_to_their_checksums(tmp_path: Path) -> None:
-    """Each once: a row that has been seen is not looked at again."""
-    level, rows = written(tmp_path), drawn(SMALL)
-    asked = np.array([1, 3, 4, 10])
-    changed = rows[asked].copy()
-    changed[2, 0, 0, 0] = 7
-    with pytest.raises(LevelDamaged, match=r"c\.1\.0\.0\.0: row 4 is not"):
-        level.check(asked, changed)
-    level.check(asked, rows[asked])
-    level.check(asked, changed)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pipeline import algorithm, levels, views
 from pipeline.evaluation import evaluate
-from pipeline.feed import Feed, clean_batches
 from pipeline.ingest import levels as images
 from pipeline.inventory import inventory
 from pipeline.materialize import materialize
+from pipeline.problem_feed import ProblemFeed, clean_batches
 from pipeline.recipe import parse
 from pipeline.session import Session
 from pipeline.source import features, image_views, level_draws
@@ -64,7 +64,7 @@ def test_every_batch_from_the_cache_is_the_recomputed_batch(
 ) -> None:
     session = open_run(tmp_path, tiny(views=views, epochs=1, precision=precision))
     algorithm.make(session, write=2)
-    with Feed(session, 2) as cached, Feed(session, 2, cached=False) as recomputed:
+    with ProblemFeed(session, 2) as cached, ProblemFeed(session, 2, cached=False) as recomputed:
         assert (cached.features.base, recomputed.features.base) == (2 if views != "0" else 0, 0)
         pairs = zip(cached.epoch(5), recomputed.epoch(5), strict=True)
         for (x, y), (x_again, y_again) in pairs:
@@ -133,7 +133,7 @@ def test_frozen_layers_stay_frozen(tmp_path: Path) -> None:
     record = session.run.layer(1)
     assert record is not None
     frozen = features(session, 1, "train", cached=False).layers[0].layer
-    for _ in Feed(session, 1, cached=False).epoch(0):
+    for _ in ProblemFeed(session, 1, cached=False).epoch(0):
         pass
     assert weights.digest(frozen.state_dict()) == record["weights"]
 

@@ -1,14 +1,16 @@
-"""Shards of raw levels as one piece of memory: mapped one after another in place, not copied.
+"""Shards of raw levels as one array: mapped one after another in place, not copied.
 
     view 0:  shard 0 | shard 1 | …   view 1:  shard 0 | …
 
-Every shard begins at a multiple of the same stride, a whole number of pages, so where a row lies is
-arithmetic. Only the rows of a shard are mapped; its index and what rounds it up are not.
+Every shard begins at a multiple of one stride, which is a whole number of pages and of rows. So all
+rows of all views lie at one constant distance, and any of them are gathered by one ``np.take``,
+whatever shards they are in. Only address space is spent on what lies between two shards.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import weakref
@@ -19,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import LoaderError
 from store.errors import refusals
 from store.level import Level, check_size
 
@@ -28,7 +29,7 @@ PROT_NONE, MAP_FIXED = 0, 0x10
 
 
 class Mapped:
-    """The rows of some raw levels of equal geometry, by global number: view · rows + row.
+    """The rows of some raw levels of equal geometry, by number: view · rows + row.
 
     A shard that is cut short while it is mapped ends the process with SIGBUS, as any map of a file
     does, so :meth:`check_sizes` looks before every epoch.
@@ -40,22 +41,17 @@ class Mapped:
     def __init__(self, levels: Sequence[Level]) -> None:
         """
         Raises:
-            LoaderError: a level is packed.
+            ValueError: a level is packed, or their geometries differ.
             LevelDamaged: a shard is missing, or has not the size that its commit says.
             StoreRefused: the kernel refuses the maps; a process may have about 65,000, one a shard.
         """
-        self.levels = tuple(levels)
-        self.geometry = levels[0].geometry
-        for level in levels:
-            if level.geometry.profile != "raw":
-                raise LoaderError(
-                    f"ffcv reads raw levels in place; {level.key.label} is packed with "
-                    f"{level.geometry.profile}. Use the native loader, or 'cache.profile' raw"
-                )
-            if level.geometry != self.geometry:
-                raise ValueError(f"{level.key.label} has not the geometry of the other levels")
-        page = mmap.PAGESIZE
-        self._stride = -(-self.geometry.shard_rows * self.geometry.row_bytes // page) * page
+        self.levels, self.geometry = tuple(levels), same_geometry(levels)
+        if self.geometry.profile != "raw":
+            raise ValueError(
+                f"{levels[0].key.label} is packed: its rows have no place of their own"
+            )
+        unit = math.lcm(mmap.PAGESIZE, self.geometry.row_bytes)
+        self._stride = -(-self.geometry.shard_rows * self.geometry.row_bytes // unit) * unit
         total = len(levels) * self.geometry.shards * self._stride
         with refusals(levels[0].directory):
             base = _map(None, total, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
@@ -71,31 +67,37 @@ class Mapped:
     def __len__(self) -> int:
         return len(self.levels) * self.geometry.rows
 
-    def offsets(self) -> np.ndarray:
-        """Where every row begins in :attr:`memory`: uint64 (rows of all levels,), ascending."""
-        view, row = np.divmod(np.arange(len(self)), self.geometry.rows)
+    @property
+    def rows(self) -> np.ndarray:
+        """uint8 (places, bytes of a row): the memory as rows. See :meth:`places`."""
+        return self.memory.reshape(-1, self.geometry.row_bytes)
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of :attr:`rows` are the rows of these numbers: int64 (n,)."""
+        view, row = np.divmod(numbers, self.geometry.rows)
         shard, local = np.divmod(row, self.geometry.shard_rows)
-        at = (view * self.geometry.shards + shard) * self._stride + local * self.geometry.row_bytes
-        return at.astype(np.uint64)
+        per_shard = self._stride // self.geometry.row_bytes
+        return (view * self.geometry.shards + shard) * per_shard + local
 
     def check_sizes(self) -> None:
         """Raises LevelDamaged if a shard is gone or was cut since it was mapped."""
         for path, nbytes, _ in self._shards():
             check_size(path, nbytes)
 
-    def check_rows(self, rows: np.ndarray, stored: np.ndarray) -> None:
-        """Hold rows to the checksums of their levels. Arguments and errors of Level.check."""
-        edges = np.searchsorted(rows, np.arange(len(self.levels) + 1) * self.geometry.rows)
-        for view, level in enumerate(self.levels):
-            part = slice(edges[view], edges[view + 1])
-            level.check(rows[part] - view * self.geometry.rows, stored[part])
-
     def _shards(self) -> Iterator[tuple[Path, int, int]]:
         """Path, bytes and rows of every shard, in the order of the maps."""
         for level in self.levels:
             for number, shard in enumerate(level.shards):
                 first, last = self.geometry.shard_range(number)
-                yield level.directory / shard["key"], shard["nbytes"], last - first
+                yield level.path(number), shard["nbytes"], last - first
+
+
+def same_geometry(levels: Sequence[Level]) -> Any:
+    """The geometry that all of these levels have. Raises ValueError if one has another."""
+    for level in levels:
+        if level.geometry != levels[0].geometry:
+            raise ValueError(f"{level.key.label} has not the geometry of {levels[0].key.label}")
+    return levels[0].geometry
 
 
 def _map_file(path: Path, nbytes: int, address: int, length: int) -> None:

@@ -1,0 +1,176 @@
+"""Batches of (x_{j-1}, y) for one auxiliary problem, from levels or from images.
+
+The order of an epoch, its draws and its views are pure functions of (seed, depth, epoch), so an
+epoch can be taken up at any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import ingest, views
+from pipeline.feed import shuffle_text
+from pipeline.materialize import level_geometry
+from pipeline.session import Session
+from pipeline.source import Crops, features, level_draws
+from pipeline.views import Draws
+from stages.spec import scale_at
+from store.order import Mixing, batch_count, batches, mixing
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What an epoch sees of every sample: which level, and which draw. Arrays are by sample id."""
+
+    view: np.ndarray
+    """int64 (samples,): number of the view."""
+    draws: Draws | None
+    """Flip and offset, where the images are the base."""
+    crops: np.ndarray | None
+    """int64 (samples, 2): offsets in feature space, in pixels of x_depth; None: no crop."""
+
+
+class ProblemFeed:
+    """Batches for layer depth + 1. Close it, or use it in a with statement."""
+
+    def __init__(self, session: Session, depth: int, *, cached: bool = True) -> None:
+        """
+        Args:
+            depth: of the features; the problem is that of layer depth + 1.
+            cached: False computes x_depth from the images in every batch.
+        """
+        self.session, self.depth = session, depth
+        self.recipe, self.seed = session.run.recipe, session.run.seed
+        images = ingest.levels(session)["train"]
+        self.labels, self.ids = images.array("labels"), images.array("sample_id")
+        self.samples = int(self.ids.max()) + 1
+        self._mode = "fresh" if depth == 0 else views.mode(self.recipe)
+        self.features = features(session, depth, "train", cached=cached and self._mode != "fresh")
+        self.mixing = self._mixing()
+        self.batch = self.recipe.schedule.batch
+        self.batches = max(1, batch_count(len(self.ids), self.batch, drop_last=True))
+        self.delivery = self.features.delivery(self._names)
+        choice = self.delivery.choice
+        session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(self.mixing)}")
+
+    def __enter__(self) -> ProblemFeed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.delivery.close()
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled batches, from batch ``start``: x float (B, C, H, W) and y int64 (B,).
+
+        The last, smaller batch is left out, unless it is the only one.
+        """
+        order = self.mixing.order(self.seed, self.depth, epoch)
+        parts = batches(order, self.batch, drop_last=len(order) >= self.batch, start=start)
+        return self._run(parts, self._plan(epoch))
+
+    def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
+        first fixed view. A risk on them can be compared between epochs."""
+        return self._run(batches(rows, self.batch, drop_last=False), self._still())
+
+    # ---- which level and which draw --------------------------------------------------------------
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return views.train_views(self.recipe)
+
+    def _mixing(self) -> Mixing:
+        """By the recipe, whatever lies on disk: what a run sees does not depend on that."""
+        if self._mode == "fresh":
+            return Mixing(len(self.ids))
+        return mixing(level_geometry(self.session, self.depth, "train"))
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        nothing = np.zeros(self.samples, np.int64)
+        if self._mode == "fresh":
+            # Layer 1 sees fresh draws in every mode: augmenting images costs next to nothing.
+            draws = views.epoch_draws(self.recipe, self.seed, epoch, self.samples)
+            return EpochPlan(nothing, draws, None)
+        if self._mode == "fixed":
+            view = views.view_of_epoch(self.recipe, self.seed, epoch, self.samples)
+            return EpochPlan(view, self._level_draws(view), None)
+        scale = scale_at(self.recipe.layers, self.depth)
+        draws = views.epoch_draws(self.recipe, self.seed, epoch, self.samples, scale)
+        view = draws.flipped.astype(np.int64)
+        return EpochPlan(view, self._level_draws(view), draws.offsets // scale)
+
+    def _still(self) -> EpochPlan:
+        nothing, centre = np.zeros(self.samples, np.int64), self._centre()
+        if self._mode == "fresh":
+            return EpochPlan(nothing, centre, None)
+        scale = scale_at(self.recipe.layers, self.depth)
+        crops = centre.offsets // scale if self._mode == "canvas" else None
+        return EpochPlan(nothing, self._level_draws(nothing), crops)
+
+    def _centre(self) -> Draws:
+        return views.centre_draws(self.recipe, self.samples)
+
+    def _level_draws(self, view: np.ndarray) -> Draws | None:
+        """Where the base is x_0: per sample, the draw that its view was made with."""
+        if self.features.base > 0:
+            return None
+        drawn = [level_draws(self.recipe, self.seed, v, self.samples) for v in self._names]
+        flipped, offsets = (
+            np.stack([d.flipped for d in drawn]),
+            np.stack([d.offsets for d in drawn]),
+        )
+        samples = np.arange(self.samples)
+        return Draws(flipped[view, samples], offsets[view, samples] if offsets.size else offsets[0])
+
+    # ---- batches --------------------------------------------------------------------------------
+
+    def _run(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
+        """In a batch, rows are sorted by view and then by row, wherever they come from."""
+        rows = len(self.ids)
+        parts = [np.sort(plan.view[self.ids[part]] * rows + part) for part in parts]
+        read = parts if self.features.base else [part % rows for part in parts]
+        for part, stored in zip(parts, self.delivery.batches(read), strict=True):
+            ids = self.ids[part % rows]
+            x = self.features.values(
+                stored, plan.draws and plan.draws.of(ids), self._crops(plan, ids)
+            )
+            y = torch.from_numpy(self.labels[part % rows]).to(x.device)
+            yield x.to(torch.float32, memory_format=torch.channels_last), y
+
+    def _crops(self, plan: EpochPlan, ids: np.ndarray) -> Crops | None:
+        if plan.crops is None:
+            return None
+        offsets = torch.from_numpy(plan.crops[ids]).to(self.session.device)
+        return Crops(offsets, self.recipe.augment.crop // scale_at(self.recipe.layers, self.depth))
+
+
+def clean_batches(session: Session, depth: int, *, cached: bool = True) -> Iterator[Tensor]:
+    """x_depth of the test images as layer depth + 1 sees them, in row order, float32 on the device.
+
+    In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
+    """
+    recipe = session.run.recipe
+    ids = ingest.levels(session)["test"].array("sample_id")
+    samples = int(ids.max()) + 1
+    draws = level_draws(recipe, session.run.seed, "clean", samples)
+    if depth == 0:
+        draws = views.centre_draws(recipe, samples)
+    source = features(session, depth, "test", cached=cached)
+    parts = batches(np.arange(len(ids)), recipe.cache.block, drop_last=False)
+    scale = scale_at(recipe.layers, depth)
+    with source.delivery(once=True) as delivery:
+        for part, stored in zip(parts, delivery.batches(parts), strict=True):
+            crops = None
+            if depth > 0 and views.mode(recipe) == "canvas":
+                offsets = torch.full((len(part), 2), recipe.centre // scale, device=stored.device)
+                crops = Crops(offsets, recipe.augment.crop // scale)
+            x = source.values(stored, draws.of(ids[part]), crops)
+            yield x.to(torch.float32, memory_format=torch.channels_last)
