@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeline import device as devices
 from pipeline.errors import LoaderError
-from pipeline.reader import STRIPE_BYTES, Reader
+from pipeline.reader import Reader
 from pipeline.resident import Resident
-from pipeline.tiers import Choice, choose
+from pipeline.tiers import CACHE_SHARE, Choice, choose
 from pipeline.transfer import CudaStreams, Transfer, host_memory
 from store.level import Level
 from store.pool import Pool
@@ -29,11 +29,12 @@ from store.rows import LoadedRows, MappedRows, ReadRows, Rows, TakenRows
 if TYPE_CHECKING:
     from pipeline.ffcv_rows import FfcvRows
 
-GATHERERS = min(4, len(os.sched_getaffinity(0)))
-"""Threads that gather from memory or decode: a few of them are as fast as memory is."""
+GATHERERS = max(1, min(4, len(os.sched_getaffinity(0)) - 1))
+"""Threads that gather from memory or decode, beside the one that waits for a batch and takes part
+meanwhile: a few of them are as fast as memory is."""
 WAITERS = 16
 """Threads that wait for a disk."""
-PIECE_BYTES = 256 << 10
+WAIT_BYTES = 256 << 10
 """What one of them reads at a time."""
 LOADERS = ("native", "ffcv")
 
@@ -148,8 +149,8 @@ class Delivery:
         rows = self._rows(tick)
         allocate = host_memory(self._machine.device)
         if isinstance(rows, ReadRows):
-            return Reader(rows, WAITERS, piece_bytes=PIECE_BYTES, allocate=allocate)
-        return Reader(rows, self._machine.threads, piece_bytes=STRIPE_BYTES, allocate=allocate)
+            return Reader(rows, WAITERS, piece_bytes=WAIT_BYTES, allocate=allocate)
+        return Reader(rows, self._machine.threads, allocate=allocate)
 
     def _rows(self, tick: Tick) -> Rows:
         levels, packed = self._levels, self.geometry.profile != "raw"
@@ -158,7 +159,10 @@ class Delivery:
         if self.choice.tier == "memory" and packed:
             return LoadedRows(levels, self._machine.threads, tick)
         if packed:
-            return Pool(levels)
+            stays = (
+                sum(level.nbytes for level in levels) <= CACHE_SHARE * devices.available_memory()
+            )
+            return Pool(levels, mapped=stays)
         return ReadRows(levels) if self.choice.tier == "disk" else MappedRows(levels)
 
 

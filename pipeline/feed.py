@@ -138,15 +138,14 @@ class LevelFeed:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
         parts = [self._slice(rows) for rows in self._rows(epoch, start)]
-        flat = np.concatenate([*parts, np.empty(0, np.int64)])
-        view = rotation(self.seed, epoch, self._ids, self._views)
-        numbers = [view[rows] * len(self._level) + rows for rows in parts]
-        sides = [t.split([len(p) for p in parts]) for t in self._beside(epoch, flat)]
-        for stored, (y, ids, offsets) in zip(
-            self._delivery.batches(numbers), zip(*sides, strict=True), strict=True
-        ):
-            x = self._values(stored, offsets)
-            yield (x, y, ids) if self._with_ids else (x, y)
+        flat, lengths = np.concatenate([*parts, np.empty(0, np.int64)]), [len(p) for p in parts]
+        y = self._on_device(self._labels[flat]).split(lengths)
+        ids = self._on_device(self._ids[flat]).split(lengths) if self._with_ids else ()
+        windows = self._windows(epoch, flat).split(lengths) if self._crop else ()
+        numbers = self._numbers(epoch, parts)
+        for number, stored in enumerate(self._delivery.batches(numbers)):
+            x = self._values(stored, windows[number] if windows else None)
+            yield (x, y[number], ids[number]) if ids else (x, y[number])
 
     # ---- state ----------------------------------------------------------------------------------
 
@@ -181,31 +180,36 @@ class LevelFeed:
 
     def _slice(self, rows: np.ndarray) -> np.ndarray:
         """This rank's part of a batch."""
-        edges = np.linspace(0, len(rows), self._ranks + 1).astype(int)
-        return rows[edges[self._rank] : edges[self._rank + 1]]
+        begin, end = (len(rows) * rank // self._ranks for rank in (self._rank, self._rank + 1))
+        return rows[begin:end]
 
-    def _beside(self, epoch: int, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Label, sample id and window of each row, on the device."""
-        numbers = self._ids[rows]
-        windows = np.zeros((len(rows), 2), np.int64)
-        if self._crop is not None:
-            drawn = generator("feed crops", self.seed, epoch).random((self._ids.max() + 1, 2))
-            _, height, width = self._level.geometry.sample
-            room = np.array([height - self._crop + 1, width - self._crop + 1])
-            windows = (drawn[numbers] * room).astype(np.int64)
-        y, ids, offsets = (
-            torch.from_numpy(array).to(self.device)
-            for array in (self._labels[rows], numbers, windows)
-        )
-        return y, ids, offsets
+    def _numbers(self, epoch: int, parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The rows' numbers over all views."""
+        if self._views == 1:
+            return parts
+        view = rotation(self.seed, epoch, self._ids, self._views)
+        return [view[rows] * len(self._level) + rows for rows in parts]
 
-    def _values(self, stored: Tensor, offsets: Tensor) -> Tensor:
-        if self._codec is None:  # as it is; but a buffer on the GPU is written to again
-            x = stored if self._crop is None else cut(stored, offsets, self._crop)
-            return x.clone() if x is stored and self.device.type == "cuda" else x
-        x = self._codec.unpacked(stored, self._level.geometry.sample[2])
-        x = x if self._crop is None else cut(x, offsets, self._crop)
-        return self._codec.values(x, self._maps and self._maps.take(x.shape))
+    def _windows(self, epoch: int, rows: np.ndarray) -> Tensor:
+        """Where each row is cropped in an epoch: int64 (n, 2), on the device."""
+        drawn = generator("feed crops", self.seed, epoch).random((int(self._ids.max()) + 1, 2))
+        _, height, width = self._level.geometry.sample
+        room = np.array([height, width]) - (self._crop or 0) + 1
+        return self._on_device((drawn[self._ids[rows]] * room).astype(np.int64))
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _values(self, stored: Tensor, windows: Tensor | None) -> Tensor:
+        x = stored
+        if self._codec is not None:
+            x = self._codec.unpacked(x, self._level.geometry.sample[2])
+        if windows is not None and self._crop is not None:
+            x = cut(x, windows, self._crop)
+        if self._codec is not None:
+            return self._codec.values(x, self._maps and self._maps.take(x.shape))
+        # As it is; but a buffer on the GPU is written to again.
+        return x.clone() if x is stored and self.device.type == "cuda" else x
 
 
 feed = LevelFeed

@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -24,6 +23,8 @@ from store.rows import Rows, Task
 
 STRIPE_BYTES = 4 << 20
 """Aim for a stripe: much against the price of handing it over, little against a CPU's cache."""
+PIECE_BYTES = 2 << 20
+"""What one thread gathers at a time, at least: two of them finish a stripe together."""
 RING_BYTES = 256 << 20
 """Most bytes of stripes read ahead, but for three stripes, fewer of which would not overlap."""
 
@@ -45,17 +46,19 @@ class Reader:
         rows: Rows,
         threads: int,
         *,
-        piece_bytes: int = STRIPE_BYTES,
+        piece_bytes: int = PIECE_BYTES,
         allocate: Allocate = plain,
     ) -> None:
         """
         Args:
             rows: where they come from; closed with the reader.
-            piece_bytes: what one thread gathers at a time, at least: little where it must wait for
-                a disk, so that many wait at once.
+            threads: of the reader's own; the one that asks for a batch takes part while it waits.
+            piece_bytes: what one of them gathers at a time: little where it must wait for a disk,
+                so that many wait at once.
             allocate: memory of the buffers; pinned where they are copied to a GPU.
         """
         self.rows, self.geometry = rows, rows.geometry
+        self._row_bytes = rows.geometry.row_bytes
         self._threads, self._piece_bytes, self._allocate = threads, piece_bytes, allocate
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._workers: list[Thread] = []
@@ -93,31 +96,31 @@ class Reader:
             return iter(())
         self.rows.ready()
         self._start()
-        longest = max(len(part) for part in parts) * self.geometry.row_bytes
+        longest = max(map(len, parts)) * self._row_bytes
         stripes = _stripes(parts, max(1, STRIPE_BYTES // max(1, longest)))
-        ring = self._ring_of(max(len(s.numbers) for s in stripes) * self.geometry.row_bytes)
+        ring = self._ring_of(max(len(s.numbers) for s in stripes) * self._row_bytes)
         return self._run(_Epoch(self.rows, stripes, ring, self._tasks, self._pieces))
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
+        dtype, row, row_bytes = self.geometry.dtype, self.geometry.stored, self._row_bytes
         self._epochs.add(epoch)
         try:
             while (job := epoch.next_stripe()) is not None:
                 begin = 0
                 for rows in job.stripe.lengths:
-                    end = begin + rows * self.geometry.row_bytes
-                    batch = job.buffer[begin:end].view(self.geometry.dtype)
-                    yield batch.reshape(rows, *self.geometry.stored)
+                    end = begin + rows * row_bytes
+                    yield job.buffer[begin:end].view(dtype).reshape(rows, *row)
                     begin = end
-                del job, batch
+                del job
         finally:
             epoch.leave()
             self._epochs.discard(epoch)
 
     def _pieces(self, rows: int) -> list[slice]:
         """A stripe of so many rows, in parts for the threads."""
-        most = max(1, rows * self.geometry.row_bytes // self._piece_bytes)
-        edges = np.linspace(0, rows, min(self._threads, rows, most) + 1).astype(int).tolist()
-        return [slice(begin, end) for begin, end in pairwise(edges)]
+        most = max(1, rows * self._row_bytes // self._piece_bytes)
+        each = -(-rows // min(self._threads + 1, most))  # the one that waits takes part
+        return [slice(begin, min(begin + each, rows)) for begin in range(0, rows, each)]
 
     # ---- threads and buffers --------------------------------------------------------------------
 
@@ -139,10 +142,10 @@ class Reader:
 
 def _stripes(parts: Sequence[np.ndarray], each: int) -> list[_Stripe]:
     """Every ``each`` batches together."""
-    return [
-        _Stripe(np.concatenate(parts[at : at + each]), [len(p) for p in parts[at : at + each]])
-        for at in range(0, len(parts), each)
-    ]
+    if each == 1:
+        return [_Stripe(part, [len(part)]) for part in parts]
+    groups = (parts[at : at + each] for at in range(0, len(parts), each))
+    return [_Stripe(np.concatenate(group), [len(part) for part in group]) for group in groups]
 
 
 class _Epoch:
@@ -168,7 +171,7 @@ class _Epoch:
         self._top_up()
         if not self._jobs:
             return None
-        self._jobs[0].wait()
+        self._jobs[0].wait(self._tasks)
         return self._jobs.popleft()
 
     def leave(self) -> None:
@@ -224,9 +227,13 @@ class _Job:
 
         return gather
 
-    def wait(self) -> None:
-        """Until the stripe is in its buffer. Raises what its gathering raised."""
+    def wait(self, tasks: SimpleQueue[Any]) -> None:
+        """Until the stripe is in its buffer, and meanwhile do what a thread of the reader would:
+        waking another one costs more than a stripe of small rows. Raises what its gathering raised.
+        """
         while self._pieces:
+            if self._done.empty() and _help(tasks):
+                continue
             error = self._done.get()
             self._pieces -= 1
             if error is not None:
@@ -238,6 +245,19 @@ class _Job:
         while self._pieces:
             self._done.get()
             self._pieces -= 1
+
+
+def _help(tasks: SimpleQueue[Any]) -> bool:
+    """Do one task, if there is any that no thread has begun."""
+    try:
+        task = tasks.get_nowait()
+    except Empty:
+        return False
+    if task is None:  # the end, which is for a thread
+        tasks.put(None)
+        return False
+    task()
+    return True
 
 
 def _work(tasks: SimpleQueue[Any]) -> None:

@@ -7,15 +7,15 @@ part of one may keep it as long as he likes, and lets it go by forgetting it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from math import prod
+from sys import getrefcount
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from store.memory import PAGE, from_page
+from store.memory import PAGE, page_of
 
 Allocate = Callable[[int], np.ndarray]
 """A number of bytes to a uint8 array of them."""
@@ -35,14 +35,21 @@ class Ring:
 
     def __init__(self, nbytes: int, slots: int, allocate: Allocate = plain) -> None:
         self.nbytes, self._slots, self._allocate = nbytes, slots, allocate
-        self._memory = [allocate(nbytes + PAGE)]
-        self._unused = self._holders()[0]
+        self._memory: list[np.ndarray] = []
+        self._pages: list[slice] = []
+        """Of each piece of memory, the part that begins at a page."""
+        self._unused = 0
+        self._add()
+        self._unused = max(map(getrefcount, self._memory))
 
     def free(self) -> np.ndarray | None:
-        """A buffer that nobody holds; None if there are as many as may be, and all are held."""
-        for memory, holders in zip(self._memory, self._holders(), strict=True):
+        """A buffer that nobody holds; None if there are as many as may be, and all are held.
+
+        Views of a piece of memory, and tensors made of them, refer to what owns it: to the piece.
+        """
+        for number, holders in enumerate(map(getrefcount, self._memory)):
             if holders == self._unused:
-                return from_page(memory, self.nbytes)
+                return self._memory[number][self._pages[number]]
         return self.more() if len(self._memory) < self._slots else None
 
     def take(self) -> np.ndarray:
@@ -52,13 +59,12 @@ class Ring:
 
     def more(self) -> np.ndarray:
         """A buffer beyond their number, for whoever keeps all that he is given."""
-        self._memory.append(self._allocate(self.nbytes + PAGE))
-        return from_page(self._memory[-1], self.nbytes)
+        self._add()
+        return self._memory[-1][self._pages[-1]]
 
-    def _holders(self) -> list[int]:
-        """References to each piece of memory: each view of it, and each tensor made of one, has
-        one, because views of views refer to what owns the memory."""
-        return [sys.getrefcount(memory) for memory in self._memory]
+    def _add(self) -> None:
+        self._memory.append(self._allocate(self.nbytes + PAGE))
+        self._pages.append(page_of(self._memory[-1], self.nbytes))
 
 
 class Maps:

@@ -11,6 +11,7 @@ STORE/x_3-9f3c1a72be04/intent.json
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ class Geometry:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row before any compression."""
-        return int(np.prod(self.stored)) * self.dtype.itemsize
+        return prod(self.stored) * self.dtype.itemsize
 
     @property
     def shards(self) -> int:

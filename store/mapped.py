@@ -74,10 +74,14 @@ class Mapped:
 
     def places(self, numbers: np.ndarray) -> np.ndarray:
         """Which of :attr:`rows` are the rows of these numbers: int64 (n,)."""
-        view, row = np.divmod(numbers, self.geometry.rows)
-        shard, local = np.divmod(row, self.geometry.shard_rows)
-        per_shard = self._stride // self.geometry.row_bytes
-        return (view * self.geometry.shards + shard) * per_shard + local
+        shape, per_shard = self.geometry, self._stride // self.geometry.row_bytes
+        if per_shard == shape.shard_rows:  # nothing lies between two shards
+            if len(self.levels) == 1:
+                return numbers
+            return numbers + numbers // shape.rows * (shape.shards * per_shard - shape.rows)
+        view, row = np.divmod(numbers, shape.rows)
+        shard, local = np.divmod(row, shape.shard_rows)
+        return (view * shape.shards + shard) * per_shard + local
 
     def check_sizes(self) -> None:
         """Raises LevelDamaged if a shard is gone or was cut since it was mapped."""

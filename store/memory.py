@@ -17,10 +17,11 @@ PAGE = mmap.PAGESIZE
 
 def aligned(nbytes: int) -> np.ndarray:
     """New memory, uint8 (nbytes,), that begins at a page."""
-    return from_page(np.empty(nbytes + PAGE, np.uint8), nbytes)
+    memory = np.empty(nbytes + PAGE, np.uint8)
+    return memory[page_of(memory, nbytes)]
 
 
-def from_page(memory: np.ndarray, nbytes: int) -> np.ndarray:
-    """The part of some memory that begins at its first page; one page of it may be lost."""
+def page_of(memory: np.ndarray, nbytes: int) -> slice:
+    """Where in some memory its first page begins, and the ``nbytes`` from there."""
     begin = -memory.ctypes.data % PAGE
-    return memory[begin : begin + nbytes]
+    return slice(begin, begin + nbytes)

@@ -30,7 +30,7 @@ def epoch_order(rows: int, seed: int, depth: int, epoch: int) -> np.ndarray:
     return generator("epoch order", seed, depth, epoch).permutation(rows)
 
 
-POOL_BYTES = 128 << 20
+POOL_BYTES = 112 << 20
 """Where rows are drawn in blocks, so many bytes of them are mixed at least, and at most twice."""
 
 
@@ -94,8 +94,10 @@ def batches(order: np.ndarray, batch: int, *, drop_last: bool, start: int = 0) -
     Rows are ascending inside each batch: which rows share a batch is the random part, and reading
     them in file order costs fewer seeks.
     """
-    full = len(order) // batch if drop_last else -(-len(order) // batch)
-    return [np.sort(order[b * batch : (b + 1) * batch]) for b in range(start, full)]
+    full = len(order) // batch
+    whole = np.sort(order[start * batch : full * batch].reshape(-1, batch), axis=1)
+    rest = order[max(start, full) * batch :]
+    return [*whole, *([] if drop_last or not len(rest) else [np.sort(rest)])]
 
 
 def batch_count(rows: int, batch: int, *, drop_last: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from threading import local
 
 import numpy as np
 
@@ -19,14 +20,19 @@ class Chunks:
     """The chunks of packed levels of equal geometry. Chunk c of view v has the number
     v · chunks + c, and holds the rows from v · rows + c · chunk_rows on."""
 
-    def __init__(self, levels: Sequence[Level]) -> None:
+    def __init__(self, levels: Sequence[Level], *, mapped: bool) -> None:
+        """
+        Args:
+            mapped: read through maps, which saves a copy; for levels that stay in the page cache.
+        """
         self.levels, self.geometry = tuple(levels), same_geometry(levels)
         self.per_level = -(-self.geometry.rows // self.geometry.chunk_rows)
         self._per_shard = self.geometry.shard_rows // self.geometry.chunk_rows
         self._index = lru_cache(SHARDS_OPEN)(self._read_index)
-        files = Descriptors(levels)
-        self._read, self._fetch = files.read, files.fetch
-        self.check_sizes, self.close = files.check_sizes, files.close
+        self._files, self._memory = Descriptors(levels), local()
+        self._mapped, self._fetched = mapped, np.zeros(len(self), bool)
+        self._map = lru_cache(SHARDS_OPEN)(self._open_map)
+        self.check_sizes, self.close = self._files.check_sizes, self._files.close
 
     def __len__(self) -> int:
         return len(self.levels) * self.per_level
@@ -58,16 +64,37 @@ class Chunks:
             LevelDamaged: the shard is missing or cut, or the chunk fails its checksum.
         """
         shard, offset, nbytes = self._place(chunk)
-        packed = aligned(nbytes)
-        self._read(shard, offset, [packed])
+        if self._mapped:
+            packed = self._map(shard)[offset : offset + nbytes]
+        else:
+            packed = self._scratch("packed", nbytes)[:nbytes]
+            self._files.read(shard, offset, [packed])
         try:
             unpack(self.geometry, packed, out)
         except BadChunk as error:
             raise self._damaged(shard, error) from None
 
+    def decode_some(self, chunk: int, numbers: np.ndarray, out: np.ndarray) -> None:
+        """Decode a chunk, and keep these of its rows: uint8 (n, bytes of a row). Raises as
+        :meth:`decode`."""
+        nbytes = self.geometry.chunk_rows * self.geometry.row_bytes
+        rows = self._scratch("rows", nbytes)[:nbytes].reshape(self.geometry.chunk_rows, -1)
+        self.decode(chunk, rows)
+        rows.take(numbers - self.rows(chunk)[0], axis=0, out=out, mode="clip")
+
+    def _scratch(self, name: str, nbytes: int) -> np.ndarray:
+        """Memory of this thread's own, used again by its next chunk."""
+        memory = getattr(self._memory, name, None)
+        if memory is None or len(memory) < nbytes:
+            memory = aligned(nbytes)
+            setattr(self._memory, name, memory)
+        return memory
+
     def fetch(self, chunk: int) -> None:
-        """Let the kernel begin to read a chunk that is wanted soon."""
-        self._fetch(*self._place(chunk))
+        """Let the kernel begin to read a chunk that is wanted soon; one that stays, only once."""
+        if not self._fetched[chunk]:
+            self._files.fetch(*self._place(chunk))
+            self._fetched[chunk] = self._mapped
 
     def _place(self, chunk: int) -> tuple[int, int, int]:
         """Shard, offset and bytes of a chunk."""
@@ -77,12 +104,15 @@ class Chunks:
         offset, nbytes = self._index(number)[position].tolist()
         return number, offset, nbytes
 
-    def _read_index(self, number: int) -> np.ndarray:
+    def _open_map(self, number: int) -> np.ndarray:
         view, shard = divmod(number, self.geometry.shards)
-        level = self.levels[view]
+        return np.asarray(self.levels[view].mapped(shard))
+
+    def _read_index(self, number: int) -> np.ndarray:
+        shard = number % self.geometry.shards
         first, last = self.geometry.shard_range(shard)
         try:
-            return read_index(self.geometry, level.mapped(shard), last - first)
+            return read_index(self.geometry, self._open_map(number), last - first)
         except BadChunk as error:
             raise self._damaged(number, error) from None
 

@@ -1,10 +1,4 @@
-"""Rows of packed levels, between the decoding of their chunk and the batch that they go into.
-
-The order of an epoch is known beforehand, so everything else is, too: a chunk is decoded once,
-before the first batch that wants one of its rows; its wanted rows get places in the pool, and each
-place is free again when its row has gone into a batch. Chunks are decoded as early as places allow,
-in the order in which they are first wanted.
-"""
+"""Packed levels: rows between the decoding of their chunk and the batch that they go into."""
 
 from __future__ import annotations
 
@@ -20,50 +14,24 @@ from store.memory import aligned
 from store.order import POOL_BYTES
 from store.packed import Chunks
 from store.rows import Reading, Rows, TakenRows, Task
+from store.schedule import Schedule
 
-MOST_BYTES = 3 * POOL_BYTES
-"""Of places: a window of at most twice POOL_BYTES, the batches under way, and some room."""
-AHEAD_BYTES = 32 << 20
+MOST_BYTES = 4 * POOL_BYTES
+"""Of places: two windows, which together have at most three times POOL_BYTES, and some room."""
+ROOM_BYTES = 16 << 20
 """Of places beyond those that must be there, so that chunks are decoded before the last moment."""
-
-
-class Schedule:
-    """Which chunks an epoch decodes, when at the latest, and into which places. Pure arithmetic."""
-
-    def __init__(self, stripes: Sequence[np.ndarray], chunk_of: np.ndarray) -> None:
-        """
-        Args:
-            stripes: numbers of the rows that are taken together, in the order of taking.
-            chunk_of: int64, the chunk of every row of all stripes, one after another.
-        """
-        lengths = np.array([len(stripe) for stripe in stripes], np.int64)
-        self.ends = np.cumsum(lengths)
-        stripe_of = np.repeat(np.arange(len(stripes)), lengths)
-        by_chunk = np.argsort(chunk_of, kind="stable")
-        chunks, begins = np.unique(chunk_of[by_chunk], return_index=True)
-        edges = np.append(begins, len(chunk_of))
-        sequence = np.argsort(by_chunk[begins], kind="stable")
-        self.chunks = chunks[sequence]
-        """Chunks in the order of decoding."""
-        self.members = [by_chunk[edges[k] : edges[k + 1]] for k in sequence.tolist()]
-        """Per chunk, which rows of the epoch it holds, ascending."""
-        firsts = np.array([stripe_of[m[0]] for m in self.members], np.int64)
-        self.wanted = np.searchsorted(firsts, np.arange(len(stripes)), side="right")
-        """Per stripe, how many chunks must be decoded before it is taken."""
-        self.sizes = np.array([len(m) for m in self.members], np.int64)
-
-    @property
-    def places(self) -> int:
-        """Rows that must have a place at once, at most, if every chunk is decoded at the latest."""
-        decoded = np.concatenate([[0], np.cumsum(self.sizes)])[self.wanted]
-        return int((decoded - np.concatenate([[0], self.ends[:-1]])).max(initial=0))
 
 
 class Pool(Rows):
     """Packed levels of equal geometry, and memory for their decoded rows."""
 
-    def __init__(self, levels: Sequence[Level]) -> None:
-        self.levels, self.chunks, self.checks = tuple(levels), Chunks(levels), Checks(levels)
+    def __init__(self, levels: Sequence[Level], *, mapped: bool = False) -> None:
+        """
+        Args:
+            mapped: the packed bytes stay in the page cache, and are read there.
+        """
+        self.levels, self.checks = tuple(levels), Checks(levels)
+        self.chunks = Chunks(levels, mapped=mapped)
         self.geometry = self.chunks.geometry
         self._spare = np.empty((0, self.geometry.row_bytes), np.uint8)
 
@@ -73,10 +41,12 @@ class Pool(Rows):
     def begin(self, stripes: Sequence[np.ndarray]) -> Reading:
         """As of :class:`Rows`. Where an order wants more places than there may be, because it was
         made for other chunks, every row costs a chunk."""
-        schedule = Schedule(stripes, self.chunks.of(np.concatenate(stripes)))
+        room = max(1, ROOM_BYTES // self.geometry.row_bytes)
+        chunk_of = self.chunks.of(np.concatenate(stripes))
+        schedule = Schedule(stripes, chunk_of, self.geometry.chunk_rows, room)
         if schedule.places * self.geometry.row_bytes > MOST_BYTES:
             return TakenRows(self.levels).begin(stripes)
-        return Decoding(self, stripes, schedule)
+        return Decoding(self, schedule)
 
     def take(self, numbers: np.ndarray, out: np.ndarray) -> None:
         TakenRows(self.levels).take(numbers, out)
@@ -103,28 +73,29 @@ class Decoding:
     each waits only for earlier ones.
     """
 
-    def __init__(self, pool: Pool, stripes: Sequence[np.ndarray], schedule: Schedule) -> None:
-        self._pool, self._numbers, self._schedule = pool, np.concatenate(stripes), schedule
-        room = AHEAD_BYTES // pool.geometry.row_bytes
-        self._memory = pool.lend(schedule.places + min(room, len(self._numbers)))
-        self._places = np.empty(len(self._numbers), np.int64)
-        self._free = list(range(len(self._memory)))
+    def __init__(self, pool: Pool, schedule: Schedule) -> None:
+        self._pool, self._schedule = pool, schedule
+        self._memory = pool.lend(schedule.places)
+        self._decoded = _Prefix([1] * len(schedule.chunks))
+        self._taken = _Prefix(np.diff(schedule.ends, prepend=0).tolist())
         self._handed_out, self._ended = 0, 0
         self._quiet = Condition()
-        self._decoded = _Prefix([1] * len(self._schedule.chunks))
-        self._taken = _Prefix([len(stripe) for stripe in stripes])
 
     def before(self, stripe: int) -> list[Task]:
-        """What must be begun before the rows of a stripe are taken: the chunks it needs."""
-        self._recover(stripe)
+        """The chunks that a stripe needs."""
         count = int(self._schedule.wanted[stripe]) - self._handed_out
-        return [self._hand_out(stripe) for _ in range(count)]
+        return [self._hand_out() for _ in range(count)]
 
     def after(self, stripe: int) -> list[Task]:
-        """What may be begun after it: chunks wanted later, as far as there are places."""
-        tasks, sizes = [], self._schedule.sizes
-        while self._handed_out < len(sizes) and sizes[self._handed_out] <= len(self._free):
-            tasks.append(self._hand_out(stripe))
+        """Chunks wanted later: as many rows as were taken, if there are places."""
+        schedule, tasks = self._schedule, []
+        until = schedule.ends[stripe] + schedule.lead
+        while (
+            self._handed_out < len(schedule.chunks)
+            and schedule.decoded[self._handed_out] <= until
+            and schedule.after[self._handed_out] <= stripe
+        ):
+            tasks.append(self._hand_out())
         return tasks
 
     def take(self, stripe: int, part: slice, out: np.ndarray) -> None:
@@ -134,8 +105,9 @@ class Decoding:
             LevelDamaged: a chunk or a row is not what was written.
         """
         self._decoded.wait(int(self._schedule.wanted[stripe]))
-        where = self._places[self._rows(stripe)][part]
-        np.take(self._memory, where, axis=0, out=out, mode="clip")
+        begin = int(self._schedule.ends[stripe - 1]) if stripe else 0
+        where = self._schedule.place[begin : int(self._schedule.ends[stripe])][part]
+        self._memory.take(where, axis=0, out=out, mode="clip")
         self._taken.advance(stripe, len(where))
 
     def end(self) -> None:
@@ -150,36 +122,24 @@ class Decoding:
 
     # ---- inside ---------------------------------------------------------------------------------
 
-    def _rows(self, stripe: int) -> slice:
-        ends = self._schedule.ends
-        return slice(int(ends[stripe - 1]) if stripe else 0, int(ends[stripe]))
-
-    def _recover(self, stripe: int) -> None:
-        """Places of the stripe before this one are free once it has been taken."""
-        if stripe:
-            self._free += self._places[self._rows(stripe - 1)].tolist()
-
-    def _hand_out(self, stripe: int) -> Task:
+    def _hand_out(self) -> Task:
         k, self._handed_out = self._handed_out, self._handed_out + 1
-        members = self._schedule.members[k]
-        at = len(self._free) - len(members)
-        self._places[members] = self._free[at:]
-        del self._free[at:]
         self._pool.chunks.fetch(int(self._schedule.chunks[k]))
-        return partial(self._decode, k, stripe)
+        return partial(self._decode, k)
 
-    def _decode(self, k: int, stripe: int) -> None:
-        """Decode the k-th chunk into places that the stripes before ``stripe`` have left."""
+    def _decode(self, k: int) -> None:
+        """Decode the k-th chunk into its places."""
         try:
-            chunks, members = self._pool.chunks, self._schedule.members[k]
-            rows = chunks.empty()
-            chunk = int(self._schedule.chunks[k])
-            chunks.decode(chunk, rows)
-            numbers = self._numbers[members]
-            wanted = rows[numbers - chunks.rows(chunk)[0]]
-            self._pool.checks.check(numbers, wanted)
-            self._taken.wait(stripe)
-            self._memory[self._places[members]] = wanted
+            schedule, chunks = self._schedule, self._pool.chunks
+            chunk, begin = int(schedule.chunks[k]), int(schedule.begins[k])
+            numbers = schedule.numbers[schedule.members[k]]
+            self._taken.wait(int(schedule.after[k]))
+            places = self._memory[begin : begin + len(numbers)]
+            if schedule.whole[k]:
+                chunks.decode(chunk, places)
+            else:
+                chunks.decode_some(chunk, numbers, places)
+            self._pool.checks.check(numbers, places)
             self._decoded.advance(k, 1)
         except BaseException as error:
             self._decoded.fail(error)
@@ -209,11 +169,13 @@ class _Prefix:
 
     def wait(self, count: int) -> None:
         """Until the first ``count`` are done. Raises what one of them has failed with."""
+        if self._done >= count:
+            return
         with self._changed:
             while self._done < count and self._failed is None:
                 self._changed.wait()
             if self._done < count and self._failed is not None:
-                raise self._failed
+                raise self._failed.with_traceback(None)  # of whoever failed, not of who waited
 
     def fail(self, error: BaseException) -> None:
         with self._changed:

@@ -125,7 +125,7 @@ class MappedRows(Rows):
 
     def take(self, numbers: np.ndarray, out: np.ndarray) -> None:
         # mode="clip" lets take write straight into out, without the interpreter's lock.
-        np.take(self._rows, self._mapped.places(numbers), axis=0, out=out, mode="clip")
+        self._rows.take(self._mapped.places(numbers), axis=0, out=out, mode="clip")
         self._checks.check(numbers, out)
 
     def close(self) -> None:
@@ -177,7 +177,7 @@ class LoadedRows(Rows):
         self.geometry, self._checks = same_geometry(levels), Checks(levels)
         row_bytes = self.geometry.row_bytes
         self._rows = aligned(len(levels) * self.geometry.rows * row_bytes).reshape(-1, row_bytes)
-        chunks = Chunks(levels)
+        chunks = Chunks(levels, mapped=False)
         try:
             with ThreadPoolExecutor(threads) as pool:
                 for rows in pool.map(lambda c: self._load(chunks, c), range(len(chunks))):

@@ -17,7 +17,12 @@ from store.precision import PRECISIONS
 from store.rows import LoadedRows, MappedRows, ReadRows, Rows, TakenRows
 
 RAW = {"mapped": MappedRows, "read": ReadRows, "taken": TakenRows}
-PACKED = {"pool": Pool, "loaded": lambda levels: LoadedRows(levels, 2), "taken": TakenRows}
+PACKED = {
+    "pool": Pool,
+    "pool through maps": lambda levels: Pool(levels, mapped=True),
+    "loaded": lambda levels: LoadedRows(levels, 2),
+    "taken": TakenRows,
+}
 
 
 @st.composite

@@ -20,8 +20,9 @@ from store import pool as pools
 from store.errors import LevelDamaged
 from store.layout import Geometry
 from store.order import Mixing, mixing
-from store.pool import Decoding, Pool, Schedule
+from store.pool import Decoding, Pool
 from store.rows import Reading, Task
+from store.schedule import Schedule
 
 FEW = settings(max_examples=40, deadline=None)
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=4, shard_rows=16, profile="zstd")
@@ -88,28 +89,43 @@ def test_any_order_gives_the_rows_asked_for(
 
 
 @FEW
-@given(data=st.data(), chunk=st.integers(1, 7), rows=st.integers(1, 60))
-def test_a_schedule_against_counting(data: st.DataObject, chunk: int, rows: int) -> None:
-    """Every chunk once, before its first row is wanted, and never more places than it says."""
+@given(
+    data=st.data(),
+    chunk=st.integers(1, 7),
+    rows=st.integers(1, 60),
+    room=st.integers(0, 9),
+    again=st.booleans(),
+)
+def test_a_schedule_against_playing_it(
+    data: st.DataObject, chunk: int, rows: int, room: int, again: bool
+) -> None:
+    """Every chunk once, before its first row is wanted, into places whose rows have been taken."""
     parts = data.draw(stripes(rows))
+    parts = [*parts, parts[0]] if again else parts  # a row may be wanted twice
     flat = np.concatenate(parts)
-    schedule = Schedule(parts, flat // chunk)
-    assert sorted(schedule.chunks.tolist()) == sorted(set((flat // chunk).tolist()))
-    decoded: set[int] = set()
-    handed_out, live, most = 0, 0, 0
+    plan = Schedule(parts, flat // chunk, chunk, room)
+    assert sorted(plan.chunks.tolist()) == sorted(set((flat // chunk).tolist()))
+    holds: dict[int, int] = {}  # place → which row of the epoch
+    left = set(range(len(flat)))
+    handed_out = 0
     for stripe, part in enumerate(parts):
-        while handed_out < schedule.wanted[stripe]:
-            members = schedule.members[handed_out]
-            assert {int(n) // chunk for n in flat[members]} == {int(schedule.chunks[handed_out])}
-            live += len(members)
-            decoded.update(members.tolist())
-            handed_out += 1
+        for k in range(handed_out, int(plan.wanted[stripe])):
+            assert plan.after[k] <= stripe
+            members = plan.members[k]
+            assert {int(n) // chunk for n in flat[members]} == {int(plan.chunks[k])}
+            places = plan.place[members].tolist()
+            assert places == list(range(plan.begins[k], plan.begins[k] + plan.sizes[k]))
+            assert 0 <= places[0] <= places[-1] < plan.places
+            assert not any(holds.get(place) in left for place in places)
+            holds |= dict(zip(places, members.tolist(), strict=True))
+            every_row = list(range(plan.chunks[k] * chunk, (plan.chunks[k] + 1) * chunk))
+            assert plan.whole[k] == (flat[members].tolist() == every_row)
+        handed_out = max(handed_out, int(plan.wanted[stripe]))
         begin = sum(map(len, parts[:stripe]))
-        assert decoded.issuperset(range(begin, begin + len(part)))
-        most = max(most, live)
-        live -= len(part)
-    assert (handed_out, live) == (len(schedule.chunks), 0)
-    assert schedule.places == most
+        for position in range(begin, begin + len(part)):
+            assert holds[int(plan.place[position])] == position
+            left.discard(position)
+    assert handed_out == len(plan.chunks)
 
 
 def test_every_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,22 +141,32 @@ def test_every_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(decoded) == list(range(30))
 
 
-def test_a_window_has_places_for_itself_and_little_more(tmp_path: Path) -> None:
+def test_there_are_places_for_two_windows_whatever_the_number_of_rows() -> None:
     """Memory does not grow with the level."""
-    for rows in (240, 2400):
-        shape = replace(SHAPE, rows=rows)
-        pool = Pool(views(tmp_path / str(rows), shape, 1))
+    for rows in (240, 2400, 24_000):
         order = Mixing(rows, block=4, pool=40).order(0, 1, 0)
         parts = np.split(order, range(8, rows, 8))
-        schedule = Schedule(parts, pool.chunks.of(order))
-        assert schedule.places <= 40 + 8 + 8 * 4
+        plan = Schedule(parts, order // 4, 4)
+        assert plan.places <= 2 * 44 + 8 + 2 * 4
+
+
+def test_views_of_which_a_part_is_wanted_take_no_more_places() -> None:
+    """Rows of a chunk that are not wanted have none: half of each of two views, here."""
+    rows = 4800
+    order = Mixing(rows, block=8, pool=80).order(0, 1, 0)
+    view = np.random.default_rng(0).integers(0, 2, rows)[order]
+    parts = np.split(order + view * rows, range(16, rows, 16))
+    plan = Schedule(parts, np.concatenate(parts) // 8, 8)
+    assert len(plan.chunks) > 1.9 * rows // 8
+    assert plan.places <= 2 * 88 + 16 + 2 * 8
 
 
 def test_an_order_that_nothing_can_be_kept_for_costs_a_chunk_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes from a recipe that says raw, and a level that is packed: slow, and right."""
-    monkeypatch.setattr(pools, "MOST_BYTES", 20 * SHAPE.row_bytes)
+    monkeypatch.setattr(pools, "MOST_BYTES", 26 * SHAPE.row_bytes)
+    monkeypatch.setattr(pools, "ROOM_BYTES", SHAPE.row_bytes)
     pool = Pool(views(tmp_path, SHAPE, 1))
     order = np.random.default_rng(0).permutation(60)
     parts = np.split(order, range(5, 60, 5))
@@ -227,6 +253,6 @@ def test_the_share_of_pairs_is_what_is_counted() -> None:
 def test_the_order_of_a_level_is_a_function_of_its_geometry() -> None:
     assert mixing(replace(SHAPE, profile="raw")) == Mixing(60)
     big = Geometry(100_000, (8, 32, 32), "uint8", 128, 8192, "zstd")  # 8 KiB a row, 800 MB
-    assert mixing(big) == Mixing(100_000, 128, 16_384)
+    assert mixing(big) == Mixing(100_000, 128, 14_336)
     assert mixing(big).windows == 6
     assert 0 < mixing(big).same_block < 0.01

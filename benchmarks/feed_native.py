@@ -1,0 +1,52 @@
+"""The native feed as one of the rivals: stored rows, exactly or block shuffled, with their labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from feed_rivals import Counter, Delivered, Look, Rival
+
+from pipeline.feed import LevelFeed
+from store.opening import open_level
+
+
+class Native(Rival):
+    """``feed(level, stored=True)``. What it hands out is its own until it is let go."""
+
+    def __init__(
+        self,
+        directory: Path,
+        batch: int,
+        threads: int,
+        *,
+        tier: str = "auto",
+        loader: str = "native",
+    ) -> None:
+        """
+        Args:
+            threads: that gather, the one that asks for batches among them.
+            loader: ``ffcv`` reads the same shards in place through ffcv's epoch thread.
+        """
+        self.directory = directory
+        self.options = {"batch": batch, "tier": tier, "loader": loader, "stored": True}
+        self.options["threads"] = max(1, threads - 1) if loader == "native" else threads
+        self.feed: LevelFeed | None = None
+
+    def prepare(self, seed: int) -> None:
+        if self.feed is None:
+            level = open_level(self.directory)
+            labels = np.arange(len(level))
+            self.feed = LevelFeed(level, labels=labels, **self.options)  # type: ignore[arg-type]
+
+    def epoch(self, seed: int, look: Look | None = None) -> Delivered:
+        assert self.feed is not None
+        counter = Counter(look)
+        for x, _ in self.feed.epoch(seed):
+            counter.add(x)
+        return counter.total
+
+    def forget(self) -> None:
+        if self.feed is not None:
+            self.feed.close()
+            self.feed = None
