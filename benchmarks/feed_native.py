@@ -1,4 +1,4 @@
-"""The native feed as one of the rivals: stored rows, exactly or block shuffled, with their labels."""
+"""The native feed as one of the rivals: stored rows in random order, with their labels."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A process for each rival, idle until told: what a library does to its process stays there, and only
-one of them works at a time.
+"""A process for each rival, idle until told: what a library does to its process stays there, and
+only one of them works at a time.
 """
 
 from __future__ import annotations

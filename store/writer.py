@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +41,18 @@ HASH_THREADS = 2
 PUBLISHERS = 2
 """Shards on their way to the disk at a time: hashing one takes as long as writing it to a fast
 disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
+
+
+STEP_BACK = 10
+"""Niceness of threads that publish."""
+
+
+def _step_back() -> None:
+    """Let those who compute go first: a forward pass runs on all cores at once, and waits for the
+    one that was taken from it. Threads of this one step back with it."""
+    if sys.platform == "linux":  # where threads have a priority of their own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STEP_BACK)
 
 
 class LevelWriter:
@@ -165,7 +180,7 @@ class LevelWriter:
             DiskFull, StoreRefused: of the first shard that was refused; the others are kept.
         """
         nbytes, waiting = 0, deque[Future[int]]()
-        with ThreadPoolExecutor(PUBLISHERS) as pool:
+        with ThreadPoolExecutor(PUBLISHERS, initializer=_step_back) as pool:
             for shard, rows in produced:
                 waiting.append(pool.submit(self.put, shard, rows))
                 if len(waiting) == PUBLISHERS:
