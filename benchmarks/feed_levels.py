@@ -94,15 +94,18 @@ class Features:
         return self.rows[np.arange(begin, end) % len(self.rows)]
 
 
-def features(images: np.ndarray, row: str, precision: str, seed: int = 0) -> Features:
+def features(
+    images: np.ndarray, row: str, precision: str, seed: int = 0, *, as_many_values: bool = False
+) -> Features:
     """The first layer's features of these images.
 
     Args:
         row: size of a row, a key of ``MAPS``.
         precision: ``uint8`` or ``float16``.
+        as_many_values: as a row of uint8 has, and not as many bytes.
     """
     channels, side = MAPS[row]
-    width = channels if precision == "uint8" else channels // 2
+    width = channels if precision == "uint8" or as_many_values else channels // 2
     stem = max(0, int(math.log2(SIZE / side)))
     count = COMPUTED // (channels * side**2)
     blocks = range(0, count, max(1, BLOCK_PIXELS // side**2))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from feed_rivals import Counter, Delivered, Look, Rival
+from feed_rivals import Counter, Delivered, Look, Rival, Threaded
 
 from pipeline.feed import LevelFeed
 from store.opening import open_level
+from store.packed import Chunks
 
 
 class Native(Rival):
@@ -50,3 +51,18 @@ class Native(Rival):
         if self.feed is not None:
             self.feed.close()
             self.feed = None
+
+
+class DecodeOnly(Threaded):
+    """The limit of packed levels: every chunk decoded in file order and checked against its
+    checksum, nothing mixed and nothing gathered."""
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        self.chunks = Chunks([open_level(directory)], mapped=True)
+        super().__init__(threads, self.chunks.empty().shape, np.uint8)
+        self.parts = list(range(len(self.chunks)))
+
+    def read(self, part: int, buffer: np.ndarray) -> np.ndarray:
+        self.chunks.decode(part, buffer)
+        first, end = self.chunks.rows(part)
+        return buffer[: end - first]

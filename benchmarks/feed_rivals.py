@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,10 +71,11 @@ class Counter:
 
 
 class Threaded(Rival):
-    """Threads that share an epoch, each with a buffer of its own that it reuses."""
+    """Threads that share an epoch, each with buffers of its own that it reuses."""
 
-    def __init__(self, threads: int, shape: tuple[int, ...], dtype: Any) -> None:
-        self.buffers = [aligned(shape, dtype) for _ in range(threads)]
+    def __init__(self, threads: int, shape: tuple[int, ...], dtype: Any, each: int = 1) -> None:
+        """``each``: buffers that a thread fills in turn."""
+        self.buffers = [[aligned(shape, dtype) for _ in range(each)] for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
         self.parts: list[Any] = []
 
@@ -88,8 +90,9 @@ class Threaded(Rival):
 
     def _work(self, thread: int, look: Look | None) -> Delivered:
         counter = Counter(look)
+        buffers = cycle(self.buffers[thread])
         for part in self.parts[thread :: len(self.buffers)]:
-            counter.add(self.read(part, self.buffers[thread]))
+            counter.add(self.read(part, next(buffers)))
         return counter.total
 
 
@@ -97,12 +100,16 @@ class Threaded(Rival):
 
 
 class Take(Threaded):
-    """The rows of each batch sorted, the order itself random and drawn before the clock starts."""
+    """The rows of each batch sorted, the order itself random and drawn before the clock starts.
 
-    def __init__(self, flat: Flat, batch: int, threads: int) -> None:
+    Whoever hands a batch out while the next is gathered needs more than one buffer per thread, and
+    the more there are, the fewer stay in the cache: ``each`` makes the limit comparable.
+    """
+
+    def __init__(self, flat: Flat, batch: int, threads: int, each: int = 1) -> None:
         self.map, self.batch = flat.map(), batch
         self.rows = self.map.reshape(flat.rows, -1).view(np.uint8).view(np.ndarray)
-        super().__init__(threads, (batch, self.rows.shape[1]), np.uint8)
+        super().__init__(threads, (batch, self.rows.shape[1]), np.uint8, each)
 
     def prepare(self, seed: int) -> None:
         order = np.random.default_rng(seed).permutation(len(self.rows))

@@ -5,6 +5,7 @@ only one of them works at a time.
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -108,3 +109,4 @@ def _digest(rival: Rival, seed: int) -> int:
 
 def _forget(rival: Rival, _: int) -> None:
     rival.forget()
+    gc.collect()  # a map that is in a cycle is a map

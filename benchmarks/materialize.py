@@ -7,9 +7,10 @@ at most 512 MB beyond what the process had, whatever the number of images.
 Method: `pipeline.materialize.materialize` itself, on runs made here (random images, one epoch),
 against the same layer applied to blocks that lie in memory as float32 in the layout that it likes,
 and against files of the same bytes, each written and synced. Both in one process with the same
-threads and allocator, interleaved, medians over n pairs. A trivial forward pass hands on the rows
-that it is given (`through`), or is the identity under the numeric policy (`identity`: to float32,
-channels last, and back). Memory is anonymous memory of the process, looked at every 2 ms.
+threads and allocator, interleaved; a ratio is the median over the pairs. A trivial forward pass
+hands on the rows that it is given (`through`), or is the identity under the numeric policy
+(`identity`: to float32, channels last, and back). Memory is anonymous memory of the process, looked
+at every 2 ms.
 
     python benchmarks/materialize.py [--quick] [--json] [--out FILE]
 """
@@ -20,12 +21,11 @@ import argparse
 import dataclasses
 import gc
 import json
+import multiprocessing
 import shutil
 import statistics
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,49 +34,25 @@ from typing import Any
 import numpy as np
 import torch
 from durability_cost import bare
+from measuring import RESULTS, Peak, keep, ratio, seconds
+from random_run import CPU, make_run
 from torch import Tensor, nn
 
 from pipeline import algorithm, device, materialize, rundir
-from pipeline.recipe import parse
 from pipeline.session import Session
 from pipeline.source import Features, features
 from stages.featurize import Frozen
 from store.feature_store import Store
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ROOT / "pipeline/recipes"
-TRAIN, CPU = 256, torch.device("cpu")
+TRAIN = 256
 LAYERS = {
     "cifar10-k1 layer 2": ("cifar10-k1", 2, 1536),
     "cifar10-k2 layer 2": ("cifar10-k2", 2, 3072),
+    "cifar10-small layer 2": ("cifar10-small", 2, 24576),
 }
-LAYERS["cifar10-small layer 2"] = ("cifar10-small", 2, 24576)
 """Recipe, layer, and test images: what is written are the features of those."""
 AT_LEAST = {"compute": 0.9, "through": 0.85}
 MOST_MEMORY = 512e6
-
-
-def make_run(place: Path, name: str, images: int) -> Session:
-    """A run of a built-in recipe on random images, with fresh draws: it writes test features."""
-    rng = np.random.default_rng(0)
-    arrays: dict[str, Any] = {}
-    for split, count in (("train", TRAIN), ("test", images)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        arrays[f"y_{split}"] = np.arange(count) % 10
-    np.savez(place / "images.npz", **arrays)
-    text = (RECIPES / f"{name}.toml").read_text("utf-8")
-    text = text.replace('views = "canvas"', "views = 0")
-    epochs = f"epochs = {parse(text, name).schedule.epochs}"
-    text = text.replace(epochs, "epochs = 1")
-    facts = {"compute": "float32", **device.facts(CPU)}
-    run = rundir.create(place / "run", name, text, 0, f"npz:{place / 'images.npz'}", facts)
-    return Session(run, Store(place / "store"), CPU)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
 
 
 # ---- a forward pass that limits -----------------------------------------------------------------
@@ -84,7 +60,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def against_forward(place: Path, name: str, j: int, images: int, pairs: int) -> dict[str, Any]:
     """x_j written, and layer j applied to as many blocks."""
-    session = make_run(place, name, images)
+    session = make_run(place, name, train=TRAIN, test=images)
     algorithm.make(session, solve=j, write=j - 1)
     source, block = features(session, j, "test"), session.run.recipe.cache.block
     with source.delivery(once=True) as delivery:
@@ -106,13 +82,11 @@ def against_forward(place: Path, name: str, j: int, images: int, pairs: int) -> 
             taken = seconds(work)
             times[what] += [taken] if pair else []
     level = session.store.open(session.key(j, "test", "clean"))
-    ratios = [f / m for f, m in zip(times["forward"], times["materialize"], strict=True)]
     return {
         "images": images,
         "bytes": level.nbytes,
         "images_per_s": {w: round(images / statistics.median(t), 1) for w, t in times.items()},
-        "ratio_materialize_to_forward": round(statistics.median(ratios), 3),
-        "ratio_quartiles": quartiles(ratios),
+        "ratio_materialize_to_forward": ratio(times["forward"], times["materialize"]),
         "shares": session.run.features(j)["levels"]["test"]["shares"],  # pyright: ignore
     }
 
@@ -124,10 +98,6 @@ def write(session: Session, j: int) -> None:
 def remove(session: Session, j: int) -> None:
     session.store.remove(j, session.run.nodes()[j].fingerprint)
     gc.collect()
-
-
-def quartiles(values: list[float]) -> list[float]:
-    return [round(q, 3) for q in statistics.quantiles(values, n=4)] if len(values) > 1 else values
 
 
 # ---- a forward pass that does not ---------------------------------------------------------------
@@ -156,7 +126,7 @@ def trivial(kind: str) -> Callable[..., Features]:
 
 def against_write(place: Path, kinds: list[str], images: int, pairs: int) -> dict[str, Any]:
     """x_2 written as a copy of x_1, and files of as many bytes."""
-    session = make_run(place, "cifar10-k2", images)
+    session = make_run(place, "cifar10-k2", train=TRAIN, test=images)
     algorithm.make(session, solve=2, write=2)
     level = session.store.open(session.key(2, "test", "clean"))
     shape, nbytes = level.geometry, level.nbytes
@@ -177,9 +147,7 @@ def against_write(place: Path, kinds: list[str], images: int, pairs: int) -> dic
     found: dict[str, Any] = {"bytes": nbytes, "shards": shape.shards}
     found["gb_per_s"] = {k: round(nbytes / statistics.median(t) / 1e9, 3) for k, t in times.items()}
     for kind in kinds:
-        ratios = [b / k for b, k in zip(times["bare"], times[kind], strict=True)]
-        found[f"ratio_{kind}_to_bare_write"] = round(statistics.median(ratios), 3)
-        found[f"ratio_{kind}_quartiles"] = quartiles(ratios)
+        found[f"ratio_{kind}_to_bare_write"] = ratio(times["bare"], times[kind])
     return found
 
 
@@ -196,48 +164,28 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 # ---- memory -------------------------------------------------------------------------------------
 
 
-class Peak:
-    """The most anonymous memory of this process while the block runs, beyond that at its start."""
-
-    def __enter__(self) -> Peak:
-        gc.collect()
-        self.start = self.most = anonymous_bytes()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._end.wait(0.002):
-            self.most = max(self.most, anonymous_bytes())
-
-    @property
-    def nbytes(self) -> int:
-        return self.most - self.start
-
-
-def anonymous_bytes() -> int:
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
-
-
 def memory(place: Path, images: list[int]) -> dict[str, Any]:
-    """Peaks of writing x_2 of `cifar10-small`, for several numbers of images."""
+    """Peaks of writing x_2 of `cifar10-small`, for several numbers of images, each by a process
+    that has done nothing before: freed memory that is kept would hide what is used."""
     peaks = {}
     for count in images:
         here = place / str(count)
         here.mkdir()
-        session = make_run(here, "cifar10-small", count)
+        session = make_run(here, "cifar10-small", train=TRAIN, test=count)
         algorithm.make(session, solve=2, write=1)
-        with Peak() as peak:
-            write(session, 2)
-        peaks[str(count)] = peak.nbytes
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            peaks[str(count)] = process.apply(peak_of_writing, (here,))
         shutil.rmtree(here)
     return {"peak_bytes_by_images": peaks}
+
+
+def peak_of_writing(place: Path) -> int:
+    run = rundir.find(place / "run")
+    assert run is not None
+    device.keep_freed_memory()
+    with Peak() as peak:
+        write(Session(run, Store(place / "store"), CPU), 2)
+    return peak.nbytes
 
 
 # ---- all ----------------------------------------------------------------------------------------
@@ -258,8 +206,8 @@ def measure(*, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="materialize-", dir=Path.cwd()) as place:
         counts = [2_000, 8_000] if quick else [10_000, 80_000]
         found["memory"] = memory(Path(place), counts)
-    best = found["cifar10-k1 layer 2"]["ratio_materialize_to_forward"]
-    through = found["trivial"]["ratio_through_to_bare_write"]
+    best = found["cifar10-k1 layer 2"]["ratio_materialize_to_forward"]["median"]
+    through = found["trivial"]["ratio_through_to_bare_write"]["median"]
     peak = max(found["memory"]["peak_bytes_by_images"].values())
     found["holds"] = {
         "compute": best >= AT_LEAST["compute"],
@@ -275,17 +223,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the result on stdout")
     parser.add_argument("--out", type=Path, help="default: the committed result, if not --quick")
     options = parser.parse_args()
-    facts = device.facts(CPU)
-    result = measure(quick=options.quick) | {
-        "created": time.strftime("%Y-%m-%d"),
-        "machine": facts["machine"],
-        "versions": facts["versions"],
-    }
-    out = options.out or (None if options.quick else ROOT / "benchmarks/results/materialize.json")
-    if out:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if options.json or not out:
-        print(json.dumps(result, indent=1))
+    out = options.out or (None if options.quick else RESULTS / "materialize.json")
+    keep(measure(quick=options.quick), out, show=options.json)
 
 
 if __name__ == "__main__":

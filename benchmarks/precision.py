@@ -23,13 +23,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from measuring import RESULTS, keep
 
-from pipeline import device
 from store.fingerprint import fingerprint
 from store.layout import LevelKey
 from store.level import Level
@@ -157,18 +155,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", required=True, help="imagefolder:… of CIFAR-10")
     parser.add_argument("--seeds", type=int, default=3, help="at least 2")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/precision.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
     options = parser.parse_args()
-    facts = device.facts(torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="precision-", dir=Path.cwd()) as place:
         result = measure(Path(place), options.seeds, options.data)
-    result |= {
-        "created": time.strftime("%Y-%m-%d"),
-        "machine": facts["machine"],
-        "versions": facts["versions"],
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    keep(result, options.out, show=True)
 
 
 if __name__ == "__main__":

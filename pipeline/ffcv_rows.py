@@ -8,6 +8,7 @@ memory of its own, and leaving an epoch early ends the thread. docs/ffcv.md has 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class FfcvRows:
         """The rows of each part, in exactly the order asked for.
 
         Args:
-            parts: int64 row numbers; all of one length, but for a shorter last one.
+            parts: int64 row numbers. ffcv's epochs have batches of one length and a shorter last
+                one: wherever lengths change otherwise, another of its epochs begins.
 
         Returns:
             Arrays (len(part), channel, y, x) of stored elements, in the level's dtype. Each is
@@ -75,29 +77,28 @@ class FfcvRows:
 
         Raises:
             IndexError: there is no such row. At once, as the next.
-            ValueError: parts of different lengths.
             LevelDamaged: a shard is gone or was cut; later, a row is not the one that was written.
             LoaderError: the same of a .beton; ffcv failed; these rows were closed; a second epoch
                 where numba has no threads that are safe for two.
         """
         self._check_open()
-        if not len(parts):
-            return iter(())
-        length, order = len(parts[0]), np.concatenate(parts).astype(np.int64, copy=False)
-        if any(len(part) != length for part in parts[:-1]) or not 0 < len(parts[-1]) <= length:
-            raise ValueError("all parts but the last must have the same number of rows")
-        if order.min() < 0 or order.max() >= len(self):
-            raise IndexError(f"rows {order.min()}…{order.max()} of {len(self)}")
+        for part in parts:
+            if len(part) and not 0 <= part.min() <= part.max() < len(self):
+                raise IndexError(f"rows {part.min()}…{part.max()} of {len(self)}")
         self._source.ready()
-        return self._run(order, length, len(parts))
+        return chain.from_iterable(self._run(epoch) for epoch in _epochs(parts))
 
-    def _run(self, order: np.ndarray, length: int, count: int) -> Iterator[np.ndarray]:
-        self._check_open()  # again: this runs when the first batch is asked for
+    def _run(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        self._check_open()  # again: this runs when its first batch is asked for
+        order, length = np.concatenate(parts).astype(np.int64, copy=False), len(parts[0])
+        if not length:
+            yield self._source.shaped(np.empty((0, *self._source.row), np.uint8))
+            return
         with alone(self._loader.num_workers):
             epoch = start(self._loader, order, length, self._finished)
             self._epochs.add(epoch)
             try:
-                for _ in range(count):
+                for _ in parts:
                     yield next_batch(epoch)
             finally:
                 stop(epoch)
@@ -112,6 +113,18 @@ class FfcvRows:
         stored = self._source.shaped(batch)
         self._source.check(rows, stored)
         return stored
+
+
+def _epochs(parts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+    """Runs of parts of one length, each with the shorter part that follows it; an empty part is
+    alone."""
+    begin = 0
+    for at, (last, part) in enumerate(pairwise(parts), 1):
+        if len(last) != len(parts[begin]) or len(part) > len(last) or not len(part):
+            yield parts[begin:at]
+            begin = at
+    if len(parts):
+        yield parts[begin:]
 
 
 # ---- what is read -------------------------------------------------------------------------------

@@ -76,8 +76,18 @@ def test_any_row_any_number_of_times(tmp_path: Path) -> None:
         for wrong in ([-1], [9]):
             with pytest.raises(IndexError, match=r"of 9"):
                 rows.batches([np.array(wrong)])
-        with pytest.raises(ValueError, match="same number of rows"):
-            rows.batches([np.array([1]), np.array([1, 2]), np.array([3])])
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 1], [4, 4, 3, 4, 4, 3, 0, 2], [0, 0, 5], [3, 2, 1]])
+def test_parts_of_any_lengths(tmp_path: Path, lengths: list[int]) -> None:
+    """Blocks within shards, and ranks whose part of a last batch is empty."""
+    levels = views(tmp_path, Geometry(40, (2, 3, 2), "float16", chunk_rows=2, shard_rows=8), 1)
+    ends = np.cumsum(lengths)
+    parts = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    with FfcvRows.of_levels(levels) as rows:
+        found = list(rows.batches(parts))
+    assert [batch.shape for batch in found] == [(length, 2, 3, 2) for length in lengths]
+    assert equal(np.concatenate(found), levels[0].read(0, int(ends[-1])))
 
 
 def test_a_batch_is_memory_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""What is compared with what: for each kind of level the readers of it, and the files they need."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from feed_levels import Features, make_level, write_beton, write_flat
+from feed_limits import drop_cache
+from feed_native import DecodeOnly, Native
+from feed_rivals import DataLoader, Ffcv, Rival, Take, Tensorstore, zarr_python, zarrs
+from feed_worker import Timed, Worker
+
+from store.level import Level
+
+THREADS = len(os.sched_getaffinity(0))
+BATCHES_OF_DATALOADER = 4
+"""Of an epoch; all of them would take minutes."""
+PARTIAL = ("DataLoader over zarr-python",)
+"""Who does not deliver whole epochs."""
+
+Rivals = Mapping[str, Callable[[], Rival]]
+
+
+def batch_of(row: str) -> int:
+    return 32 if row == "1.6MB" else 128
+
+
+def raw(place: Path, level: Level, batch: int) -> Rivals:
+    """Readers of the same bytes, all of them in the page cache."""
+    flat, beton, here = write_flat(level, place / "flat"), place / "x.beton", level.directory
+    write_beton(flat, beton)
+    return {
+        "native": partial(Native, here, batch, THREADS),
+        "np.take": partial(Take, flat, batch, THREADS),
+        "np.take, buffers in turn": partial(Take, flat, batch, THREADS, each=2),
+        "np.take, 1 thread": partial(Take, flat, batch, 1),
+        "ffcv": partial(Ffcv, beton, batch, THREADS),
+        "ffcv parallel": partial(Ffcv, beton, batch, THREADS, parallel=True),
+        "ffcv parallel, ring kept": partial(Ffcv, beton, batch, THREADS, parallel=True, kept=True),
+        "native --loader ffcv": partial(Native, here, batch, THREADS, loader="ffcv"),
+        PARTIAL[0]: partial(DataLoader, here, batch, THREADS, BATCHES_OF_DATALOADER),
+        "zarr-python in order": partial(zarr_python, here),
+        "zarrs in order": partial(zarrs, here, THREADS),
+        "tensorstore in order": partial(Tensorstore, here, THREADS),
+    }
+
+
+def packed(level: Level, batch: int) -> Rivals:
+    """Shuffled batches, against the same chunks in file order."""
+    here = level.directory
+    return {
+        "native": partial(Native, here, batch, THREADS, tier="disk"),
+        "native, memory tier": partial(Native, here, batch, THREADS, tier="memory"),
+        "decoding alone": partial(DecodeOnly, here, THREADS),
+        "zarr-python in order": partial(zarr_python, here),
+        "zarrs in order": partial(zarrs, here, THREADS),
+        "tensorstore in order": partial(Tensorstore, here, THREADS),
+    }
+
+
+def cold(place: Path, codes: Features, halves: Features, batch: int, nbytes: int) -> Rivals:
+    """The same number of values in uint8 and in 16 bits, none of it in the page cache."""
+    ours = make_level(place / "store", codes, "zstd", nbytes).directory
+    narrow = make_level(place / "store", codes, "raw", nbytes)
+    wide = make_level(place / "store", halves, "raw", 2 * nbytes)
+    betons = {}
+    for name, level in (("uint8", narrow), ("16-bit", wide)):
+        flat, betons[name] = write_flat(level, place / "flat"), place / f"{name}.beton"
+        write_beton(flat, betons[name])
+        flat.path.unlink()
+    ffcv = partial(Ffcv, batch=batch, workers=THREADS, parallel=True)
+    return {
+        "native zstd uint8": partial(Native, ours, batch, THREADS, tier="disk"),
+        "native raw uint8": partial(Native, narrow.directory, batch, THREADS),
+        "native raw uint8, disk tier": partial(
+            Native, narrow.directory, batch, THREADS, tier="disk"
+        ),
+        "ffcv 16-bit": partial(ffcv, betons["16-bit"]),
+        "ffcv 16-bit, os_cache off": partial(ffcv, betons["16-bit"], os_cache=False),
+        "ffcv uint8": partial(ffcv, betons["uint8"]),
+        "zarrs zstd uint8 in order": partial(zarrs, ours, THREADS),
+        "tensorstore zstd uint8 in order": partial(Tensorstore, ours, THREADS, mapped=False),
+    }
+
+
+@contextmanager
+def working(rivals: Rivals) -> Iterator[dict[str, Worker]]:
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(Worker(make)) for name, make in rivals.items()}
+
+
+def race(
+    workers: Mapping[str, Worker], epochs: int, before: Callable[[], None] = lambda: None
+) -> dict[str, list[Timed]]:
+    """Epochs of all in turn, each time beginning with another; the first of each is not counted.
+
+    Args:
+        before: called before every epoch.
+    """
+    found: dict[str, list[Timed]] = {name: [] for name in workers}
+    names = list(workers)
+    for epoch in range(epochs + 1):
+        for name in names[epoch % len(names) :] + names[: epoch % len(names)]:
+            before()
+            timed = workers[name].epoch(epoch)
+            found[name] += [timed] if epoch else []
+    return found
+
+
+def check(workers: Mapping[str, Worker]) -> None:
+    """Every row once, and the same rows from all. Raises RuntimeError if they are not."""
+    digests = {name: worker.digest(0) for name, worker in workers.items() if name not in PARTIAL}
+    if len(set(digests.values())) != 1:
+        raise RuntimeError(f"not the same rows: {digests}")
+
+
+def forget(workers: Mapping[str, Worker], place: Path) -> None:
+    """Nothing of any file stays in the page cache. Raises RuntimeError if something does."""
+    gc.collect()  # maps of our own
+    for worker in workers.values():
+        worker.forget()
+    if left := drop_cache(path for path in place.rglob("*") if path.is_file() and _size(path)):
+        raise RuntimeError(f"{left:.1%} of the files stay in the page cache")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def rates(found: Mapping[str, list[Timed]]) -> dict[str, Any]:
+    """By reader, GB/s of rows in every epoch."""
+    return {name: [timed.rate for timed in times] for name, times in found.items()}

@@ -1,0 +1,77 @@
+"""What benchmarks share: time, ratios, peak memory, and the machine that a result is from."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import device
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Of rates that were taken in the same rounds: the median over the rounds, and the quartiles,
+    because a machine that is shared is as fast as it is in that round."""
+    found = [a / b for a, b in zip(ours, theirs, strict=True)]
+    quartiles = statistics.quantiles(found, n=4) if len(found) > 1 else [found[0]] * 3
+    return {
+        "median": round(statistics.median(found), 3),
+        "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+        "n": len(found),
+    }
+
+
+class Peak:
+    """The most anonymous memory of this process while the block runs, beyond that at its start."""
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        self.start = self.most = anonymous_bytes()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.002):
+            self.most = max(self.most, anonymous_bytes())
+
+    @property
+    def nbytes(self) -> int:
+        return self.most - self.start
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+
+
+def keep(result: dict[str, Any], path: Path | None, *, show: bool) -> None:
+    """Write a result with its date, machine and versions, and show it if asked or not written."""
+    facts = device.facts(torch.device("cpu"))
+    result |= {"created": time.strftime("%Y-%m-%d")}
+    result |= {name: facts[name] for name in ("machine", "versions")}
+    text = json.dumps(result, indent=1) + "\n"
+    if path is not None:
+        path.write_text(text, encoding="utf-8")
+    if show or path is None:
+        print(text, end="")
