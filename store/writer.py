@@ -44,15 +44,17 @@ disk, so one alone would leave the disk waiting. Each holds its rows in memory."
 
 
 STEP_BACK = 10
-"""Niceness of threads that publish."""
+"""What is added to the niceness of threads that publish."""
 
 
 def _step_back() -> None:
     """Let those who compute go first: a forward pass runs on all cores at once, and waits for the
     one that was taken from it. Threads of this one step back with it."""
     if sys.platform == "linux":  # where threads have a priority of their own
+        thread = threading.get_native_id()
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STEP_BACK)
+            nice = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, nice + STEP_BACK))
 
 
 class LevelWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from dataclasses import replace
@@ -301,3 +302,16 @@ def test_a_level_is_opened_by_its_directory(level: Level, tmp_path: Path) -> Non
     level.directory.rename(moved)
     with pytest.raises((LevelAbsent, LevelConflict)):
         open_level(moved)
+
+
+def test_the_examples_of_the_page_run(level: Level) -> None:
+    page = (Path(__file__).parent.parent / "docs/feed.md").read_text("utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    place = re.search(r'open_level\("(.*?)"\)', code)
+    assert place is not None
+    code = code.replace(place[1], str(level.directory)).replace('"cuda"', '"cpu"')
+    names: dict[str, Any] = {}
+    exec(code.replace("256", "16"), names)
+    assert names["x"].shape == (ROWS % 16, 3, 6, 6)
+    assert names["state"]["epoch"] == 10
+    assert names["batches"].state_dict()["epoch"] == 11

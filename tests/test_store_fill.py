@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from store.files import Files
 from store.layout import Geometry
 from store.level import shard_name
 from store.publish import TEMPORARY
-from store.writer import PUBLISHERS, LevelWriter
+from store.writer import PUBLISHERS, STEP_BACK, LevelWriter
 
 SHAPE = replace(SMALL, rows=40)  # ten shards
 ROWS = drawn(SHAPE)
@@ -62,6 +64,23 @@ def test_shards_are_published_side_by_side(tmp_path: Path) -> None:
             super().link(source, target)
 
     begun(tmp_path, Meeting()).fill(produced())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_those_who_publish_step_back_and_nobody_else(tmp_path: Path) -> None:
+    found: set[int] = set()
+
+    class Looking(LevelWriter):
+        def put(self, shard: int, rows: np.ndarray) -> int:
+            found.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().put(shard, rows)
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    writer = Looking(tmp_path, KEY, SHAPE, [INTENT])
+    writer.begin()
+    writer.fill(produced())
+    assert found == {min(19, before + STEP_BACK)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_what_is_made_waits_for_what_is_published(tmp_path: Path) -> None:
