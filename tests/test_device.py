@@ -44,7 +44,7 @@ import resource, sys, torch
 from pipeline.device import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
-for _ in range(3):
+for _ in range(40):  # until small things have found their place between the large ones
     torch.ones(12 << 20)  # 48 MiB
 begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
@@ -55,7 +55,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
 def test_freed_memory_is_kept_for_the_next_tensor() -> None:
-    """Page faults of four tensors: those of one that is mapped anew, and none."""
+    """Page faults of four tensors: each is mapped anew, or none."""
 
     def faults(how: str) -> int:
         root = Path(__file__).parent.parent
