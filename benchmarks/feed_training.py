@@ -15,21 +15,32 @@ import torch
 from measuring import ratio, seconds
 from random_run import CPU, make_run
 
-from pipeline import algorithm, device
+from pipeline import algorithm
+from pipeline import device as devices
 from pipeline.problem_feed import ProblemFeed
 from pipeline.session import Session
 from stages.network import build_problem
 from stages.solve import Schedule, Solver
 
 
-def fed_against_memory(place: Path, images: int, rounds: int, steps: int) -> dict[str, Any]:
+def fed_against_memory(
+    place: Path,
+    images: int,
+    rounds: int,
+    steps: int,
+    *,
+    device: torch.device = CPU,
+    tier: str = "auto",
+) -> dict[str, Any]:
     """Images per second of both, and the ratio of the rates.
 
     Args:
         images: to train on; as many as ``steps`` batches, at least.
     """
-    device.keep_freed_memory()
-    session = make_run(place, "cifar10-small", train=images, test=256, canvas=True)
+    devices.keep_freed_memory()
+    session = make_run(
+        place, "cifar10-small", train=images, test=256, canvas=True, device=device, tier=tier
+    )
     algorithm.make(session, solve=1, write=1)
     solver = solver_of(session, rounds)
     with ProblemFeed(session, 1) as feed:
@@ -37,7 +48,11 @@ def fed_against_memory(place: Path, images: int, rounds: int, steps: int) -> dic
         x, y = x.clone(memory_format=torch.channels_last), y.clone()
 
         def train(batches: Any) -> float:
-            return seconds(lambda: solver.run_epoch(batches, steps, lambda _: None))
+            def work() -> None:
+                solver.run_epoch(batches, steps, lambda _: None)
+                devices.finish(device)
+
+            return seconds(work)
 
         times: dict[str, list[float]] = {"fed": [], "memory": []}
         for round_ in range(rounds + 1):
@@ -59,4 +74,4 @@ def solver_of(session: Session, rounds: int) -> Solver:
     recipe = session.run.recipe
     problem = build_problem(recipe.layers[1], recipe.auxiliaries[1], 0)
     schedule = Schedule("step", 2 * rounds + 2, recipe.schedule.batch, 0.01, 0.9, 5e-4)
-    return Solver(problem, schedule, CPU, torch.float32)
+    return Solver(problem, schedule, session.device, torch.float32)

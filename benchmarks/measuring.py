@@ -15,6 +15,7 @@ import torch
 
 from pipeline import device
 
+CPU = torch.device("cpu")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -65,9 +66,9 @@ def anonymous_bytes() -> int:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
 
 
-def keep(result: dict[str, Any], path: Path | None, *, show: bool) -> None:
+def keep(result: dict[str, Any], path: Path | None, *, show: bool, on: torch.device = CPU) -> None:
     """Write a result with its date, machine and versions, and show it if asked or not written."""
-    facts = device.facts(torch.device("cpu"))
+    facts = device.facts(on)
     result |= {"created": time.strftime("%Y-%m-%d")}
     result |= {name: facts[name] for name in ("machine", "versions")}
     text = json.dumps(result, indent=1) + "\n"

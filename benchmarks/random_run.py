@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import device, rundir
+from pipeline import device as devices
+from pipeline import rundir
 from pipeline.recipe import parse
 from pipeline.session import Session
 from store.feature_store import Store
@@ -17,7 +18,16 @@ RECIPES = Path(__file__).resolve().parent.parent / "pipeline/recipes"
 CPU = torch.device("cpu")
 
 
-def make_run(place: Path, name: str, *, train: int, test: int, canvas: bool = False) -> Session:
+def make_run(
+    place: Path,
+    name: str,
+    *,
+    train: int,
+    test: int,
+    canvas: bool = False,
+    device: torch.device = CPU,
+    tier: str = "auto",
+) -> Session:
     """
     Args:
         train, test: numbers of images.
@@ -35,6 +45,6 @@ def make_run(place: Path, name: str, *, train: int, test: int, canvas: bool = Fa
         text = text.replace('views = "canvas"', "views = 0")
     epochs = f"epochs = {parse(text, name).schedule.epochs}"
     text = text.replace(epochs, "epochs = 1")
-    facts = {"compute": "float32", **device.facts(CPU)}
+    facts = {"compute": "float32", **devices.facts(device)}
     run = rundir.create(place / "run", name, text, 0, f"npz:{place / 'images.npz'}", facts)
-    return Session(run, Store(place / "store"), CPU)
+    return Session(run, Store(place / "store"), device, tier=tier)
