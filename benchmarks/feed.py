@@ -10,10 +10,12 @@ Method: features of real images (feed_levels.py), written by the real writer; ea
 best setting found for it (feed_rivals.py) and in a process of its own (feed_worker.py), of which
 one works at a time. Epochs are interleaved, the first of each is not counted; a ratio is the median
 over the rounds of the two rates of a round. Whoever delivers in order has less to do than whoever
-shuffles. What the machine can do at most is measured in the same run (feed_limits.py).
+shuffles. What the machine can do at most is measured, too (feed_limits.py). A part, or some sizes
+of rows, can be run again alone; what else the result file has stays.
 
     python benchmarks/feed.py [raw] [packed] [cold] [training] [memory] [limits]
-                              [--data cifar10.tar.xz] [--quick] [--json] [--out FILE]
+                              [--rows 2KB 32KB 128KB 1.6MB] [--data cifar10.tar.xz]
+                              [--quick] [--json] [--out FILE]
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -58,78 +61,78 @@ AT_LEAST = {
 MOST_MEMORY = 512e6
 
 
-class Measuring:
-    """Images, sizes and counts of one run; every method is a part of the result."""
+Part = Iterator[tuple[str, Any]]
+"""Cases by name."""
 
-    def __init__(self, data: Path | None, *, quick: bool) -> None:
-        self.quick, self.epochs = quick, 1 if quick else 5
-        self.bytes = 100_000_000 if quick else 1_000_000_000
+
+class Measuring:
+    """Images, sizes and counts of one run; every method is a part of the result, case by case."""
+
+    def __init__(self, data: Path | None, rows: Sequence[str], *, quick: bool) -> None:
+        self.rows, self.quick, self.epochs = rows, quick, 1 if quick else 5
+        self.bytes = 100_000_000 if quick else 500_000_000
         self._images = cache(lambda: load_images(data, 2_000 if quick else 20_000))
 
     def features(self, row: str, precision: str, **how: bool) -> Features:
         return features(self._images(), row, precision, **how)
 
-    def raw(self) -> dict[str, Any]:
-        found = {}
-        for row in MAPS:
+    def raw(self) -> Part:
+        """An epoch of 500 MB would be over before anything has settled."""
+        nbytes = 2 * self.bytes
+        for row in self.rows:
             for precision in PRECISIONS:
                 with directory() as place:
                     source = self.features(row, precision)
-                    level = make_level(place / "store", source, "raw", self.bytes)
+                    level = make_level(place / "store", source, "raw", nbytes)
                     rivals = cases.raw(place, level, cases.batch_of(row))
-                    found[f"{row} {precision}"] = self._race(rivals)
-        return found
+                    yield f"{row} {precision}", {"bytes": nbytes, **self._race(rivals)}
 
-    def packed(self) -> dict[str, Any]:
-        found = {}
+    def packed(self) -> Part:
         for precision, rows in PACKED.items():
-            for row in rows:
+            for row in set(rows) & set(self.rows):
                 source = self.features(row, precision)
                 for profile in ("zstd", "lz4"):
                     with directory() as place:
                         level = make_level(place / "store", source, profile, self.bytes)
                         case = self._race(cases.packed(level, cases.batch_of(row)))
                         case["compression"] = round(compression(level), 3)
-                        found[f"{row} {precision} {profile}"] = case
-        return found
+                        yield f"{row} {precision} {profile}", case
 
-    def cold(self) -> dict[str, Any]:
+    def cold(self) -> Part:
         """Samples per second count here, since rows have different sizes."""
-        found = {}
-        for row in MAPS:
+        for row in self.rows:
             with directory() as place:
                 codes = self.features(row, "uint8")
                 halves = self.features(row, "float16", as_many_values=True)
                 rivals = cases.cold(place, codes, halves, cases.batch_of(row), self.bytes // 2)
                 del codes, halves
-                found[row] = self._cold_race(rivals, place)
-        return found
+                yield row, self._cold_race(rivals, place)
 
-    def training(self) -> dict[str, Any]:
+    def training(self) -> Part:
         with directory() as place:
             images, rounds, steps = (2_048, 2, 8) if self.quick else (16_384, 9, 48)
-            return fed_against_memory(place, images, rounds, steps)
+            yield from fed_against_memory(place, images, rounds, steps).items()
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> Part:
         """Peaks of an epoch in a process that has done nothing before. What a tier holds is not in
         it: a raw level lies in the page cache, which the kernel takes back when it wants to."""
         found: dict[str, Any] = {}
         source = self.features("32KB", "float16")
-        for nbytes in (self.bytes // 2, 2 * self.bytes):
+        for nbytes in (self.bytes, 4 * self.bytes):
             for profile, tier in (("raw", "memory"), ("raw", "disk"), ("zstd", "disk")):
                 with directory() as place:
                     level = make_level(place, source, profile, nbytes)
                     with multiprocessing.get_context("spawn").Pool(1) as fresh:
                         peak = fresh.apply(peak_of, (level.directory, tier))
                     found[f"{profile}, {tier} tier, {len(level):,} rows"] = peak
-        return {"peak_bytes": found}
+        yield "peak_bytes", found
 
-    def limits(self) -> dict[str, Any]:
+    def limits(self) -> Part:
         """GB/s."""
         rows = self.features("32KB", "uint8").rows
         found = memory_limits() | disk_limits(Path.cwd(), self.bytes, 32_768)
         found |= arithmetic_limits(rows[: len(rows) // 4])
-        return {name: round(rate, 3) for name, rate in found.items()}
+        yield from ((name, round(rate, 3)) for name, rate in found.items())
 
     def _race(self, rivals: cases.Rivals) -> dict[str, Any]:
         with cases.working(rivals) as workers:
@@ -141,17 +144,16 @@ class Measuring:
         with cases.working(rivals) as workers:
             found = cases.race(workers, self.epochs, lambda: cases.forget(workers, place))
         samples = {k: [t.rows / t.seconds for t in times] for k, times in found.items()}
-        ours = samples["native zstd uint8"]
         best = [max(pair) for pair in zip(*(samples[k] for k in FFCV_16_BIT), strict=True)]
         return {
             "samples_per_s": {k: round(statistics.median(v)) for k, v in samples.items()},
             "gb_per_s": {k: median([t.rate for t in times]) for k, times in found.items()},
-            "ratio_native_to": {k: ratio(ours, v) for k, v in samples.items() if v is not ours},
-            "ratio_to_the_faster_ffcv_16_bit": ratio(ours, best),
+            "ratio_to_the_faster_ffcv_16_bit": {k: ratio(v, best) for k, v in samples.items()},
         }
 
 
 FFCV_16_BIT = ("ffcv 16-bit", "ffcv 16-bit, os_cache off")
+OURS_PACKED = ("native zstd uint8", "native lz4 uint8")
 
 
 @contextmanager
@@ -195,7 +197,10 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
         return min((c["ratio_native_to"][other]["median"] for c in cases), default=None)
 
     training = found.get("training", {}).get("ratio_fed_to_memory", {}).get("median")
-    every = [case["ratio_to_the_faster_ffcv_16_bit"]["median"] for case in cold.values()]
+    every = [
+        max(case["ratio_to_the_faster_ffcv_16_bit"][name]["median"] for name in OURS_PACKED)
+        for case in cold.values()
+    ]
     named = {
         "ratio_raw_to_ffcv": lowest(large, "ffcv"),
         "ratio_raw_to_ffcv_parallel": lowest(large, "ffcv parallel"),
@@ -228,20 +233,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="CIFAR-10 as class folders; default: noise")
     parser.add_argument("--quick", action="store_true", help="small, once: does it run?")
     parser.add_argument("--json", action="store_true", help="the result on stdout")
-    parser.add_argument("--out", type=Path, help="default: the committed result, if all of it is")
+    parser.add_argument("--out", type=Path, help="default: the committed result, if not --quick")
+    parser.add_argument("--rows", nargs="*", choices=list(MAPS), help="default: all sizes")
     options = parser.parse_args()
     wanted = options.parts or parts
     if unknown := set(wanted) - set(parts):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
-    measuring, found = Measuring(options.data, quick=options.quick), {}
-    for part in wanted:
-        work: Callable[[], dict[str, Any]] = getattr(measuring, part)
-        found[part] = work()
-        print(f"{part}: {json.dumps(found[part])}", file=sys.stderr, flush=True)
-    whole = not options.quick and set(wanted) == set(parts)
-    out = options.out or (RESULTS / "feed.json" if whole else None)
+    measuring = Measuring(options.data, options.rows or list(MAPS), quick=options.quick)
+    out = options.out or (None if options.quick else RESULTS / "feed.json")
+    found = json.loads(out.read_text("utf-8"))["parts"] if out and out.exists() else {}
     facts = {"images": options.data.name if options.data else "noise", "epochs": measuring.epochs}
-    keep({**verdict(found), **facts, **found}, out, show=options.json)
+    for part in wanted:
+        for name, case in getattr(measuring, part)():
+            found.setdefault(part, {})[name] = case
+            print(f"{time.strftime('%H:%M:%S')} {part}, {name}", file=sys.stderr, flush=True)
+            if out:  # whoever stops it keeps what there is
+                keep({**verdict(found), **facts, "parts": found}, out, show=False)
+    if options.json or not out:
+        keep({**verdict(found), **facts, "parts": found}, None, show=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,9 @@ def packed(level: Level, batch: int) -> Rivals:
 
 def cold(place: Path, codes: Features, halves: Features, batch: int, nbytes: int) -> Rivals:
     """The same number of values in uint8 and in 16 bits, none of it in the page cache."""
-    ours = make_level(place / "store", codes, "zstd", nbytes).directory
+    ours, lz4 = (
+        make_level(place / "store", codes, profile, nbytes).directory for profile in ("zstd", "lz4")
+    )
     narrow = make_level(place / "store", codes, "raw", nbytes)
     wide = make_level(place / "store", halves, "raw", 2 * nbytes)
     betons = {}
@@ -75,12 +78,12 @@ def cold(place: Path, codes: Features, halves: Features, batch: int, nbytes: int
         write_beton(flat, betons[name])
         flat.path.unlink()
     ffcv = partial(Ffcv, batch=batch, workers=THREADS, parallel=True)
+    native = partial(Native, batch=batch, threads=THREADS, tier="disk", outgrown=True)
     return {
-        "native zstd uint8": partial(Native, ours, batch, THREADS, tier="disk"),
-        "native raw uint8": partial(Native, narrow.directory, batch, THREADS),
-        "native raw uint8, disk tier": partial(
-            Native, narrow.directory, batch, THREADS, tier="disk"
-        ),
+        "native zstd uint8": partial(native, ours),
+        "native lz4 uint8": partial(native, lz4),
+        "native raw uint8": partial(native, narrow.directory),
+        "native raw uint8, mapped": partial(Native, narrow.directory, batch, THREADS),
         "ffcv 16-bit": partial(ffcv, betons["16-bit"]),
         "ffcv 16-bit, os_cache off": partial(ffcv, betons["16-bit"], os_cache=False),
         "ffcv uint8": partial(ffcv, betons["uint8"]),
@@ -91,8 +94,9 @@ def cold(place: Path, codes: Features, halves: Features, batch: int, nbytes: int
 
 @contextmanager
 def working(rivals: Rivals) -> Iterator[dict[str, Worker]]:
-    with ExitStack() as stack:
-        yield {name: stack.enter_context(Worker(make)) for name, make in rivals.items()}
+    with ExitStack() as stack, ThreadPoolExecutor(THREADS) as pool:  # they start slowly
+        workers = list(pool.map(Worker, rivals.values()))
+        yield dict(zip(rivals, map(stack.enter_context, workers), strict=True))
 
 
 def race(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from feed_rivals import Counter, Delivered, Look, Rival, Threaded
 
+from pipeline import delivery
 from pipeline.feed import LevelFeed
 from store.opening import open_level
 from store.packed import Chunks
@@ -23,13 +24,18 @@ class Native(Rival):
         *,
         tier: str = "auto",
         loader: str = "native",
+        outgrown: bool = False,
     ) -> None:
         """
         Args:
             threads: that gather, the one that asks for batches among them.
             loader: ``ffcv`` reads the same shards in place through ffcv's epoch thread.
+            outgrown: read as if the level had no room in memory: nothing is mapped, so that there
+                is nothing to forget.
         """
-        self.directory = directory
+        self.directory, self.outgrown = directory, outgrown
+        if outgrown:
+            delivery.CACHE_SHARE = 0.0
         self.options = {"batch": batch, "tier": tier, "loader": loader, "stored": True}
         self.options["threads"] = max(1, threads - 1) if loader == "native" else threads
         self.feed: LevelFeed | None = None
@@ -48,7 +54,7 @@ class Native(Rival):
         return counter.total
 
     def forget(self) -> None:
-        if self.feed is not None:
+        if self.feed is not None and not self.outgrown:
             self.feed.close()
             self.feed = None
 

@@ -20,6 +20,8 @@ MOST_BYTES = 4 * POOL_BYTES
 """Of places: two windows, which together have at most three times POOL_BYTES, and some room."""
 ROOM_BYTES = 16 << 20
 """Of places beyond those that must be there, so that chunks are decoded before the last moment."""
+FETCHED_AHEAD = 32
+"""Chunks that a disk is asked for before they are decoded: about 1 MiB each, before packing."""
 
 
 class Pool(Rows):
@@ -78,7 +80,7 @@ class Decoding:
         self._memory = pool.lend(schedule.places)
         self._decoded = _Prefix([1] * len(schedule.chunks))
         self._taken = _Prefix(np.diff(schedule.ends, prepend=0).tolist())
-        self._handed_out, self._ended = 0, 0
+        self._asked, self._handed_out, self._ended = 0, 0, 0
         self._quiet = Condition()
 
     def before(self, stripe: int) -> list[Task]:
@@ -124,8 +126,14 @@ class Decoding:
 
     def _hand_out(self) -> Task:
         k, self._handed_out = self._handed_out, self._handed_out + 1
-        self._pool.chunks.fetch(int(self._schedule.chunks[k]))
+        self._fetch(k + FETCHED_AHEAD)
         return partial(self._decode, k)
+
+    def _fetch(self, until: int) -> None:
+        """Let the disk begin with the chunks before this one that it was not yet asked for."""
+        for chunk in self._schedule.chunks[self._asked : until].tolist():
+            self._pool.chunks.fetch(chunk)
+        self._asked = max(self._asked, until)
 
     def _decode(self, k: int) -> None:
         """Decode the k-th chunk into its places."""

@@ -43,7 +43,7 @@ PUBLISHERS = 2
 disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
 
 
-STEP_BACK = 10
+STEP_BACK = 5
 """What is added to the niceness of threads that publish."""
 
 

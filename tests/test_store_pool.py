@@ -141,6 +141,33 @@ def test_every_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(decoded) == list(range(30))
 
 
+def test_the_disk_is_asked_for_chunks_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once, in the order of decoding, and never many more than are being decoded."""
+    pool = Pool(views(tmp_path, SHAPE, 1))
+    parts = np.split(Mixing(60, block=4, pool=12).order(0, 1, 0), range(5, 60, 5))
+    asked: list[int] = []
+    monkeypatch.setattr(pools, "FETCHED_AHEAD", 3)
+    monkeypatch.setattr(pool.chunks, "fetch", asked.append)
+    reading, decoded, ahead = pool.begin(parts), 0, []
+    for stripe, part in enumerate(parts):
+        for task in reading.before(stripe):
+            task()
+            decoded += 1
+        ahead.append(len(asked) - decoded)
+        reading.take(stripe, slice(None), np.empty((len(part), SHAPE.row_bytes), np.uint8))
+        for task in reading.after(stripe):
+            task()
+            decoded += 1
+    reading.end()
+    reading.close()
+    assert sorted(asked) == list(range(15))
+    first_wanted = list(dict.fromkeys((np.concatenate(parts) // 4).tolist()))
+    assert asked == first_wanted
+    assert max(ahead) == 2
+
+
 def test_there_are_places_for_two_windows_whatever_the_number_of_rows() -> None:
     """Memory does not grow with the level."""
     for rows in (240, 2400, 24_000):
