@@ -22,6 +22,8 @@ from store.level import Level
 THREADS = len(os.sched_getaffinity(0))
 BATCHES_OF_DATALOADER = 4
 """Of an epoch; all of them would take minutes."""
+SMALL_ROW = 4096
+"""Bytes; a read for each such row takes minutes, and nobody would choose it."""
 PARTIAL = ("DataLoader over zarr-python",)
 """Who does not deliver whole epochs."""
 
@@ -79,10 +81,11 @@ def cold(place: Path, codes: Features, halves: Features, batch: int, nbytes: int
         flat.path.unlink()
     ffcv = partial(Ffcv, batch=batch, workers=THREADS, parallel=True)
     native = partial(Native, batch=batch, threads=THREADS, tier="disk", outgrown=True)
+    read = {"native raw uint8": partial(native, narrow.directory)}
     return {
         "native zstd uint8": partial(native, ours),
         "native lz4 uint8": partial(native, lz4),
-        "native raw uint8": partial(native, narrow.directory),
+        **(read if codes.rows[0].nbytes > SMALL_ROW else {}),
         "native raw uint8, mapped": partial(Native, narrow.directory, batch, THREADS),
         "ffcv 16-bit": partial(ffcv, betons["16-bit"]),
         "ffcv 16-bit, os_cache off": partial(ffcv, betons["16-bit"], os_cache=False),
