@@ -6,7 +6,7 @@ the same seeds; packed with zstd, its features take at most 1/7 of float32 in ui
 
 Method: `cli.py run` for every seed and precision, those of a seed at the same moment with one
 thread each, raw, all runs of a seed sharing images, initial weights, order and augmentation. Bytes
-are those of the levels x_1 and x_2 (training canvases) of the first seed, written again in the
+are those of the levels x_1 and x_2 (training canvases) of one seed, written again in the
 profile zstd, every file of them counted: uint8 from the uint8 run, uint4 from the float16 run with
 scales that are chosen as a run chooses them. The accuracy of uint4 is not measured here.
 
@@ -16,6 +16,7 @@ scales that are chosen as a run chooses them. The accuracy of uint4 is not measu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -134,13 +135,16 @@ def clear(place: Path) -> None:
 
 
 def measure(place: Path, seeds: int, data: str) -> dict[str, Any]:
-    accuracy, found = [], {}
-    for seed in range(seeds):
-        accuracy.append(one_seed(place, seed, data))
-        print(json.dumps(accuracy[-1]), file=sys.stderr, flush=True)
-        found = found or sizes(place)
+    """Takes up where it was stopped: runs do, and what is known of a seed is kept."""
+    known = place / "known.json"
+    found = json.loads(known.read_text("utf-8")) if known.exists() else {"accuracy": []}
+    for seed in range(len(found["accuracy"]), seeds):
+        found["accuracy"].append(one_seed(place, seed, data))
+        found.setdefault("sizes", sizes(place))
+        known.write_text(json.dumps(found), "utf-8")
+        print(json.dumps(found["accuracy"][-1]), file=sys.stderr, flush=True)
         clear(place)
-    return result(accuracy, found)
+    return result(found["accuracy"][:seeds], found["sizes"])
 
 
 def result(accuracy: list[dict[str, Any]], found: dict[str, Any]) -> dict[str, Any]:
@@ -168,14 +172,23 @@ def summary(gaps: list[float]) -> dict[str, Any]:
     }
 
 
+def workplace(kept: Path | None) -> Any:
+    if kept is not None:
+        return contextlib.nullcontext(kept)
+    return tempfile.TemporaryDirectory(prefix="precision-", dir=Path.cwd())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", required=True, help="imagefolder:… of CIFAR-10")
     parser.add_argument("--seeds", type=int, default=3, help="at least 2")
+    parser.add_argument("--work", type=Path, help="keep runs here, and go on with those there")
     parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="precision-", dir=Path.cwd()) as place:
-        found = measure(Path(place), options.seeds, options.data)
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
+    with workplace(options.work) as place:
+        found = measure(Path(place).absolute(), options.seeds, options.data)
     keep(found, options.out, show=True)
 
 
