@@ -13,7 +13,7 @@ from typing import Any
 
 from feed_levels import Features, make_level, write_beton, write_flat
 from feed_limits import drop_cache
-from feed_native import DecodeOnly, Native
+from feed_native import DecodeOnly, Native, TakeInPlace
 from feed_rivals import DataLoader, Ffcv, Rival, Take, Tensorstore, zarr_python, zarrs
 from feed_worker import Timed, Worker
 
@@ -40,9 +40,10 @@ def raw(place: Path, level: Level, batch: int) -> Rivals:
     write_beton(flat, beton)
     return {
         "native": partial(Native, here, batch, THREADS),
-        "np.take": partial(Take, flat, batch, THREADS),
-        "np.take, buffers in turn": partial(Take, flat, batch, THREADS, each=2),
-        "np.take, 1 thread": partial(Take, flat, batch, 1),
+        "np.take": partial(TakeInPlace, here, batch, THREADS),
+        "np.take, buffers in turn": partial(TakeInPlace, here, batch, THREADS, each=2),
+        "np.take, 1 thread": partial(TakeInPlace, here, batch, 1),
+        "np.take from a copy": partial(Take, flat, batch, THREADS),
         "ffcv": partial(Ffcv, beton, batch, THREADS),
         "ffcv parallel": partial(Ffcv, beton, batch, THREADS, parallel=True),
         "ffcv parallel, ring kept": partial(Ffcv, beton, batch, THREADS, parallel=True, kept=True),

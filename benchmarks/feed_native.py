@@ -9,6 +9,7 @@ from feed_rivals import Counter, Delivered, Look, Rival, Threaded
 
 from pipeline import delivery
 from pipeline.feed import LevelFeed
+from store.mapped import Mapped
 from store.opening import open_level
 from store.packed import Chunks
 
@@ -57,6 +58,31 @@ class Native(Rival):
         if self.feed is not None and not self.outgrown:
             self.feed.close()
             self.feed = None
+
+
+class TakeInPlace(Threaded):
+    """The limit of raw levels: np.take from the shards of the level, mapped one after another, so
+    from the same pages as the feed. A copy of the rows in another file may lie better, or worse.
+
+    The order is drawn and each batch of it sorted before the clock starts. Whoever hands a batch
+    out while the next is gathered needs more than one buffer per thread, and the more there are,
+    the fewer stay in the cache: ``each`` makes the limit comparable.
+    """
+
+    def __init__(self, directory: Path, batch: int, threads: int, each: int = 1) -> None:
+        self.mapped, self.batch = Mapped([open_level(directory)]), batch
+        shape = (batch, self.mapped.geometry.row_bytes)
+        super().__init__(threads, shape, np.uint8, each)
+
+    def prepare(self, seed: int) -> None:
+        order = np.random.default_rng(seed).permutation(len(self.mapped))
+        begins = range(0, len(order), self.batch)
+        self.parts = [self.mapped.places(np.sort(order[at : at + self.batch])) for at in begins]
+
+    def read(self, part: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+        out = buffer[: len(part)]
+        np.take(self.mapped.rows, part, axis=0, out=out, mode="clip")
+        return out
 
 
 class DecodeOnly(Threaded):

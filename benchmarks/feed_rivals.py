@@ -100,16 +100,12 @@ class Threaded(Rival):
 
 
 class Take(Threaded):
-    """The rows of each batch sorted, the order itself random and drawn before the clock starts.
+    """The rows of each batch sorted, the order itself random and drawn before the clock starts."""
 
-    Whoever hands a batch out while the next is gathered needs more than one buffer per thread, and
-    the more there are, the fewer stay in the cache: ``each`` makes the limit comparable.
-    """
-
-    def __init__(self, flat: Flat, batch: int, threads: int, each: int = 1) -> None:
+    def __init__(self, flat: Flat, batch: int, threads: int) -> None:
         self.map, self.batch = flat.map(), batch
         self.rows = self.map.reshape(flat.rows, -1).view(np.uint8).view(np.ndarray)
-        super().__init__(threads, (batch, self.rows.shape[1]), np.uint8, each)
+        super().__init__(threads, (batch, self.rows.shape[1]), np.uint8)
 
     def prepare(self, seed: int) -> None:
         order = np.random.default_rng(seed).permutation(len(self.rows))

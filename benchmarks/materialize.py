@@ -190,30 +190,36 @@ def peak_of_writing(place: Path) -> int:
 # ---- all ----------------------------------------------------------------------------------------
 
 
-def measure(*, quick: bool) -> dict[str, Any]:
+def measure(*, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Cases by name, as they are finished."""
     device.keep_freed_memory()
-    pairs, found = (1 if quick else 5), {}
+    pairs = 1 if quick else 5
     for title, (name, j, images) in LAYERS.items():
-        with tempfile.TemporaryDirectory(prefix="materialize-", dir=Path.cwd()) as place:
+        with workplace() as place:
             images = images // 4 if quick else images
-            found[title] = against_forward(Path(place), name, j, images, pairs)
-        print(title, json.dumps(found[title]), file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="materialize-", dir=Path.cwd()) as place:
+            yield title, against_forward(place, name, j, images, pairs)
+    with workplace() as place:
         images = 1024 if quick else 4096
-        found["trivial"] = against_write(Path(place), ["through", "identity"], images, 2 * pairs)
-    print("trivial", json.dumps(found["trivial"]), file=sys.stderr)
+        yield "trivial", against_write(place, ["through", "identity"], images, 2 * pairs)
+    with workplace() as place:
+        yield "memory", memory(place, [2_000, 8_000] if quick else [8_000, 32_000])
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="materialize-", dir=Path.cwd()) as place:
-        counts = [2_000, 8_000] if quick else [10_000, 80_000]
-        found["memory"] = memory(Path(place), counts)
+        yield Path(place)
+
+
+def verdict(found: dict[str, Any]) -> dict[str, bool]:
     best = found["cifar10-k1 layer 2"]["ratio_materialize_to_forward"]["median"]
     through = found["trivial"]["ratio_through_to_bare_write"]["median"]
     peak = max(found["memory"]["peak_bytes_by_images"].values())
-    found["holds"] = {
+    return {
         "compute": best >= AT_LEAST["compute"],
         "trivial": through >= AT_LEAST["through"],
         "memory": peak <= MOST_MEMORY,
     }
-    return found
 
 
 def main() -> None:
@@ -223,7 +229,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: the committed result, if not --quick")
     options = parser.parse_args()
     out = options.out or (None if options.quick else RESULTS / "materialize.json")
-    keep(measure(quick=options.quick), out, show=options.json)
+    found: dict[str, Any] = {}
+    for title, case in measure(quick=options.quick):
+        found[title] = case
+        print(title, json.dumps(case), file=sys.stderr, flush=True)
+    keep({**found, "holds": verdict(found)}, out, show=options.json)
 
 
 if __name__ == "__main__":

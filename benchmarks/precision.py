@@ -137,10 +137,13 @@ def clear(place: Path) -> None:
 def measure(place: Path, seeds: int, data: str) -> dict[str, Any]:
     """Takes up where it was stopped: runs do, and what is known of a seed is kept."""
     known = place / "known.json"
-    found = json.loads(known.read_text("utf-8")) if known.exists() else {"accuracy": []}
+    found: dict[str, Any] = {"accuracy": []}
+    if known.exists():
+        found = json.loads(known.read_text("utf-8"))
     for seed in range(len(found["accuracy"]), seeds):
         found["accuracy"].append(one_seed(place, seed, data))
-        found.setdefault("sizes", sizes(place))
+        if "sizes" not in found:
+            found["sizes"] = sizes(place)
         known.write_text(json.dumps(found), "utf-8")
         print(json.dumps(found["accuracy"][-1]), file=sys.stderr, flush=True)
         clear(place)
