@@ -185,7 +185,7 @@ class LevelWriter:
         with ThreadPoolExecutor(PUBLISHERS, initializer=_step_back) as pool:
             for shard, rows in produced:
                 waiting.append(pool.submit(self.put, shard, rows))
-                if len(waiting) == PUBLISHERS:
+                if len(waiting) > PUBLISHERS:  # one more is made while all of them work
                     nbytes += waiting.popleft().result()
             return nbytes + sum(future.result() for future in waiting)
 
