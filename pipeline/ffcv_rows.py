@@ -8,7 +8,7 @@ memory of its own, and leaving an epoch early ends the thread. docs/ffcv.md has 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,11 @@ class FfcvRows:
             if len(part) and not 0 <= part.min() <= part.max() < len(self):
                 raise IndexError(f"rows {part.min()}…{part.max()} of {len(self)}")
         self._source.ready()
-        return chain.from_iterable(self._run(epoch) for epoch in _epochs(parts))
+        return self._runs(parts)
+
+    def _runs(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        for epoch in _epochs(parts):
+            yield from self._run(epoch)
 
     def _run(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         self._check_open()  # again: this runs when its first batch is asked for
