@@ -89,7 +89,7 @@ class Measuring:
 
     def packed(self) -> Part:
         for precision, rows in PACKED.items():
-            for row in set(rows) & set(self.rows):
+            for row in (row for row in rows if row in self.rows):
                 source = self.features(row, precision)
                 for profile in ("zstd", "lz4"):
                     with directory() as place:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import CPU
 
 from pipeline import device as devices
 from pipeline import rundir
@@ -15,7 +16,6 @@ from pipeline.session import Session
 from store.feature_store import Store
 
 RECIPES = Path(__file__).resolve().parent.parent / "pipeline/recipes"
-CPU = torch.device("cpu")
 
 
 def make_run(
