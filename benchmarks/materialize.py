@@ -5,29 +5,34 @@ limits; at 0.85 or more of the rate of a bare write with fsync where the forward
 at most 512 MB beyond what the process had, whatever the number of images.
 
 Method: `pipeline.materialize.materialize` itself, on runs made here (random images, one epoch),
-against the same layer applied to blocks that lie in memory as float32 in the layout that it likes,
-and against files of the same bytes, each written and synced. Both in one process with the same
-threads and allocator, interleaved; a ratio is the median over the pairs. A trivial forward pass
-hands on the rows that it is given (`through`), or is the identity under the numeric policy
-(`identity`: to float32, channels last, and back). Memory is anonymous memory of the process, looked
-at every 2 ms.
+against the same layer applied to blocks that lie in memory as float32 in the layout that it likes
+(`forward`), and against files of the same bytes, each written and synced. All in one process with
+the same threads and allocator, interleaved; a ratio is the median over the rounds. What lies
+between: `encoded` is the forward pass from stored rows in memory to stored rows in memory, with the
+changes of layout and precision. A trivial forward pass hands on the rows that it is given
+(`through`), or is the identity under the numeric policy (`identity`: to float32, channels last, and
+back). `cpu_seconds` says what the cores had to do: no rate is above that of all of them at work.
+Memory is anonymous memory of the process, looked at every 2 ms.
 
-    python benchmarks/materialize.py [--quick] [--json] [--out FILE]
+    python benchmarks/materialize.py [--cases CASE …] [--quick] [--json] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import gc
 import json
 import multiprocessing
+import os
 import shutil
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +45,7 @@ from torch import Tensor, nn
 
 from pipeline import algorithm, device, materialize, rundir
 from pipeline.session import Session
-from pipeline.source import Features, features
+from pipeline.source import Features, features, level_draws
 from stages.featurize import Frozen
 from store.feature_store import Store
 
@@ -50,6 +55,7 @@ LAYERS = {
     "cifar10-small layer 2": ("cifar10-small", 2, 24576),
 }
 """Recipe, layer, and test images: what is written are the features of those."""
+CASES = (*LAYERS, "trivial", "memory")
 AT_LEAST = {"compute": 0.9, "through": 0.85}
 MOST_MEMORY = 512e6
 
@@ -57,37 +63,69 @@ MOST_MEMORY = 512e6
 # ---- a forward pass that limits -----------------------------------------------------------------
 
 
-def against_forward(place: Path, name: str, j: int, images: int, pairs: int) -> dict[str, Any]:
+def against_forward(place: Path, name: str, j: int, images: int, rounds: int) -> dict[str, Any]:
     """x_j written, and layer j applied to as many blocks."""
     session = make_run(place, name, train=TRAIN, test=images)
     algorithm.make(session, solve=j, write=j - 1)
     source, block = features(session, j, "test"), session.run.recipe.cache.block
     with source.delivery(once=True) as delivery:
-        parts = [np.arange(at, at + block) for at in range(0, 4 * block, block)]
-        assert source.stored is not None
-        width = source.recipe.shape(j - 1, source.recipe.augment.crop)[2]
-        blocks = [source.stored.decode(stored, width) for stored in delivery.batches(parts)]
-    layer, count = source.layers[-1].layer, images // block
+        parts = [np.arange(at, at + block) for at in range(0, min(4 * block, images), block)]
+        stored = [part.clone() for part in delivery.batches(parts)]
+    draws = level_draws(session.run.recipe, session.run.seed, "clean", block)
+    layer, out = source.layers[-1].layer, torch.empty_like(source.encoded(stored[0], draws))
+    width = source.recipe.shape(j - 1, source.recipe.augment.crop)[2]
+    assert source.stored is not None
+    blocks = [source.stored.decode(part, width) for part in stored]
 
     @torch.no_grad()
     def forward() -> None:
-        for number in range(count):
+        for number in range(images // block):
             layer(blocks[number % len(blocks)])
 
-    times: dict[str, list[float]] = {"materialize": [], "forward": []}
-    for pair in range(pairs + 1):
-        remove(session, j)
-        for what, work in (("materialize", lambda: write(session, j)), ("forward", forward)):
-            taken = seconds(work)
-            times[what] += [taken] if pair else []
+    def encoded() -> None:
+        for number in range(images // block):
+            out.copy_(source.encoded(stored[number % len(stored)], draws))
+
+    works = {"forward": forward, "encoded": encoded, "materialize": lambda: write(session, j)}
+    times = Times(works, rounds, before=lambda: remove(session, j))
     level = session.store.open(session.key(j, "test", "clean"))
     return {
         "images": images,
         "bytes": level.nbytes,
-        "images_per_s": {w: round(images / statistics.median(t), 1) for w, t in times.items()},
-        "ratio_materialize_to_forward": ratio(times["forward"], times["materialize"]),
+        "images_per_s": {w: round(images / statistics.median(t), 1) for w, t in times.wall.items()},
+        "cpu_seconds": times.cpu_seconds(),
+        "ratio_materialize_to_forward": ratio(times.wall["forward"], times.wall["materialize"]),
+        "ratio_encoded_to_forward": ratio(times.wall["forward"], times.wall["encoded"]),
         "shares": session.run.features(j)["levels"]["test"]["shares"],  # pyright: ignore
     }
+
+
+class Times:
+    """Of some works, in every round but the first: wall clock, and what the cores did."""
+
+    def __init__(
+        self, works: dict[str, Callable[[], object]], rounds: int, before: Callable[[], object]
+    ) -> None:
+        self.wall: dict[str, list[float]] = {what: [] for what in works}
+        self.user, self.kernel = copy.deepcopy(self.wall), copy.deepcopy(self.wall)
+        for number in range(rounds + 1):
+            for what, work in works.items():
+                before()
+                begun = os.times()
+                taken = seconds(work)
+                ended = os.times()
+                if number:
+                    self.wall[what].append(taken)
+                    self.user[what].append(ended.user - begun.user)
+                    self.kernel[what].append(ended.system - begun.system)
+
+    def cpu_seconds(self) -> dict[str, dict[str, float]]:
+        """Medians."""
+        both = {"user": self.user, "kernel": self.kernel}
+        return {
+            what: {name: round(statistics.median(t[what]), 2) for name, t in both.items()}
+            for what in self.wall
+        }
 
 
 def write(session: Session, j: int) -> None:
@@ -123,7 +161,7 @@ def trivial(kind: str) -> Callable[..., Features]:
     return found
 
 
-def against_write(place: Path, kinds: list[str], images: int, pairs: int) -> dict[str, Any]:
+def against_write(place: Path, kinds: list[str], images: int, rounds: int) -> dict[str, Any]:
     """x_2 written as a copy of x_1, and files of as many bytes."""
     session = make_run(place, "cifar10-k2", train=TRAIN, test=images)
     algorithm.make(session, solve=2, write=2)
@@ -131,22 +169,25 @@ def against_write(place: Path, kinds: list[str], images: int, pairs: int) -> dic
     shape, nbytes = level.geometry, level.nbytes
     rows = level.read(0, shape.shard_rows)
     del level
-    times: dict[str, list[float]] = {kind: [] for kind in ("bare", *kinds)}
-    for pair in range(pairs + 1):
-        for kind in times:
-            remove(session, 2)
-            shutil.rmtree(place / "bare", ignore_errors=True)
-            if kind == "bare":
-                taken = seconds(lambda: bare(place / "bare", shape, rows))
-            else:
-                with replaced(materialize, "features", trivial(kind)):
-                    taken = seconds(lambda: write(session, 2))
-            times[kind] += [taken] if pair else []
-    shutil.rmtree(place / "bare", ignore_errors=True)
-    found: dict[str, Any] = {"bytes": nbytes, "shards": shape.shards}
-    found["gb_per_s"] = {k: round(nbytes / statistics.median(t) / 1e9, 3) for k, t in times.items()}
+
+    def before() -> None:
+        remove(session, 2)
+        shutil.rmtree(place / "bare", ignore_errors=True)
+
+    def as_written(kind: str) -> None:
+        if kind == "bare":
+            return bare(place / "bare", shape, rows)
+        with replaced(materialize, "features", trivial(kind)):
+            write(session, 2)
+
+    works = {kind: partial(as_written, kind) for kind in ("bare", *kinds)}
+    times = Times(works, rounds, before)
+    before()
+    rates = {k: round(nbytes / statistics.median(t) / 1e9, 3) for k, t in times.wall.items()}
+    found = {"bytes": nbytes, "shards": shape.shards, "gb_per_s": rates}
+    found["cpu_seconds"] = times.cpu_seconds()
     for kind in kinds:
-        found[f"ratio_{kind}_to_bare_write"] = ratio(times["bare"], times[kind])
+        found[f"ratio_{kind}_to_bare_write"] = ratio(times.wall["bare"], times.wall[kind])
     return found
 
 
@@ -190,19 +231,16 @@ def peak_of_writing(place: Path) -> int:
 # ---- all ----------------------------------------------------------------------------------------
 
 
-def measure(*, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Cases by name, as they are finished."""
-    device.keep_freed_memory()
-    pairs = 1 if quick else 5
-    for title, (name, j, images) in LAYERS.items():
-        with workplace() as place:
-            images = images // 4 if quick else images
-            yield title, against_forward(place, name, j, images, pairs)
-    with workplace() as place:
-        images = 1024 if quick else 4096
-        yield "trivial", against_write(place, ["through", "identity"], images, 2 * pairs)
-    with workplace() as place:
-        yield "memory", memory(place, [2_000, 8_000] if quick else [8_000, 32_000])
+def measure(title: str, place: Path, *, quick: bool) -> dict[str, Any]:
+    """One case."""
+    rounds = 1 if quick else 5
+    if title == "trivial":
+        images = 1024 if quick else 8192
+        return against_write(place, ["through", "identity"], images, 2 * rounds)
+    if title == "memory":
+        return memory(place, [2_000, 8_000] if quick else [8_000, 32_000])
+    name, j, images = LAYERS[title]
+    return against_forward(place, name, j, images // 4 if quick else images, rounds)
 
 
 @contextmanager
@@ -224,16 +262,27 @@ def verdict(found: dict[str, Any]) -> dict[str, bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--cases", nargs="*", choices=CASES, help="default: all; others stay")
     parser.add_argument("--quick", action="store_true", help="small, once: does it run?")
     parser.add_argument("--json", action="store_true", help="the result on stdout")
     parser.add_argument("--out", type=Path, help="default: the committed result, if not --quick")
     options = parser.parse_args()
+    device.keep_freed_memory()
     out = options.out or (None if options.quick else RESULTS / "materialize.json")
-    found: dict[str, Any] = {}
-    for title, case in measure(quick=options.quick):
-        found[title] = case
-        print(title, json.dumps(case), file=sys.stderr, flush=True)
-    keep({**found, "holds": verdict(found)}, out, show=options.json)
+    known = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
+    found = {title: known[title] for title in CASES if title in known}
+    for title in options.cases or CASES:
+        with workplace() as place:
+            found[title] = measure(title, place, quick=options.quick)
+        print(title, json.dumps(found[title]), file=sys.stderr, flush=True)
+        if out:  # whoever stops it keeps what there is
+            keep({**found, **holds(found)}, out, show=False)
+    if options.json or not out:
+        keep({**found, **holds(found)}, None, show=True)
+
+
+def holds(found: dict[str, Any]) -> dict[str, Any]:
+    return {"holds": verdict(found)} if found.keys() >= set(CASES) else {}
 
 
 if __name__ == "__main__":

@@ -5,15 +5,31 @@ Tests put another one in its place: a disk that loses what was not synced, or a 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from store.lock import hold
+
+SYNC_FILE_RANGE_WRITE = 2
+"""sync_file_range(2): begin to write dirty pages, and do not wait."""
+
+
+def _start_writing() -> Any:
+    """sync_file_range of the C library, which only Linux has; None elsewhere."""
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if call is not None:
+        call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return call
+
+
+START_WRITING = _start_writing()
 
 
 class Files:
@@ -28,6 +44,12 @@ class Files:
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of ``data`` (bytes, contiguous); returns how many bytes were taken."""
         return os.write(descriptor, data)
+
+    def start_writing(self, descriptor: int, begin: int, nbytes: int) -> None:
+        """Let the disk begin with some bytes that were just written. A wish: what becomes of them
+        is for :meth:`sync` to say."""
+        if START_WRITING is not None:
+            START_WRITING(descriptor, begin, nbytes, SYNC_FILE_RANGE_WRITE)
 
     def sync(self, descriptor: int) -> None:
         """Make the bytes of an open file durable."""

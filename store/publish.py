@@ -26,6 +26,8 @@ from store.fingerprint import canonical, sha256
 TEMPORARY = ".tmp-"
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """How file systems without hard links (FAT, some network mounts) refuse one."""
+START_BYTES = 4 << 20
+"""Written before the disk is told to begin with them."""
 
 Parts = bytes | Sequence[bytes | memoryview]
 """What a file is to hold: bytes, or pieces of it in their order, each a contiguous buffer."""
@@ -89,11 +91,16 @@ def _temporary(directory: Path, data: Parts, files: Files) -> Iterator[Path]:
 
 
 def _write_synced(path: Path, data: Parts, files: Files) -> None:
-    descriptor = files.create(path)
+    """The disk works while we copy on: without being told, it would begin at the sync."""
+    descriptor, started, written = files.create(path), 0, 0
     try:
         for piece in _pieces(data):
             while len(piece):
-                piece = piece[files.write(descriptor, piece) :]
+                taken = files.write(descriptor, piece[:START_BYTES])
+                piece, written = piece[taken:], written + taken
+                if written - started >= START_BYTES:
+                    files.start_writing(descriptor, started, written - started)
+                    started = written
         files.sync(descriptor)
     finally:
         files.close(descriptor)

@@ -176,6 +176,9 @@ class SimulatedDisk(Files):
         self.open[descriptor].data += taken
         return len(taken)
 
+    def start_writing(self, descriptor: int, begin: int, nbytes: int) -> None:
+        """What was not synced may have been written in any case."""
+
     @mutating
     def sync(self, descriptor: int) -> None:
         file = self.open[descriptor]

@@ -16,8 +16,12 @@ from threading import Barrier
 import pytest
 from test_store_levels import INTENT, KEY, SMALL, begin, chop, contents, drawn, flip, written
 
+from store import files as files_module
+from store import files as files_module
+from store import publish as publish_module
 from store.errors import DiskFull, LevelAbsent, LevelConflict, StoreRefused
 from store.feature_store import Store, used_bytes
+from store.files import Files
 from store.fingerprint import fingerprint
 from store.layout import Geometry
 from store.level import COMMIT, Level, shard_name
@@ -35,6 +39,39 @@ def test_a_name_is_published_once(tmp_path: Path) -> None:
     assert put_exclusive(tmp_path, "a", b"first") is True
     assert put_exclusive(tmp_path, "a", b"second") is False
     assert contents(tmp_path) == {"a": b"first"}
+
+
+class Started(Files):
+    """Notes what the disk is told to begin with, and takes a few bytes at a time."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        return super().write(descriptor, data[:7])
+
+    def start_writing(self, descriptor: int, begin: int, nbytes: int) -> None:
+        assert begin + nbytes <= os.fstat(descriptor).st_size, "what is there to begin with?"
+        self.calls.append((begin, nbytes))
+        super().start_writing(descriptor, begin, nbytes)
+
+
+def test_the_disk_begins_while_we_copy_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stretch is named once, as soon as it is long enough; the sync takes the rest."""
+    monkeypatch.setattr(publish_module, "START_BYTES", 10)
+    disk, parts = Started(), [b"abcdefghij", b"k" * 15, b"l" * 6]
+    put_exclusive(tmp_path, "a", parts, disk)
+    assert (tmp_path / "a").read_bytes() == b"".join(parts)
+    assert disk.calls == [(0, 10), (10, 14)]
+
+
+def test_a_system_without_that_call_writes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_module, "START_BYTES", 10)
+    monkeypatch.setattr(files_module, "START_WRITING", None)
+    put_exclusive(tmp_path, "a", b"x" * 100)
+    assert (tmp_path / "a").read_bytes() == b"x" * 100
 
 
 def test_replacing_replaces(tmp_path: Path) -> None:
