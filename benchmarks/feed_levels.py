@@ -167,10 +167,11 @@ def make_level(root: Path, source: Features, profile: str, nbytes: int) -> Level
     try:
         return Level.open(root, key)
     except LevelAbsent:
-        return _write(LevelWriter(root, key, shape, lineage), source.shard)
+        return write_level(LevelWriter(root, key, shape, lineage), source.shard)
 
 
-def _write(writer: LevelWriter, rows: Callable[[int, int], np.ndarray]) -> Level:
+def write_level(writer: LevelWriter, rows: Callable[[int, int], np.ndarray]) -> Level:
+    """A committed level of ``rows(begin, end)``, as stored."""
     with writer.locked():
         missing = writer.missing()
         writer.fill((shard, rows(*writer.geometry.shard_range(shard))) for shard in missing)

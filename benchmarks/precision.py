@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from feed_levels import write_level
 from measuring import RESULTS, keep
 
 from pipeline.recipes import load
@@ -114,11 +115,7 @@ def coded(level: Level) -> tuple[Geometry, Rows]:
 def share(place: Path, level: Level, shape: Geometry, rows: Rows) -> float:
     lineage = [{"of": "a benchmark", "rows": shape.rows}]
     key = LevelKey(level.key.depth, fingerprint(lineage[0]), "train", level.key.view)
-    writer = LevelWriter(place / "packed", key, shape, lineage)
-    with writer.locked():
-        ranges = {shard: shape.shard_range(shard) for shard in writer.missing()}
-        writer.fill((shard, rows(*ends)) for shard, ends in ranges.items())
-        packed = writer.commit(None)
+    packed = write_level(LevelWriter(place / "packed", key, shape, lineage), rows)
     found = on_disk(packed.directory) / (shape.rows * math.prod(shape.sample) * 4)
     shutil.rmtree(place / "packed")
     return round(found, 5)

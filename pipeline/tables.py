@@ -150,7 +150,8 @@ def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
         )
     summary = (
         f"{size(found['total_bytes'])} in all, {size(found['quarantine_bytes'])} of it in "
-        f"quarantine; {size(found['free_bytes'])} free"
+        f"quarantine, {size(found['beton_bytes'])} in copies for ffcv; "
+        f"{size(found['free_bytes'])} free"
     )
     return table, summary
 

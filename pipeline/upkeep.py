@@ -55,6 +55,7 @@ def disk_use(root: Path) -> dict[str, Any]:
         "store": str(store.root),
         "levels": levels,
         "quarantine_bytes": used_bytes(store.root / QUARANTINE),
+        "beton_bytes": sum(path.stat().st_size for path in store.root.glob("x_0-*/*.beton")),
         "total_bytes": used_bytes(store.root),
         "free_bytes": store.free_bytes(),
     }

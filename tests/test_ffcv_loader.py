@@ -84,6 +84,13 @@ def test_the_images_lie_beside_x_0_once(both: Path) -> None:
     assert names == ["test.raw.beton", "train.raw.beton"]
 
 
+def test_du_names_the_copies(both: Path) -> None:
+    store = both / "store-ffcv"
+    found = json.loads(succeed(both, "du", "--store", store, "--json").out)
+    assert found["beton_bytes"] == sum(p.stat().st_size for p in store.glob("**/*.beton")) > 0
+    assert "in copies for ffcv" in succeed(both, "du", "--store", store).out
+
+
 def test_jpeg_images_are_another_data_set(tmp_path: Path) -> None:
     """They are read by ffcv alone, and what is trained on them has a name of its own."""
     pets(tmp_path / "pets")

@@ -17,7 +17,6 @@ import pytest
 from test_store_levels import INTENT, KEY, SMALL, begin, chop, contents, drawn, flip, written
 
 from store import files as files_module
-from store import files as files_module
 from store import publish as publish_module
 from store.errors import DiskFull, LevelAbsent, LevelConflict, StoreRefused
 from store.feature_store import Store, used_bytes
