@@ -49,6 +49,7 @@ def main() -> None:
 
 Command = Callable[..., None]
 FOLDER = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def sized(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -133,6 +134,14 @@ def recipes(**options: Any) -> None:
 @main.command()
 @where
 @budget_option
+@click.option("--machine", type=FILE, help="TOML: also say what is worth caching on this machine.")
+@click.option(
+    "--problems",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="With --machine: solved at every depth.",
+)
 def plan(**options: Any) -> None:
     """Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU."""
     from pipeline import commands

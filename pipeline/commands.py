@@ -6,6 +6,7 @@ Modules with torch are imported only where there is something to compute.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline import (
     cleaning,
     errors,
     explaining,
+    machine,
     overview,
     plan,
     recipes,
@@ -22,7 +24,9 @@ from pipeline import (
     verifying,
     work,
 )
+from pipeline.economics import Economics, RecipeCosts, economics
 from pipeline.progress import size
+from pipeline.recipe import Recipe
 from pipeline.work import Options
 
 
@@ -53,6 +57,10 @@ def make_plan(options: Options) -> Answer:
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
     shown = [tables.of_plan(found.recipe, costs), tables.plan_summary(found.recipe, costs, todo)]
     shown.append(tables.space(**space))
+    if options["machine"]:
+        worth = _economics(found.recipe, costs, options)
+        value["economics"] = worth.as_json()
+        shown += [tables.of_economics(worth), tables.economics_summary(worth)]
     try:
         if plan.check_budget(costs, options["disk_budget"]):
             shown.append(
@@ -61,6 +69,12 @@ def make_plan(options: Options) -> Answer:
     except errors.BudgetError as error:
         return Answer(value, tuple(shown), error)
     return Answer(value, tuple(shown))
+
+
+def _economics(recipe: Recipe, costs: plan.Plan, options: Options) -> Economics:
+    there = machine.load(options["machine"])
+    on = RecipeCosts(recipe, there, costs.images, costs.tests, options["problems"])
+    return economics(on, options["disk_budget"] or math.inf)
 
 
 def status(options: Options) -> Answer:

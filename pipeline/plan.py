@@ -96,6 +96,7 @@ class Plan:
     precision: str
     images: int
     """Of the training set."""
+    tests: int
 
     @property
     def total(self) -> int:
@@ -148,7 +149,7 @@ def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
         _images(recipe, counts),
         *(_depth(recipe, j, counts) for j in range(1, len(recipe.layers) + 1)),
     )
-    return Plan(depths, recipe.cache.precision, counts["train"])
+    return Plan(depths, recipe.cache.precision, counts["train"], counts["test"])
 
 
 def _images(recipe: Recipe, counts: dict[str, int]) -> DepthPlan:

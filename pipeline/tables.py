@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from pipeline import views
+from pipeline.economics import MOST_PROBLEMS, Economics
 from pipeline.explaining import Explanation
 from pipeline.plan import Plan, Step
-from pipeline.progress import size
+from pipeline.progress import duration, size
 from pipeline.recipe import Recipe
 from pipeline.upkeep import Garbage
 from pipeline.verifying import Findings
@@ -64,6 +66,35 @@ def plan_summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
             f"To do: {', '.join(map(str, todo)) or 'nothing'}.",
         )
     )
+
+
+def of_economics(worth: Economics) -> Table:
+    """One row per depth that could be cached."""
+    table = _table("", "cached", "on disk", "deciding otherwise costs", "worth caching with")
+    table.title = f"on {worth.machine} ({worth.source}), {worth.problems} per depth"
+    for d in worth.depths:
+        fewest = f"{d.from_problems} or more" if d.from_problems else f"more than {MOST_PROBLEMS}"
+        more = d.otherwise - worth.best
+        table.add_row(
+            f"x_{d.depth}",
+            d.form or "computed again",
+            size(d.nbytes) if d.form else "",
+            f"{duration(more)} more" if d.otherwise < math.inf else "more disk than there is",
+            fewest,
+        )
+    return table
+
+
+def economics_summary(worth: Economics) -> str:
+    """What it comes to."""
+    if worth.best == math.inf:
+        return "No way to run this within the disk budget."
+    others = (("every depth cached", worth.always), ("none cached", worth.never))
+    told = ", ".join(
+        f"{name} {duration(seconds)}" if seconds < math.inf else f"{name} does not fit"
+        for name, seconds in others
+    )
+    return f"Predicted, from {worth.source}: {duration(worth.best)}; {told}."
 
 
 def space(needed_bytes: int, free_bytes: int) -> str:

@@ -1,0 +1,125 @@
+"""Which depths to cache, and how: the cheapest chain of levels within a disk budget, exactly.
+
+A level is computed from the nearest cached level below, and so is what a problem reads. So a chain
+0 = d_0 < d_1 < … < d_n of cached depths costs what its links cost: between two neighbours, writing
+the upper one from the lower one, and solving every layer between them from the lower one. Links do
+not know of each other, and a shortest path over (depth, form) is the cheapest chain. The disk need
+hold x_0 and two neighbours at a time, so a budget forbids links and changes nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+START = "raw"
+"""The form of x_0."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A cached depth, and how it is stored."""
+
+    depth: int
+    form: str
+    """Profile of the level: ``raw``, ``lz4`` or ``zstd``."""
+
+
+class Costs(Protocol):
+    """Seconds and bytes, for layers 1 … ``layers``."""
+
+    @property
+    def layers(self) -> int: ...
+
+    def forms(self, depth: int) -> Sequence[str]:
+        """How x_depth may be stored."""
+        ...
+
+    def nbytes(self, node: Node) -> int: ...
+
+    def write(self, base: Node, node: Node) -> float:
+        """To compute a level from the one below and store it."""
+        ...
+
+    def solve(self, base: Node, j: int) -> float:
+        """All problems at layer j, each reading ``base`` and computing x_{j-1} from it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chain of cached levels above x_0, by depth, and what it costs."""
+
+    seconds: float
+    """Infinite where nothing fits the budget."""
+    chain: tuple[Node, ...]
+
+    def form(self, depth: int) -> str | None:
+        """How x_depth is cached; None: it is computed again each time."""
+        return next((node.form for node in self.chain if node.depth == depth), None)
+
+
+def choose(
+    costs: Costs,
+    *,
+    disk: float = math.inf,
+    must: frozenset[int] = frozenset(),
+    never: frozenset[int] = frozenset(),
+) -> Choice:
+    """The cheapest chain.
+
+    Args:
+        disk: bytes that x_0 and two neighbours may take together.
+        must, never: depths that are cached, or are not, whatever it costs.
+    """
+    start = Node(0, START)
+    room = disk - costs.nbytes(start)
+    best = {start: Choice(0.0, ())}
+    for depth in range(1, costs.layers):
+        if depth in never:
+            continue
+        for node in (Node(depth, form) for form in costs.forms(depth)):
+            ways = (
+                _extended(costs, best[base], base, node)
+                for base in best
+                if _linked(base, node, must) and _bytes(costs, base) + costs.nbytes(node) <= room
+            )
+            if way := min(ways, key=lambda choice: choice.seconds, default=None):
+                best[node] = way
+    end = Node(costs.layers, "")
+    whole = (
+        Choice(so_far.seconds + _between(costs, base, end), so_far.chain)
+        for base, so_far in best.items()
+        if _linked(base, end, must) and room >= 0
+    )
+    return min(whole, key=lambda choice: choice.seconds, default=Choice(math.inf, ()))
+
+
+def _linked(base: Node, node: Node, must: frozenset[int]) -> bool:
+    """Is ``node`` above, with nothing between that must be cached?"""
+    return base.depth < node.depth and must.isdisjoint(range(base.depth + 1, node.depth))
+
+
+def _bytes(costs: Costs, base: Node) -> int:
+    """Of a level beside x_0."""
+    return costs.nbytes(base) if base.depth else 0
+
+
+def _extended(costs: Costs, so_far: Choice, base: Node, node: Node) -> Choice:
+    seconds = so_far.seconds + _between(costs, base, node) + costs.write(base, node)
+    return Choice(seconds, (*so_far.chain, node))
+
+
+def _between(costs: Costs, base: Node, node: Node) -> float:
+    """Solving the layers above one level, up to that whose output the next one is."""
+    return sum(costs.solve(base, j) for j in range(base.depth + 1, node.depth + 1))
+
+
+def otherwise(costs: Costs, best: Choice, depth: int, *, disk: float = math.inf) -> Choice:
+    """The cheapest chain that decides differently about one depth."""
+    one = frozenset([depth])
+    if best.form(depth):
+        return choose(costs, disk=disk, never=one)
+    return choose(costs, disk=disk, must=one)

@@ -1,0 +1,208 @@
+"""What a recipe's levels and problems cost on a machine, and which levels are therefore worth it.
+
+Reading, decoding, computing and writing overlap, so each step takes as long as its longest part
+(:meth:`pipeline.machine.Machine.seconds`). Arithmetic only: no torch, no data, no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline import views
+from pipeline.choice import Choice, Node, choose, otherwise
+from pipeline.machine import Machine
+from pipeline.recipe import Recipe
+from pipeline.tiers import CACHE_SHARE, MEMORY_SHARE
+from stages.spec import Shape
+from store.layout import geometry
+from store.order import batch_count
+
+FORMS = ("raw", "lz4", "zstd")
+RATIOS = {"raw": 1.0, "lz4": 1.5, "zstd": 1.9}
+"""Bytes of the rows over bytes on disk: guesses, of uint8 features after a ReLU."""
+MOST_PROBLEMS = 64
+"""How far a crossover is looked for."""
+
+
+@dataclass(frozen=True)
+class RecipeCosts:
+    """The costs of :mod:`pipeline.choice`, of a recipe on a machine."""
+
+    recipe: Recipe
+    machine: Machine
+    train: int
+    """Images of the training set."""
+    test: int
+    problems: int = 1
+    """Solved at every depth, one after another."""
+
+    @property
+    def layers(self) -> int:
+        return len(self.recipe.layers)
+
+    def forms(self, depth: int) -> Sequence[str]:
+        """The values are the same in all of them."""
+        return () if views.mode(self.recipe) == "fresh" else FORMS
+
+    def nbytes(self, node: Node) -> int:
+        """Of all levels of x_depth, on disk."""
+        return math.ceil(self._level_rows(node) * self._row_bytes(node) / RATIOS[node.form])
+
+    def write(self, base: Node, node: Node) -> float:
+        rows, nbytes = self._level_rows(node), self._row_bytes(node)
+        machine = self.machine
+        host = self._row_bytes(base) / machine.decode(base.form)
+        return rows * machine.seconds(
+            compute=self._forward(base.depth, node.depth) / machine.forward,
+            host=host + nbytes / machine.encode(node.form),
+            disk=nbytes / RATIOS[node.form] / machine.disk_write,
+            copy=(self._row_bytes(base) + nbytes) / machine.copy,
+        )
+
+    def solve(self, base: Node, j: int) -> float:
+        schedule, machine = self.recipe.schedule, self.machine
+        below = self._forward(base.depth, j - 1) / machine.forward
+        inputs = self.recipe.shape(j - 1, self.recipe.augment.crop)
+        layer, auxiliary = self.recipe.layers[j - 1], self.recipe.auxiliaries[j - 1]
+        step = layer.operations(inputs) + auxiliary.operations(layer.output(inputs))
+        batch = schedule.batch
+        rows = batch * batch_count(self.train, batch, drop_last=True) or self.train
+        trained = rows * schedule.epochs
+        tested = self.test * (schedule.epochs // max(1, schedule.test_every))
+        one = trained * self._seconds(base, below + 3 * step / machine.train)
+        return self.problems * (one + tested * self._seconds(base, below + step / machine.forward))
+
+    def _seconds(self, base: Node, compute: float) -> float:
+        """Of one row that is read from ``base``."""
+        machine, nbytes = self.machine, self._row_bytes(base)
+        reads = 1 / self.recipe.schedule.epochs if self._stays(base) else 1.0
+        once = nbytes / machine.decode(base.form)
+        return machine.seconds(
+            compute=compute,
+            host=reads * once + (1 - reads) * nbytes / machine.gather,
+            disk=reads * nbytes / RATIOS[base.form] / machine.disk_read,
+            copy=nbytes / machine.copy,
+        )
+
+    def _stays(self, base: Node) -> bool:
+        """Is it held in memory, unpacked, after the first epoch? The bounds are those of tiers."""
+        share = CACHE_SHARE if base.form == "raw" else MEMORY_SHARE
+        count = len(views.train_views(self.recipe)) if base.depth else 1
+        return count * self.train * self._row_bytes(base) <= share * self.machine.memory
+
+    def _forward(self, base: int, depth: int) -> float:
+        """Multiply-adds of layers base + 1 … depth for one cached row."""
+        return float(
+            sum(
+                layer.operations(self._shape(i))
+                for i, layer in enumerate(self.recipe.layers[base:depth], start=base)
+            )
+        )
+
+    def _shape(self, depth: int) -> Shape:
+        return self.recipe.shape(depth, views.cached_size(self.recipe))
+
+    def _row_bytes(self, node: Node) -> int:
+        if node.depth == 0:
+            size = self.recipe.data.size
+            return self.recipe.data.channels * size * size
+        precision = self.recipe.cache.precision
+        return geometry(1, self._shape(node.depth), precision, 1 << 26).row_bytes
+
+    def _level_rows(self, node: Node) -> int:
+        count = len(views.train_views(self.recipe)) if node.depth else 1
+        return count * self.train + self.test
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What is decided about one depth."""
+
+    depth: int
+    form: str | None
+    """How x_depth is cached; None: it is computed again each time."""
+    nbytes: int
+    """On disk, if it is cached; else 0."""
+    otherwise: float
+    """Seconds of the cheapest run that decides differently here."""
+    from_problems: int | None
+    """The fewest problems per depth with which it is worth caching; None: more than was tried."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "otherwise": _finite(self.otherwise)}
+
+
+@dataclass(frozen=True)
+class Economics:
+    """A recipe on a machine: what to cache, and what that saves. Times are in seconds."""
+
+    machine: str
+    source: str
+    problems: int
+    best: float
+    always: float
+    """Every depth cached, each in its cheapest form."""
+    never: float
+    depths: tuple[Depth, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "machine": self.machine,
+            "source": self.source,
+            "problems": self.problems,
+            "seconds": {
+                "best": _finite(self.best),
+                "always": _finite(self.always),
+                "never": _finite(self.never),
+            },
+            "depths": [depth.as_json() for depth in self.depths],
+        }
+
+
+def _finite(seconds: float) -> float | None:
+    """JSON has no infinity: None is what cannot be had."""
+    return seconds if seconds < math.inf else None
+
+
+def economics(costs: RecipeCosts, disk: float = math.inf) -> Economics:
+    """The cheapest way, and what each decision of it is worth.
+
+    Args:
+        disk: bytes that the run may take.
+    """
+    best, between = choose(costs, disk=disk), range(1, costs.layers)
+    every, fewest = frozenset(between), _crossovers(costs, disk)
+    depths = tuple(
+        _depth(costs, best, depth, disk, fewest.get(depth))
+        for depth in (between if best.seconds < math.inf else ())
+    )
+    return Economics(
+        costs.machine.name,
+        costs.machine.source,
+        costs.problems,
+        best.seconds,
+        choose(costs, disk=disk, must=every).seconds,
+        choose(costs, disk=disk, never=every).seconds,
+        depths,
+    )
+
+
+def _depth(costs: RecipeCosts, best: Choice, depth: int, disk: float, fewest: int | None) -> Depth:
+    form = best.form(depth)
+    nbytes = costs.nbytes(Node(depth, form)) if form else 0
+    other = otherwise(costs, best, depth, disk=disk).seconds
+    return Depth(depth, form, nbytes, other, fewest)
+
+
+def _crossovers(costs: RecipeCosts, disk: float) -> dict[int, int]:
+    """For each depth the fewest problems with which it is cached."""
+    found: dict[int, int] = {}
+    problems = 1
+    while problems <= MOST_PROBLEMS and len(found) < costs.layers - 1:
+        for node in choose(replace(costs, problems=problems), disk=disk).chain:
+            found.setdefault(node.depth, problems)
+        problems += 1
+    return found

@@ -1,0 +1,184 @@
+"""What to cache on a machine: bytes against the plan, seconds against sums done by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import strata
+
+from pipeline import recipes
+from pipeline.choice import START, Node, choose
+from pipeline.economics import RATIOS, RecipeCosts, economics
+from pipeline.errors import RecipeError
+from pipeline.machine import Machine, load
+from pipeline.plan import make_plan
+from pipeline.recipe import Recipe
+
+MACHINES = Path(__file__).parent.parent / "docs/machines"
+X0 = Node(0, START)
+FLAT = Machine("flat", "a test", "cpu", *[1.0] * 10)
+"""One of everything in a second."""
+
+RATES = [name for name, value in asdict(FLAT).items() if isinstance(value, float)]
+
+
+def fast_but(*slow: str) -> dict[str, Any]:
+    """All rates but some, as if they were nothing."""
+    return dict.fromkeys((name for name in RATES if name not in slow), 1e30)
+
+
+def recipe(name: str = "cifar10-small") -> Recipe:
+    return recipes.load(name)[1]
+
+
+def costs(name: str = "cifar10-small", machine: Machine = FLAT, problems: int = 1) -> RecipeCosts:
+    found = recipe(name)
+    return RecipeCosts(found, machine, found.data.train, found.data.test, problems)
+
+
+# ---- bytes and seconds --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar10-small", "cifar10-k1", "cifar10-k3"])
+def test_bytes_are_those_of_the_plan(name: str) -> None:
+    plan = make_plan(recipe(name))
+    for depth in plan.depths:
+        assert costs(name).nbytes(Node(depth.depth, "raw")) == pytest.approx(depth.nbytes, rel=0.02)
+
+
+def test_operations_are_those_of_the_plan() -> None:
+    """Nothing but training costs time; the plan counts forward and backward, all epochs."""
+    found = costs(machine=replace(FLAT, **fast_but("train")))
+    for depth in make_plan(recipe()).depths[1:]:
+        base = Node(depth.depth - 1, "raw")
+        used = 49920 / 50000  # the last batch of an epoch is dropped
+        assert found.solve(base, depth.depth) == pytest.approx(depth.operations * used, rel=1e-3)
+
+
+def test_computing_again_costs_the_layers_between() -> None:
+    found = costs(machine=replace(FLAT, **fast_but("forward")))
+    once = found.write(X0, Node(1, "raw")) / (2 * 50_000 + 10_000)  # plain, flipped, test
+    side = recipe().canvas // 2
+    assert once == 4 * 3 * 9 * recipe().network.width * side**2
+    again = found.solve(X0, 3) - found.solve(Node(1, "raw"), 3)
+    rows = 49_920 * recipe().schedule.epochs + 10_000 * recipe().schedule.epochs
+    assert again == pytest.approx(rows * once)
+
+
+def test_packed_levels_take_less_disk_and_more_of_the_cores() -> None:
+    slow = replace(FLAT, memory=1.0)
+    disk = costs(machine=replace(slow, **fast_but("disk_read", "memory")))
+    cores = costs(machine=replace(slow, **fast_but("decode_lz4", "decode_zstd", "memory")))
+    raw, zstd = Node(1, "raw"), Node(1, "zstd")
+    assert disk.solve(raw, 2) == pytest.approx(RATIOS["zstd"] * disk.solve(zstd, 2))
+    assert cores.solve(zstd, 2) > cores.solve(raw, 2)
+
+
+def test_what_stays_in_memory_is_read_from_the_disk_once() -> None:
+    rates = fast_but("disk_read", "memory")
+    small = costs(machine=replace(FLAT, **rates)).solve(Node(1, "raw"), 2)
+    large = costs(machine=replace(FLAT, **rates, memory=1e30)).solve(Node(1, "raw"), 2)
+    assert small == pytest.approx(large * recipe().schedule.epochs)
+
+
+@pytest.mark.parametrize(("device", "seconds"), [("cpu", 7.0), ("cuda", 5.0)])
+def test_what_the_host_does_competes_with_computing_on_a_cpu(device: str, seconds: float) -> None:
+    machine = replace(FLAT, device=device)
+    assert machine.seconds(compute=4, host=3, disk=2, copy=5) == seconds
+    assert machine.seconds(compute=1, host=1, disk=9, copy=5) == 9
+
+
+# ---- what is decided ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar10-small", "cifar10-k1", "cifar10-k3"])
+@pytest.mark.parametrize("machine", sorted(path.stem for path in MACHINES.glob("*.toml")))
+def test_nothing_is_better_than_the_best(name: str, machine: str) -> None:
+    found = costs(name, load(MACHINES / f"{machine}.toml"))
+    worth = economics(found)
+    assert worth.best <= min(worth.always, worth.never)
+    assert [d.depth for d in worth.depths] == list(range(1, found.layers))
+    for depth in worth.depths:
+        assert depth.otherwise >= worth.best
+        fewest = depth.from_problems
+        if fewest is None:
+            assert depth.form is None
+            continue
+        assert choose(replace(found, problems=fewest)).form(depth.depth)
+        for fewer in range(1, fewest):
+            assert choose(replace(found, problems=fewer)).form(depth.depth) is None
+
+
+def test_a_slow_disk_is_not_worth_reading_and_a_slow_core_is_not_worth_using() -> None:
+    even = replace(FLAT, **dict.fromkeys(RATES, 1e12))
+    assert not choose(costs(machine=replace(even, disk_write=1.0))).chain
+    deep = choose(costs(machine=replace(even, forward=1.0))).chain
+    assert [node.depth for node in deep] == list(range(1, len(recipe().layers)))
+
+
+def test_less_disk_costs_more_time() -> None:
+    found, seconds = costs("cifar10-k1", load(MACHINES / "card-8gb.toml")), []
+    for disk in (math.inf, 100e9, 60e9, 20e9, 1e9):
+        seconds.append(economics(found, disk).best)
+    assert seconds == sorted(seconds)
+    assert seconds[0] < seconds[-1] < math.inf
+    assert economics(found, 1e6).as_json()["seconds"]["best"] is None
+
+
+def test_fresh_draws_cannot_be_cached() -> None:
+    found = costs()
+    fresh = replace(
+        found, recipe=replace(found.recipe, augment=replace(found.recipe.augment, views=0))
+    )
+    worth = economics(fresh)
+    assert worth.best == worth.never
+    assert worth.as_json()["seconds"]["always"] is None
+
+
+# ---- the file and the command -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("forward = -1.0", "'forward' is -1.0; it must be above 0"),
+        ("memory = nan", "'memory' is nan; it must be above 0"),
+        ('device = "tpu"', "'device' is 'tpu'; it is one of cpu, cuda"),
+        ("forwards = 1.0", "Did you mean 'forward'?"),
+        ("= 1", "is no TOML"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, line: str, said: str) -> None:
+    good = (MACHINES / "laptop.toml").read_text("utf-8").splitlines()
+    key = line.split("=")[0].strip()
+    kept = [other for other in good if not (key and other.startswith(f"{key} "))]
+    path = tmp_path / "machine.toml"
+    path.write_text("\n".join([*kept, line]), "utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_plan_for_a_machine_that_is_not_here(tmp_path: Path) -> None:
+    ask = ["plan", "cifar10-k1", "--machine", MACHINES / "laptop.toml"]
+    shown = strata(tmp_path, *ask)
+    assert shown.rc == 0
+    assert "deciding otherwise costs" in shown.out
+    assert "Predicted, from data sheets" in shown.out
+    found: list[Any] = [
+        json.loads(strata(tmp_path, *ask, "--problems", n, "--json").out)["economics"]
+        for n in (1, 64)
+    ]
+    one, many = found
+    assert one["depths"][0]["form"] is None
+    assert many["depths"][0]["form"] is not None
+    assert many["seconds"]["best"] > 32 * one["seconds"]["best"]
+    missing = strata(tmp_path, "plan", "--machine", tmp_path / "none.toml")
+    assert missing.rc == 3
+    assert "No such file" in missing.error
