@@ -98,6 +98,26 @@ WORK = (
 )
 
 
+WORTH = (
+    click.option(
+        "--machine", type=FILE, help="TOML with a machine's rates: what is worth caching on it?"
+    ),
+    click.option(
+        "--problems",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Solved at every depth, for that question.",
+    ),
+)
+CACHE = click.option(
+    "--cache",
+    default="always",
+    type=click.Choice(["always", "never", "auto"]),
+    help="Which features to write on the way; auto: those worth it, by --machine.",
+)
+
+
 def where(command: Command) -> Command:
     """The options of every command that looks at a run."""
     return reduce(lambda decorated, option: option(decorated), reversed(WHERE), command)
@@ -106,6 +126,16 @@ def where(command: Command) -> Command:
 def work(command: Command) -> Command:
     """The options of every command that computes."""
     return where(reduce(lambda decorated, option: option(decorated), reversed(WORK), command))
+
+
+def worth(command: Command) -> Command:
+    """The options of what asks which levels are worth their disk."""
+    return reduce(lambda decorated, option: option(decorated), reversed(WORTH), command)
+
+
+def solving(command: Command) -> Command:
+    """The options of every command that solves layers and writes features."""
+    return work(CACHE(worth(command)))
 
 
 def answer(options: dict[str, Any], found: Any) -> None:
@@ -134,14 +164,7 @@ def recipes(**options: Any) -> None:
 @main.command()
 @where
 @budget_option
-@click.option("--machine", type=FILE, help="TOML: also say what is worth caching on this machine.")
-@click.option(
-    "--problems",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="With --machine: solved at every depth.",
-)
+@worth
 def plan(**options: Any) -> None:
     """Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU."""
     from pipeline import commands
@@ -159,7 +182,7 @@ def status(**options: Any) -> None:
 
 
 @main.command()
-@work
+@solving
 @layer_option
 def train(**options: Any) -> None:
     """Solve layer j, and whatever it needs first."""
@@ -169,7 +192,7 @@ def train(**options: Any) -> None:
 
 
 @main.command()
-@work
+@solving
 @layer_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def materialize(**options: Any) -> None:
@@ -180,7 +203,7 @@ def materialize(**options: Any) -> None:
 
 
 @main.command()
-@work
+@solving
 @budget_option
 def run(**options: Any) -> None:
     """Everything: solve every layer from cached features, evaluate, report."""

@@ -5,7 +5,7 @@ What is missing is decided first (plan.py), then done, as make does. Nothing flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pipeline.evaluation import evaluate
 from pipeline.ingest import ensure_images
@@ -22,7 +22,7 @@ def execute(session: Session, todo: Sequence[Step], *, evict: bool = False) -> N
     """Do the steps that :func:`pipeline.plan.steps` found missing, in their order.
 
     Args:
-        evict: remove x_{j-1} once x_j is complete, to stay within a disk budget.
+        evict: remove the features below once x_j is complete, to stay within a disk budget.
     """
     for step in todo:
         refer_to(session.run, session.store)  # what another run wrote is only read, and used too
@@ -33,16 +33,21 @@ def execute(session: Session, todo: Sequence[Step], *, evict: bool = False) -> N
             evaluate(session.run, session.store)
         else:
             materialize(session, step.j)
-            if evict and step.j > 1:
-                _evict(session, step.j - 1)
+            for below in range(1, step.j if evict else 1):
+                _evict(session, below)
 
 
 def make(
-    session: Session, *, solve: int = 0, write: int = 0, evict: bool = False
+    session: Session,
+    *,
+    solve: int = 0,
+    write: int = 0,
+    evict: bool = False,
+    cached: Collection[int] | None = None,
 ) -> tuple[Step, ...]:
     """Have layers 1 … ``solve`` solved and x_``write`` complete; returns what that took."""
     have = inventory(session.run, session.store)
-    todo = steps(have, solve=solve, write=write)
+    todo = steps(have, solve=solve, write=write, cached=cached)
     execute(session, todo, evict=evict)
     refer_to(session.run, session.store)
     return todo
@@ -50,4 +55,5 @@ def make(
 
 def _evict(session: Session, j: int) -> None:
     freed = session.store.remove(j, session.run.nodes()[j].fingerprint)
-    session.report.say(f"removed x_{j}, which is not needed any more: {size(freed)} freed")
+    if freed:
+        session.report.say(f"removed x_{j}, which is not needed any more: {size(freed)} freed")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import (
+    caching,
     cleaning,
     errors,
     explaining,
-    machine,
     overview,
     plan,
     recipes,
@@ -24,9 +24,8 @@ from pipeline import (
     verifying,
     work,
 )
-from pipeline.economics import Economics, RecipeCosts, economics
+from pipeline.economics import economics
 from pipeline.progress import size
-from pipeline.recipe import Recipe
 from pipeline.work import Options
 
 
@@ -58,7 +57,8 @@ def make_plan(options: Options) -> Answer:
     shown = [tables.of_plan(found.recipe, costs), tables.plan_summary(found.recipe, costs, todo)]
     shown.append(tables.space(**space))
     if options["machine"]:
-        worth = _economics(found.recipe, costs, options)
+        disk = options["disk_budget"] or math.inf
+        worth = economics(caching.costs(found.recipe, costs, options), disk)
         value["economics"] = worth.as_json()
         shown += [tables.of_economics(worth), tables.economics_summary(worth)]
     try:
@@ -69,12 +69,6 @@ def make_plan(options: Options) -> Answer:
     except errors.BudgetError as error:
         return Answer(value, tuple(shown), error)
     return Answer(value, tuple(shown))
-
-
-def _economics(recipe: Recipe, costs: plan.Plan, options: Options) -> Economics:
-    there = machine.load(options["machine"])
-    on = RecipeCosts(recipe, there, costs.images, costs.tests, options["problems"])
-    return economics(on, options["disk_budget"] or math.inf)
 
 
 def status(options: Options) -> Answer:
@@ -92,15 +86,13 @@ def materialize(options: Options) -> Answer:
     j = options["layer"]
     if not options["dry_run"]:
         return _done(*work.perform(options, write=j))
-    _, todo = work.missing(options, write=j)
+    todo = work.missing(options, write=j).steps
     lines = [f"would {step}" for step in todo] or [f"x_{j} is complete: nothing to do"]
     return Answer({"todo": todo}, tuple(lines))
 
 
 def run(options: Options) -> Answer:
-    found = work.find(options)
-    evict = plan.check_budget(plan.make_plan(found.recipe), options["disk_budget"])
-    found, done = work.perform(options, solve=len(found.recipe.layers), evict=evict)
+    found, done = work.perform(options, solve=len(work.find(options).recipe.layers))
     page = found.directory / "report.html"
     if done or not page.exists():
         from pipeline.report import write_report

@@ -20,7 +20,6 @@ from stages.spec import Shape
 from store.layout import geometry
 from store.order import batch_count
 
-FORMS = ("raw", "lz4", "zstd")
 RATIOS = {"raw": 1.0, "lz4": 1.5, "zstd": 1.9}
 """Bytes of the rows over bytes on disk: guesses, of uint8 features after a ReLU."""
 MOST_PROBLEMS = 64
@@ -44,8 +43,13 @@ class RecipeCosts:
         return len(self.recipe.layers)
 
     def forms(self, depth: int) -> Sequence[str]:
-        """The values are the same in all of them."""
-        return () if views.mode(self.recipe) == "fresh" else FORMS
+        """The recipe's; fresh draws cannot be cached at all."""
+        return () if views.mode(self.recipe) == "fresh" else (self.recipe.cache.profile,)
+
+    def stored_as(self, profile: str) -> RecipeCosts:
+        """The same recipe with another profile."""
+        cache = replace(self.recipe.cache, profile=profile)
+        return replace(self, recipe=replace(self.recipe, cache=cache))
 
     def nbytes(self, node: Node) -> int:
         """Of all levels of x_depth, on disk."""
@@ -146,6 +150,8 @@ class Economics:
     always: float
     """Every depth cached, each in its cheapest form."""
     never: float
+    profiles: dict[str, float]
+    """The best, were all levels stored in this profile: the values would be the same."""
     depths: tuple[Depth, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -158,6 +164,7 @@ class Economics:
                 "always": _finite(self.always),
                 "never": _finite(self.never),
             },
+            "profiles": {name: _finite(value) for name, value in self.profiles.items()},
             "depths": [depth.as_json() for depth in self.depths],
         }
 
@@ -186,6 +193,7 @@ def economics(costs: RecipeCosts, disk: float = math.inf) -> Economics:
         best.seconds,
         choose(costs, disk=disk, must=every).seconds,
         choose(costs, disk=disk, never=every).seconds,
+        {name: choose(costs.stored_as(name), disk=disk).seconds for name in RATIOS},
         depths,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,20 @@ class Step:
         )
 
 
-def steps(have: Inventory, *, solve: int = 0, write: int = 0) -> tuple[Step, ...]:
+def steps(
+    have: Inventory,
+    *,
+    solve: int = 0,
+    write: int = 0,
+    cached: Collection[int] | None = None,
+) -> tuple[Step, ...]:
     """What is missing, in order, to have layers 1 … ``solve`` solved and x_``write`` complete.
 
-    Solving layer j needs x_{j-1}; a layer that is solved needs nothing. Writing x_j needs layer j.
+    Solving layer j needs x_{j-1}, from its level or computed from the nearest one below; a layer
+    that is solved needs nothing. Writing x_j needs layer j.
+
+    Args:
+        cached: depths that are written so that the next problem can read them; None: all.
     """
     todo: list[Step] = []
 
@@ -40,7 +51,8 @@ def steps(have: Inventory, *, solve: int = 0, write: int = 0) -> tuple[Step, ...
             return
         if j > 1:
             need_solved(j - 1)
-            need_written(j - 1)
+            if cached is None or j - 1 in cached:
+                need_written(j - 1)
         todo.append(Step("solve", j))
 
     def need_written(j: int) -> None:

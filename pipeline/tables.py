@@ -94,7 +94,11 @@ def economics_summary(worth: Economics) -> str:
         f"{name} {duration(seconds)}" if seconds < math.inf else f"{name} does not fit"
         for name, seconds in others
     )
-    return f"Predicted, from {worth.source}: {duration(worth.best)}; {told}."
+    said = f"Predicted, from {worth.source}: {duration(worth.best)}; {told}."
+    profile, seconds = min(worth.profiles.items(), key=lambda item: item[1])
+    if seconds < worth.best:
+        said += f" With 'cache.profile' {profile}: {duration(seconds)}."
+    return said
 
 
 def space(needed_bytes: int, free_bytes: int) -> str:

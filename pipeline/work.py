@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import overview, plan
+from pipeline.caching import Caching, caching
 from pipeline.levels import refer_to
 from pipeline.overview import Overview
 from pipeline.progress import Reporter, reporter
@@ -32,24 +34,39 @@ def reporting(options: Options) -> Reporter:
     return reporter(quiet=options["as_json"])
 
 
-def missing(options: Options, **goal: int) -> tuple[Overview, list[str]]:
+@dataclass(frozen=True)
+class Missing:
+    """What a command has to do."""
+
+    found: Overview
+    steps: list[str]
+    caching: Caching
+
+
+def missing(options: Options, **goal: int) -> Missing:
     """The run, and the steps it still needs; says what is there already."""
     found = find(options)
     found.check_layer(max(goal.values()))
+    costs = plan.make_plan(found.recipe, found.run.data() if found.run else None)
+    how = caching(found.recipe, costs, options)
     have = found.inventory()
-    for line in plan.skipped(have, **goal):
+    for line in (*plan.skipped(have, **goal), *filter(None, [how.reason])):
         reporting(options).say(line)
-    return found, [str(step) for step in plan.steps(have, **goal)]
+    todo = plan.steps(have, cached=how.depths, **goal)
+    return Missing(found, [str(step) for step in todo], how)
 
 
-def perform(options: Options, *, evict: bool = False, **goal: int) -> tuple[Overview, list[str]]:
+def perform(options: Options, **goal: int) -> tuple[Overview, list[str]]:
     """Do what is missing, and say what that was. Where nothing is, torch is not even imported."""
-    found, todo = missing(options, **goal)
+    asked = missing(options, **goal)
+    found, todo = asked.found, asked.steps
     if todo or (found.run and options["data"] not in (None, found.run.source)):
         from pipeline.algorithm import make
 
+        how = asked.caching
         with at_work(found, options) as session:
-            todo = [str(step) for step in make(session, evict=evict, **goal)]
+            done = make(session, evict=how.evict, cached=how.depths, **goal)
+            todo = [str(step) for step in done]
     elif found.run:
         refer_to(found.run, found.store)
     return found, todo

@@ -75,6 +75,19 @@ def test_every_step_comes_after_what_it_needs(have: Inventory, solve: int, write
     assert not write or (write in written and write <= solved)
 
 
+@given(inventories, st.integers(1, 5), st.frozensets(st.integers(1, 5)))
+def test_what_is_not_cached_on_the_way_is_not_written(
+    have: Inventory, solve: int, cached: frozenset[int]
+) -> None:
+    """The layers are solved all the same; what is asked for by name is written in any case."""
+    got = steps(have, solve=solve, cached=cached)
+    every = steps(have, solve=solve)
+    assert [s for s in got if s.kind != "write"] == [s for s in every if s.kind != "write"]
+    assert {s.j for s in got if s.kind == "write"} <= cached
+    assert {s for s in every if s.kind == "write" and s.j in cached} <= set(got)
+    assert Step("write", solve) in steps(Inventory(True, 0, frozenset()), write=solve, cached=())
+
+
 def test_the_papers_k1_needs_26_gigabytes_a_view() -> None:
     """x_1 of k = 1: 50,000 · 256 · 32 · 32 · 2 bytes at fp16."""
     _, recipe = load("cifar10-k1")

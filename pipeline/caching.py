@@ -1,0 +1,74 @@
+"""``--cache``: which depths a run writes on its way, for the problems above to read.
+
+A depth that is not written is computed from the nearest level below whenever a problem reads it.
+The weights are the same, to the bit: only time and disk differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import machine
+from pipeline.choice import START, Choice, Node, choose
+from pipeline.economics import RecipeCosts
+from pipeline.errors import BudgetError, NotThereYet
+from pipeline.plan import Plan, check_budget
+from pipeline.progress import size
+from pipeline.recipe import Recipe
+
+MODES = ("always", "never", "auto")
+
+
+@dataclass(frozen=True)
+class Caching:
+    """What to write, and whether levels must go again once they are not needed."""
+
+    depths: Collection[int] | None
+    """None: all."""
+    evict: bool
+    reason: str
+    """For people; empty where there was nothing to choose."""
+
+
+def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
+    """
+    Args:
+        options: of the command line: ``cache``, ``machine``, ``problems``, ``disk_budget``.
+
+    Raises:
+        BudgetError: even so it does not fit; gives both numbers.
+        NotThereYet: ``auto`` knows no machine.
+    """
+    budget = options.get("disk_budget")
+    if options["cache"] == "always":
+        return Caching(None, check_budget(plan, budget), "")
+    images = plan.depths[0].nbytes
+    if budget is not None and images > budget:
+        raise BudgetError(f"x_0 needs {size(images)} of disk; --disk-budget is {size(budget)}")
+    if options["cache"] == "never":
+        return Caching((), False, "")
+    found = costs(recipe, plan, options)
+    best = choose(found, disk=math.inf if budget is None else budget)
+    nbytes = sum(map(found.nbytes, (Node(0, START), *best.chain)))
+    return Caching(
+        frozenset(node.depth for node in best.chain),
+        budget is not None and nbytes > budget,
+        _told(best, found),
+    )
+
+
+def costs(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> RecipeCosts:
+    """Of this recipe on the machine that ``--machine`` describes."""
+    if options["machine"] is None:
+        raise NotThereYet("--cache auto knows no rates of this machine. Give --machine FILE")
+    there = machine.load(options["machine"])
+    return RecipeCosts(recipe, there, plan.images, plan.tests, options["problems"])
+
+
+def _told(best: Choice, found: RecipeCosts) -> str:
+    cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
+    every = f"x_1 … x_{found.layers - 1}"
+    return f"--cache auto: {cached} of {every} is worth caching on {found.machine.name}"
