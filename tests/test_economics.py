@@ -182,3 +182,12 @@ def test_a_plan_for_a_machine_that_is_not_here(tmp_path: Path) -> None:
     missing = strata(tmp_path, "plan", "--machine", tmp_path / "none.toml")
     assert missing.rc == 3
     assert "No such file" in missing.error
+
+
+def test_the_table_in_the_docs_is_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parent.parent
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    from economics import rows
+
+    page = (root / "docs/economics.md").read_text("utf-8").splitlines()
+    assert [line for line in page if line.startswith("| ")][1:] == list(rows())
