@@ -77,8 +77,9 @@ WHERE = (
     click.option("--seed", default=0, help="Of weights, order and augmentation."),
     json_option,
 )
+DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 WORK = (
-    click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"])),
+    DEVICE,
     click.option("--data", help="Other images for the recipe, e.g. imagefolder:PATH."),
     click.option("--data-root", type=FOLDER, default="data", help="Of torchvision's data sets."),
     click.option("--download", is_flag=True, help="Let torchvision fetch its data set."),
@@ -100,7 +101,9 @@ WORK = (
 
 WORTH = (
     click.option(
-        "--machine", type=FILE, help="TOML with a machine's rates: what is worth caching on it?"
+        "--machine",
+        type=FILE,
+        help="TOML with a machine's rates.  [as `calibrate` measured this one]",
     ),
     click.option(
         "--problems",
@@ -114,7 +117,7 @@ CACHE = click.option(
     "--cache",
     default="always",
     type=click.Choice(["always", "never", "auto"]),
-    help="Which features to write on the way; auto: those worth it, by --machine.",
+    help="Which features to write on the way; auto: those worth it.",
 )
 
 
@@ -170,6 +173,16 @@ def plan(**options: Any) -> None:
     from pipeline import commands
 
     answer(options, commands.make_plan(options))
+
+
+@main.command()
+@where
+@DEVICE
+def calibrate(**options: Any) -> None:
+    """Measure this machine for a recipe, in under a minute: `plan` and --cache auto use it."""
+    from pipeline import commands
+
+    answer(options, commands.calibrate(options))
 
 
 @main.command()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline import machine
+from pipeline import hardware, machine
 from pipeline.choice import START, Choice, Node, choose
 from pipeline.economics import RecipeCosts
 from pipeline.errors import BudgetError, NotThereYet
@@ -19,7 +20,7 @@ from pipeline.plan import Plan, check_budget
 from pipeline.progress import size
 from pipeline.recipe import Recipe
 
-MODES = ("always", "never", "auto")
+ADVICE = "Run `calibrate`, or give --machine FILE"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
 
     Raises:
         BudgetError: even so it does not fit; gives both numbers.
-        NotThereYet: ``auto`` knows no machine.
+        NotThereYet: ``auto`` knows no rates of this machine.
     """
     budget = options.get("disk_budget")
     if options["cache"] == "always":
@@ -61,11 +62,36 @@ def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
 
 
 def costs(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> RecipeCosts:
-    """Of this recipe on the machine that ``--machine`` describes."""
-    if options["machine"] is None:
-        raise NotThereYet("--cache auto knows no rates of this machine. Give --machine FILE")
-    there = machine.load(options["machine"])
+    """Of this recipe on the machine that ``--machine`` describes, or else on this one.
+
+    Raises:
+        NotThereYet: neither is known, or the figures in the store are another machine's.
+    """
+    there = known_machine(options)
+    if there is None:
+        raise NotThereYet(f"nothing is known of this machine's rates. {ADVICE}")
     return RecipeCosts(recipe, there, plan.images, plan.tests, options["problems"])
+
+
+def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
+    """The one of ``--machine``, or the one whose disk the store is on; None: not calibrated."""
+    if options["machine"] is not None:
+        return machine.load(options["machine"])
+    path = calibrated(options["store"])
+    if not path.exists():
+        return None
+    found = machine.load(path)
+    if found.hardware != hardware.described():
+        raise NotThereYet(
+            f"{path} was measured on another machine ({found.hardware}); this one is "
+            f"{hardware.described()}. {ADVICE}"
+        )
+    return found
+
+
+def calibrated(store: Path) -> Path:
+    """Where ``calibrate`` keeps its figures: beside the levels, whose disk they speak of."""
+    return store / "machine.toml"
 
 
 def _told(best: Choice, found: RecipeCosts) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import (
@@ -16,6 +16,7 @@ from pipeline import (
     cleaning,
     errors,
     explaining,
+    machine,
     overview,
     plan,
     recipes,
@@ -24,9 +25,11 @@ from pipeline import (
     verifying,
     work,
 )
-from pipeline.economics import economics
+from pipeline.economics import Economics, economics
 from pipeline.progress import size
+from pipeline.recipe import Recipe
 from pipeline.work import Options
+from store.publish import replace
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,11 @@ def make_plan(options: Options) -> Answer:
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
     shown = [tables.of_plan(found.recipe, costs), tables.plan_summary(found.recipe, costs, todo)]
     shown.append(tables.space(**space))
-    if options["machine"]:
-        disk = options["disk_budget"] or math.inf
-        worth = economics(caching.costs(found.recipe, costs, options), disk)
+    try:
+        worth = _worth(found.recipe, costs, options)
+    except errors.NotThereYet as error:
+        shown.append(f"Which levels are worth their disk: {error}.")
+    else:
         value["economics"] = worth.as_json()
         shown += [tables.of_economics(worth), tables.economics_summary(worth)]
     try:
@@ -69,6 +74,27 @@ def make_plan(options: Options) -> Answer:
     except errors.BudgetError as error:
         return Answer(value, tuple(shown), error)
     return Answer(value, tuple(shown))
+
+
+def _worth(recipe: Recipe, costs: plan.Plan, options: Options) -> Economics:
+    disk = options["disk_budget"] or math.inf
+    return economics(caching.costs(recipe, costs, options), disk)
+
+
+def calibrate(options: Options) -> Answer:
+    """Measure this machine, and keep the figures where ``plan`` and ``--cache auto`` look."""
+    from pipeline import device
+    from pipeline.rates import measure
+
+    found, report = work.find(options), work.reporting(options)
+    chosen = device.pick(options["device"])
+    if chosen.type == "cpu":
+        device.keep_freed_memory()
+    compute, _ = device.compute_dtype(found.recipe.schedule.precision, chosen)
+    here = measure(found.recipe, options["store"], chosen, device.dtype(compute), report)
+    path = caching.calibrated(options["store"])
+    replace(path.parent, path.name, machine.as_toml(here).encode())
+    return Answer(asdict(here), (tables.of_machine(here), f"kept in {path}"))
 
 
 def status(options: Options) -> Answer:

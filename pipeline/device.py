@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipeline import hardware
 from stages.errors import DeviceError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -80,11 +81,9 @@ def facts(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
         "machine": {
-            "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "processor": hardware.processor(),
+            "cores": hardware.cores(),
+            "memory_bytes": hardware.memory_bytes(),
             "gpu": gpu,
         },
         "versions": versions(),
@@ -144,14 +143,3 @@ def finish(device: torch.device) -> None:
     """Wait until a GPU has done what it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:  # noqa: PTH123
-            names = [
-                line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")
-            ]
-        return names[0] if names else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()

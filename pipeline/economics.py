@@ -20,10 +20,26 @@ from stages.spec import Shape
 from store.layout import geometry
 from store.order import batch_count
 
-RATIOS = {"raw": 1.0, "lz4": 1.5, "zstd": 1.9}
-"""Bytes of the rows over bytes on disk: guesses, of uint8 features after a ReLU."""
+PROFILES = ("raw", "lz4", "zstd")
 MOST_PROBLEMS = 64
 """How far a crossover is looked for."""
+
+
+def operations(recipe: Recipe, j: int) -> int:
+    """Multiply-adds of a forward pass of problem j for one crop."""
+    inputs = recipe.shape(j - 1, recipe.augment.crop)
+    layer = recipe.layers[j - 1]
+    return layer.operations(inputs) + recipe.auxiliaries[j - 1].operations(layer.output(inputs))
+
+
+def kind(recipe: Recipe, j: int) -> str:
+    """What decides about the rate of layer j and its auxiliary classifier, whatever the recipe."""
+    layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    channels, height, width = layer.output(recipe.shape(j - 1, recipe.augment.crop))
+    return (
+        f"{layer.convolved_channels} to {channels} at {height}x{width}, "
+        f"k {auxiliary.k} of {auxiliary.width}"
+    )
 
 
 @dataclass(frozen=True)
@@ -53,31 +69,31 @@ class RecipeCosts:
 
     def nbytes(self, node: Node) -> int:
         """Of all levels of x_depth, on disk."""
-        return math.ceil(self._level_rows(node) * self._row_bytes(node) / RATIOS[node.form])
+        return math.ceil(
+            self._level_rows(node) * self._row_bytes(node) / self.machine.ratio(node.form)
+        )
 
     def write(self, base: Node, node: Node) -> float:
         rows, nbytes = self._level_rows(node), self._row_bytes(node)
         machine = self.machine
         host = self._row_bytes(base) / machine.decode(base.form)
         return rows * machine.seconds(
-            compute=self._forward(base.depth, node.depth) / machine.forward,
+            compute=self._forward(base.depth, node.depth),
             host=host + nbytes / machine.encode(node.form),
-            disk=nbytes / RATIOS[node.form] / machine.disk_write,
+            disk=nbytes / self.machine.ratio(node.form) / machine.disk_write,
             copy=(self._row_bytes(base) + nbytes) / machine.copy,
         )
 
     def solve(self, base: Node, j: int) -> float:
         schedule, machine = self.recipe.schedule, self.machine
-        below = self._forward(base.depth, j - 1) / machine.forward
-        inputs = self.recipe.shape(j - 1, self.recipe.augment.crop)
-        layer, auxiliary = self.recipe.layers[j - 1], self.recipe.auxiliaries[j - 1]
-        step = layer.operations(inputs) + auxiliary.operations(layer.output(inputs))
+        below, step = self._forward(base.depth, j - 1), operations(self.recipe, j)
+        rates = machine.rates(kind(self.recipe, j))
         batch = schedule.batch
         rows = batch * batch_count(self.train, batch, drop_last=True) or self.train
         trained = rows * schedule.epochs
         tested = self.test * (schedule.epochs // max(1, schedule.test_every))
-        one = trained * self._seconds(base, below + 3 * step / machine.train)
-        return self.problems * (one + tested * self._seconds(base, below + step / machine.forward))
+        one = trained * self._seconds(base, below + 3 * step / rates.train)
+        return self.problems * (one + tested * self._seconds(base, below + step / rates.forward))
 
     def _seconds(self, base: Node, compute: float) -> float:
         """Of one row that is read from ``base``."""
@@ -87,7 +103,7 @@ class RecipeCosts:
         return machine.seconds(
             compute=compute,
             host=reads * once + (1 - reads) * nbytes / machine.gather,
-            disk=reads * nbytes / RATIOS[base.form] / machine.disk_read,
+            disk=reads * nbytes / machine.ratio(base.form) / machine.disk_read,
             copy=nbytes / machine.copy,
         )
 
@@ -98,12 +114,11 @@ class RecipeCosts:
         return count * self.train * self._row_bytes(base) <= share * self.machine.memory
 
     def _forward(self, base: int, depth: int) -> float:
-        """Multiply-adds of layers base + 1 … depth for one cached row."""
-        return float(
-            sum(
-                layer.operations(self._shape(i))
-                for i, layer in enumerate(self.recipe.layers[base:depth], start=base)
-            )
+        """Seconds of layers base + 1 … depth for one cached row."""
+        return sum(
+            self.recipe.layers[j - 1].operations(self._shape(j - 1))
+            / self.machine.rates(kind(self.recipe, j)).forward
+            for j in range(base + 1, depth + 1)
         )
 
     def _shape(self, depth: int) -> Shape:
@@ -193,7 +208,7 @@ def economics(costs: RecipeCosts, disk: float = math.inf) -> Economics:
         best.seconds,
         choose(costs, disk=disk, must=every).seconds,
         choose(costs, disk=disk, never=every).seconds,
-        {name: choose(costs.stored_as(name), disk=disk).seconds for name in RATIOS},
+        {name: choose(costs.stored_as(name), disk=disk).seconds for name in PROFILES},
         depths,
     )
 

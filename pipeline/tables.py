@@ -11,6 +11,7 @@ from rich.table import Table
 from pipeline import views
 from pipeline.economics import MOST_PROBLEMS, Economics
 from pipeline.explaining import Explanation
+from pipeline.machine import Machine
 from pipeline.plan import Plan, Step
 from pipeline.progress import duration, size
 from pipeline.recipe import Recipe
@@ -66,6 +67,19 @@ def plan_summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
             f"To do: {', '.join(map(str, todo)) or 'nothing'}.",
         )
     )
+
+
+def of_machine(machine: Machine) -> Table:
+    """Its rates, as people say them."""
+    table = _table("", "per second")
+    table.title = f"{machine.hardware}, {machine.device}, {machine.source}"
+    names = ("disk_write", "disk_read", "gather", "decode_lz4", "decode_zstd")
+    for name in (*names, "encode_lz4", "encode_zstd"):
+        table.add_row(name.replace("_", " "), size(getattr(machine, name)))
+    for rate in machine.layers:
+        told = f"{rate.forward:.2g} multiply-adds forward, {rate.train:.2g} in training"
+        table.add_row(rate.kind, told)
+    return table
 
 
 def of_economics(worth: Economics) -> Table:

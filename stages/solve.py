@@ -155,10 +155,11 @@ class Solver:
         rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self._step(x, y)
+        self.step(x, y)
         done.batch += 1
 
-    def _step(self, x: Tensor, y: Tensor) -> None:
+    def step(self, x: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]) -> None:
+        """One step of SGD at the present rate. Raises Diverged if the loss is not finite."""
         micro = -(-len(y) // self.schedule.accumulate)
         loss_sum, correct = 0.0, 0
         for part, target in zip(x.split(micro), y.split(micro), strict=True):

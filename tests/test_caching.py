@@ -87,7 +87,7 @@ def test_auto_wants_to_know_the_machine(tmp_path: Path) -> None:
     recipe(tmp_path)
     refused = run(tmp_path, "auto", "--cache", "auto")
     assert refused.rc == 8
-    assert "Give --machine FILE" in refused.error
+    assert "Run `calibrate`, or give --machine FILE" in refused.error
     assert not (tmp_path / "store-auto").exists()
 
 
@@ -118,5 +118,5 @@ def test_a_budget_is_kept_in_every_mode() -> None:
 
 def test_without_a_machine_there_is_nothing_to_weigh() -> None:
     small = parse(tiny(), "tiny")
-    with pytest.raises(NotThereYet, match="knows no rates"):
-        caching(small, make_plan(small), asked("auto", None, machine=None))
+    with pytest.raises(NotThereYet, match="nothing is known"):
+        caching(small, make_plan(small), asked("auto", None, machine=None, store=Path("none")))

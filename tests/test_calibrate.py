@@ -1,0 +1,88 @@
+"""`calibrate`: this machine's rates, measured, kept in the store, and used."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from command import Result, recipe, strata
+
+from pipeline import hardware
+from pipeline.machine import LayerRate, Machine, as_toml, load
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    cwd = tmp_path_factory.mktemp("calibrate")
+    recipe(cwd, network__layers=3)
+    return cwd, strata(cwd, "calibrate", "tiny.toml")
+
+
+def test_the_figures_are_kept_in_the_store_and_nothing_else(
+    calibrated: tuple[Path, Result],
+) -> None:
+    cwd, said = calibrated
+    assert said.rc == 0, said.err
+    assert "decode zstd" in said.out
+    assert "parts" in said.err
+    assert [path.name for path in (cwd / "features").iterdir()] == ["machine.toml"]
+    found = load(cwd / "features/machine.toml")
+    assert found.hardware == hardware.described()
+    assert len(found.layers) == 3
+    assert found.source.startswith("measured 20")
+
+
+def test_rates_are_those_of_a_machine(calibrated: tuple[Path, Result]) -> None:
+    """What must be faster is, on any machine; none is off by a thousand."""
+    found = load(calibrated[0] / "features/machine.toml")
+    assert found.gather > found.decode_lz4 > found.decode_zstd
+    assert found.decode_zstd > found.encode_zstd
+    assert 1 < found.ratio_lz4 < found.ratio_zstd < 8
+    assert 1e6 < found.disk_write < 1e11
+    assert 1e6 < found.disk_read < 1e11
+    for rate in found.layers:
+        assert 1e5 < rate.train < 1e13
+        assert 1e5 < rate.forward < 1e13
+
+
+def test_plan_and_auto_use_them(calibrated: tuple[Path, Result]) -> None:
+    cwd, _ = calibrated
+    plan = strata(cwd, "plan", "tiny.toml", "--json").json
+    assert plan["economics"]["source"] == load(cwd / "features/machine.toml").source
+    done = strata(cwd, "train", "tiny.toml", "--layer", 2, "--cache", "auto")
+    assert done.rc == 0, done.err
+    assert "on this machine" in done.err
+    for command in (["verify"], ["verify", "--deep"], ["du"], ["gc"]):
+        where = ["--store", cwd / "features"] if command[0] in ("du", "gc") else ["tiny.toml"]
+        assert strata(cwd, *command, *where).rc == 0
+
+
+def test_figures_of_another_machine_are_noticed(
+    calibrated: tuple[Path, Result], tmp_path: Path
+) -> None:
+    recipe(tmp_path)
+    path = tmp_path / "features/machine.toml"
+    path.parent.mkdir()
+    other = replace(load(calibrated[0] / "features/machine.toml"), hardware="Z80, 1 cores, 64 kB")
+    path.write_text(as_toml(other), "utf-8")
+    refused = strata(tmp_path, "train", "tiny.toml", "--layer", 2, "--cache", "auto")
+    assert refused.rc == 8
+    assert "measured on another machine (Z80, 1 cores, 64 kB)" in refused.error
+    assert "Run `calibrate`" in refused.error
+    plan = strata(tmp_path, "plan", "tiny.toml")
+    assert plan.rc == 0, "it says all the rest"
+    assert "measured on another machine" in plan.out
+    named = strata(tmp_path, "plan", "tiny.toml", "--machine", path)
+    assert named.rc == 0, "whoever names a file means it"
+
+
+def test_a_file_says_what_was_measured(tmp_path: Path) -> None:
+    rates = {f.name: 1.5e9 for f in fields(Machine) if f.type == "float"}
+    layers = (LayerRate("3 to 4 at 8x8, k 1 of 0", 2e9, 3e9), LayerRate('odd "kind"', 1.0, 1e30))
+    machine = Machine(name="é", source="a test", device="cuda", layers=layers, **rates)
+    path = tmp_path / "machine.toml"
+    path.write_text(as_toml(machine), "utf-8")
+    assert load(path) == machine
+    assert load(path).rates("3 to 4 at 8x8, k 1 of 0").train == 3e9
+    assert load(path).rates("unknown").train == machine.train
