@@ -30,8 +30,8 @@ class Caching:
     depths: Collection[int] | None
     """None: all."""
     evict: bool
-    reason: str
-    """For people; empty where there was nothing to choose."""
+    said: str
+    """What was chosen and why, for people; empty where there was nothing to choose."""
 
 
 def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
@@ -44,13 +44,14 @@ def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
         NotThereYet: ``auto`` knows no rates of this machine.
     """
     budget = options.get("disk_budget")
+    unused = "--machine is for --cache auto: not used" if options["machine"] else ""
     if options["cache"] == "always":
-        return Caching(None, check_budget(plan, budget), "")
+        return Caching(None, check_budget(plan, budget), unused)
     images = plan.depths[0].nbytes
     if budget is not None and images > budget:
         raise BudgetError(f"x_0 needs {size(images)} of disk; --disk-budget is {size(budget)}")
     if options["cache"] == "never":
-        return Caching((), False, "")
+        return Caching((), False, unused)
     found = costs(recipe, plan, options)
     best = choose(found, disk=math.inf if budget is None else budget)
     nbytes = sum(map(found.nbytes, (Node(0, START), *best.chain)))

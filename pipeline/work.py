@@ -50,7 +50,7 @@ def missing(options: Options, **goal: int) -> Missing:
     costs = plan.make_plan(found.recipe, found.run.data() if found.run else None)
     how = caching(found.recipe, costs, options)
     have = found.inventory()
-    for line in (*plan.skipped(have, **goal), *filter(None, [how.reason])):
+    for line in (*plan.skipped(have, **goal), *filter(None, [how.said])):
         reporting(options).say(line)
     todo = plan.steps(have, cached=how.depths, **goal)
     return Missing(found, [str(step) for step in todo], how)

@@ -261,13 +261,16 @@ WHERE = {"--run", "--store", "--seed", "--json"}
 WORK = WHERE | {"--device", "--data", "--data-root", "--download", "--skip-broken"}
 WORK |= {"--tier", "--loader"}
 LAYER = {"--layer", "-l"}
+WORTH = {"--machine", "--problems"}
+SOLVING = WORTH | {"--cache"}
 OPTIONS = {
     "recipes": {"--json"},
-    "plan": WHERE | {"--disk-budget"},
+    "plan": WHERE | WORTH | {"--disk-budget"},
+    "calibrate": WHERE | {"--device"},
     "status": WHERE,
-    "train": WORK | LAYER,
-    "materialize": WORK | LAYER | {"--dry-run"},
-    "run": WORK | {"--disk-budget"},
+    "train": WORK | SOLVING | LAYER,
+    "materialize": WORK | SOLVING | LAYER | {"--dry-run"},
+    "run": WORK | SOLVING | {"--disk-budget"},
     "evaluate": WHERE,
     "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--dry-run", "--yes"},
