@@ -97,5 +97,4 @@ def calibrated(store: Path) -> Path:
 
 def _told(best: Choice, found: RecipeCosts) -> str:
     cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
-    every = f"x_1 … x_{found.layers - 1}"
-    return f"--cache auto: {cached} of {every} is worth caching on {found.machine.name}"
+    return f"--cache auto: worth caching on {found.machine.name}: {cached}"
