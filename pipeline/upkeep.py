@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,19 @@ def disk_use(root: Path) -> dict[str, Any]:
         "store": str(store.root),
         "levels": levels,
         "quarantine_bytes": used_bytes(store.root / QUARANTINE),
-        "beton_bytes": sum(path.stat().st_size for path in store.root.glob("x_0-*/*.beton")),
+        "beton_bytes": _beton_bytes(store.root),
         "total_bytes": used_bytes(store.root),
         "free_bytes": store.free_bytes(),
     }
+
+
+def _beton_bytes(root: Path) -> int:
+    """Of the copies that ffcv reads; one of them may just be written again."""
+    total = 0
+    for path in root.glob("x_0-*/*.beton"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _level(store: Store, directory: Path, notes: list[Reference]) -> dict[str, Any]:
