@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline import calibration, ingest, weights
@@ -251,7 +250,7 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
         },
         "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
         "seconds": sum(line["seconds"] for line in solving.history),
-        "peak_memory_bytes": _peak_memory(session.device),
+        "peak_memory_bytes": solving.solver.progress.peak_bytes,
     }
     replace(directory, "test_logits.npy", npy(logits))
     session.run.write_layer(j, record)
@@ -260,8 +259,3 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
         f"solved layer {j}: test {100 * record['test']['top1']:.2f} %, "
         f"{duration(record['seconds'])}"
     )
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    """Peak bytes allocated on a GPU by this process; None on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

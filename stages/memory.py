@@ -40,7 +40,7 @@ def watched(device: torch.device, held: Iterable[Tensor] = ()) -> Iterator[Peak]
         peak.nbytes = torch.cuda.max_memory_allocated(device)
         return
     with _TensorBytes(device) as counted:
-        counted.see(held)
+        counted.see(list(held))
         yield peak
     peak.nbytes = counted.peak
 

@@ -13,9 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stages.errors import Diverged
+from stages.memory import watched
 from stages.network import Problem
 
 Batches = Iterable[tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]]
+
+WATCHED_STEPS = 2
+"""Whose peak memory is measured: momentum is there from the second on, and then all steps agree."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Progress:
     best_epoch: int | None = None
     last_good: float | None = None
     """Mean loss of the last batch."""
+    peak_bytes: int = 0
+    """Most bytes of tensors on the device in a step; see stages/memory.py."""
 
 
 @dataclass
@@ -81,6 +87,8 @@ class Solver:
     best: dict[str, Tensor] = field(default_factory=dict)
     epoch_seconds: float = 0.0
     """What :attr:`Progress.seconds` said when the last epoch ended."""
+    watched: int = 0
+    """Steps whose memory this process has measured."""
 
     def __post_init__(self) -> None:
         self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
@@ -155,8 +163,17 @@ class Solver:
         rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.step(x, y)
+        if self.watched < WATCHED_STEPS:
+            self._watched_step(x, y)
+        else:
+            self.step(x, y)
         done.batch += 1
+
+    def _watched_step(self, x: Tensor, y: Tensor) -> None:
+        self.watched += 1
+        with watched(self.device, self.tensors().values()) as peak:
+            self.step(x, y)
+        self.progress.peak_bytes = max(self.progress.peak_bytes, peak.nbytes)
 
     def step(self, x: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]) -> None:
         """One step of SGD at the present rate. Raises Diverged if the loss is not finite."""

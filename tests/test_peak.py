@@ -25,7 +25,7 @@ def test_only_what_lives_at_the_same_time_adds_up() -> None:
 
 def test_views_and_what_was_there_before_are_counted_once() -> None:
     before, unseen = torch.zeros(MB, dtype=torch.uint8), torch.zeros(MB, dtype=torch.uint8)
-    with watched(CPU, [unseen]) as peak:
+    with watched(CPU, {"unseen": unseen}.values()) as peak:
         before[: MB // 2].add_(1)
         before.view(2, -1).add_(1)
     assert peak.nbytes == 2 * MB

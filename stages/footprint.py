@@ -1,0 +1,136 @@
+"""Peak bytes of tensors while a problem is solved, or a level computed, by arithmetic (no torch).
+
+What lives at the same time, call by call, in :meth:`stages.solve.Solver.step` on
+:class:`stages.network.Problem` and in :func:`stages.featurize.featurize`; stages/memory.py measures
+the same, and a test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from stages.spec import AuxiliarySpec, LayerSpec, Shape
+
+FLOAT = 4
+"""Bytes of a weight, its gradient, its momentum."""
+STORED = 2
+"""Bytes of a value between two frozen layers: half precision, which is what most levels hold."""
+ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""By the dtype of the convolutions."""
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """One W, batch norm or not, ρ. Sizes are in values: of the input, of the output, of W."""
+
+    inputs: int
+    outputs: int
+    weights: int
+    batch_norm: bool
+
+    @property
+    def saved(self) -> int:
+        """What backward needs of it: W's output and ρ's, which is in place."""
+        return self.outputs * (1 + self.batch_norm)
+
+
+def solving(
+    layer: LayerSpec,
+    auxiliary: AuxiliarySpec,
+    shape: Shape,
+    *,
+    batch: int,
+    micro: int,
+    compute: str = "float32",
+    keep_best: bool = False,
+    at_once: bool = False,
+) -> int:
+    """Peak bytes of solving layer j: layer, auxiliary classifier, optimiser, and the batch.
+
+    Args:
+        shape: of x_{j-1} as the problem sees it.
+        batch: rows of a step, which are there in float32.
+        micro: rows that go through the network at a time.
+        compute: dtype of the convolutions.
+        keep_best: the best iterate is kept beside the present one.
+        at_once: all weights are updated in one call, as on a GPU; not one by one.
+    """
+    parameters = layer.parameters + auxiliary.parameters
+    rows = FLOAT * batch * prod(shape)
+    constant = rows + FLOAT * parameters * (2 + keep_best)  # weights, momentum
+    whole = FLOAT * parameters if micro < batch else 0  # gradients of the micro-batches before
+    width = ACTIVATION_BYTES[compute]
+    convolutions = _convolutions(layer, auxiliary, shape, micro)
+    backward = whole + _backward(convolutions, width, unshuffled=layer.downsamplings > 0)
+    largest = max(c.weights for c in convolutions)
+    decayed = parameters if at_once else largest  # gradient + weight decay · weight
+    update = FLOAT * (parameters + decayed)
+    return constant + max(backward, update)
+
+
+def applying(
+    layers: Sequence[LayerSpec], shape: Shape, *, block: int, compute: str = "float32"
+) -> int:
+    """Peak bytes of a forward pass of frozen layers, one block of rows at a time.
+
+    Args:
+        shape: of the first layer's input, whose block is there in float32 meanwhile.
+        block: rows of a pass.
+    """
+    width, parameters, peak = ACTIVATION_BYTES[compute], 0, 0
+    whole = FLOAT * block * prod(shape)
+    for number, layer in enumerate(layers):
+        inputs, outputs = block * prod(shape), width * block * prod(layer.output(shape))
+        held = whole + STORED * inputs * (number > 0)
+        before = held + (FLOAT + (width < FLOAT) * width) * inputs
+        unshuffled = width * inputs * (layer.downsamplings > 0)
+        convolved = before + max(unshuffled + outputs, outputs * (1 + layer.batch_norm))
+        rounded = held + outputs + STORED * outputs // width
+        peak = max(peak, convolved, rounded)
+        parameters += layer.parameters
+        shape = layer.output(shape)
+    return FLOAT * parameters + peak
+
+
+def _convolutions(
+    layer: LayerSpec, auxiliary: AuxiliarySpec, shape: Shape, rows: int
+) -> list[_Convolution]:
+    channels, height, width = layer.output(shape)
+    pixels = rows * height * width
+    inputs = layer.convolved_channels
+    found = [
+        _Convolution(pixels * inputs, pixels * channels, 9 * inputs * channels, layer.batch_norm)
+    ]
+    for _ in range(auxiliary.k - 1):
+        inputs, channels = channels, auxiliary.width
+        found.append(
+            _Convolution(
+                pixels * inputs, pixels * channels, 9 * inputs * channels, auxiliary.batch_norm
+            )
+        )
+    return found
+
+
+def _backward(convolutions: Sequence[_Convolution], width: int, *, unshuffled: bool) -> int:
+    """Most bytes between the end of forward and the end of backward: activations and gradients."""
+    mixed = width < FLOAT
+    copies = width * sum(c.weights for c in convolutions) * mixed
+    first = width * convolutions[0].inputs if unshuffled or mixed else 0
+    saved = first + copies + width * sum(c.saved for c in convolutions)
+    gradient, peak, done = width * convolutions[-1].outputs, saved, 0
+    for number in reversed(range(len(convolutions))):
+        c = convolutions[number]
+        out = width * c.outputs
+        peak = max(peak, saved + gradient + out + done)  # ρ: gradient in, gradient out
+        if c.batch_norm:
+            saved -= out
+            peak = max(peak, saved + 2 * out + done)
+        saved -= out
+        gradient = width * c.inputs if number else 0
+        of_weights = FLOAT * c.weights
+        peak = max(peak, saved + out + gradient + done + of_weights)
+        done += of_weights
+        saved -= width * c.weights * mixed
+    return peak
