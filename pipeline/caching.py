@@ -44,14 +44,13 @@ def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
         NotThereYet: ``auto`` knows no rates of this machine.
     """
     budget = options.get("disk_budget")
-    unused = "--machine is for --cache auto: not used" if options["machine"] else ""
     if options["cache"] == "always":
-        return Caching(None, check_budget(plan, budget), unused)
+        return Caching(None, check_budget(plan, budget), "")
     images = plan.depths[0].nbytes
     if budget is not None and images > budget:
         raise BudgetError(f"x_0 needs {size(images)} of disk; --disk-budget is {size(budget)}")
     if options["cache"] == "never":
-        return Caching((), False, unused)
+        return Caching((), False, "")
     found = costs(recipe, plan, options)
     best = choose(found, disk=math.inf if budget is None else budget)
     nbytes = sum(map(found.nbytes, (Node(0, START), *best.chain)))

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline import ingest, views, weights
+from pipeline.economics import SCALE_ROWS
 from pipeline.rundir import QUANTISER
 from pipeline.session import Session
 from pipeline.source import Features, level_draws, naming_rows
@@ -23,8 +24,6 @@ from stages.network import Layer
 from stages.quantise import Floats, needs_scales
 from store.order import batches, generator
 
-ROWS = 4096
-"""Most training rows that scales are chosen on."""
 REPORT = "quantiser.json"
 
 
@@ -61,7 +60,7 @@ def _maps(session: Session, j: int, layer: Layer, below: Features) -> Iterator[T
     view = (*views.train_views(recipe), "clean")[0]
     draws = level_draws(recipe, seed, view, int(ids.max()) + 1)
     exact = dataclasses.replace(below, layers=[*below.layers, Frozen(layer, Floats("float32"))])
-    chosen = np.sort(generator("calibration rows", seed).permutation(len(ids))[:ROWS])
+    chosen = np.sort(generator("calibration rows", seed).permutation(len(ids))[:SCALE_ROWS])
     parts = batches(chosen, recipe.cache.block, drop_last=False)
     label = f"x_{j} train" if view == "clean" else f"x_{j} train.{view}"
     with below.delivery([view], once=True) as delivery:

@@ -147,7 +147,8 @@ def report(options: Options) -> Answer:
     from pipeline.report import write_report
 
     page = write_report(work.find(options))
-    return Answer(json.loads(page.with_suffix(".json").read_text("utf-8")), (f"report: {page}",))
+    found = json.loads(page.with_suffix(".json").read_text("utf-8"))
+    return Answer(found, (tables.of_outcomes(found["outcomes"]), f"report: {page}"))
 
 
 def clean(options: Options, confirm: Callable[[str], None]) -> Answer:

@@ -21,6 +21,10 @@ from store.layout import geometry
 from store.order import batch_count
 
 PROFILES = ("raw", "lz4", "zstd")
+RISK_ROWS = 10_000
+"""Training samples on which ``keep = "best"`` compares iterates."""
+SCALE_ROWS = 4096
+"""Most training rows that scales are chosen on."""
 MOST_PROBLEMS = 64
 """How far a crossover is looked for."""
 
@@ -91,9 +95,19 @@ class RecipeCosts:
         batch = schedule.batch
         rows = batch * batch_count(self.train, batch, drop_last=True) or self.train
         trained = rows * schedule.epochs
-        tested = self.test * (schedule.epochs // max(1, schedule.test_every))
         one = trained * self._seconds(base, below + 3 * step / rates.train)
-        return self.problems * (one + tested * self._seconds(base, below + step / rates.forward))
+        looked_at = self._looked_at()
+        return self.problems * (one + looked_at * self._seconds(base, below + step / rates.forward))
+
+    def _looked_at(self) -> int:
+        """Rows that are read without training on them: test images after epochs and at the end, the
+        risk that picks the best iterate, and those that scales are chosen on."""
+        schedule, precision = self.recipe.schedule, self.recipe.cache.precision
+        every = schedule.test_every
+        tests = self.test * (1 + (schedule.epochs // every if every else 0))
+        risks = min(RISK_ROWS, self.train) * (schedule.epochs + 1) * (schedule.keep == "best")
+        scales = min(SCALE_ROWS, self.train) * precision.startswith("uint")
+        return tests + risks + scales
 
     def _seconds(self, base: Node, compute: float) -> float:
         """Of one row that is read from ``base``."""

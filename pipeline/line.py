@@ -32,6 +32,8 @@ class Line:
         self._begun = self._noted = time.perf_counter()
         self._waited = {"reading": 0.0, "publishing": 0.0}
         self._rows, self._note = 0, ""
+        self.peak_bytes = 0
+        """Most bytes of tensors on the device, where they were counted."""
 
     def reading(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; the time until each is there counts as reading."""

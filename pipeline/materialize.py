@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pipeline import device, ingest, levels, views
+from pipeline import device, ingest, levels, outcome, views
 from pipeline.line import Line
 from pipeline.ring import Ring
 from pipeline.rundir import FEATURES
 from pipeline.session import Session
-from pipeline.source import Features, features, level_draws, naming_rows
+from pipeline.source import Features, features, level_draws, naming_rows, nearest
 from pipeline.transfer import host_memory
+from pipeline.views import Draws
 from pipeline.writing import Content, Shards, write_level
+from stages.memory import watched
 from store.errors import DiskFull
 from store.layout import Geometry, LevelKey, geometry
 from store.verify import Damage
@@ -69,7 +72,7 @@ def write(
     Args:
         damaged: of levels that are committed, the files to write again.
     """
-    written = {}
+    written, base = {}, nearest(session, keys[0].depth - 1, keys[0].split) if keys else 0
     for key in keys:
         shape = levels.geometry_at(session.store, key)
         shape = shape or level_geometry(session, key.depth, key.split)
@@ -77,7 +80,7 @@ def write(
         if done := write_level(session, key, shape, content, (damaged or {}).get(key, ())):
             written[key.name] = done
     if written:
-        _record(session, keys[0].depth, written)
+        _record(session, keys, written, base)
 
 
 def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
@@ -127,7 +130,7 @@ def _shards(
             del whole
             for part, stored in zip(parts, coming, strict=False):
                 with naming_rows(key.label, key.split, part, ids):
-                    x = source.encoded(stored, draws.of(ids[part]))
+                    x = _encoded(session, source, stored, draws.of(ids[part]), line)
                 rows = torch.from_numpy(out[part[0] - first : part[-1] + 1 - first])
                 rows.copy_(x, non_blocking=True)
                 line.tick(len(part))
@@ -136,15 +139,43 @@ def _shards(
             del out, rows
 
 
+def _encoded(
+    session: Session, source: Features, stored: Tensor, draws: Draws, line: Line
+) -> Tensor:
+    """One block of a level; of the first, which is as large as any, tensors are counted."""
+    if line.peak_bytes:
+        return source.encoded(stored, draws)
+    frozen = [p for layer in source.layers for p in layer.layer.parameters()]
+    with watched(session.device, frozen) as peak:
+        x = source.encoded(stored, draws)
+    line.peak_bytes = peak.nbytes
+    return x
+
+
 def _blocks(shape: Geometry, shard: int, block: int) -> list[np.ndarray]:
     first, last = shape.shard_range(shard)
     return [np.arange(at, min(last, at + block)) for at in range(first, last, block)]
 
 
-def _record(session: Session, j: int, written: dict[str, dict[str, Any]]) -> None:
+def _record(
+    session: Session, keys: Sequence[LevelKey], written: dict[str, dict[str, Any]], base: int
+) -> None:
     """Keep which x_j was written, with bytes and seconds, beside its levels written before."""
+    j = keys[0].depth
+    done = [key for key in keys if key.name in written]
+    measured = outcome.figures(
+        sum(level["seconds"] for level in written.values()),
+        sum(level["bytes"] for level in written.values()),
+        max(level["peak_bytes"] for level in written.values()),
+    )
+    expected = outcome.of_writing(session, done, base)
+    whole = all(level["whole"] for level in written.values())
     fingerprint = session.run.nodes()[j].fingerprint
     before = session.run.features(j)
     known = before["levels"] if before and before["fingerprint"] == fingerprint else {}
-    body = {"fingerprint": fingerprint, "levels": {**known, **written}}
+    body = {
+        "fingerprint": fingerprint,
+        "levels": {**known, **written},
+        "outcome": outcome.kept(session, expected, measured, whole=whole),
+    }
     session.run.write(session.run.layer_directory(j) / FEATURES, body)

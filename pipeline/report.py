@@ -43,6 +43,7 @@ def collect(overview: Overview) -> dict[str, Any]:
     ]
     recipe = dataclasses.asdict(run.recipe)
     steps = _steps(layers)
+    outcomes = _outcomes(run)
     return {
         "name": run.name,
         "recipe": recipe,
@@ -61,6 +62,7 @@ def collect(overview: Overview) -> dict[str, Any]:
         "layers": layers,
         "confusion": evaluation["confusion"],
         "steps": steps,
+        "outcomes": outcomes,
         "seconds": sum(step["seconds"] for step in steps),
     }
 
@@ -111,6 +113,16 @@ def _steps(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
             nbytes = sum(level["bytes"] for level in layer["levels"])
             steps.append({"step": f"write x_{layer['layer']}", "seconds": seconds, "bytes": nbytes})
     return steps
+
+
+def _outcomes(run: Run) -> list[dict[str, Any]]:
+    """What every step was expected to take, and took, in the order they happen."""
+    found = []
+    for j in range(1, run.solved() + 1):
+        for name, record in ((f"solve layer {j}", run.layer(j)), (f"write x_{j}", run.features(j))):
+            if record and "outcome" in record:
+                found.append({"step": name, **record["outcome"]})
+    return found
 
 
 def _without_folders(source: str) -> str:

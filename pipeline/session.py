@@ -13,6 +13,7 @@ import torch
 from pipeline import device, rundir
 from pipeline.delivery import Machine
 from pipeline.interrupt import Interruptions
+from pipeline.machine import Machine as Rates
 from pipeline.overview import Overview
 from pipeline.progress import Reporter
 from pipeline.rundir import Run
@@ -40,6 +41,8 @@ class Session:
     """Where rows are held while a problem reads them; see pipeline/tiers.py."""
     loader: str = "native"
     """``native`` or ``ffcv``."""
+    rates: Rates | None = None
+    """Of this machine, for expectations; None: not known."""
 
     @cached_property
     def compute(self) -> torch.dtype:

@@ -138,7 +138,7 @@ def level_draws(recipe: Recipe, seed: int, view: str, samples: int) -> Draws:
 
 def features(session: Session, depth: int, split: str, *, cached: bool = True) -> Features:
     """x_depth from the nearest complete levels, or with ``cached=False`` from the images."""
-    base = _nearest(session, depth, split) if cached else 0
+    base = nearest(session, depth, split) if cached else 0
     names = _view_names(session.run.recipe, base, split)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
     layers = [load_layer(session, j) for j in range(base + 1, depth + 1)]
@@ -152,7 +152,8 @@ def _view_names(recipe: Recipe, depth: int, split: str) -> tuple[str, ...]:
     return ("clean",) if depth == 0 or split == "test" else views.train_views(recipe)
 
 
-def _nearest(session: Session, depth: int, split: str) -> int:
+def nearest(session: Session, depth: int, split: str) -> int:
+    """Depth of the nearest complete levels at or below ``depth``: 0 where there are only images."""
     for d in range(depth, 0, -1):
         names = _view_names(session.run.recipe, d, split)
         states = [session.store.state(session.key(d, split, view)).state for view in names]

@@ -69,6 +69,23 @@ def plan_summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
     )
 
 
+def of_outcomes(found: Sequence[Mapping[str, Any]]) -> Table:
+    """What was expected of every step beside what it took, and by how much they differ."""
+    table = _table("", "time", "", "on disk", "", "peak of tensors", "")
+    table.title = "expected, measured"
+    forms = (("seconds", duration), ("bytes", size), ("peak_bytes", size))
+    for outcome in found:
+        row = []
+        for name, form in forms:
+            expected, measured = (outcome[side][name] for side in ("expected", "measured"))
+            told = ["" if value is None else form(value) for value in (expected, measured)]
+            compared = expected and measured and (outcome["whole"] or name != "seconds")
+            row += [" / ".join(filter(None, told))]
+            row += [f"{100 * (measured / expected - 1):+.0f} %" if compared else ""]
+        table.add_row(outcome["step"] + ("" if outcome["whole"] else " (a part)"), *row)
+    return table
+
+
 def of_machine(machine: Machine) -> Table:
     """Its rates, as people say them."""
     table = _table("", "per second")

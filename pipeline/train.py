@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline import calibration, ingest, weights
+from pipeline import calibration, ingest, outcome, weights
+from pipeline.economics import RISK_ROWS
 from pipeline.errors import remedy
 from pipeline.problem_feed import ProblemFeed, clean_batches
 from pipeline.progress import Tick, duration
@@ -33,8 +34,6 @@ CHECKPOINT_SECONDS = 20.0
 """Most work a kill can cost."""
 SAY_SECONDS = 2.0
 """Between two lines about epochs; all epochs are in epochs.jsonl."""
-RISK_ROWS = 10_000
-"""Training samples on which ``keep = "best"`` compares iterates."""
 
 
 @dataclass
@@ -48,6 +47,10 @@ class Solving:
     saved_at: float = field(default_factory=time.monotonic)
     resumed_at: float = field(default_factory=time.monotonic)
     said_at: float = -SAY_SECONDS
+    begun: float = field(default_factory=time.monotonic)
+    whole: bool = True
+    """This process does all of it."""
+    expected: dict[str, Any] = field(default_factory=dict)
     good: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     """State at the end of the last epoch, for when the next one diverges."""
 
@@ -86,6 +89,12 @@ class Solving:
         if self.good is not None and not self.checkpoint.exists():
             weights.write(self.checkpoint, *self.good)
 
+    def outcome(self) -> outcome.Outcome:
+        """What it took until now, beside what was expected."""
+        seconds, peak = time.monotonic() - self.begun, self.solver.progress.peak_bytes
+        measured = outcome.figures(seconds, None, peak)
+        return outcome.kept(self.session, self.expected, measured, whole=self.whole)
+
     def load(self) -> bool:
         """Go on from the checkpoint, if there is one that was made on this x_{j-1}."""
         if not self.checkpoint.exists():
@@ -114,12 +123,14 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     solver = Solver(problem, _schedule(session), session.device, session.compute)
     solving = Solving(session, j, solver)
     if solving.load():
+        solving.whole = False
         at = solver.progress
         session.report.say(f"layer {j}: going on in epoch {at.epoch + 1}, after batch {at.batch}")
     advice = (
         f"It was layer {j}: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"
     )
     with ProblemFeed(session, j - 1, cached=cached) as feed, remedy(Diverged, advice):
+        solving.expected = outcome.of_solving(session, j, feed.features.base)
         try:
             if solver.schedule.keep == "best" and solver.progress.best_risk is None:
                 solver.consider(_risk(session, feed, problem))
@@ -251,6 +262,7 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
         "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
         "seconds": sum(line["seconds"] for line in solving.history),
         "peak_memory_bytes": solving.solver.progress.peak_bytes,
+        "outcome": solving.outcome(),
     }
     replace(directory, "test_logits.npy", npy(logits))
     session.run.write_layer(j, record)

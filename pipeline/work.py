@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import overview, plan
-from pipeline.caching import Caching, caching
+from pipeline.caching import Caching, caching, known_machine
+from pipeline.errors import NotThereYet
 from pipeline.levels import refer_to
+from pipeline.machine import Machine
 from pipeline.overview import Overview
 from pipeline.progress import Reporter, reporter
 
@@ -72,6 +74,14 @@ def perform(options: Options, **goal: int) -> tuple[Overview, list[str]]:
     return found, todo
 
 
+def _rates(options: Options) -> Machine | None:
+    """Of the machine, where they are known: to say what to expect."""
+    try:
+        return known_machine({"machine": None, **options})
+    except NotThereYet:
+        return None  # another machine's; who needs them is told so
+
+
 @contextmanager
 def at_work(found: Overview, options: Options) -> Iterator[Session]:
     """A session that has the run to itself; Ctrl-C stops it between two batches or shards.
@@ -95,6 +105,7 @@ def at_work(found: Overview, options: Options) -> Iterator[Session]:
             skip_broken=options["skip_broken"],
             tier=options["tier"],
             loader=options["loader"],
+            rates=_rates(options),
         )
         lock = session.run.directory / "LOCK"
         with hold(lock, f"the run {session.run.directory}", patience(session)):

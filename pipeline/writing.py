@@ -54,8 +54,9 @@ def write_level(
         damaged: files of a committed level to write again.
 
     Returns:
-        Rows, bytes, seconds and shares of the time; None if there was nothing to do, perhaps
-        because another process wrote the level while we waited for it.
+        Rows, bytes on disk, seconds and shares of the time, peak bytes of tensors, and whether all
+        of it was written now; None if there was nothing to do, perhaps because another process
+        wrote the level while we waited for it.
 
     Raises:
         DiskFull, StoreRefused: every finished shard is kept.
@@ -79,7 +80,14 @@ def write_level(
         f"{rows / seconds:,.0f} images/s, {size(nbytes / seconds)}/s; "
         f"{line.limit} limits ({100 * line.shares[line.limit]:.0f} %)"
     )
-    return {"rows": len(level), "bytes": level.nbytes, "seconds": seconds, "shares": line.shares}
+    return {
+        "rows": len(level),
+        "bytes": level.nbytes,
+        "seconds": seconds,
+        "shares": line.shares,
+        "peak_bytes": line.peak_bytes,
+        "whole": rows == len(level),
+    }
 
 
 def _fill(session: Session, writer: LevelWriter, content: Content) -> tuple[int, int, Level, Line]:

@@ -15,8 +15,27 @@ from stages.spec import AuxiliarySpec, LayerSpec, Shape
 
 FLOAT = 4
 """Bytes of a weight, its gradient, its momentum."""
-STORED = 2
-"""Bytes of a value between two frozen layers: half precision, which is what most levels hold."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Bytes of a value in a precision, beside what the convolutions make."""
+
+    read: float
+    """As the input of a forward pass: as it is stored, and as float32."""
+    between: int
+    """Between two frozen layers."""
+    rounding: int
+    """New ones while a layer's output is brought into the precision."""
+
+
+HELD = {
+    "float32": _Held(8, 4, 0),
+    "float16": _Held(6, 2, 2),
+    "bfloat16": _Held(6, 2, 2),
+    "uint8": _Held(5, 4, 8),
+    "uint4": _Held(5.5, 4, 8),
+}
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """By the dtype of the convolutions."""
 
@@ -71,23 +90,33 @@ def solving(
 
 
 def applying(
-    layers: Sequence[LayerSpec], shape: Shape, *, block: int, compute: str = "float32"
+    layers: Sequence[LayerSpec],
+    shape: Shape,
+    *,
+    block: int,
+    compute: str = "float32",
+    precision: str = "float32",
+    images: bool = False,
 ) -> int:
     """Peak bytes of a forward pass of frozen layers, one block of rows at a time.
 
     Args:
-        shape: of the first layer's input, whose block is there in float32 meanwhile.
+        shape: of the first layer's input.
         block: rows of a pass.
+        precision: in which features are stored.
+        images: the input is images, in float32.
     """
     width, parameters, peak = ACTIVATION_BYTES[compute], 0, 0
-    whole = FLOAT * block * prod(shape)
+    stored = HELD[precision]
+    whole = round((FLOAT if images else stored.read) * block * prod(shape))
     for number, layer in enumerate(layers):
         inputs, outputs = block * prod(shape), width * block * prod(layer.output(shape))
-        held = whole + STORED * inputs * (number > 0)
-        before = held + (FLOAT + (width < FLOAT) * width) * inputs
+        held = whole + stored.between * inputs * (number > 0)
+        copied = FLOAT * (images if number == 0 else stored.between < FLOAT)
+        before = held + (copied + (width < FLOAT) * width) * inputs
         unshuffled = width * inputs * (layer.downsamplings > 0)
         convolved = before + max(unshuffled + outputs, outputs * (1 + layer.batch_norm))
-        rounded = held + outputs + STORED * outputs // width
+        rounded = held + outputs + stored.rounding * outputs // width
         peak = max(peak, convolved, rounded)
         parameters += layer.parameters
         shape = layer.output(shape)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 
 from pipeline.recipe import Recipe, parse
 from pipeline.recipes import text_of
-from stages.featurize import Frozen, featurize
+from stages.featurize import Frozen, encoded
 from stages.footprint import applying, solving
 from stages.memory import watched
 from stages.network import build_problem
-from stages.quantise import Floats
+from stages.quantise import Codec, codec
 from stages.solve import WATCHED_STEPS, Schedule, Solver
 
 CPU = torch.device("cpu")
@@ -66,21 +68,28 @@ def test_a_step_takes_what_was_predicted(
         assert found == pytest.approx(measured, rel=0.04), f"layer {j}"
 
 
-@pytest.mark.parametrize(("name", "width"), [("cifar10-small", 64), ("cifar10-k1", 32)])
-def test_a_forward_pass_takes_what_was_predicted(name: str, width: int) -> None:
+def coded(precision: str, channels: int) -> Codec:
+    scale, zero = torch.ones(channels), torch.zeros(channels, dtype=torch.uint8)
+    return codec(precision, {"scale": scale, "zero": zero})
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize(("name", "width"), [("cifar10-small", 32), ("cifar10-k1", 16)])
+def test_a_forward_pass_takes_what_was_predicted(name: str, width: int, precision: str) -> None:
     recipe, block = narrowed(name, width), 64
-    stored = Floats("float16")
     layers = [
-        Frozen(build_problem(layer, auxiliary, 0).layer.eval(), stored)
+        Frozen(build_problem(layer, auxiliary, 0).layer.eval(), coded(precision, layer.width))
         for layer, auxiliary in zip(recipe.layers, recipe.auxiliaries, strict=True)
     ]
-    for first in range(len(layers)):
-        shape = recipe.shape(first, 40)
-        x = torch.zeros(block, *shape)
-        for last in range(first, len(layers)):
-            some = layers[first : last + 1]
-            weights = [p for frozen in some for p in frozen.layer.parameters()]
-            with watched(CPU, weights) as peak:
-                featurize(some, x, block=block, compute=torch.float32)
-            found = applying(recipe.layers[first : last + 1], shape, block=block)
-            assert found == pytest.approx(peak.nbytes, rel=0.04), f"x_{first} to x_{last + 1}"
+    for first, last in combinations(range(len(layers) + 1), 2):
+        some, shape = layers[first:last], recipe.shape(first, 40)
+        weights = [p for frozen in some for p in frozen.layer.parameters()]
+        x = stored = torch.zeros(block, *shape)
+        if first:
+            stored = layers[first - 1].stored.encode(x)
+            x = layers[first - 1].stored.decode(stored, shape[2])
+        with watched(CPU, [stored, x, *weights]) as peak:
+            encoded(some, x, block=block, compute=torch.float32)
+        specs = recipe.layers[first:last]
+        found = applying(specs, shape, block=block, precision=precision, images=first == 0)
+        assert found == pytest.approx(peak.nbytes, rel=0.15), f"x_{first} to x_{last}"

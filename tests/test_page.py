@@ -91,6 +91,7 @@ def _report(layers: int = 4, classes: int = 10, top5: float | None = None) -> di
         "layers": [_layer(number, top5) for number in range(1, layers + 1)],
         "confusion": {"of": "ensemble (probabilities)", "matrix": _matrix(classes)},
         "steps": steps,
+        "outcomes": [],
         "seconds": 345.6,
     }
 

@@ -1,0 +1,108 @@
+"""What a step was expected to take, kept beside what it took: seconds, bytes on disk, peak memory.
+
+Bytes and peaks are arithmetic. Seconds need the rates of this machine (`calibrate`, or --machine);
+without them there is no expectation, and none is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import views
+from pipeline.choice import START, Node
+from pipeline.economics import RecipeCosts
+from pipeline.session import Session
+from stages import footprint
+from store.layout import LevelKey, geometry
+
+Outcome = dict[str, Any]
+"""``expected`` and ``measured``, each with ``seconds``, ``bytes`` and ``peak_bytes``, where None is
+not known; ``whole``: False where an earlier process did a part, so that seconds say nothing; and
+``rates``: where those behind the expected seconds are from."""
+
+
+def kept(
+    session: Session, expected: dict[str, Any], measured: dict[str, Any], *, whole: bool
+) -> Outcome:
+    rates = session.rates.source if session.rates else None
+    return {"expected": expected, "measured": measured, "whole": whole, "rates": rates}
+
+
+def figures(seconds: float | None, nbytes: int | None, peak: int | None) -> dict[str, Any]:
+    """Seconds, bytes on disk, and peak bytes of tensors on the device; None: not known."""
+    return {"seconds": seconds, "bytes": nbytes, "peak_bytes": peak}
+
+
+def of_solving(session: Session, j: int, base: int) -> dict[str, Any]:
+    """Expected of solving layer j.
+
+    Args:
+        base: depth of the levels that x_{j-1} is read or computed from.
+    """
+    recipe, costs = session.run.recipe, _costs(session)
+    batch = recipe.schedule.batch
+    peak = footprint.solving(
+        recipe.layers[j - 1],
+        recipe.auxiliaries[j - 1],
+        recipe.shape(j - 1, recipe.augment.crop),
+        batch=batch,
+        micro=-(-batch // recipe.schedule.accumulate),
+        compute=session.run.compute,
+        keep_best=recipe.schedule.keep == "best",
+        at_once=session.device.type == "cuda",
+    )
+    return figures(costs and costs.solve(_node(session, base), j), None, peak)
+
+
+def of_writing(session: Session, keys: Sequence[LevelKey], base: int) -> dict[str, Any]:
+    """Expected of writing levels of one x_j.
+
+    Args:
+        base: depth of the levels that it is computed from.
+    """
+    recipe, costs, j = session.run.recipe, _costs(session), keys[0].depth
+    peak = footprint.applying(
+        recipe.layers[base:j],
+        recipe.shape(base, views.cached_size(recipe)),
+        block=recipe.cache.block,
+        compute=session.run.compute,
+        precision=recipe.cache.precision,
+        images=base == 0,
+    )
+    whole = costs and costs.write(_node(session, base), _node(session, j))
+    rows = [_rows(session, key) for key in keys]
+    every = sum(_rows(session, session.key(j, *name)) for name in views.feature_levels(recipe))
+    seconds = whole and whole * sum(rows) / every
+    return figures(seconds, _bytes(session, j, rows), peak)
+
+
+def _bytes(session: Session, j: int, rows: Sequence[int]) -> int | None:
+    """On disk. Of a packed level only with a ratio that was measured, or is given."""
+    recipe = session.run.recipe
+    cache = recipe.cache
+    ratio = 1.0 if cache.profile == "raw" else None
+    if session.rates and ratio is None:
+        ratio = session.rates.ratio(cache.profile)
+    if ratio is None:
+        return None
+    shape = recipe.shape(j, views.cached_size(recipe))
+    sizes = (geometry(n, shape, cache.precision, cache.shard_mb << 20).nbytes for n in rows)
+    return round(sum(sizes) / ratio)
+
+
+def _costs(session: Session) -> RecipeCosts | None:
+    data = session.run.data()
+    if session.rates is None or data is None:
+        return None
+    return RecipeCosts(session.run.recipe, session.rates, data["train"], data["test"])
+
+
+def _node(session: Session, depth: int) -> Node:
+    return Node(depth, session.run.recipe.cache.profile if depth else START)
+
+
+def _rows(session: Session, key: LevelKey) -> int:
+    data = session.run.data()
+    assert data is not None
+    return data[key.split]
