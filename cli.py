@@ -70,6 +70,14 @@ store_option = click.option(
     "--store", type=FOLDER, default="features", help="Of levels; runs may share it."
 )
 
+MEMORY = (
+    click.option(
+        "--gpu-memory", callback=sized, help="Take no more on the device: divides steps to fit."
+    ),
+    click.option(
+        "--memory-budget", callback=sized, help="Of RAM, for features held there.  [what is free]"
+    ),
+)
 WHERE = (
     click.argument("recipe", default="digits"),
     click.option("--run", "run_dir", type=FOLDER, help="Run directory.  [runs/RECIPE/SEED]"),
@@ -96,6 +104,7 @@ WORK = (
         type=click.Choice(["native", "ffcv"]),
         help="What reads them; ffcv is an extra: make ffcv.",
     ),
+    *MEMORY,
 )
 
 
@@ -136,6 +145,11 @@ def worth(command: Command) -> Command:
     return reduce(lambda decorated, option: option(decorated), reversed(WORTH), command)
 
 
+def bounded(command: Command) -> Command:
+    """The options that bound memory."""
+    return reduce(lambda decorated, option: option(decorated), reversed(MEMORY), command)
+
+
 def solving(command: Command) -> Command:
     """The options of every command that solves layers and writes features."""
     return work(CACHE(worth(command)))
@@ -167,6 +181,7 @@ def recipes(**options: Any) -> None:
 @main.command()
 @where
 @budget_option
+@bounded
 @worth
 def plan(**options: Any) -> None:
     """Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Caching:
 def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
     """
     Args:
-        options: of the command line: ``cache``, ``machine``, ``problems``, ``disk_budget``.
+        options: of the command line: ``cache``, ``machine``, ``problems``, ``disk_budget``,
+            ``memory_budget``.
 
     Raises:
         BudgetError: even so it does not fit; gives both numbers.
@@ -70,6 +71,8 @@ def costs(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> RecipeCosts
     there = known_machine(options)
     if there is None:
         raise NotThereYet(f"nothing is known of this machine's rates. {ADVICE}")
+    if (budget := options.get("memory_budget")) is not None:
+        there = replace(there, memory=min(there.memory, float(budget)))
     return RecipeCosts(recipe, there, plan.images, plan.tests, options["problems"])
 
 

@@ -16,6 +16,7 @@ from pipeline import (
     cleaning,
     errors,
     explaining,
+    fitting,
     machine,
     overview,
     plan,
@@ -59,6 +60,9 @@ def make_plan(options: Options) -> Answer:
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
     shown = [tables.of_plan(found.recipe, costs), tables.plan_summary(found.recipe, costs, todo)]
     shown.append(tables.space(**space))
+    refused = None
+    if options["gpu_memory"] is not None:
+        refused = _fitted(found, options["gpu_memory"], value, shown)
     try:
         worth = _worth(found.recipe, costs, options)
     except errors.NotThereYet as error:
@@ -72,8 +76,23 @@ def make_plan(options: Options) -> Answer:
                 "Within --disk-budget only if levels are removed once unneeded; `run` does so."
             )
     except errors.BudgetError as error:
-        return Answer(value, tuple(shown), error)
-    return Answer(value, tuple(shown))
+        refused = refused or error
+    return Answer(value, tuple(shown), refused)
+
+
+def _fitted(
+    found: overview.Overview, cap: int, value: dict[str, Any], shown: list[Any]
+) -> errors.BudgetError | None:
+    """Add to a plan how steps are divided to fit into device memory; returns why they cannot."""
+    device = fitting.named_device(found.recipe)
+    try:
+        accumulate = fitting.fit(found.recipe, device, cap)
+    except errors.BudgetError as error:
+        return error
+    value["accumulate"] = accumulate
+    lines = fitting.told(found.recipe, accumulate) or ["whole batches fit"]
+    shown.append(f"Within --gpu-memory {size(cap)}: {'; '.join(lines)}.")
+    return None
 
 
 def _worth(recipe: Recipe, costs: plan.Plan, options: Options) -> Economics:

@@ -49,6 +49,17 @@ class Machine:
     tier: str = "auto"
     loader: str = "native"
     threads: int = GATHERERS
+    device_bytes: int | None = None
+    """Of the GPU's memory, for rows; None: what is free."""
+    memory_bytes: int | None = None
+    """Of the host's."""
+
+    def free(self) -> tuple[int, int]:
+        """Bytes of the GPU's and of the host's memory that rows may take."""
+        device = devices.free_device_memory(self.device)
+        there = (device, self.device_bytes), (devices.available_memory(), self.memory_bytes)
+        on_device, on_host = (free if cap is None else min(free, cap) for free, cap in there)
+        return on_device, on_host
 
 
 class Delivery:
@@ -135,14 +146,15 @@ class Delivery:
         packed = self.geometry.profile != "raw"
         if once and packed:
             return Choice("disk", "every chunk is decoded once")
+        on_device, on_host = machine.free()
         what = f"x_{self._levels[0].key.depth}" + (f" in {views} views" if views > 1 else "")
         return choose(
             machine.tier,
             what,
             views * self.geometry.rows * self.geometry.row_bytes,
             packed=packed,
-            device_free=0 if once else devices.free_device_memory(machine.device),
-            memory_free=devices.available_memory(),
+            device_free=0 if once else on_device,
+            memory_free=on_host,
         )
 
     def _native(self, tick: Tick) -> Reader:

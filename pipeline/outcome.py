@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import views
+from pipeline import fitting, views
 from pipeline.choice import START, Node
 from pipeline.economics import RecipeCosts
 from pipeline.session import Session
@@ -40,18 +40,9 @@ def of_solving(session: Session, j: int, base: int) -> dict[str, Any]:
     Args:
         base: depth of the levels that x_{j-1} is read or computed from.
     """
-    recipe, costs = session.run.recipe, _costs(session)
-    batch = recipe.schedule.batch
-    peak = footprint.solving(
-        recipe.layers[j - 1],
-        recipe.auxiliaries[j - 1],
-        recipe.shape(j - 1, recipe.augment.crop),
-        batch=batch,
-        micro=-(-batch // recipe.schedule.accumulate),
-        compute=session.run.compute,
-        keep_best=recipe.schedule.keep == "best",
-        at_once=session.device.type == "cuda",
-    )
+    run, costs = session.run, _costs(session)
+    device = fitting.Device(run.compute, session.device.type == "cuda")
+    peak = fitting.peak(run.recipe, j, device, run.accumulate[j - 1])
     return figures(costs and costs.solve(_node(session, base), j), None, peak)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import views
 from pipeline.errors import BudgetError
+from pipeline.fitting import named_device, peak
 from pipeline.inventory import Inventory
 from pipeline.progress import size
 from pipeline.recipe import Recipe
@@ -94,6 +95,9 @@ class DepthPlan:
     """Multiply-adds to solve the layer: forward and backward, all epochs, without those below."""
     below: float
     """Multiply-adds of the layers below, forward, all epochs: what reading x_{j-1} saves."""
+    memory: int
+    """Peak bytes of tensors while the layer is solved, with the recipe's micro-batches; 0 for
+    x_0. In float32, where the recipe leaves the dtype to the device."""
 
     @property
     def nbytes(self) -> int:
@@ -145,6 +149,7 @@ class Plan:
                     "steps": d.steps,
                     "operations": d.operations,
                     "operations_below": d.below,
+                    "memory_bytes": d.memory,
                 }
                 for d in self.depths
             ],
@@ -169,7 +174,7 @@ def _images(recipe: Recipe, counts: dict[str, int]) -> DepthPlan:
     shard = recipe.cache.shard_mb << 20
     levels = {split: geometry(n, shape, "uint8", shard).nbytes for split, n in counts.items()}
     one = geometry(counts["train"], shape, "uint8", shard)
-    return DepthPlan(0, shape, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0)
+    return DepthPlan(0, shape, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0, 0)
 
 
 def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
@@ -198,6 +203,7 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
         recipe.schedule.epochs * batches,
         3.0 * forward * images,
         float(frozen * images),
+        peak(recipe, j, named_device(recipe), recipe.schedule.accumulate),
     )
 
 

@@ -20,7 +20,7 @@ No torch here: status and plan read runs too.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,11 @@ class Run:
     @property
     def source(self) -> str:
         return self.facts["source"]
+
+    @property
+    def accumulate(self) -> Sequence[int]:
+        """Micro-batches per step of layers 1 … J, decided when the run was made."""
+        return self.facts.get("accumulate") or [self.recipe.schedule.accumulate] * self.layers
 
     @property
     def layers(self) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from pipeline import device, rundir
+from pipeline import device, fitting, rundir
 from pipeline.delivery import Machine
 from pipeline.interrupt import Interruptions
 from pipeline.machine import Machine as Rates
 from pipeline.overview import Overview
-from pipeline.progress import Reporter
+from pipeline.progress import Reporter, size
 from pipeline.rundir import Run
 from store.feature_store import Store
 from store.layout import LevelKey
@@ -43,6 +43,10 @@ class Session:
     """``native`` or ``ffcv``."""
     rates: Rates | None = None
     """Of this machine, for expectations; None: not known."""
+    gpu_memory: int | None = None
+    """Most bytes of tensors on the device; None: what it has."""
+    memory_budget: int | None = None
+    """Most bytes of the host's memory for levels; None: what is free."""
 
     @cached_property
     def compute(self) -> torch.dtype:
@@ -51,7 +55,21 @@ class Session:
     @cached_property
     def machine(self) -> Machine:
         """How rows are read."""
-        return Machine(self.device, self.tier, self.loader)
+        return Machine(
+            self.device,
+            self.tier,
+            self.loader,
+            device_bytes=self._bytes_for_rows(),
+            memory_bytes=self.memory_budget,
+        )
+
+    def _bytes_for_rows(self) -> int | None:
+        """What the largest problem leaves of ``gpu_memory``."""
+        if self.gpu_memory is None:
+            return None
+        run, there = self.run, fitting.Device(self.run.compute, self.device.type == "cuda")
+        peaks = (fitting.peak(run.recipe, j, there, n) for j, n in enumerate(run.accumulate, 1))
+        return max(0, self.gpu_memory - max(peaks))
 
     def key(self, depth: int, split: str, view: str) -> LevelKey:
         """The level of this run's lineage; the layers up to ``depth`` must be solved."""
@@ -78,16 +96,19 @@ def open_session(
     device_name: str,
     source: str | None,
     report: Reporter,
+    gpu_memory: int | None = None,
     **rest: Any,
 ) -> Session:
     """Take up the run that a command speaks of, or make it.
 
     Args:
         source: other images than the recipe names; None for the run's own.
+        gpu_memory: bytes; a new run divides its steps so that they fit, and keeps to that.
         rest: the other fields of :class:`Session`.
 
     Raises:
         DeviceError: the device, or the recipe's precision on it, is not to be had.
+        BudgetError: a step does not fit into ``gpu_memory``; gives both numbers.
     """
     chosen = device.pick(device_name)
     run = overview.run
@@ -95,13 +116,31 @@ def open_session(
         compute, reason = device.compute_dtype(overview.recipe.schedule.precision, chosen)
         report.say(f"convolutions in {compute}: {reason}")
         facts = {"compute": compute, **device.facts(chosen)}
+        facts |= _divided(overview, compute, chosen, gpu_memory, report)
         run = rundir.create(overview.directory, overview.name, overview.text, seed, source, facts)
     elif (wanted := source or _known_source(overview, run)) != run.source:
         run = rundir.with_source(run, wanted)
     device.check(run.compute, chosen)
+    if gpu_memory is not None:
+        there = fitting.Device(run.compute, chosen.type == "cuda")
+        fitting.check(run.recipe, there, run.accumulate, gpu_memory)
+        device.limit_memory(chosen, gpu_memory)
     if chosen.type == "cpu":
         device.keep_freed_memory()
-    return Session(run, overview.store, chosen, report, **rest)
+    return Session(run, overview.store, chosen, report, gpu_memory=gpu_memory, **rest)
+
+
+def _divided(
+    overview: Overview, compute: str, chosen: torch.device, cap: int | None, report: Reporter
+) -> dict[str, Any]:
+    """Facts of a new run: into how many micro-batches its steps are divided to fit, if they are."""
+    if cap is None:
+        return {}
+    recipe, there = overview.recipe, fitting.Device(compute, chosen.type == "cuda")
+    accumulate = fitting.fit(recipe, there, cap)
+    for line in fitting.told(recipe, accumulate):
+        report.say(f"to fit into {size(cap)}, {line}; batch norm sees no more than these")
+    return {"accumulate": accumulate}
 
 
 def _known_source(overview: Overview, run: Run) -> str:

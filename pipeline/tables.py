@@ -35,9 +35,8 @@ def of_recipes(found: Mapping[str, Recipe]) -> Table:
 
 def of_plan(recipe: Recipe, plan: Plan) -> Table:
     """One row per depth."""
-    table = _table(
-        "", "shape", "one view", "levels", "on disk", "parameters", "SGD steps", "multiply-adds"
-    )
+    columns = ("", "shape", "one view", "levels", "on disk", "parameters", "SGD steps")
+    table = _table(*columns, "multiply-adds", "peak memory")
     for d in plan.depths:
         table.add_row(
             f"x_{d.depth}",
@@ -48,6 +47,7 @@ def of_plan(recipe: Recipe, plan: Plan) -> Table:
             f"{d.parameters:,} + {d.auxiliary_parameters:,}" if d.depth else "",
             f"{d.steps:,}" if d.depth else "",
             f"{d.operations:.2g}" if d.depth else "",
+            size(d.memory) if d.depth else "",
         )
     return table
 

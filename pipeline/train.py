@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeline import calibration, ingest, outcome, weights
 from pipeline.economics import RISK_ROWS
-from pipeline.errors import remedy
+from pipeline.errors import BudgetError, remedy
 from pipeline.problem_feed import ProblemFeed, clean_batches
-from pipeline.progress import Tick, duration
+from pipeline.progress import Tick, duration, size
 from pipeline.rundir import CHECKPOINT
 from pipeline.session import Session
 from stages.errors import Diverged
@@ -120,7 +120,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     recipe = session.run.recipe
     seed = key_of("initial weights", session.run.seed, j) % 2**63
     problem = build_problem(recipe.layers[j - 1], recipe.auxiliaries[j - 1], seed)
-    solver = Solver(problem, _schedule(session), session.device, session.compute)
+    solver = Solver(problem, _schedule(session, j), session.device, session.compute)
     solving = Solving(session, j, solver)
     if solving.load():
         solving.whole = False
@@ -144,8 +144,8 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
             raise
 
 
-def _schedule(session: Session) -> Schedule:
-    table = asdict(session.run.recipe.schedule)
+def _schedule(session: Session, j: int) -> Schedule:
+    table = asdict(session.run.recipe.schedule) | {"accumulate": session.run.accumulate[j - 1]}
     return Schedule(**{k: v for k, v in table.items() if k not in ("precision", "test_every")})
 
 
@@ -184,6 +184,12 @@ def _epoch(solving: Solving, feed: ProblemFeed, epoch: int) -> None:
 def _after_batch(solving: Solving, samples: int, tick: Tick) -> None:
     progress = solving.solver.progress
     tick(samples, f"loss {progress.loss_sum / progress.samples:.3f}")
+    cap = solving.session.gpu_memory
+    if cap is not None and progress.peak_bytes > cap:
+        raise BudgetError(
+            f"a step of layer {solving.j} took {size(progress.peak_bytes)} of device memory; "
+            f"--gpu-memory is {size(cap)}. Raise it, or lower 'schedule.batch'"
+        )
     asked = solving.session.stop.asked
     if asked or time.monotonic() - solving.saved_at > CHECKPOINT_SECONDS:
         solving.save()

@@ -106,6 +106,8 @@ def at_work(found: Overview, options: Options) -> Iterator[Session]:
             tier=options["tier"],
             loader=options["loader"],
             rates=_rates(options),
+            gpu_memory=options["gpu_memory"],
+            memory_budget=options["memory_budget"],
         )
         lock = session.run.directory / "LOCK"
         with hold(lock, f"the run {session.run.directory}", patience(session)):

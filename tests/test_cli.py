@@ -145,7 +145,8 @@ def test_evaluate_agrees_with_status(story: Story) -> None:
 
 
 def test_the_report_is_one_file_that_needs_no_other(story: Story) -> None:
-    assert story.said["report"].out == "report: runs/tiny/0/report.html\n"
+    assert story.said["report"].out.endswith("report: runs/tiny/0/report.html\n")
+    assert "solve layer 1" in story.said["report"].out
     page = story.seen["page"]
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)[^"']*""", page) == []
@@ -259,13 +260,14 @@ def test_looking_does_not_wait_for_heavy_libraries(tmp_path: Path, arguments: li
 
 WHERE = {"--run", "--store", "--seed", "--json"}
 WORK = WHERE | {"--device", "--data", "--data-root", "--download", "--skip-broken"}
-WORK |= {"--tier", "--loader"}
+MEMORY = {"--gpu-memory", "--memory-budget"}
+WORK |= {"--tier", "--loader"} | MEMORY
 LAYER = {"--layer", "-l"}
 WORTH = {"--machine", "--problems"}
 SOLVING = WORTH | {"--cache"}
 OPTIONS = {
     "recipes": {"--json"},
-    "plan": WHERE | WORTH | {"--disk-budget"},
+    "plan": WHERE | WORTH | MEMORY | {"--disk-budget"},
     "calibrate": WHERE | {"--device"},
     "status": WHERE,
     "train": WORK | SOLVING | LAYER,

@@ -1,0 +1,96 @@
+"""``--gpu-memory``: how many rows go through a problem at a time, so that its step fits.
+
+The peak of solving a layer is that of the layer, its auxiliary classifier, their gradients and
+momentum, and the activations of one micro-batch (stages/footprint.py). Of these the micro-batch is
+what can be chosen: gradients are summed over micro-batches, so a step is the same but for batch
+norm, whose statistics are those of the rows that go through together.
+
+Arithmetic only; no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import BudgetError
+from pipeline.progress import size
+from pipeline.recipe import Recipe
+from stages import footprint
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computes, as far as memory is concerned."""
+
+    compute: str
+    """dtype of the convolutions."""
+    cuda: bool
+
+
+def named_device(recipe: Recipe) -> Device:
+    """Where nobody has looked: a recipe that leaves the dtype open takes most in float32."""
+    precision = recipe.schedule.precision
+    return Device("float32" if precision == "auto" else precision, cuda=False)
+
+
+def peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
+    """Bytes of tensors that solving layer j takes, with a step in so many micro-batches."""
+    batch = recipe.schedule.batch
+    return footprint.solving(
+        recipe.layers[j - 1],
+        recipe.auxiliaries[j - 1],
+        recipe.shape(j - 1, recipe.augment.crop),
+        batch=batch,
+        micro=-(-batch // accumulate),
+        compute=device.compute,
+        keep_best=recipe.schedule.keep == "best",
+        at_once=device.cuda,
+    )
+
+
+def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
+    """Micro-batches per step of every layer: the recipe's, or the fewest that fit.
+
+    Raises:
+        BudgetError: a layer does not fit even with one row at a time; gives both numbers.
+    """
+    return tuple(_fewest(recipe, j, device, cap) for j in range(1, len(recipe.layers) + 1))
+
+
+def _fewest(recipe: Recipe, j: int, device: Device, cap: int) -> int:
+    batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
+    while peak(recipe, j, device, accumulate) > cap:
+        if accumulate >= batch:
+            least = peak(recipe, j, device, batch)
+            raise BudgetError(
+                f"solving layer {j} needs {size(least)} of device memory with one row at a time; "
+                f"--gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
+            )
+        accumulate = min(batch, 2 * accumulate)
+    return accumulate
+
+
+def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -> None:
+    """Refuse a run that was made with larger micro-batches than fit.
+
+    Raises:
+        BudgetError: gives both numbers.
+    """
+    fit(recipe, device, cap)
+    for j, count in enumerate(accumulate, start=1):
+        if (needed := peak(recipe, j, device, count)) > cap:
+            rows = -(-recipe.schedule.batch // count)
+            raise BudgetError(
+                f"this run solves layer {j} with {rows} rows at a time, which needs {size(needed)} "
+                f"of device memory; --gpu-memory is {size(cap)}. Start another run with --run"
+            )
+
+
+def told(recipe: Recipe, accumulate: Sequence[int]) -> list[str]:
+    """For people: the layers whose steps are divided further than the recipe says."""
+    return [
+        f"layer {j}: {-(-recipe.schedule.batch // count)} of {recipe.schedule.batch} rows at a time"
+        for j, count in enumerate(accumulate, start=1)
+        if count != recipe.schedule.accumulate
+    ]
