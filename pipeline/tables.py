@@ -129,7 +129,27 @@ def economics_summary(worth: Economics) -> str:
     profile, seconds = min(worth.profiles.items(), key=lambda item: item[1])
     if seconds < worth.best:
         said += f" With 'cache.profile' {profile}: {duration(seconds)}."
-    return said
+    return f"{said} {crossover(worth)}"
+
+
+def crossover(worth: Economics) -> str:
+    """Where reading wins, and with how many problems it wins lower down."""
+    depths = [d.depth for d in worth.depths]
+    cached = [d.depth for d in worth.depths if d.form]
+    said = f"Reading wins {_from(cached, depths)}" if cached else "Computing again wins everywhere"
+    more = sorted({d.from_problems for d in worth.depths if not d.form and d.from_problems})
+    for fewest in (n for n in more if n > worth.problems):
+        with_more = [d.depth for d in worth.depths if d.from_problems and d.from_problems <= fewest]
+        said += f"; with {fewest} or more problems {_from(sorted({*cached, *with_more}), depths)}"
+    return f"{said}."
+
+
+def _from(some: Sequence[int], depths: Sequence[int]) -> str:
+    """``from x_5 on``, or ``at x_2, x_4`` where there are gaps."""
+    first = some[0]
+    if list(some) == [d for d in depths if d >= first]:
+        return f"from x_{first} on"
+    return "at " + ", ".join(f"x_{d}" for d in some)
 
 
 def space(needed_bytes: int, free_bytes: int) -> str:

@@ -13,11 +13,12 @@ from command import strata
 
 from pipeline import recipes
 from pipeline.choice import START, Node, choose
-from pipeline.economics import RecipeCosts, economics
+from pipeline.economics import Depth, Economics, RecipeCosts, economics
 from pipeline.errors import RecipeError
 from pipeline.machine import Machine, load
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
+from pipeline.tables import crossover
 
 MACHINES = Path(__file__).parent.parent / "docs/machines"
 X0 = Node(0, START)
@@ -186,6 +187,23 @@ def test_a_plan_for_a_machine_that_is_not_here(tmp_path: Path) -> None:
     missing = strata(tmp_path, "plan", "--machine", tmp_path / "none.toml")
     assert missing.rc == 3
     assert "No such file" in missing.error
+
+
+def test_where_reading_wins_is_one_sentence() -> None:
+    def said(*depths: tuple[str | None, int | None]) -> str:
+        rows = [Depth(d, form, 0, 1.0, n) for d, (form, n) in enumerate(depths, start=1)]
+        return crossover(Economics("here", "guess", 1, 1.0, 1.0, 1.0, {"raw": 1.0}, tuple(rows)))
+
+    assert said(("raw", 1), ("raw", 1)) == "Reading wins from x_1 on."
+    assert said((None, None), ("raw", 1), ("raw", 1)) == "Reading wins from x_2 on."
+    assert said((None, 9), (None, 3), ("raw", 1)) == (
+        "Reading wins from x_3 on; with 3 or more problems from x_2 on; "
+        "with 9 or more problems from x_1 on."
+    )
+    assert said(("raw", 1), (None, None)) == "Reading wins at x_1."
+    assert said((None, 4), (None, None)) == (
+        "Computing again wins everywhere; with 4 or more problems at x_1."
+    )
 
 
 def test_the_table_in_the_docs_is_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
