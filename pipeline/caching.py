@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import hardware, machine
 from pipeline.choice import START, Choice, Node, choose
-from pipeline.economics import RecipeCosts
+from pipeline.economics import RecipeCosts, kind
 from pipeline.errors import BudgetError, NotThereYet
 from pipeline.plan import Plan, check_budget
 from pipeline.progress import size
@@ -74,6 +74,20 @@ def costs(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> RecipeCosts
     if (budget := options.get("memory_budget")) is not None:
         there = replace(there, memory=min(there.memory, float(budget)))
     return RecipeCosts(recipe, there, plan.images, plan.tests, options["problems"])
+
+
+def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
+    """What of a machine's rates says little about this recipe, for people."""
+    lines, precision = [], recipe.cache.precision
+    if recipe.cache.profile != "raw" and not there.packed.startswith(f"{precision}, features"):
+        measured = f"measured on {there.packed}" if there.packed else "not measured"
+        lines.append(f"A guess: how {precision} features pack was {measured}.")
+    kinds = {rate.kind for rate in there.layers}
+    unknown = [j for j in range(1, len(recipe.layers) + 1) if kind(recipe, j) not in kinds]
+    if unknown and there.hardware:
+        named = ", ".join(map(str, unknown))
+        lines.append(f"A guess: rates of layers {named} are the median of others.")
+    return lines
 
 
 def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:

@@ -70,6 +70,7 @@ def make_plan(options: Options) -> Answer:
     else:
         value["economics"] = worth.as_json()
         shown += [tables.of_economics(worth), tables.economics_summary(worth)]
+        shown += caching.guesses(found.recipe, caching.costs(found.recipe, costs, options).machine)
     try:
         if plan.check_budget(costs, options["disk_budget"]):
             shown.append(
@@ -110,7 +111,7 @@ def calibrate(options: Options) -> Answer:
     if chosen.type == "cpu":
         device.keep_freed_memory()
     compute, _ = device.compute_dtype(found.recipe.schedule.precision, chosen)
-    here = measure(found.recipe, options["store"], chosen, device.dtype(compute), report)
+    here = measure(found, chosen, device.dtype(compute), report)
     path = caching.calibrated(options["store"])
     replace(path.parent, path.name, machine.as_toml(here).encode())
     return Answer(asdict(here), (tables.of_machine(here), f"kept in {path}"))

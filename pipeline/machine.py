@@ -76,6 +76,8 @@ class Machine:
     ratio_zstd: float = 1.9
     layers: tuple[LayerRate, ...] = ()
     """What was measured; other kinds of layers have the rates above."""
+    packed: str = ""
+    """What packing was measured on: precision, and features or noise; empty where it was not."""
     hardware: str = ""
     """What it was measured on; empty for machines that are not here."""
 

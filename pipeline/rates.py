@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from pipeline import device as devices
-from pipeline import hardware
+from pipeline import hardware, views
 from pipeline.economics import PROFILES, kind, operations
 from pipeline.machine import LayerRate, Machine
+from pipeline.overview import Overview
 from pipeline.progress import Reporter
 from pipeline.recipe import Recipe
+from pipeline.sample_rows import sample
 from stages.featurize import run_layer
 from stages.network import build_problem
 from stages.solve import Schedule, Solver
@@ -42,35 +44,38 @@ LEAST_SECONDS = 0.3
 
 
 def measure(
-    recipe: Recipe, root: Path, device: torch.device, compute: torch.dtype, report: Reporter
+    found: Overview, device: torch.device, compute: torch.dtype, report: Reporter
 ) -> Machine:
     """
     Args:
-        root: a store: the disk that holds it is measured, in a directory that is gone afterwards.
+        found: the disk of its store is measured, in a directory that is gone afterwards; packing on
+            its features, where there are any.
 
     Raises:
         DiskFull: there is no room for 256 MB.
     """
-    layers = len(recipe.layers)
+    recipe, layers = found.recipe, len(found.recipe.layers)
+    stored = sample(found, _shard(recipe, "raw").rows)
     with report.task("measuring", layers + 4, "parts") as tick:
-        rates = _disk(root)
+        rates = _disk(found.store.root)
         tick(1)
         for profile in PROFILES:
-            rates |= _packing(recipe, profile)
+            rates |= _packing(_shard(recipe, profile), stored.rows)
             tick(1)
-        found = []
+        kinds = []
         for j in range(1, layers + 1):
-            found.append(_layer(recipe, j, device, compute))
+            kinds.append(_layer(recipe, j, device, compute))
             tick(1)
     return Machine(
         name="this machine",
         source=f"measured {time.strftime('%Y-%m-%d')}",
+        packed=f"{recipe.cache.precision}, {stored.what}",
         device=device.type,
-        forward=statistics.median(rate.forward for rate in found),
-        train=statistics.median(rate.train for rate in found),
+        forward=statistics.median(rate.forward for rate in kinds),
+        train=statistics.median(rate.train for rate in kinds),
         memory=float(devices.available_memory()),
         copy=_copy(device),
-        layers=tuple(found),
+        layers=tuple(kinds),
         hardware=hardware.described(),
         **rates,
     )
@@ -132,9 +137,9 @@ def _read_cold(paths: list[Path]) -> float:
 # ---- rows ---------------------------------------------------------------------------------------
 
 
-def _packing(recipe: Recipe, profile: str) -> dict[str, float]:
+def _packing(shape: Geometry, rows: np.ndarray) -> dict[str, float]:
     """Rates of bytes of rows into and out of a profile, by all cores."""
-    shape, rows = _rows(recipe, profile)
+    profile, rows = shape.profile, rows[: shape.rows]
     if profile == "raw":
         return {"gather": rows.nbytes / _seconds(partial(_gather, rows))}
     chunks = [np.frombuffer(chunk, np.uint8) for chunk in encode(shape, rows)[:-1]]
@@ -146,19 +151,11 @@ def _packing(recipe: Recipe, profile: str) -> dict[str, float]:
     }
 
 
-def _rows(recipe: Recipe, profile: str) -> tuple[Geometry, np.ndarray]:
-    """A shard of x_1 as the recipe stores it, of random images: half of it zeros, as after ρ."""
-    size, depth = recipe.augment.crop, 1
-    precision = recipe.cache.precision
-    whole = geometry(10**9, recipe.shape(depth, size), precision, FILE_BYTES, profile)
-    shape = geometry(whole.shard_rows, whole.sample, precision, FILE_BYTES, profile)
-    values = np.random.default_rng(0).standard_normal((shape.rows, *shape.stored), np.float32)
-    np.maximum(values, 0, out=values)
-    if shape.dtype.kind == "f":
-        return shape, values.astype(shape.dtype)
-    if precision == "bfloat16":
-        return shape, (values.view(np.uint32) >> 16).astype(np.uint16)
-    return shape, np.minimum(values * 64, 254).astype(shape.dtype)
+def _shard(recipe: Recipe, profile: str) -> Geometry:
+    """One shard of x_1 as the recipe stores it."""
+    sample, precision = recipe.shape(1, views.cached_size(recipe)), recipe.cache.precision
+    rows = geometry(10**9, sample, precision, FILE_BYTES, profile).shard_rows
+    return geometry(rows, sample, precision, FILE_BYTES, profile)
 
 
 def _gather(rows: np.ndarray) -> None:

@@ -58,6 +58,31 @@ def test_plan_and_auto_use_them(calibrated: tuple[Path, Result]) -> None:
         assert strata(cwd, *command, *where).rc == 0
 
 
+def test_packing_is_measured_on_features_once_there_are_images(
+    calibrated: tuple[Path, Result], tmp_path: Path
+) -> None:
+    before = load(calibrated[0] / "features/machine.toml")
+    assert before.packed == "float32, noise: there are no images yet"
+    recipe(tmp_path, network__layers=3)
+    assert strata(tmp_path, "train", "tiny.toml", "--layer", 1).rc == 0
+    assert strata(tmp_path, "calibrate", "tiny.toml").rc == 0
+    found = load(tmp_path / "features/machine.toml")
+    assert found.packed == "float32, features of x_1"
+    packed = recipe(tmp_path, network__layers=3, cache__profile="zstd")
+    assert "A guess" not in strata(tmp_path, "plan", packed, "--run", "other").out
+    assert strata(tmp_path, "materialize", packed, "--layer", 1, "--run", "packed").rc == 0
+    (outcome,) = (
+        o
+        for o in strata(tmp_path, "report", packed, "--run", "packed", "--json").json["outcomes"]
+        if o["step"] == "write x_1"
+    )
+    assert outcome["expected"]["bytes"] == pytest.approx(outcome["measured"]["bytes"], rel=0.2)
+    other = recipe(tmp_path, network__width=12, cache__profile="zstd", cache__precision="uint8")
+    said = strata(tmp_path, "plan", other, "--run", "third").out
+    assert "how uint8 features pack was measured on float32" in said
+    assert "rates of layers" in said
+
+
 def test_figures_of_another_machine_are_noticed(
     calibrated: tuple[Path, Result], tmp_path: Path
 ) -> None:
