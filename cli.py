@@ -241,6 +241,17 @@ def run(**options: Any) -> None:
 
 
 @main.command()
+@work
+@click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
+@click.option("--micro-batch", type=click.IntRange(1), help="Images at a time.  [the recipe's]")
+def baseline(**options: Any) -> None:
+    """Train the network of a run end to end, by backpropagation, to compare the two."""
+    from pipeline import commands
+
+    answer(options, commands.train_baseline(options))
+
+
+@main.command()
 @where
 def evaluate(**options: Any) -> None:
     """Top-1 and top-5 of every layer and of the ensembles, on the test images."""

@@ -19,28 +19,30 @@ class Removal:
     """(depth, fingerprint) of levels of this run."""
     layers: tuple[int, ...]
     """Layers whose weights go."""
+    baselines: tuple[str, ...]
+    """Networks trained end to end that go."""
     whole_run: bool
     nbytes: int
 
     @property
     def names(self) -> list[str]:
         levels = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in self.features]
-        return levels + [f"layer {j}" for j in self.layers]
+        trained = [f"layer {j}" for j in self.layers]
+        return levels + trained + [f"baseline {variant}" for variant in self.baselines]
 
 
 def removal(overview: Overview, layer: int | None, *, features_only: bool) -> Removal:
-    """What is there to remove: of one layer, or of the whole run."""
+    """What is there to remove: of one layer, or of the whole run with its baselines."""
     run = overview.existing()
     layers = [layer] if layer else list(range(1, run.layers + 1))
     named = [(j, fp) for j in layers for fp in sorted(_fingerprints(run, j))]
     features = [(j, fp) for j, fp in named if depth_directory(overview.store.root, j, fp).exists()]
     trained = () if features_only else tuple(j for j in layers if run.layer_directory(j).exists())
-    return Removal(
-        tuple(features),
-        trained,
-        layer is None and not features_only,
-        _nbytes(run, overview.store, features, trained),
-    )
+    whole = layer is None and not features_only
+    baselines = tuple(run.baselines()) if whole else ()
+    nbytes = _nbytes(run, overview.store, features, trained)
+    nbytes += sum(used_bytes(run.baseline_directory(variant)) for variant in baselines)
+    return Removal(tuple(features), trained, baselines, whole, nbytes)
 
 
 def _fingerprints(run: Run, j: int) -> set[str]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import (
+    baseline,
     caching,
     cleaning,
     errors,
@@ -155,6 +156,14 @@ def _done(found: overview.Overview, done: list[str]) -> Answer:
     return Answer(value, (text,))
 
 
+def train_baseline(options: Options) -> Answer:
+    found, record, done = baseline.perform(options)
+    beside = baseline.greedy(found)
+    said = _done(found, done)
+    value = {**said.value, "result": record, "greedy": beside}
+    return Answer(value, (*said.shown, tables.of_baseline(record, beside, found.name)))
+
+
 def evaluate(options: Options) -> Answer:
     from pipeline.evaluation import evaluate
 
@@ -174,14 +183,14 @@ def report(options: Options) -> Answer:
 def clean(options: Options, confirm: Callable[[str], None]) -> Answer:
     """
     Args:
-        confirm: asked before trained layers go; raises to stop.
+        confirm: asked before anything trained goes; raises to stop.
     """
     found, j, dry_run = work.find(options), options["layer"], options["dry_run"]
     if j is not None:
         found.check_layer(j)
     what = cleaning.removal(found, j, features_only=options["features"])
     text = f"{', '.join(what.names) or 'nothing'} ({size(what.nbytes)})"
-    if what.layers and not (options["yes"] or dry_run):
+    if (what.layers or what.baselines) and not (options["yes"] or dry_run):
         confirm(text)
     if not dry_run:
         cleaning.remove(found, what)

@@ -6,7 +6,8 @@
     ├── NotThereYet        8  run the command that makes it
     ├── RunConflict        8  use another run directory
     ├── LoaderError        7  install ffcv, or use the native loader
-    └── LayerRange         2  name a layer that exists
+    ├── LayerRange         2  name a layer that exists
+    └── OptionRange        2  give an option a value that can be
     from the floors below
     stages.DataError       4  mend the images or labels
     stages.DeviceError     7  choose another device
@@ -58,8 +59,13 @@ class LayerRange(PipelineError):
     """The network has no such layer."""
 
 
+class OptionRange(PipelineError):
+    """An option has a value that this recipe does not allow."""
+
+
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (LayerRange, 2),
+    (OptionRange, 2),
     (RecipeError, 3),
     (DataError, 4),
     (BudgetError, 5),

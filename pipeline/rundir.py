@@ -13,6 +13,8 @@
                 features.json           which x_1 was written, bytes and seconds
                 checkpoint.safetensors  only while the layer is being solved
         evaluation.json  report.json  report.html
+        baseline/plain/                     the network trained end to end: weights, curve, test
+                result.json                 logits, and a record as of a layer; see baseline.py
 
 No torch here: status and plan read runs too.
 """
@@ -36,8 +38,9 @@ from store.publish import TEMPORARY, make_directory, replace, sealed, unseal
 
 RUN, DATA, LAYER, FEATURES = "run.json", "data.json", "layer.json", "features.json"
 EVALUATION = "evaluation.json"
+BASELINE, RESULT = "baseline", "result.json"
 CHECKPOINT, QUANTISER = "checkpoint.safetensors", "quantiser.safetensors"
-UNVOUCHED = (LAYER, FEATURES, CHECKPOINT, "epochs.jsonl")
+UNVOUCHED = (LAYER, RESULT, FEATURES, CHECKPOINT, "epochs.jsonl")
 """Files of a layer that vouch for themselves, come and go, or are only looked at."""
 
 
@@ -94,12 +97,29 @@ class Run:
         """The last evaluation of the solved layers, current or not; None before the first."""
         return _read(self.directory / EVALUATION)
 
+    def baseline_directory(self, variant: str) -> Path:
+        return self.directory / BASELINE / variant
+
+    def baselines(self) -> list[str]:
+        """Variants of the network that were trained end to end, or begun."""
+        return sorted(path.name for path in (self.directory / BASELINE).glob("*"))
+
+    def baseline(self, variant: str) -> dict[str, Any] | None:
+        """The record of a network trained end to end, current or not; None if it never was."""
+        return _read(self.baseline_directory(variant) / RESULT)
+
+    def write_baseline(self, variant: str, record: Mapping[str, Any]) -> None:
+        """As :meth:`write_layer`."""
+        self._vouch(self.baseline_directory(variant) / RESULT, record)
+
     def write_layer(self, j: int, record: Mapping[str, Any]) -> None:
         """Write the record that vouches for layer j: what it says, and the hash of every file."""
-        directory = self.layer_directory(j)
-        files = {path.name: sha256(path.read_bytes()) for path in directory.glob("[!.]*.*")}
+        self._vouch(self.layer_directory(j) / LAYER, record)
+
+    def _vouch(self, path: Path, record: Mapping[str, Any]) -> None:
+        files = {other.name: sha256(other.read_bytes()) for other in path.parent.glob("[!.]*.*")}
         vouched = {name: files[name] for name in sorted(files) if name not in UNVOUCHED}
-        self.write(directory / LAYER, {**record, "files": vouched})
+        self.write(path, {**record, "files": vouched})
 
     def write(self, path: Path, body: Any) -> None:
         make_directory(path.parent)
@@ -144,24 +164,23 @@ class Run:
         """Files of layer j that are not what its records say, and what is wrong with them."""
         for name in (LAYER, FEATURES):
             yield from _damage(self.layer_directory(j) / name)
-        with suppress(LevelDamaged):
-            record = self.layer(j) or {"files": {}}
-            for name, expected in record["files"].items():
-                path = self.layer_directory(j) / name
-                if not path.exists():
-                    yield path, "it is missing"
-                elif sha256(path.read_bytes()) != expected:
-                    yield path, f"it is not what {LAYER} says: its sha256 differs"
+        yield from _damaged_beside(self.layer_directory(j) / LAYER)
 
     def damaged_records(self) -> Iterator[tuple[Path, str]]:
-        """Records of the whole run that do not match their own sha256."""
+        """Records of the whole run that do not match their own sha256, and files of baselines."""
         for name in (DATA, EVALUATION):
             yield from _damage(self.directory / name)
+        for variant in self.baselines():
+            path = self.baseline_directory(variant) / RESULT
+            yield from _damage(path)
+            yield from _damaged_beside(path)
 
     def tidy(self) -> None:
-        """Remove what a killed process was writing of a layer. The run must be locked."""
-        for path in self.directory.glob(f"layer_*/{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+        """Remove what a killed process was writing of a layer or a baseline. The run must be
+        locked."""
+        for place in ("layer_*", f"{BASELINE}/*"):
+            for path in self.directory.glob(f"{place}/{TEMPORARY}*"):
+                path.unlink(missing_ok=True)
 
     def forget_layer(self, j: int) -> None:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""
@@ -174,6 +193,19 @@ def _read(path: Path) -> Any:
         return unseal(path)
     except FileNotFoundError:
         return None
+
+
+def _damaged_beside(record: Path) -> Iterator[tuple[Path, str]]:
+    """Files that a record vouches for and that are not what it says."""
+    files = {}
+    with suppress(LevelDamaged):
+        files = (_read(record) or {"files": {}})["files"]
+    for name, expected in files.items():
+        path = record.parent / name
+        if not path.exists():
+            yield path, "it is missing"
+        elif sha256(path.read_bytes()) != expected:
+            yield path, f"it is not what {record.name} says: its sha256 differs"
 
 
 def _damage(path: Path) -> Iterator[tuple[Path, str]]:

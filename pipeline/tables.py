@@ -272,6 +272,27 @@ def of_evaluation(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def of_baseline(record: Mapping[str, Any], greedy: Mapping[str, Any] | None, name: str) -> Table:
+    """End to end beside layer by layer, where that was done."""
+    table = _table("", "top-1", "top-5", "training", "images/s", "peak of tensors")
+    rate, peak = f"{record['images_per_s']:,.0f}", size(record["peak_tensor_bytes"])
+    title = f"end to end, {record['variant']}"
+    table.add_row(title, *_accuracy(record["test"]), duration(record["seconds"]), rate, peak)
+    if greedy is None:
+        table.caption = f"`run {name}` solves the same network layer by layer"
+        return table
+    nbytes = greedy["peak_memory_bytes"]
+    peak = "not measured" if nbytes is None else size(nbytes)
+    seconds = duration(greedy["seconds"])
+    table.add_row("greedy, last layer", *_accuracy(greedy["test"]), seconds, "", peak)
+    table.add_row("greedy, ensemble", *_accuracy(greedy["ensemble"]), "", "", "")
+    return table
+
+
+def _accuracy(found: Mapping[str, float | None]) -> tuple[str, str]:
+    return _percent(found["top1"]), _percent(found["top5"])
+
+
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f} %"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import calibration, ingest, outcome, weights
 from pipeline.economics import RISK_ROWS
@@ -25,7 +25,7 @@ from pipeline.rundir import CHECKPOINT
 from pipeline.session import Session
 from stages.errors import Diverged
 from stages.evaluate import accuracies, cross_entropy
-from stages.network import Problem, build_problem
+from stages.network import build_problem
 from stages.solve import Schedule, Solver, logits_of
 from store.order import generator, key_of
 from store.publish import make_directory, npy, replace
@@ -38,11 +38,15 @@ SAY_SECONDS = 2.0
 
 @dataclass
 class Solving:
-    """One layer being solved."""
+    """One layer, or a network from x_0 on, being solved."""
 
     session: Session
     j: int
+    """The first layer that is trained: it sees x_{j-1}."""
     solver: Solver
+    title: str
+    directory: Path
+    """Where its records go."""
     history: list[dict[str, Any]] = field(default_factory=list)
     saved_at: float = field(default_factory=time.monotonic)
     resumed_at: float = field(default_factory=time.monotonic)
@@ -56,7 +60,7 @@ class Solving:
 
     @property
     def checkpoint(self) -> Path:
-        return self.session.run.layer_directory(self.j) / CHECKPOINT
+        return self.directory / CHECKPOINT
 
     @property
     def input(self) -> str:
@@ -95,16 +99,17 @@ class Solving:
         measured = outcome.figures(seconds, None, peak)
         return outcome.kept(self.session, self.expected, measured, whole=self.whole)
 
-    def load(self) -> bool:
+    def load(self) -> None:
         """Go on from the checkpoint, if there is one that was made on this x_{j-1}."""
         if not self.checkpoint.exists():
-            return False
+            return
         tensors, note = weights.read(self.checkpoint)
         if note["input"] != self.input:
-            return False
+            return
         self.solver.restore(tensors, note["progress"], note["scaler"])
-        self.history = note["history"]
-        return True
+        self.history, at, self.whole = note["history"], self.solver.progress, False
+        where = f"in epoch {at.epoch + 1}, after batch {at.batch}"
+        self.session.report.say(f"{self.title}: going on {where}")
 
 
 def solve(session: Session, j: int, *, cached: bool = True) -> None:
@@ -120,22 +125,17 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     recipe = session.run.recipe
     seed = key_of("initial weights", session.run.seed, j) % 2**63
     problem = build_problem(recipe.layers[j - 1], recipe.auxiliaries[j - 1], seed)
-    solver = Solver(problem, _schedule(session, j), session.device, session.compute)
-    solving = Solving(session, j, solver)
-    if solving.load():
-        solving.whole = False
-        at = solver.progress
-        session.report.say(f"layer {j}: going on in epoch {at.epoch + 1}, after batch {at.batch}")
+    schedule = schedule_of(session, session.run.accumulate[j - 1])
+    solver = Solver(problem, schedule, session.device, session.compute)
+    solving = Solving(session, j, solver, f"layer {j}", session.run.layer_directory(j))
+    solving.load()
     advice = (
         f"It was layer {j}: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"
     )
     with ProblemFeed(session, j - 1, cached=cached) as feed, remedy(Diverged, advice):
         solving.expected = outcome.of_solving(session, j, feed.features.base)
         try:
-            if solver.schedule.keep == "best" and solver.progress.best_risk is None:
-                solver.consider(_risk(session, feed, problem))
-            for epoch in range(solver.progress.epoch, recipe.schedule.epochs):
-                _epoch(solving, feed, epoch)
+            train(solving, feed)
             _finish(solving, feed)
         except Diverged as error:
             solving.save_good()
@@ -144,16 +144,26 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
             raise
 
 
-def _schedule(session: Session, j: int) -> Schedule:
-    table = asdict(session.run.recipe.schedule) | {"accumulate": session.run.accumulate[j - 1]}
+def schedule_of(session: Session, accumulate: int) -> Schedule:
+    """The recipe's, with a step in so many micro-batches."""
+    table = asdict(session.run.recipe.schedule) | {"accumulate": accumulate}
     return Schedule(**{k: v for k, v in table.items() if k not in ("precision", "test_every")})
+
+
+def train(solving: Solving, feed: ProblemFeed) -> None:
+    """The epochs that are left."""
+    solver = solving.solver
+    if solver.schedule.keep == "best" and solver.progress.best_risk is None:
+        solver.consider(_risk(solving.session, feed, solver.problem))
+    for epoch in range(solver.progress.epoch, solver.schedule.epochs):
+        _epoch(solving, feed, epoch)
 
 
 def _epoch(solving: Solving, feed: ProblemFeed, epoch: int) -> None:
     session, solver = solving.session, solving.solver
     total = solver.schedule.epochs
     solving.resumed_at = time.monotonic()
-    title = f"layer {solving.j}, epoch {epoch + 1} of {total}"
+    title = f"{solving.title}, epoch {epoch + 1} of {total}"
     done = solver.progress.batch
     with session.report.task(title, feed.batches * feed.batch, "images") as tick:
         tick(done * feed.batch)
@@ -211,20 +221,20 @@ def _epoch_text(line: dict[str, Any], samples: int) -> str:
     )
 
 
-def _test_accuracy(session: Session, j: int, problem: Problem, epoch: int) -> float | None:
+def _test_accuracy(session: Session, j: int, problem: nn.Module, epoch: int) -> float | None:
     every = session.run.recipe.schedule.test_every
     if not every or epoch % every:
         return None
-    return accuracies(*_test_logits(session, j, problem))["top1"]
+    return accuracies(*logits_of_tests(session, j, problem))["top1"]
 
 
-def _test_logits(session: Session, j: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """z_j of the test images, float32 (n, classes), and their labels."""
+def logits_of_tests(session: Session, j: int, problem: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """What a network that sees x_{j-1} says of the test images, float32 (n, classes); labels."""
     logits = logits_of(problem, clean_batches(session, j - 1), session.device, session.compute)
     return logits.numpy(), ingest.levels(session)["test"].array("labels")
 
 
-def _risk(session: Session, feed: ProblemFeed, problem: Problem) -> float:
+def _risk(session: Session, feed: ProblemFeed, problem: nn.Module) -> float:
     """Empirical risk of the present iterate on a fixed part of the un-augmented training set."""
     rows = generator("risk rows", session.run.seed).permutation(len(feed.ids))[:RISK_ROWS]
     logits, labels = [], []
@@ -239,7 +249,7 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
     session, j = solving.session, solving.j
     best = solving.solver.progress.best_epoch
     problem = solving.solver.finish()
-    logits, labels = _test_logits(session, j, problem)
+    logits, labels = logits_of_tests(session, j, problem)
     if not np.isfinite(logits).all():
         raise Diverged(solving.solver.schedule.epochs, solving.solver.progress.last_good)
     directory = make_directory(session.run.layer_directory(j))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import levels
 from pipeline.overview import Overview
 from pipeline.progress import Reporter
-from pipeline.rundir import FEATURES, Run
+from pipeline.rundir import BASELINE, FEATURES, Run
 from pipeline.upkeep import level_state
 from store.errors import LevelDamaged
 from store.feature_store import Store
@@ -142,7 +143,15 @@ def repair(session: Session, findings: Findings) -> list[str]:
         lines += _mend_depth(session, depth, findings.directories(store.root))
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
-    return lines + [f"mended {path}" for path, _ in findings.run]
+    return lines + [f"{_mended(path)} {path}" for path, _ in findings.run]
+
+
+def _mended(path: Path) -> str:
+    return "removed, for `baseline` to train again:" if _of_baseline(path) else "mended"
+
+
+def _of_baseline(path: Path) -> bool:
+    return path.parent.parent.name == BASELINE
 
 
 def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
@@ -150,6 +159,9 @@ def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
     that must be solved again."""
     layers = set()
     for path, _ in damaged:
+        if _of_baseline(path):  # `baseline` trains it again, if it is still wanted
+            shutil.rmtree(path.parent, ignore_errors=True)
+            continue
         number = path.parent.name.removeprefix("layer_")
         if number.isdigit() and path.name != FEATURES:
             layers.add(int(number))

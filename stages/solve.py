@@ -7,6 +7,7 @@ from nor where its state is kept. Everything it needs to go on after an interrup
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from stages.errors import Diverged
 from stages.memory import watched
-from stages.network import Problem
 
+Network = TypeVar("Network", bound=nn.Module)
+"""What is trained: an auxiliary problem, or a whole network."""
 Batches = Iterable[tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]]
 
 WATCHED_STEPS = 2
@@ -76,10 +78,10 @@ class Progress:
 
 
 @dataclass
-class Solver:
+class Solver(Generic[Network]):
     """One auxiliary problem under way: module, optimiser, progress, and the best iterate so far."""
 
-    problem: Problem
+    problem: Network
     schedule: Schedule
     device: torch.device
     compute: torch.dtype
@@ -213,7 +215,7 @@ class Solver:
             self.progress.best_risk, self.progress.best_epoch = risk, self.progress.epoch
             self.best = {n: t.detach().clone() for n, t in self.problem.state_dict().items()}
 
-    def finish(self) -> Problem:
+    def finish(self) -> Network:
         """The problem at the iterate the schedule keeps, in eval mode."""
         if self.schedule.keep == "best":
             self.problem.load_state_dict(self.best)

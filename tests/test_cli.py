@@ -273,6 +273,7 @@ OPTIONS = {
     "train": WORK | SOLVING | LAYER,
     "materialize": WORK | SOLVING | LAYER | {"--dry-run"},
     "run": WORK | SOLVING | {"--disk-budget"},
+    "baseline": WORK | {"--checkpointing", "--micro-batch"},
     "evaluate": WHERE,
     "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--dry-run", "--yes"},

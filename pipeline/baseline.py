@@ -1,0 +1,93 @@
+"""The network of a run trained end to end instead: which variant, what is there, and how the two
+compare. No torch here; pipeline/end_to_end.py trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import work
+from pipeline.errors import OptionRange
+from pipeline.overview import Overview
+from pipeline.recipe import Recipe
+from pipeline.rundir import Run
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How memory is saved while a network is trained end to end."""
+
+    checkpointing: bool
+    accumulate: int
+    """Micro-batches summed into one step."""
+    micro_batch: int
+    """Images in one of them."""
+
+    @property
+    def name(self) -> str:
+        """Of its directory: ``plain``, ``checkpointing``, ``micro-16``, …"""
+        parts = ["checkpointing"] * self.checkpointing
+        parts += [f"micro-{self.micro_batch}"] * (self.accumulate > 1)
+        return "-".join(parts) or "plain"
+
+
+def variant(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> Variant:
+    """
+    Args:
+        micro_batch: most images at a time; None: as the recipe accumulates.
+
+    Raises:
+        OptionRange: a micro-batch is larger than the batch.
+    """
+    batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
+    if micro_batch is not None:
+        if micro_batch > batch:
+            raise OptionRange(
+                f"--micro-batch is {micro_batch}; 'schedule.batch' is only {batch}. Leave it out "
+                "for whole batches"
+            )
+        accumulate = -(-batch // micro_batch)
+    return Variant(checkpointing, accumulate, -(-batch // accumulate))
+
+
+def perform(options: Mapping[str, Any]) -> tuple[Overview, dict[str, Any], list[str]]:
+    """Train what a command asks for, unless it is there: the run, the record, and what was done."""
+    found = work.find(options)
+    chosen = variant(
+        found.recipe,
+        checkpointing=options["checkpointing"],
+        micro_batch=options["micro_batch"],
+    )
+    record, done = current(found.run, chosen.name), []
+    if record is None or (found.run and options["data"] not in (None, found.run.source)):
+        from pipeline.end_to_end import train_end_to_end
+
+        with work.at_work(found, options) as session:
+            record, done = train_end_to_end(session, chosen)
+    return work.find(options), record, done
+
+
+def current(run: Run | None, name: str) -> dict[str, Any] | None:
+    """The record of a variant that was trained on the images that the run has today."""
+    record = run.baseline(name) if run else None
+    if run is None or record is None or record["input"] != run.nodes()[0].fingerprint:
+        return None
+    return record
+
+
+def greedy(found: Overview) -> dict[str, Any] | None:
+    """The same figures of the greedy run; None before its last layer is solved."""
+    run = found.existing()
+    evaluation = run.evaluation()
+    if run.solved() < run.layers or evaluation is None or len(evaluation["layers"]) < run.layers:
+        return None
+    records = [run.layer(j) or {} for j in range(1, run.layers + 1)]
+    last = evaluation["layers"][-1]
+    peaks = [record["peak_memory_bytes"] for record in records]
+    return {
+        "test": last["test"],
+        "ensemble": last["ensemble"]["probabilities"],
+        "seconds": sum(record["seconds"] for record in records),
+        "peak_memory_bytes": None if None in peaks else max(peaks),
+    }

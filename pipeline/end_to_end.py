@@ -1,0 +1,125 @@
+"""Train the network of a run end to end, taken up where an interruption left it.
+
+Images, draws, schedule and evaluation are those of a layer: of layer 1, which sees fresh draws in
+every mode. So the network has as many epochs as each layer of the greedy run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pipeline import weights
+from pipeline.baseline import Variant, current
+from pipeline.errors import remedy
+from pipeline.ingest import ensure_images
+from pipeline.levels import refer_to
+from pipeline.problem_feed import ProblemFeed
+from pipeline.progress import duration
+from pipeline.session import Session
+from pipeline.train import Solving, logits_of_tests, schedule_of, train
+from stages.baseline import EndToEnd, build_end_to_end
+from stages.errors import Diverged
+from stages.evaluate import accuracies, cross_entropy
+from stages.memory import STEPS, peak_of_steps
+from stages.solve import Schedule, Solver
+from store.order import key_of
+from store.publish import make_directory, npy, replace
+
+
+def train_end_to_end(session: Session, variant: Variant) -> tuple[dict[str, Any], list[str]]:
+    """Train a variant and record it, unless that was done on these images.
+
+    Returns:
+        The record, and what was done for it.
+
+    Raises:
+        Diverged: the loss is not finite; the last checkpoint is kept.
+        KeyboardInterrupt: somebody asked to stop; the state is saved.
+    """
+    ensure_images(session)
+    refer_to(session.run, session.store)
+    known = current(session.run, variant.name)
+    if known is not None:
+        return known, []
+    solving = _solving(session, variant)
+    solving.load()
+    advice = f"Lower 'schedule.lr' ({solving.solver.schedule.lr:g}) in a copy of the recipe"
+    with ProblemFeed(session, 0) as feed, remedy(Diverged, advice):
+        peak = measured_peak(session, variant, feed)
+        try:
+            train(solving, feed)
+            return _finish(solving, variant, feed, peak), [f"train end to end, {variant.name}"]
+        except Diverged as error:
+            solving.save_good()
+            if solving.checkpoint.exists():
+                error.add_note(f"The last good state is kept in {solving.checkpoint}")
+            raise
+
+
+def _solving(session: Session, variant: Variant) -> Solving:
+    directory = session.run.baseline_directory(variant.name)
+    solver = _solver(session, variant, schedule_of(session))
+    return Solving(session, 1, solver, f"end to end, {variant.name}", directory)
+
+
+def _solver(session: Session, variant: Variant, schedule: Schedule) -> Solver[EndToEnd]:
+    """One that has not begun. All variants begin at the same weights."""
+    recipe = session.run.recipe
+    network = build_end_to_end(
+        recipe.layers,
+        recipe.auxiliaries[-1],
+        key_of("initial weights", session.run.seed, 0) % 2**63,
+        checkpointing=variant.checkpointing,
+    )
+    schedule = dataclasses.replace(schedule, accumulate=variant.accumulate)
+    return Solver(network, schedule, session.device, session.compute)
+
+
+def measured_peak(session: Session, variant: Variant, feed: ProblemFeed) -> int:
+    """Peak bytes of tensors over two steps of a network that is then thrown away: nothing of the
+    training is touched, and an interruption cannot lose it."""
+    still = dataclasses.replace(schedule_of(session), lr=0.0)
+    solver = _solver(session, variant, still)
+    return peak_of_steps(solver, islice(feed.epoch(0), STEPS))
+
+
+def _finish(solving: Solving, variant: Variant, feed: ProblemFeed, peak: int) -> dict[str, Any]:
+    """Write weights, curve and test logits; the record that vouches for them comes last."""
+    session, progress = solving.session, solving.solver.progress
+    network = solving.solver.finish()
+    logits, labels = logits_of_tests(session, solving.j, network)
+    if not np.isfinite(logits).all():
+        raise Diverged(solving.solver.schedule.epochs, progress.last_good)
+    directory, state = make_directory(solving.directory), network.state_dict()
+    weights.write(directory / "weights.safetensors", state)
+    lines = "".join(json.dumps(line) + "\n" for line in solving.history)
+    replace(directory, "epochs.jsonl", lines.encode())
+    replace(directory, "test_logits.npy", npy(logits))
+    seconds = sum(line["seconds"] for line in solving.history)
+    images = min(len(feed.ids), feed.batches * feed.batch) * len(solving.history)
+    best = solving.solver.schedule.keep == "best"
+    record = {
+        "variant": variant.name,
+        **dataclasses.asdict(variant),
+        "input": solving.input,
+        "weights": weights.digest(state),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "kept_epoch": progress.best_epoch if best else progress.epoch,
+        "train": {k: solving.history[-1][f"train_{k}"] for k in ("loss", "top1")},
+        "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
+        "seconds": seconds,
+        "images_per_s": images / seconds,
+        "peak_tensor_bytes": peak,
+        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    session.run.write_baseline(variant.name, record)
+    solving.checkpoint.unlink(missing_ok=True)
+    top1 = record["test"]["top1"]
+    session.report.say(f"{solving.title}: test {100 * top1:.2f} %, {duration(seconds)}")
+    return record
