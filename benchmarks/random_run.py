@@ -27,12 +27,14 @@ def make_run(
     canvas: bool = False,
     device: torch.device = CPU,
     tier: str = "auto",
+    width: int | None = None,
 ) -> Session:
     """
     Args:
         train, test: numbers of images.
         canvas: cached canvases, as the recipe may say; False draws afresh, and writes test features
             alone.
+        width: of the network, if not the recipe's.
     """
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
@@ -43,6 +45,8 @@ def make_run(
     text = (RECIPES / f"{name}.toml").read_text("utf-8")
     if not canvas:
         text = text.replace('views = "canvas"', "views = 0")
+    if width:
+        text = text.replace(f"\nwidth = {parse(text, name).network.width} ", f"\nwidth = {width} ")
     epochs = f"epochs = {parse(text, name).schedule.epochs}"
     text = text.replace(epochs, "epochs = 1")
     facts = {"compute": "float32", **devices.facts(device)}

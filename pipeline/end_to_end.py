@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from pipeline import weights
+from pipeline import hardware, weights
 from pipeline.baseline import Variant, current
 from pipeline.errors import remedy
 from pipeline.ingest import ensure_images
@@ -116,7 +115,7 @@ def _finish(solving: Solving, variant: Variant, feed: ProblemFeed, peak: int) ->
         "seconds": seconds,
         "images_per_s": images / seconds,
         "peak_tensor_bytes": peak,
-        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_process_bytes": hardware.peak_memory_bytes(),
     }
     session.run.write_baseline(variant.name, record)
     solving.checkpoint.unlink(missing_ok=True)

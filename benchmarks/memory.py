@@ -1,0 +1,281 @@
+"""Memory of training layer by layer, against training the same network end to end.
+
+Claim: the network of `cifar10-k1`, batch 128, takes layer by layer, from cached features, at most
+1/5 of the peak tensor bytes of backpropagation end to end, and less than backpropagation with
+checkpointing in micro-batches of the same size; and under a cap of 2 GB of tensor bytes the largest
+VGG-like network that trains has at least 4 times the parameters of the largest that trains end to
+end with checkpointing and micro-batches of 1.
+
+Method: `cases` takes two steps of each way to train, fed by `ProblemFeed` from levels that a run
+has written (random images), each in a process of its own: tensor bytes are counted by
+`stages.memory.watched` (weights, gradients, momentum, activations, the batch), and the peak of the
+process is given beside, less what it was before there was a network. images/s is of the second step
+alone (n = 1): it tells what micro-batches cost, not how fast the machine is. A greedy run's peak is
+that of its highest layer. `recipes` and `largest` count tensors without content (memory_cases.py),
+which agree with real ones to the byte; the largest networks are then trained in truth for two steps
+of two images. float32. Two cores; tensor bytes do not depend on the machine.
+
+    python benchmarks/memory.py [--parts PART …] [--quick] [--again] [--json] [--out FILE]
+
+What is in FILE already is not measured again, unless --again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import CPU, RESULTS, keep
+from memory_cases import Case, Family, Net, greedy_peak, largest, net_of, peak
+from random_run import make_run
+from torch import nn
+
+from pipeline import algorithm, device, hardware, rundir
+from pipeline.problem_feed import ProblemFeed
+from pipeline.recipes import load
+from pipeline.session import Session
+from pipeline.train import schedule_of
+from stages.baseline import build_end_to_end
+from stages.memory import STEPS, peak_of_steps
+from stages.network import build_problem
+from stages.solve import Batches, Solver
+from store.feature_store import Store
+
+RECIPE, BATCH, MICRO = "cifar10-k1", 128, 16
+CAP = 2_000_000_000
+AT_MOST, AT_LEAST = 1 / 5, 4
+FAMILIES = (
+    Family((2, 1, 2), k=1),
+    Family((2, 2, 2, 2), k=1),
+    Family((4, 4, 4, 4), k=1),
+    Family((8, 8, 8, 8), k=1),
+    Family((8, 8, 8, 8), k=2),
+    Family((1, 1, 1, 1), k=1, width=128),
+)
+DEEPER = 10
+"""Where depth grows, greedy peaks stay: looked at with so many times the layers."""
+WIDEST = 512
+"""Most eights of a first stage, or layers per stage, that are looked at."""
+PARTS = ("cases", "recipes", "largest")
+Found = dict[str, Any]
+
+
+# ---- one network, in truth -----------------------------------------------------------------------
+
+
+def all_cases(layers: int) -> list[Case]:
+    both = [(checkpointing, micro) for micro in (BATCH, MICRO) for checkpointing in (False, True)]
+    whole = [Case(None, checkpointing, BATCH, micro) for checkpointing, micro in both]
+    return whole + [
+        Case(j, False, BATCH, micro) for micro in (BATCH, MICRO) for j in range(1, layers + 1)
+    ]
+
+
+def prepare(place: Path, on: torch.device, width: int | None) -> Session:
+    """A run on as many images as two steps take, with x_1 … x_{J-1} as canvases."""
+    session = make_run(
+        place, RECIPE, train=STEPS * BATCH, test=10, canvas=True, device=on, width=width
+    )
+    algorithm.make(session, solve=session.run.layers - 1)
+    for j in range(1, session.run.layers):
+        algorithm.make(session, write=j)
+    return session
+
+
+def alone(place: Path, case: Case, on: torch.device) -> Found:
+    """A case in a process that has done nothing before."""
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        return process.apply(measured, (place, case, on))
+
+
+def measured(place: Path, case: Case, on: torch.device) -> Found:
+    """Two steps of a case, from the levels that lie there."""
+    run = rundir.find(place / "run")
+    assert run is not None
+    session = Session(run, Store(place / "store"), on, tier="memory")
+    if on.type == "cpu":
+        device.keep_freed_memory()
+    before, times = hardware.peak_memory_bytes() or 0, list[float]()
+    plan = dataclasses.replace(schedule_of(session), lr=0.0, accumulate=-(-BATCH // case.micro))
+    solver = Solver(network(session, case), plan, on, session.compute)
+    with ProblemFeed(session, (case.layer or 1) - 1) as feed:
+        nbytes = peak_of_steps(solver, timed(islice(feed.epoch(0), STEPS), times, on))
+    return {
+        "tensor_bytes": nbytes,
+        "process_bytes": (hardware.peak_memory_bytes() or 0) - before,
+        "images_per_s": round(BATCH / times[-1], 1),
+    }
+
+
+def network(session: Session, case: Case) -> nn.Module:
+    recipe = session.run.recipe
+    if case.layer is not None:
+        j = case.layer
+        return build_problem(recipe.layers[j - 1], recipe.auxiliaries[j - 1], 0)
+    return build_end_to_end(
+        recipe.layers, recipe.auxiliaries[-1], 0, checkpointing=case.checkpointing
+    )
+
+
+def timed(batches: Batches, times: list[float], on: torch.device) -> Iterator[Any]:
+    """Seconds from the moment when a batch is there to the end of its step."""
+    for batch in batches:
+        begun = time.perf_counter()
+        yield batch
+        device.finish(on)
+        times.append(time.perf_counter() - begun)
+
+
+def summary(found: Found) -> Found:
+    """Ratios of peaks; a greedy run's is that of its highest layer."""
+    plain, of = found[Case(None, False, BATCH, BATCH).name]["tensor_bytes"], {}
+    for micro in (BATCH, MICRO):
+        layers = {n: c for n, c in found.items() if n.startswith("greedy") and f" {micro} of" in n}
+        highest = max(layers, key=lambda name: layers[name]["tensor_bytes"])
+        nbytes = layers[highest]["tensor_bytes"]
+        checkpointed = found[Case(None, True, BATCH, micro).name]["tensor_bytes"]
+        of[str(micro)] = {
+            "highest": highest,
+            "tensor_bytes": nbytes,
+            "ratio_to_plain": round(nbytes / plain, 4),
+            "ratio_to_checkpointing": round(nbytes / checkpointed, 4),
+            "images_per_s": round(1 / sum(1 / c["images_per_s"] for c in layers.values()), 1),
+        }
+    return of
+
+
+# ---- counted without content ---------------------------------------------------------------------
+
+
+def counted(net: Net, case: Case) -> int:
+    return peak(net, case, device=CPU, fake=True)
+
+
+def of_recipe(name: str, batch: int) -> Found:
+    """Peaks of a recipe's network in every way, and its highest layer."""
+    net, found = net_of(load(name)[1]), {}
+    for micro in (batch, MICRO):
+        for checkpointing in (False, True):
+            case = Case(None, checkpointing, batch, micro)
+            found[case.name] = counted(net, case)
+        nbytes, layer = greedy_peak(net, Case(None, False, batch, micro), counted)
+        found[f"greedy, {micro} of {batch}"] = {"tensor_bytes": nbytes, "layer": layer}
+    return found
+
+
+def largest_of(family: Family) -> Found:
+    """The largest networks of a family under the cap, end to end and layer by layer."""
+    end_to_end, greedy = Case(None, True, BATCH, 1), Case(None, False, BATCH, 1)
+
+    def highest(size: int) -> tuple[int, int]:
+        return greedy_peak(family.net(size), greedy, counted)
+
+    whole = largest(lambda size: counted(family.net(size), end_to_end) <= CAP, WIDEST)
+    if family.width is None:
+        size = largest(lambda size: highest(size)[0] <= CAP, WIDEST)
+    else:
+        size = DEEPER * whole
+    nbytes, layer = highest(size)
+    found = {
+        "end to end": fact(family.net(whole), counted(family.net(whole), end_to_end)),
+        "greedy": {**fact(family.net(size), nbytes), "highest_layer": layer},
+    }
+    real = {
+        "end to end": peak(family.net(whole), end_to_end, device=CPU, fake=False),
+        "greedy": peak(
+            family.net(size), dataclasses.replace(greedy, layer=layer), device=CPU, fake=False
+        ),
+    }
+    for way, nbytes in real.items():
+        found[way]["tensor_bytes_in_truth"] = nbytes
+    ratio = found["greedy"]["parameters"] / found["end to end"]["parameters"]
+    limited = "the cap" if family.width is None else f"nothing: looked at {DEEPER} times the layers"
+    return {**found, "ratio_parameters": round(ratio, 2), "greedy_is_limited_by": limited}
+
+
+def fact(net: Net, nbytes: int) -> Found:
+    return {
+        "parameters": net.parameters,
+        "layers": len(net.layers),
+        "first_width": net.layers[0].width,
+        "tensor_bytes": nbytes,
+    }
+
+
+# ---- all -----------------------------------------------------------------------------------------
+
+
+def titles(part: str, *, quick: bool) -> list[str]:
+    if part == "cases":
+        return [case.name for case in all_cases(len(load(RECIPE)[1].layers))]
+    if part == "recipes":
+        names = ("cifar10-k1", "cifar10-k2", "cifar10-k3")[: 1 if quick else 3]
+        return [f"{name}, batch {batch}" for name in names for batch in (128, 512)]
+    return [family.name for family in FAMILIES[: 1 if quick else None]]
+
+
+def measure(part: str, title: str, place: Path, *, quick: bool) -> Found:
+    """One entry of a part."""
+    if part == "cases":
+        if not (place / "run").exists():
+            prepare(place, CPU, 16 if quick else None)
+        cases = {case.name: case for case in all_cases(len(load(RECIPE)[1].layers))}
+        return alone(place, cases[title], CPU)
+    if part == "recipes":
+        name, _, batch = title.partition(", batch ")
+        return of_recipe(name, int(batch))
+    return largest_of(next(family for family in FAMILIES if family.name == title))
+
+
+def verdict(found: Found) -> Found:
+    """What holds, once all is there."""
+    if not all(found.get(part, {}).keys() >= set(titles(part, quick=False)) for part in PARTS):
+        return {}
+    greedy = summary(found["cases"])
+    ratios = {name: entry["ratio_parameters"] for name, entry in found["largest"].items()}
+    holds = {
+        "fifth_of_plain": min(g["ratio_to_plain"] for g in greedy.values()) <= AT_MOST,
+        "below_checkpointing": max(g["ratio_to_checkpointing"] for g in greedy.values()) < 1,
+        **{f"four_times: {name}": ratio >= AT_LEAST for name, ratio in ratios.items()},
+    }
+    return {"greedy": greedy, "holds": holds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="small, little: does it run?")
+    parser.add_argument("--again", action="store_true", help="measure what is known, too")
+    parser.add_argument("--json", action="store_true", help="the result on stdout")
+    parser.add_argument("--out", type=Path, help="default: the committed result, if not --quick")
+    options = parser.parse_args()
+    out = options.out or (None if options.quick else RESULTS / "memory.json")
+    known = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
+    found = {part: known.get(part, {}) for part in PARTS}
+    with tempfile.TemporaryDirectory(prefix="memory-", dir=Path.cwd()) as place:
+        for part in options.parts:
+            for title in titles(part, quick=options.quick):
+                if title in found[part] and not options.again:
+                    continue
+                found[part][title] = measure(part, title, Path(place), quick=options.quick)
+                print(title, json.dumps(found[part][title]), file=sys.stderr, flush=True)
+                if out:  # whoever stops it keeps what there is
+                    keep({**found, **verdict(found)}, out, show=False)
+        shutil.rmtree(Path(place) / "store", ignore_errors=True)
+    if options.json or not out:
+        keep({**found, **verdict(found)}, None, show=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Peak bytes of training one network in several ways: what memory.py and its GPU twin compare.
+
+A case takes two steps of ``stages.solve.Solver``, since momentum is there from the second on.
+Tensors are real, or have a shape and no content (torch's FakeTensorMode): then a peak costs no
+memory and no arithmetic. tests/test_memory_cases.py shows that both count the same, to the byte.
+
+A step of 128 images in micro-batches of 1 has the peak that two micro-batches have, as long as the
+other 126 rows lie beside them: so two are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.recipe import Recipe
+from stages.baseline import EndToEnd
+from stages.memory import STEPS, peak_of_steps
+from stages.network import Auxiliary, Layer, Problem
+from stages.solve import Schedule, Solver
+from stages.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs, shape_at
+
+SIDE, CLASSES = 32, 10
+STORED = torch.float16
+"""Of a cached level's rows, which lie beside the batch that is made of them."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train."""
+
+    layer: int | None
+    """Greedy, layer j; None: end to end."""
+    checkpointing: bool
+    batch: int
+    micro: int
+
+    @property
+    def name(self) -> str:
+        what = "end to end" if self.layer is None else f"greedy, layer {self.layer}"
+        how = ", checkpointing" * self.checkpointing
+        return f"{what}{how}, {self.micro} of {self.batch}"
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network, its auxiliary classifiers, and how much of a canvas a cached level holds."""
+
+    layers: tuple[LayerSpec, ...]
+    auxiliaries: tuple[AuxiliarySpec, ...]
+    canvas: int = SIDE
+    """Side of what is cached, in pixels of x_0."""
+
+    @property
+    def parameters(self) -> int:
+        """Of what is trained end to end, and of what a greedy run ends with."""
+        return sum(layer.parameters for layer in self.layers) + self.auxiliaries[-1].parameters
+
+
+def net_of(recipe: Recipe) -> Net:
+    return Net(recipe.layers, recipe.auxiliaries, recipe.canvas)
+
+
+@dataclass(frozen=True)
+class Family:
+    """VGG-like networks: 3×3 layers in stages, twice as wide from stage to stage.
+
+    No batch norm, as in `cifar10-k1`: so that a step in micro-batches is the same step.
+    """
+
+    stages: tuple[int, ...]
+    """Layers of each stage; where depth grows, they are multiplied."""
+    k: int
+    width: int | None = None
+    """Of the first stage; None: it grows, in eights."""
+
+    @property
+    def name(self) -> str:
+        if self.width is not None:
+            return f"depth grows, {len(self.stages)} stages of width {self.width}, k = {self.k}"
+        return f"width grows, {'+'.join(map(str, self.stages))} layers, k = {self.k}"
+
+    def net(self, size: int) -> Net:
+        """The network of this size: eights of the first width, or multiples of the depth."""
+        times, width = (1, 8 * size) if self.width is None else (size, self.width)
+        ends = list(accumulate(times * each for each in self.stages))
+        downsample = ends[:-1]
+        common: dict[str, Any] = {"batch_norm": False, "bias": True}
+        layers = layer_specs(
+            channels=3,
+            layers=ends[-1],
+            width=width,
+            downsample=downsample,
+            stem=0,
+            **common,
+        )
+        rest: dict[str, Any] = {"width": width, "final_width": None, "classes": CLASSES}
+        return Net(layers, auxiliary_specs(layers, k=self.k, **rest, **common))
+
+
+# ---- the peak of one case ------------------------------------------------------------------------
+
+
+def peak(net: Net, case: Case, *, device: torch.device, fake: bool) -> int:
+    """Peak bytes of tensors over two steps, at least two micro-batches each."""
+    if not fake:
+        return _peak(net, case, device)
+    with FakeTensorMode(), Answers():
+        return _peak(net, case, device)
+
+
+def _peak(net: Net, case: Case, device: torch.device) -> int:
+    rows = min(case.batch, 2 * case.micro)
+    depth = (case.layer or 1) - 1
+    with torch.device(device):
+        network = _network(net, case)
+    schedule = Schedule(
+        "step", 1, rows, 0.0, 0.9, 5e-4, accumulate=-(-rows // case.micro)
+    )  # a rate of 0: what is counted does not depend on it, and nothing diverges
+    solver = Solver(network, schedule, device, torch.float32)
+    return peak_of_steps(solver, _batches(net, depth, rows, case.batch, device))
+
+
+def _network(net: Net, case: Case) -> nn.Module:
+    if case.layer is None:
+        layers = [Layer(spec) for spec in net.layers]
+        auxiliary = Auxiliary(net.auxiliaries[-1])
+        network: nn.Module = EndToEnd(layers, auxiliary, checkpointing=case.checkpointing)
+    else:
+        spec, auxiliary = net.layers[case.layer - 1], net.auxiliaries[case.layer - 1]
+        network = Problem(Layer(spec), Auxiliary(auxiliary))
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):  # as Solver does; fake weights cannot be moved
+            kernels = part.weight.detach().contiguous(memory_format=torch.channels_last)
+            part.weight = nn.Parameter(kernels)
+    network.to = lambda *_, **__: network
+    return network
+
+
+def _batches(
+    net: Net, depth: int, rows: int, batch: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """``rows`` of x_depth to train on, beside the others of the batch and all of them as stored."""
+    shape = shape_at(net.layers, depth, 3, SIDE)
+    side = shape_at(net.layers, depth, 3, net.canvas)
+    kept = torch.uint8 if depth == 0 else STORED
+    for _ in range(STEPS):
+        # Held by this frame while the batch is at work.
+        stored = torch.zeros(batch, *(side if depth else shape), dtype=kept, device=device)
+        others = torch.zeros(batch - rows, *shape, device=device)
+        labels = torch.zeros(batch - rows, dtype=torch.int64, device=device)
+        x = torch.zeros(rows, *shape, device=device)
+        y = torch.zeros(rows, dtype=torch.int64, device=device)
+        yield x.contiguous(memory_format=torch.channels_last), y
+        del stored, others, labels, x, y
+
+
+class Answers(TorchDispatchMode):
+    """Says 1 where a tensor without content is asked for its value."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1
+        return func(*args, **(kwargs or {}))
+
+
+def greedy_peak(net: Net, case: Case, measure: Callable[[Net, Case], int]) -> tuple[int, int]:
+    """The highest peak of the layers, and the layer that has it. Equal problems are asked once."""
+    known: dict[Any, int] = {}
+    peaks = []
+    for j, (layer, auxiliary) in enumerate(zip(net.layers, net.auxiliaries, strict=True), start=1):
+        shape = shape_at(net.layers, j - 1, 3, SIDE)
+        same = (replace(layer, index=0), auxiliary, shape, j == 1)
+        if same not in known:
+            known[same] = measure(net, replace(case, layer=j))
+        peaks.append(known[same])
+    highest = max(peaks)
+    return highest, peaks.index(highest) + 1
+
+
+# ---- the largest network under a cap -------------------------------------------------------------
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest size from 1 to ``most`` that fits, if all smaller ones do; 0: none."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
