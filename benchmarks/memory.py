@@ -37,7 +37,17 @@ from typing import Any
 
 import torch
 from measuring import CPU, RESULTS, keep
-from memory_cases import Case, Family, Net, greedy_peak, largest, net_of, peak
+from memory_cases import (
+    STEPS,
+    Case,
+    Family,
+    Net,
+    greedy_peak,
+    largest,
+    net_of,
+    peak,
+    peak_of_steps,
+)
 from random_run import make_run
 from torch import nn
 
@@ -47,7 +57,6 @@ from pipeline.recipes import load
 from pipeline.session import Session
 from pipeline.train import schedule_of
 from stages.baseline import build_end_to_end
-from stages.memory import STEPS, peak_of_steps
 from stages.network import build_problem
 from stages.solve import Batches, Solver
 from store.feature_store import Store

@@ -22,12 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.recipe import Recipe
 from stages.baseline import EndToEnd
-from stages.memory import STEPS, peak_of_steps
+from stages.memory import watched
 from stages.network import Auxiliary, Layer, Problem
-from stages.solve import Schedule, Solver
+from stages.solve import Batches, Schedule, Solver
 from stages.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs, shape_at
 
-SIDE, CLASSES = 32, 10
+SIDE, CLASSES, STEPS = 32, 10, 2
 STORED = torch.float16
 """Of a cached level's rows, which lie beside the batch that is made of them."""
 
@@ -106,6 +106,16 @@ class Family:
 
 
 # ---- the peak of one case ------------------------------------------------------------------------
+
+
+def peak_of_steps(solver: Solver[Any], batches: Batches) -> int:
+    """Peak bytes of tensors while a solver takes steps: weights, gradients, momentum, activations,
+    and the batches with what comes to light of their making."""
+    solver.problem.train()
+    with watched(solver.device, solver.tensors().values()) as found:
+        for x, y in batches:
+            solver.step(x, y)
+    return found.nbytes
 
 
 def peak(net: Net, case: Case, *, device: torch.device, fake: bool) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,10 @@ from pipeline.problem_feed import ProblemFeed
 from pipeline.progress import duration
 from pipeline.session import Session
 from pipeline.train import Solving, logits_of_tests, schedule_of, train
-from stages.baseline import EndToEnd, build_end_to_end
+from stages.baseline import build_end_to_end
 from stages.errors import Diverged
 from stages.evaluate import accuracies, cross_entropy
-from stages.memory import STEPS, peak_of_steps
-from stages.solve import Schedule, Solver
+from stages.solve import Solver
 from store.order import key_of
 from store.publish import make_directory, npy, replace
 
@@ -50,10 +48,9 @@ def train_end_to_end(session: Session, variant: Variant) -> tuple[dict[str, Any]
     solving.load()
     advice = f"Lower 'schedule.lr' ({solving.solver.schedule.lr:g}) in a copy of the recipe"
     with ProblemFeed(session, 0) as feed, remedy(Diverged, advice):
-        peak = measured_peak(session, variant, feed)
         try:
             train(solving, feed)
-            return _finish(solving, variant, feed, peak), [f"train end to end, {variant.name}"]
+            return _finish(solving, variant, feed), [f"train end to end, {variant.name}"]
         except Diverged as error:
             solving.save_good()
             if solving.checkpoint.exists():
@@ -62,12 +59,6 @@ def train_end_to_end(session: Session, variant: Variant) -> tuple[dict[str, Any]
 
 
 def _solving(session: Session, variant: Variant) -> Solving:
-    directory = session.run.baseline_directory(variant.name)
-    solver = _solver(session, variant, schedule_of(session))
-    return Solving(session, 1, solver, f"end to end, {variant.name}", directory)
-
-
-def _solver(session: Session, variant: Variant, schedule: Schedule) -> Solver[EndToEnd]:
     """One that has not begun. All variants begin at the same weights."""
     recipe = session.run.recipe
     network = build_end_to_end(
@@ -76,19 +67,13 @@ def _solver(session: Session, variant: Variant, schedule: Schedule) -> Solver[En
         key_of("initial weights", session.run.seed, 0) % 2**63,
         checkpointing=variant.checkpointing,
     )
-    schedule = dataclasses.replace(schedule, accumulate=variant.accumulate)
-    return Solver(network, schedule, session.device, session.compute)
+    schedule = dataclasses.replace(schedule_of(session), accumulate=variant.accumulate)
+    solver = Solver(network, schedule, session.device, session.compute)
+    directory = session.run.baseline_directory(variant.name)
+    return Solving(session, 1, solver, f"end to end, {variant.name}", directory)
 
 
-def measured_peak(session: Session, variant: Variant, feed: ProblemFeed) -> int:
-    """Peak bytes of tensors over two steps of a network that is then thrown away: nothing of the
-    training is touched, and an interruption cannot lose it."""
-    still = dataclasses.replace(schedule_of(session), lr=0.0)
-    solver = _solver(session, variant, still)
-    return peak_of_steps(solver, islice(feed.epoch(0), STEPS))
-
-
-def _finish(solving: Solving, variant: Variant, feed: ProblemFeed, peak: int) -> dict[str, Any]:
+def _finish(solving: Solving, variant: Variant, feed: ProblemFeed) -> dict[str, Any]:
     """Write weights, curve and test logits; the record that vouches for them comes last."""
     session, progress = solving.session, solving.solver.progress
     network = solving.solver.finish()
@@ -114,7 +99,7 @@ def _finish(solving: Solving, variant: Variant, feed: ProblemFeed, peak: int) ->
         "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
         "seconds": seconds,
         "images_per_s": images / seconds,
-        "peak_tensor_bytes": peak,
+        "peak_tensor_bytes": progress.peak_bytes,
         "peak_process_bytes": hardware.peak_memory_bytes(),
     }
     session.run.write_baseline(variant.name, record)
