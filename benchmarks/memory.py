@@ -30,7 +30,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ WIDEST = 512
 """Most eights of a first stage, or layers per stage, that are looked at."""
 PARTS = ("cases", "recipes", "largest")
 Found = dict[str, Any]
+Measure = Callable[[Net, Case], int]
+"""Peak bytes of a case."""
 
 
 # ---- one network, in truth -----------------------------------------------------------------------
@@ -183,34 +185,41 @@ def of_recipe(name: str, batch: int) -> Found:
     return found
 
 
-def largest_of(family: Family) -> Found:
-    """The largest networks of a family under the cap, end to end and layer by layer."""
+def largest_of(family: Family, measure: Measure, cap: int) -> Found:
+    """The largest networks of a family under a cap, end to end and layer by layer."""
     end_to_end, greedy = Case(None, True, BATCH, 1), Case(None, False, BATCH, 1)
 
     def highest(size: int) -> tuple[int, int]:
-        return greedy_peak(family.net(size), greedy, counted)
+        return greedy_peak(family.net(size), greedy, measure)
 
-    whole = largest(lambda size: counted(family.net(size), end_to_end) <= CAP, WIDEST)
+    whole = largest(lambda size: measure(family.net(size), end_to_end) <= cap, WIDEST)
     if family.width is None:
-        size = largest(lambda size: highest(size)[0] <= CAP, WIDEST)
+        size = largest(lambda size: highest(size)[0] <= cap, WIDEST)
     else:
         size = DEEPER * whole
     nbytes, layer = highest(size)
     found = {
-        "end to end": fact(family.net(whole), counted(family.net(whole), end_to_end)),
+        "end to end": fact(family.net(whole), measure(family.net(whole), end_to_end)),
         "greedy": {**fact(family.net(size), nbytes), "highest_layer": layer},
     }
-    real = {
-        "end to end": peak(family.net(whole), end_to_end, device=CPU, fake=False),
-        "greedy": peak(
-            family.net(size), dataclasses.replace(greedy, layer=layer), device=CPU, fake=False
-        ),
-    }
-    for way, nbytes in real.items():
-        found[way]["tensor_bytes_in_truth"] = nbytes
     ratio = found["greedy"]["parameters"] / found["end to end"]["parameters"]
     limited = "the cap" if family.width is None else f"nothing: looked at {DEEPER} times the layers"
-    return {**found, "ratio_parameters": round(ratio, 2), "greedy_is_limited_by": limited}
+    sizes = {"end to end": whole, "greedy": size}
+    return {
+        **found,
+        "sizes": sizes,
+        "ratio_parameters": round(ratio, 2),
+        "greedy_is_limited_by": limited,
+    }
+
+
+def in_truth(family: Family, found: Found) -> Found:
+    """With the peaks of the largest networks, trained for two steps with real tensors."""
+    for way, size in found["sizes"].items():
+        case = Case(found[way].get("highest_layer"), way == "end to end", BATCH, 1)
+        nbytes = peak(family.net(size), case, device=CPU, fake=False)
+        found[way]["tensor_bytes_in_truth"] = nbytes
+    return found
 
 
 def fact(net: Net, nbytes: int) -> Found:
@@ -244,7 +253,8 @@ def measure(part: str, title: str, place: Path, *, quick: bool) -> Found:
     if part == "recipes":
         name, _, batch = title.partition(", batch ")
         return of_recipe(name, int(batch))
-    return largest_of(next(family for family in FAMILIES if family.name == title))
+    family = next(family for family in FAMILIES if family.name == title)
+    return in_truth(family, largest_of(family, counted, CAP))
 
 
 def verdict(found: Found) -> Found:

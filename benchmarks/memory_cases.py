@@ -10,7 +10,7 @@ other 126 rows lie beside them: so two are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -118,16 +118,16 @@ def peak_of_steps(solver: Solver[Any], batches: Batches) -> int:
     return found.nbytes
 
 
-def peak(net: Net, case: Case, *, device: torch.device, fake: bool) -> int:
-    """Peak bytes of tensors over two steps, at least two micro-batches each."""
+def peak(net: Net, case: Case, *, device: torch.device, fake: bool, micro_batches: int = 2) -> int:
+    """Peak bytes of tensors over two steps, of which so many micro-batches are computed."""
+    rows = min(case.batch, micro_batches * case.micro)
     if not fake:
-        return _peak(net, case, device)
+        return _peak(net, case, device, rows)
     with FakeTensorMode(), Answers():
-        return _peak(net, case, device)
+        return _peak(net, case, device, rows)
 
 
-def _peak(net: Net, case: Case, device: torch.device) -> int:
-    rows = min(case.batch, 2 * case.micro)
+def _peak(net: Net, case: Case, device: torch.device, rows: int) -> int:
     depth = (case.layer or 1) - 1
     with torch.device(device):
         network = _network(net, case)
@@ -157,19 +157,30 @@ def _network(net: Net, case: Case) -> nn.Module:
 def _batches(
     net: Net, depth: int, rows: int, batch: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """``rows`` of x_depth to train on, beside the others of the batch and all of them as stored."""
+    """``rows`` of x_depth to train on, beside the others of the batch and all of them as stored.
+
+    As in `ProblemFeed`: what is cut from stored rows becomes float32 while the batch before lives.
+    """
     shape = shape_at(net.layers, depth, 3, SIDE)
-    side = shape_at(net.layers, depth, 3, net.canvas)
-    kept = torch.uint8 if depth == 0 else STORED
+    stored_shape = shape_at(net.layers, depth, 3, net.canvas) if depth else shape
+    kept = STORED if depth else torch.uint8
+    place: dict[str, Any] = {"device": device}
+    held: dict[str, Tensor] = {}
     for _ in range(STEPS):
-        # Held by this frame while the batch is at work.
-        stored = torch.zeros(batch, *(side if depth else shape), dtype=kept, device=device)
-        others = torch.zeros(batch - rows, *shape, device=device)
-        labels = torch.zeros(batch - rows, dtype=torch.int64, device=device)
-        x = torch.zeros(rows, *shape, device=device)
-        y = torch.zeros(rows, dtype=torch.int64, device=device)
-        yield x.contiguous(memory_format=torch.channels_last), y
-        del stored, others, labels, x, y
+        held.pop("stored", None)
+        held["stored"] = torch.zeros(batch, *stored_shape, dtype=kept, **place)
+        cut = torch.zeros(batch, *shape, dtype=kept, **place)
+        held["others"], x = (torch.zeros(n, *shape, **place) for n in (batch - rows, rows))
+        del cut
+        y = torch.zeros(rows, dtype=torch.int64, **place)
+        yield x.as_strided(x.shape, _channels_last(x.shape)), y
+        del x, y
+
+
+def _channels_last(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides."""
+    _, channels, height, width = shape
+    return channels * height * width, 1, channels * width, channels
 
 
 class Answers(TorchDispatchMode):
