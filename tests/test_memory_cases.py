@@ -47,11 +47,12 @@ def test_tensors_without_content_count_the_same(case: m.Case, batch_norm: bool, 
 @pytest.mark.global_rng
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_two_micro_batches_have_the_peak_of_all(case: m.Case) -> None:
+    """But for the labels of the other rows, int64."""
     net = small(batch_norm=False, k=2)
     two, all_of_them = (
         m.peak(net, case, device=CPU, fake=True, micro_batches=count) for count in (2, 8)
     )
-    assert two == all_of_them
+    assert two <= all_of_them <= two + 8 * case.batch
 
 
 def test_the_largest_that_fits_is_found_by_halving() -> None:
@@ -94,8 +95,9 @@ def test_the_twin_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
     run = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=110)
     assert run.returncode == 0, run.stderr
     (found,) = json.loads(run.stdout)["largest"].values()
-    assert found["ratio_parameters"] > 1
-    assert found["greedy"]["tensor_bytes"] <= 20e6
+    for way in ("end to end", "greedy"):
+        assert found["sizes"][way] >= 1
+        assert 0 < found[way]["tensor_bytes"] <= 20e6
 
 
 # ---- what the page says --------------------------------------------------------------------------
@@ -165,6 +167,17 @@ def test_a_row_of_the_page_is_what_the_results_say(number: int) -> None:
 def test_no_target_is_missed_in_silence(target: str) -> None:
     said = "held" if RESULT["holds"][target] else "missed"
     assert f"| `{target}` | {said} |" in PAGE
+
+
+def test_what_is_counted_is_what_a_run_takes() -> None:
+    """`recipes` counts without content what `cases` measured, fed by a run's own feed."""
+    counted, measured = RESULT["recipes"]["cifar10-k1, batch 128"], RESULT["cases"]
+    for name, nbytes in counted.items():
+        if name.startswith("greedy"):
+            real = RESULT["greedy"][name.split()[1]]["tensor_bytes"]
+            assert nbytes["tensor_bytes"] == pytest.approx(real, rel=0.001)
+        else:
+            assert nbytes == pytest.approx(measured[name]["tensor_bytes"], rel=0.004)
 
 
 def test_real_tensors_were_as_large_as_those_without_content() -> None:
