@@ -10,10 +10,10 @@ Method: `cases` takes two steps of each way to train, fed by `ProblemFeed` from 
 has written (random images), each in a process of its own: tensor bytes are counted by
 `stages.memory.watched` (weights, gradients, momentum, activations, the batch), and the peak of the
 process is given beside, less what it was before there was a network. images/s is of the second step
-alone (n = 1), and no comparison between two ways: it tells what micro-batches cost. A greedy run's peak is
-that of its highest layer. `recipes` and `largest` count tensors without content (memory_cases.py),
-which agree with real ones to the byte; the largest networks are then trained in truth for two steps
-of two images. float32. Two cores; tensor bytes do not depend on the machine.
+alone (n = 1), and no comparison between two ways: it tells what micro-batches cost. A greedy run's
+peak is that of its highest layer. `recipes` and `largest` count tensors without content
+(memory_cases.py), which agree with real ones to the byte; the largest networks are then trained in
+truth for two steps of two images. float32. Two cores; tensor bytes do not depend on the machine.
 
     python benchmarks/memory.py [--parts PART …] [--quick] [--again] [--json] [--out FILE]
 
