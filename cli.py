@@ -86,24 +86,15 @@ WHERE = (
     json_option,
 )
 DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+TIER, LOADER = click.Choice(["auto", "device", "memory", "disk"]), click.Choice(["native", "ffcv"])
 WORK = (
     DEVICE,
     click.option("--data", help="Other images for the recipe, e.g. imagefolder:PATH."),
     click.option("--data-root", type=FOLDER, default="data", help="Of torchvision's data sets."),
     click.option("--download", is_flag=True, help="Let torchvision fetch its data set."),
     click.option("--skip-broken", is_flag=True, help="Leave broken images out; do not stop."),
-    click.option(
-        "--tier",
-        default="auto",
-        type=click.Choice(["auto", "device", "memory", "disk"]),
-        help="Where the features lie that a layer is trained on.",
-    ),
-    click.option(
-        "--loader",
-        default="native",
-        type=click.Choice(["native", "ffcv"]),
-        help="What reads them; ffcv is an extra: make ffcv.",
-    ),
+    click.option("--tier", default="auto", type=TIER, help="Where the features of a problem lie."),
+    click.option("--loader", default="native", type=LOADER, help="ffcv is an extra: make ffcv."),
     *MEMORY,
 )
 
@@ -114,13 +105,7 @@ WORTH = (
         type=FILE,
         help="TOML with a machine's rates.  [as `calibrate` measured this one]",
     ),
-    click.option(
-        "--problems",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Solved at every depth, for that question.",
-    ),
+    click.option("--problems", type=click.IntRange(1), default=1, help="Solved at every depth."),
 )
 CACHE = click.option(
     "--cache",

@@ -118,7 +118,7 @@ def measured(place: Path, case: Case, on: torch.device) -> Found:
     if on.type == "cpu":
         device.keep_freed_memory()
     before, times = hardware.peak_memory_bytes() or 0, list[float]()
-    plan = dataclasses.replace(schedule_of(session), lr=0.0, accumulate=-(-BATCH // case.micro))
+    plan = dataclasses.replace(schedule_of(session, -(-BATCH // case.micro)), lr=0.0)
     solver = Solver(network(session, case), plan, on, session.compute)
     with ProblemFeed(session, (case.layer or 1) - 1) as feed:
         nbytes = peak_of_steps(solver, timed(islice(feed.epoch(0), STEPS), times, on))

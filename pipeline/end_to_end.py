@@ -67,7 +67,7 @@ def _solving(session: Session, variant: Variant) -> Solving:
         key_of("initial weights", session.run.seed, 0) % 2**63,
         checkpointing=variant.checkpointing,
     )
-    schedule = dataclasses.replace(schedule_of(session), accumulate=variant.accumulate)
+    schedule = schedule_of(session, variant.accumulate)
     solver = Solver(network, schedule, session.device, session.compute)
     directory = session.run.baseline_directory(variant.name)
     return Solving(session, 1, solver, f"end to end, {variant.name}", directory)

@@ -197,7 +197,7 @@ def _after_batch(solving: Solving, samples: int, tick: Tick) -> None:
     cap = solving.session.gpu_memory
     if cap is not None and progress.peak_bytes > cap:
         raise BudgetError(
-            f"a step of layer {solving.j} took {size(progress.peak_bytes)} of device memory; "
+            f"a step of {solving.title} took {size(progress.peak_bytes)} of device memory; "
             f"--gpu-memory is {size(cap)}. Raise it, or lower 'schedule.batch'"
         )
     asked = solving.session.stop.asked
