@@ -146,7 +146,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
 
 def schedule_of(session: Session, accumulate: int) -> Schedule:
     """The recipe's, with a step in so many micro-batches."""
-    table = asdict(session.run.recipe.schedule) | {"accumulate": accumulate}
+    table: dict[str, Any] = {**asdict(session.run.recipe.schedule), "accumulate": accumulate}
     return Schedule(**{k: v for k, v in table.items() if k not in ("precision", "test_every")})
 
 
