@@ -36,13 +36,14 @@ def named_device(recipe: Recipe) -> Device:
 
 def peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
     """Bytes of tensors that solving layer j takes, with a step in so many micro-batches."""
-    batch = recipe.schedule.batch
+    micro = -(-recipe.schedule.batch // accumulate)
     return footprint.solving(
         recipe.layers[j - 1],
         recipe.auxiliaries[j - 1],
         recipe.shape(j - 1, recipe.augment.crop),
-        batch=batch,
-        micro=-(-batch // accumulate),
+        batch=micro,  # the feed makes no more of a batch at a time
+        micro=micro,
+        divided=accumulate > 1,
         compute=device.compute,
         keep_best=recipe.schedule.keep == "best",
         at_once=device.cuda,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -33,6 +34,29 @@ class EpochPlan:
     """Flip and offset, where the images are the base."""
     crops: np.ndarray | None
     """int64 (samples, 2): offsets in feature space, in pixels of x_depth; None: no crop."""
+
+
+class Parts:
+    """Rows of a batch that are made a micro-batch at a time, when they are split."""
+
+    def __init__(self, made: Iterator[tuple[Tensor, Tensor]], rows: int) -> None:
+        """
+        Args:
+            rows: of every micro-batch but the last.
+        """
+        self._made, self._rows = made, rows
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        """Float (b, C, H, W), one after another, as a tensor's ``split`` gives them."""
+        assert rows == self._rows, "the feed and the schedule divide batches alike"
+        for x, _ in self._made:
+            yield x
+            del x
+
+
+def _pieces(part: np.ndarray, accumulate: int) -> list[np.ndarray]:
+    micro = -(-len(part) // accumulate)
+    return [part[at : at + micro] for at in range(0, len(part), micro)]
 
 
 class ProblemFeed:
@@ -72,14 +96,31 @@ class ProblemFeed:
 
         The last, smaller batch is left out, unless it is the only one.
         """
-        order = self.mixing.order(self.seed, self.depth, epoch)
-        parts = batches(order, self.batch, drop_last=len(order) >= self.batch, start=start)
-        return self._run(parts, self._plan(epoch))
+        plan = self._plan(epoch)
+        return self._run(self._parts(epoch, start, plan), plan)
+
+    def epoch_in_parts(
+        self, epoch: int, start: int, accumulate: int
+    ) -> Iterator[tuple[Parts, Tensor]]:
+        """As :meth:`epoch`, but x is made while it is split, a micro-batch at a time: no more than
+        one is on the device. Split each once, before the next batch is asked for.
+
+        Args:
+            accumulate: micro-batches in a batch.
+        """
+        plan = self._plan(epoch)
+        whole = self._parts(epoch, start, plan)
+        pieces = [_pieces(part, accumulate) for part in whole]
+        made = self._run([piece for some in pieces for piece in some], plan)
+        for part, some in zip(whole, pieces, strict=True):
+            y = torch.from_numpy(self.labels[part % len(self.ids)]).to(self.session.device)
+            yield Parts(islice(made, len(some)), len(some[0])), y
 
     def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
         first fixed view. A risk on them can be compared between epochs."""
-        return self._run(batches(rows, self.batch, drop_last=False), self._still())
+        plan, parts = self._still(), batches(rows, self.batch, drop_last=False)
+        return self._run([self._sorted(part, plan) for part in parts], plan)
 
     # ---- which level and which draw --------------------------------------------------------------
 
@@ -132,18 +173,30 @@ class ProblemFeed:
 
     # ---- batches --------------------------------------------------------------------------------
 
-    def _run(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, epoch: int, start: int, plan: EpochPlan) -> list[np.ndarray]:
+        order = self.mixing.order(self.seed, self.depth, epoch)
+        parts = batches(order, self.batch, drop_last=len(order) >= self.batch, start=start)
+        return [self._sorted(part, plan) for part in parts]
+
+    def _sorted(self, part: np.ndarray, plan: EpochPlan) -> np.ndarray:
         """In a batch, rows are sorted by view and then by row, wherever they come from."""
+        return np.sort(plan.view[self.ids[part]] * len(self.ids) + part)
+
+    def _run(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
         rows = len(self.ids)
-        parts = [np.sort(plan.view[self.ids[part]] * rows + part) for part in parts]
-        read = parts if self.features.base else [part % rows for part in parts]
-        for part, stored in zip(parts, self.delivery.batches(read), strict=True):
-            ids = self.ids[part % rows]
+        delivered = self.delivery.batches(
+            parts if self.features.base else [part % rows for part in parts]
+        )
+        for part in parts:
+            stored, ids = next(delivered), self.ids[part % rows]
             x = self.features.values(
                 stored, plan.draws and plan.draws.of(ids), self._crops(plan, ids)
             )
+            del stored  # while a step is made, only what it needs is on the device
             y = torch.from_numpy(self.labels[part % rows]).to(x.device)
-            yield x.to(torch.float32, memory_format=torch.channels_last), y
+            x = x.to(torch.float32, memory_format=torch.channels_last)
+            yield x, y
+            del x, y
 
     def _crops(self, plan: EpochPlan, ids: np.ndarray) -> Crops | None:
         if plan.crops is None:

@@ -167,9 +167,9 @@ def _epoch(solving: Solving, feed: ProblemFeed, epoch: int) -> None:
     done = solver.progress.batch
     with session.report.task(title, feed.batches * feed.batch, "images") as tick:
         tick(done * feed.batch)
-        result = solver.run_epoch(
-            feed.epoch(epoch, done), feed.batches, lambda n: _after_batch(solving, n, tick)
-        )
+        parts = solver.schedule.accumulate
+        batches = feed.epoch_in_parts(epoch, done, parts) if parts > 1 else feed.epoch(epoch, done)
+        result = solver.run_epoch(batches, feed.batches, lambda n: _after_batch(solving, n, tick))
     seconds = _epoch_seconds(solving)
     rate = solver.schedule.rate((epoch + 1) * feed.batches - 1, feed.batches)
     line = {

@@ -62,6 +62,7 @@ def solving(
     *,
     batch: int,
     micro: int,
+    divided: bool,
     compute: str = "float32",
     keep_best: bool = False,
     at_once: bool = False,
@@ -70,8 +71,9 @@ def solving(
 
     Args:
         shape: of x_{j-1} as the problem sees it.
-        batch: rows of a step, which are there in float32.
+        batch: rows that are there in float32 meanwhile.
         micro: rows that go through the network at a time.
+        divided: a step has several micro-batches.
         compute: dtype of the convolutions.
         keep_best: the best iterate is kept beside the present one.
         at_once: all weights are updated in one call, as on a GPU; not one by one.
@@ -79,7 +81,7 @@ def solving(
     parameters = layer.parameters + auxiliary.parameters
     rows = FLOAT * batch * prod(shape)
     constant = rows + FLOAT * parameters * (2 + keep_best)  # weights, momentum
-    whole = FLOAT * parameters if micro < batch else 0  # gradients of the micro-batches before
+    whole = FLOAT * parameters if divided else 0  # gradients of the micro-batches before
     width = ACTIVATION_BYTES[compute]
     convolutions = _convolutions(layer, auxiliary, shape, micro)
     backward = whole + _backward(convolutions, width, unshuffled=layer.downsamplings > 0)

@@ -7,7 +7,7 @@ from nor where its state is kept. Everything it needs to go on after an interrup
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,18 @@ from stages.memory import watched
 
 Network = TypeVar("Network", bound=nn.Module)
 """What is trained: an auxiliary problem, or a whole network."""
-Batches = Iterable[tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]]
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Rows of a batch: a tensor (B, C, H, W), or what makes them while it is split."""
+
+    def split(self, rows: int) -> Iterable[Tensor]:
+        """Micro-batches of so many rows, the last perhaps smaller."""
+        ...
+
+
+Batches = Iterable[tuple[Rows, Int[Tensor, " b"]]]
 
 WATCHED_STEPS = 2
 """Whose peak memory is measured: momentum is there from the second on, and then all steps agree."""
@@ -159,7 +170,7 @@ class Solver(Generic[Network]):
             after(len(y))
         return self._finish_epoch()
 
-    def _train_on(self, x: Tensor, y: Tensor, steps_per_epoch: int) -> None:
+    def _train_on(self, x: Rows, y: Tensor, steps_per_epoch: int) -> None:
         """One step of SGD at the schedule's rate, and the progress that makes it resumable."""
         done = self.progress
         rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
@@ -171,14 +182,18 @@ class Solver(Generic[Network]):
             self.step(x, y)
         done.batch += 1
 
-    def _watched_step(self, x: Tensor, y: Tensor) -> None:
+    def _watched_step(self, x: Rows, y: Tensor) -> None:
         self.watched += 1
         with watched(self.device, self.tensors().values()) as peak:
             self.step(x, y)
         self.progress.peak_bytes = max(self.progress.peak_bytes, peak.nbytes)
 
-    def step(self, x: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]) -> None:
-        """One step of SGD at the present rate. Raises Diverged if the loss is not finite."""
+    def step(self, x: Rows, y: Int[Tensor, " b"]) -> None:
+        """One step of SGD at the present rate. Raises Diverged if the loss is not finite.
+
+        Args:
+            x: x_{j-1} of the batch, float. What is made while it is split need not be there whole.
+        """
         micro = -(-len(y) // self.schedule.accumulate)
         loss_sum, correct = 0.0, 0
         for part, target in zip(x.split(micro), y.split(micro), strict=True):

@@ -88,3 +88,20 @@ def test_fixed_batches_are_the_unaugmented_images(session: Session) -> None:
         one, other = (list(feed.fixed(rows)) for _ in range(2))
         assert torch.equal(torch.cat([y for _, y in one]), torch.from_numpy(feed.labels[rows]))
         assert all(torch.equal(a[0], b[0]) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("accumulate", [2, 5])
+def test_a_batch_in_parts_is_the_batch(session: Session, cached: bool, accumulate: int) -> None:
+    with ProblemFeed(session, 1, cached=cached) as feed:
+        whole = list(feed.epoch(1, 3))
+    micro = -(-64 // accumulate)
+    with ProblemFeed(session, 1, cached=cached) as feed:
+        count = 0
+        for (x, y), (parts, same) in zip(whole, feed.epoch_in_parts(1, 3, accumulate), strict=True):
+            made = list(parts.split(micro))
+            assert [len(part) for part in made] == [len(part) for part in y.split(micro)]
+            assert torch.equal(torch.cat(made), x)
+            assert torch.equal(same, y)
+            count += 1
+    assert count == len(whole) > 0

@@ -64,7 +64,15 @@ def test_a_step_takes_what_was_predicted(
         measured = stepped(recipe, j, batch, accumulate, getattr(torch, compute))
         shape = recipe.shape(j - 1, recipe.augment.crop)
         micro = -(-batch // accumulate)
-        found = solving(layer, auxiliary, shape, batch=batch, micro=micro, compute=compute)
+        found = solving(
+            layer,
+            auxiliary,
+            shape,
+            batch=batch,
+            micro=micro,
+            divided=accumulate > 1,
+            compute=compute,
+        )
         assert found == pytest.approx(measured, rel=0.04), f"layer {j}"
 
 
