@@ -121,7 +121,9 @@ def measured(place: Path, case: Case, on: torch.device) -> Found:
     plan = dataclasses.replace(schedule_of(session, -(-BATCH // case.micro)), lr=0.0)
     solver = Solver(network(session, case), plan, on, session.compute)
     with ProblemFeed(session, (case.layer or 1) - 1) as feed:
-        nbytes = peak_of_steps(solver, timed(islice(feed.epoch(0), STEPS), times, on))
+        parts = plan.accumulate
+        batches = feed.epoch_in_parts(0, 0, parts) if parts > 1 else feed.epoch(0)
+        nbytes = peak_of_steps(solver, timed(islice(batches, STEPS), times, on))
     return {
         "tensor_bytes": nbytes,
         "process_bytes": (hardware.peak_memory_bytes() or 0) - before,

@@ -135,7 +135,7 @@ def _peak(net: Net, case: Case, device: torch.device, rows: int) -> int:
         "step", 1, rows, 0.0, 0.9, 5e-4, accumulate=-(-rows // case.micro)
     )  # a rate of 0: what is counted does not depend on it, and nothing diverges
     solver = Solver(network, schedule, device, torch.float32)
-    return peak_of_steps(solver, _batches(net, depth, rows, case.batch, device))
+    return peak_of_steps(solver, _batches(net, depth, rows, device))
 
 
 def _network(net: Net, case: Case) -> nn.Module:
@@ -154,27 +154,38 @@ def _network(net: Net, case: Case) -> nn.Module:
     return network
 
 
-def _batches(
-    net: Net, depth: int, rows: int, batch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """``rows`` of x_depth to train on, beside the others of the batch and all of them as stored.
+@dataclass(frozen=True)
+class Made:
+    """Rows of x_depth that are made a micro-batch at a time, as `ProblemFeed` makes them: what is
+    cut from stored rows becomes float32, and then only that lives on."""
 
-    As in `ProblemFeed`: what is cut from stored rows becomes float32 while the batch before lives.
-    """
-    shape = shape_at(net.layers, depth, 3, SIDE)
-    stored_shape = shape_at(net.layers, depth, 3, net.canvas) if depth else shape
-    kept = STORED if depth else torch.uint8
-    place: dict[str, Any] = {"device": device}
-    held: dict[str, Tensor] = {}
+    net: Net
+    depth: int
+    rows: int
+    device: torch.device
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        shape = shape_at(self.net.layers, self.depth, 3, SIDE)
+        stored_shape = shape_at(self.net.layers, self.depth, 3, self.net.canvas)
+        kept = STORED if self.depth else torch.uint8
+        place: dict[str, Any] = {"device": self.device}
+        for _ in range(0, self.rows, rows):
+            stored = torch.zeros(
+                rows, *(stored_shape if self.depth else shape), dtype=kept, **place
+            )
+            cut = torch.zeros(rows, *shape, dtype=kept, **place)
+            x = torch.zeros(rows, *shape, **place)
+            del stored, cut
+            yield x.as_strided(x.shape, _channels_last(x.shape))
+            del x
+
+
+def _batches(
+    net: Net, depth: int, rows: int, device: torch.device
+) -> Iterator[tuple[Made, Tensor]]:
+    """Batches of which ``rows`` are computed."""
     for _ in range(STEPS):
-        held.pop("stored", None)
-        held["stored"] = torch.zeros(batch, *stored_shape, dtype=kept, **place)
-        cut = torch.zeros(batch, *shape, dtype=kept, **place)
-        held["others"], x = (torch.zeros(n, *shape, **place) for n in (batch - rows, rows))
-        del cut
-        y = torch.zeros(rows, dtype=torch.int64, **place)
-        yield x.as_strided(x.shape, _channels_last(x.shape)), y
-        del x, y
+        yield Made(net, depth, rows, device), torch.zeros(rows, dtype=torch.int64, device=device)
 
 
 def _channels_last(shape: Sequence[int]) -> tuple[int, ...]:
