@@ -66,17 +66,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 layer_option = click.option("--layer", "-l", type=int, required=True, help="j, from 1.")
 only_layer = click.option("--layer", "-l", type=int, help="Only this layer.  [all]")
 budget_option = click.option("--disk-budget", callback=sized, help="Refuse to need more: 20GB.")
-store_option = click.option(
-    "--store", type=FOLDER, default="features", help="Of levels; runs may share it."
-)
+store_option = click.option("--store", type=FOLDER, default="features", help="Runs may share it.")
 
 MEMORY = (
-    click.option(
-        "--gpu-memory", callback=sized, help="Take no more on the device: divides steps to fit."
-    ),
-    click.option(
-        "--memory-budget", callback=sized, help="Of RAM, for features held there.  [what is free]"
-    ),
+    click.option("--gpu-memory", callback=sized, help="Most on the device: divides steps to fit."),
+    click.option("--memory-budget", callback=sized, help="Of RAM, for features.  [what is free]"),
 )
 WHERE = (
     click.argument("recipe", default="digits"),
@@ -87,6 +81,7 @@ WHERE = (
 )
 DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 TIER, LOADER = click.Choice(["auto", "device", "memory", "disk"]), click.Choice(["native", "ffcv"])
+CACHED = click.Choice(["always", "never", "auto"])
 WORK = (
     DEVICE,
     click.option("--data", help="Other images for the recipe, e.g. imagefolder:PATH."),
@@ -100,19 +95,10 @@ WORK = (
 
 
 WORTH = (
-    click.option(
-        "--machine",
-        type=FILE,
-        help="TOML with a machine's rates.  [as `calibrate` measured this one]",
-    ),
-    click.option("--problems", type=click.IntRange(1), default=1, help="Solved at every depth."),
+    click.option("--machine", type=FILE, help="TOML with its rates.  [as `calibrate` measured]"),
+    click.option("--problems", type=click.IntRange(1), default=1, help="Per depth, to ask that."),
 )
-CACHE = click.option(
-    "--cache",
-    default="always",
-    type=click.Choice(["always", "never", "auto"]),
-    help="Which features to write on the way; auto: those worth it.",
-)
+CACHE = click.option("--cache", default="always", type=CACHED, help="What to write on the way.")
 
 
 def where(command: Command) -> Command:
@@ -226,6 +212,21 @@ def run(**options: Any) -> None:
 
 
 @main.command()
+@solving
+@layer_option
+@click.option("--vary", multiple=True, required=True, metavar="KEY=VALUE,…", help="Once per key.")
+@click.option("--keep", metavar="best|NAME", help="Make it layer j; best: lowest training risk.")
+def sweep(**options: Any) -> None:
+    """Solve variants of layer j together: every batch of x_{j-1} is read once for all of them.
+
+    May vary: most of schedule, auxiliary.k, auxiliary.width and width of layer j itself, and seed.
+    """
+    from pipeline import commands
+
+    answer(options, commands.sweep(options))
+
+
+@main.command()
 @work
 @click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Images at a time.  [the recipe's]")
@@ -258,10 +259,11 @@ def report(**options: Any) -> None:
 @where
 @only_layer
 @click.option("--features", is_flag=True, help="Only features; weights and records stay.")
+@click.option("--sweeps", is_flag=True, help="Only what was swept; layers stay.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before weights are removed.")
 def clean(**options: Any) -> None:
-    """Remove features (they can be made again), and without --features the trained layers too."""
+    """Remove features, and if not only these, layers; sweeps with --sweeps or the whole run."""
     from pipeline import commands
 
     def confirm(what: str) -> None:

@@ -12,7 +12,7 @@ from pipeline.ingest import ensure_images
 from pipeline.inventory import inventory
 from pipeline.levels import refer_to
 from pipeline.materialize import materialize
-from pipeline.plan import Step, steps
+from pipeline.plan import Step, steps, steps_below
 from pipeline.progress import size
 from pipeline.session import Session
 from pipeline.train import solve
@@ -49,6 +49,14 @@ def make(
     have = inventory(session.run, session.store)
     todo = steps(have, solve=solve, write=write, cached=cached)
     execute(session, todo, evict=evict)
+    refer_to(session.run, session.store)
+    return todo
+
+
+def prepare(session: Session, j: int, *, cached: Collection[int] | None = None) -> tuple[Step, ...]:
+    """Have all there that solving layer j needs; returns what that took."""
+    todo = steps_below(inventory(session.run, session.store), j, cached=cached)
+    execute(session, todo)
     refer_to(session.run, session.store)
     return todo
 

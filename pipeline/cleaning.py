@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.overview import Overview
 from pipeline.rundir import Run
-from store.feature_store import Store, used_bytes
+from store.feature_store import used_bytes
 from store.layout import depth_directory
 
 
@@ -19,6 +19,8 @@ class Removal:
     """(depth, fingerprint) of levels of this run."""
     layers: tuple[int, ...]
     """Layers whose weights go."""
+    sweeps: tuple[int, ...]
+    """Layers whose variants go."""
     baselines: tuple[str, ...]
     """Networks trained end to end that go."""
     whole_run: bool
@@ -28,21 +30,41 @@ class Removal:
     def names(self) -> list[str]:
         levels = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in self.features]
         trained = [f"layer {j}" for j in self.layers]
-        return levels + trained + [f"baseline {variant}" for variant in self.baselines]
+        trained += [f"baseline {variant}" for variant in self.baselines]
+        return levels + trained + [f"the sweep of layer {j}" for j in self.sweeps]
+
+    @property
+    def is_costly(self) -> bool:
+        """Does anything trained go, which takes time to make again?"""
+        return bool(self.layers or self.baselines or self.sweeps)
 
 
-def removal(overview: Overview, layer: int | None, *, features_only: bool) -> Removal:
-    """What is there to remove: of one layer, or of the whole run with its baselines."""
+def removal(
+    overview: Overview, layer: int | None, *, features: bool = False, sweeps: bool = False
+) -> Removal:
+    """What is there to remove: of one layer, or of the whole run with its baselines.
+
+    Args:
+        features: only these, …
+        sweeps: … only these, or with both only these two. Without either: the features and the
+            layers; what was swept goes with the whole run, not with one layer.
+    """
     run = overview.existing()
     layers = [layer] if layer else list(range(1, run.layers + 1))
+    everything = not (features or sweeps)
     named = [(j, fp) for j in layers for fp in sorted(_fingerprints(run, j))]
-    features = [(j, fp) for j, fp in named if depth_directory(overview.store.root, j, fp).exists()]
-    trained = () if features_only else tuple(j for j in layers if run.layer_directory(j).exists())
-    whole = layer is None and not features_only
+    root = overview.store.root
+    stored = [(j, fp) for j, fp in named if depth_directory(root, j, fp).exists()]
+    stored = stored if features or everything else []
+    whole = layer is None and everything
+    trained = [j for j in layers if run.layer_directory(j).exists() and everything]
+    swept = [j for j in layers if run.sweep_directory(j).exists() and (sweeps or whole)]
     baselines = tuple(run.baselines()) if whole else ()
-    nbytes = _nbytes(run, overview.store, features, trained)
-    nbytes += sum(used_bytes(run.baseline_directory(variant)) for variant in baselines)
-    return Removal(tuple(features), trained, baselines, whole, nbytes)
+    places = [depth_directory(root, j, fp) for j, fp in stored]
+    places += [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in swept]
+    places += [run.baseline_directory(variant) for variant in baselines]
+    nbytes = sum(map(used_bytes, places))
+    return Removal(tuple(stored), tuple(trained), tuple(swept), baselines, whole, nbytes)
 
 
 def _fingerprints(run: Run, j: int) -> set[str]:
@@ -52,13 +74,6 @@ def _fingerprints(run: Run, j: int) -> set[str]:
     return now | ({record["fingerprint"]} if record else set())
 
 
-def _nbytes(
-    run: Run, store: Store, features: list[tuple[int, str]], layers: tuple[int, ...]
-) -> int:
-    stored = sum(used_bytes(depth_directory(store.root, j, fp)) for j, fp in features)
-    return stored + sum(used_bytes(run.layer_directory(j)) for j in layers)
-
-
 def remove(overview: Overview, what: Removal) -> None:
     """Remove it. Features first, so that no record is left of what is gone while levels remain."""
     run = overview.existing()
@@ -66,5 +81,7 @@ def remove(overview: Overview, what: Removal) -> None:
         overview.store.remove(depth, fingerprint)
     for j in what.layers:
         run.forget_layer(j)
+    for j in what.sweeps:
+        shutil.rmtree(run.sweep_directory(j))
     if what.whole_run:
         shutil.rmtree(run.directory)

@@ -21,9 +21,13 @@ from pipeline import (
     machine,
     overview,
     plan,
+    ranking,
     recipes,
+    sweeping,
+    swept,
     tables,
     upkeep,
+    variants,
     verifying,
     work,
 )
@@ -31,6 +35,7 @@ from pipeline.economics import Economics, economics
 from pipeline.progress import size
 from pipeline.recipe import Recipe
 from pipeline.work import Options
+from stages.errors import StageError
 from store.publish import replace
 
 
@@ -55,7 +60,7 @@ def list_recipes(options: Options) -> Answer:
 def make_plan(options: Options) -> Answer:
     """A plan that ``disk_budget`` does not allow is shown, then refused."""
     found = work.find(options)
-    costs = plan.make_plan(found.recipe, found.run.data() if found.run else None)
+    costs = plan.make_plan(found.recipe, found.data())
     todo = plan.steps(found.inventory(), solve=len(found.recipe.layers))
     space = {"needed_bytes": found.to_write(costs), "free_bytes": found.store.free_bytes()}
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
@@ -138,6 +143,37 @@ def materialize(options: Options) -> Answer:
     return Answer({"todo": todo}, tuple(lines))
 
 
+def sweep(options: Options) -> Answer:
+    """Every variant's result is shown, also where there is none to keep."""
+    found, j, keep, error = work.find(options), options["layer"], options["keep"], None
+    found.check_layer(j)
+    wanted = variants.variants(found.recipe, j, options["vary"], options["seed"])
+    if keep:
+        variants.check_keep(found.recipe, j, wanted, keep)
+    done: list[str] = []
+    try:
+        done = sweeping.perform(options, wanted)
+    except StageError as failed:
+        error = failed
+    run = work.find(options).run
+    results = swept.results(run, j, wanted)
+    ranked = swept.ranked(results)
+    if error and len(ranked) < len(wanted):
+        raise error
+    if not error and all(result["diverged"] for result in ranked):
+        error = StageError("every variant diverged. Lower 'schedule.lr'")
+    kept = [r["name"] for r in ranked if swept.is_kept(run, j, r)][:1]
+    value = {
+        "run": str(found.directory),
+        "layer": j,
+        "done": done,
+        "kept": kept[0] if kept else None,
+        "variants": [{k: v for k, v in r.items() if k != "files"} for r in ranked],
+    }
+    title = f"variants of layer {j} in {found.directory}"
+    return Answer(value, (ranking.of_sweep(title, ranked, kept),), error)
+
+
 def run(options: Options) -> Answer:
     found, done = work.perform(options, solve=len(work.find(options).recipe.layers))
     page = found.directory / "report.html"
@@ -188,9 +224,9 @@ def clean(options: Options, confirm: Callable[[str], None]) -> Answer:
     found, j, dry_run = work.find(options), options["layer"], options["dry_run"]
     if j is not None:
         found.check_layer(j)
-    what = cleaning.removal(found, j, features_only=options["features"])
+    what = cleaning.removal(found, j, features=options["features"], sweeps=options["sweeps"])
     text = f"{', '.join(what.names) or 'nothing'} ({size(what.nbytes)})"
-    if (what.layers or what.baselines) and not (options["yes"] or dry_run):
+    if what.is_costly and not (options["yes"] or dry_run):
         confirm(text)
     if not dry_run:
         cleaning.remove(found, what)

@@ -32,6 +32,10 @@ class Overview:
         """What exists of the run."""
         return inventory(self.run, self.store)
 
+    def data(self) -> dict[str, Any] | None:
+        """What the images turned out to be; None before they were read."""
+        return self.run.data() if self.run else None
+
     def to_write(self, costs: Plan) -> int:
         """Bytes that are still to be written of what a whole run reads: x_0 … x_{J-1}, uncompressed
         where it is not known better."""

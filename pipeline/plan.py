@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import views
@@ -67,6 +67,14 @@ def steps(
     if (todo or solve or write) and not have.images:
         todo.insert(0, Step("images", 0))
     return tuple(todo)
+
+
+def steps_below(
+    have: Inventory, j: int, *, cached: Collection[int] | None = None
+) -> tuple[Step, ...]:
+    """What is missing before layer j can be solved, whether it is solved already or not."""
+    before = replace(have, solved=min(have.solved, j - 1))
+    return steps(before, solve=j, cached=cached)[:-1]
 
 
 def skipped(have: Inventory, *, solve: int = 0, write: int = 0) -> list[str]:

@@ -72,13 +72,14 @@ def _layer(run: Run, j: int, evaluation: dict[str, Any], state: dict[str, Any]) 
     assert record is not None
     lines = (run.layer_directory(j) / "epochs.jsonl").read_text("utf-8").splitlines()
     written = (run.features(j) or {"levels": {}})["levels"]
-    trained = run.recipe.schedule.epochs * (run.data() or {})["train"]
+    trained = len(lines) * (run.data() or {})["train"]
     return {
         "layer": j,
         "shape": list(run.recipe.shape(j, views.cached_size(run.recipe))),
         "parameters": record["parameters"],
         "auxiliary_parameters": record["auxiliary_parameters"],
         "kept_epoch": record["kept_epoch"],
+        "variant": record.get("variant"),
         "train": record["train"],
         "test": evaluation["test"],
         "ensemble": evaluation["ensemble"],

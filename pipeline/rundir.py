@@ -12,6 +12,7 @@
                 layer.json              written last: the layer is solved
                 features.json           which x_1 was written, bytes and seconds
                 checkpoint.safetensors  only while the layer is being solved
+        sweep_1/NAME/…                  variants of layer 1 (pipeline/swept.py)
         evaluation.json  report.json  report.html
         baseline/plain/                     the network trained end to end: weights, curve, test
                 result.json                 logits, and a record as of a layer; see baseline.py
@@ -80,6 +81,10 @@ class Run:
 
     def layer_directory(self, j: int) -> Path:
         return self.directory / f"layer_{j}"
+
+    def sweep_directory(self, j: int) -> Path:
+        """Where variants of layer j lie: beside it, so that it can go without them."""
+        return self.directory / f"sweep_{j}"
 
     def data(self) -> dict[str, Any] | None:
         """What the images turned out to be, or None before they were read."""
@@ -176,9 +181,9 @@ class Run:
             yield from _damaged_beside(path)
 
     def tidy(self) -> None:
-        """Remove what a killed process was writing of a layer or a baseline. The run must be
+        """Remove what a killed process was writing of a layer, variant or baseline. The run must be
         locked."""
-        for place in ("layer_*", f"{BASELINE}/*"):
+        for place in ("layer_*", "sweep_*/*", f"{BASELINE}/*"):
             for path in self.directory.glob(f"{place}/{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 

@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pipeline import calibration, ingest, outcome, weights
-from pipeline.economics import RISK_ROWS
+from pipeline import calibration, judging, outcome, weights
 from pipeline.errors import BudgetError, remedy
-from pipeline.problem_feed import ProblemFeed, clean_batches
+from pipeline.problem_feed import ProblemFeed
 from pipeline.progress import Tick, duration, size
 from pipeline.rundir import CHECKPOINT
 from pipeline.session import Session
 from stages.errors import Diverged
 from stages.evaluate import accuracies, cross_entropy
 from stages.network import build_problem
-from stages.solve import Schedule, Solver, logits_of
-from store.order import generator, key_of
+from stages.solve import Schedule, Solver
+from store.order import key_of
 from store.publish import make_directory, npy, replace
 
 CHECKPOINT_SECONDS = 20.0
@@ -230,18 +229,13 @@ def _test_accuracy(session: Session, j: int, problem: nn.Module, epoch: int) -> 
 
 def logits_of_tests(session: Session, j: int, problem: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """What a network that sees x_{j-1} says of the test images, float32 (n, classes); labels."""
-    logits = logits_of(problem, clean_batches(session, j - 1), session.device, session.compute)
-    return logits.numpy(), ingest.levels(session)["test"].array("labels")
+    (logits,) = judging.logits_on_test(session, j, [problem])
+    return logits, judging.labels_of_test(session)
 
 
 def _risk(session: Session, feed: ProblemFeed, problem: nn.Module) -> float:
-    """Empirical risk of the present iterate on a fixed part of the un-augmented training set."""
-    rows = generator("risk rows", session.run.seed).permutation(len(feed.ids))[:RISK_ROWS]
-    logits, labels = [], []
-    for x, y in feed.fixed(np.sort(rows)):
-        logits.append(logits_of(problem, [x], session.device, session.compute).numpy())
-        labels.append(y.cpu().numpy())
-    return cross_entropy(np.concatenate(logits), np.concatenate(labels))
+    (risk,) = judging.risks(session, feed, [problem])
+    return risk
 
 
 def _finish(solving: Solving, feed: ProblemFeed) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import levels
+from pipeline import levels, swept
 from pipeline.overview import Overview
 from pipeline.progress import Reporter
 from pipeline.rundir import BASELINE, FEATURES, Run
@@ -108,17 +108,19 @@ def _once(damaged: Sequence[Damage]) -> tuple[Damage, ...]:
 def _run_damage(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
     layers = range(1, run.layers + 1) if layer is None else [layer]
     found = list(run.damaged_records()) if layer is None else []
-    return (*found, *(damage for j in layers for damage in run.damaged_files(j)))
+    for j in layers:
+        found += [*run.damaged_files(j), *swept.damaged(run, j)]
+    return tuple(found)
 
 
 # ---- repair -------------------------------------------------------------------------------------
 
 
 def repair(session: Session, findings: Findings) -> list[str]:
-    """Mend what this run can make again: layers by solving them, levels by computing the damaged
-    shards, and those of levels that are not finished, as an interrupted repair leaves them. From
-    below upwards, because each depth is made from the one below. Damage of other runs' levels is
-    left.
+    """Mend what this run can make again: layers by solving them, or from the variant that they were
+    taken from; levels by computing the damaged shards, and those of levels that are not finished,
+    as an interrupted repair leaves them. From below upwards, because each depth is made from the
+    one below. Damage of other runs' levels is left.
 
     Returns:
         One line for everything that was mended.
@@ -126,6 +128,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
     from pipeline.algorithm import make
     from pipeline.evaluation import evaluate
     from pipeline.ingest import ensure_images
+    from pipeline.keeping import keep
 
     run, store = session.run, session.store
     aside = put_back(store.root, findings.damaged)
@@ -134,12 +137,14 @@ def repair(session: Session, findings: Findings) -> list[str]:
         for d in findings.damaged
         if d.belongs
     ]
+    variants = {j: swept.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
     if run.data() is None:
         ensure_images(session)
     for depth in range(run.layers + 1):
         if depth in again:
-            make(session, solve=depth)
+            one = variants[depth]
+            keep(session, depth, one) if one else make(session, solve=depth)
         lines += _mend_depth(session, depth, findings.directories(store.root))
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
@@ -147,6 +152,8 @@ def repair(session: Session, findings: Findings) -> list[str]:
 
 
 def _mended(path: Path) -> str:
+    if _of_variant(path):
+        return "removed with its variant, for `sweep` to solve again:"
     return "removed, for `baseline` to train again:" if _of_baseline(path) else "mended"
 
 
@@ -154,12 +161,17 @@ def _of_baseline(path: Path) -> bool:
     return path.parent.parent.name == BASELINE
 
 
+def _of_variant(path: Path) -> bool:
+    """Nothing of the run rests on it."""
+    return path.parent.parent.name.startswith("sweep_")
+
+
 def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
     """Remove damaged files of a run, so that what makes them finds them missing; returns the layers
     that must be solved again."""
     layers = set()
     for path, _ in damaged:
-        if _of_baseline(path):  # `baseline` trains it again, if it is still wanted
+        if _of_baseline(path) or _of_variant(path):  # made again, if it is still wanted
             shutil.rmtree(path.parent, ignore_errors=True)
             continue
         number = path.parent.name.removeprefix("layer_")

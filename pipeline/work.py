@@ -49,7 +49,7 @@ def missing(options: Options, **goal: int) -> Missing:
     """The run, and the steps it still needs; says what is there already."""
     found = find(options)
     found.check_layer(max(goal.values()))
-    costs = plan.make_plan(found.recipe, found.run.data() if found.run else None)
+    costs = plan.make_plan(found.recipe, found.data())
     how = caching(found.recipe, costs, options)
     have = found.inventory()
     for line in (*plan.skipped(have, **goal), *filter(None, [how.said])):

@@ -166,12 +166,16 @@ class Solver(Generic[Network]):
         """
         self.problem.train()
         for x, y in batches:
-            self._train_on(x, y, steps_per_epoch)
+            self.train_on(x, y, steps_per_epoch)
             after(len(y))
-        return self._finish_epoch()
+        return self.finish_epoch()
 
-    def _train_on(self, x: Rows, y: Tensor, steps_per_epoch: int) -> None:
-        """One step of SGD at the schedule's rate, and the progress that makes it resumable."""
+    def train_on(self, x: Rows, y: Tensor, steps_per_epoch: int) -> None:
+        """One step of SGD at the schedule's rate, and the progress that makes it resumable.
+
+        For those who give one batch to several solvers; :meth:`run_epoch` is for the others. The
+        problem must be in training mode. Raises Diverged.
+        """
         done = self.progress
         rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
         for group in self.optimiser.param_groups:
@@ -216,7 +220,8 @@ class Solver(Generic[Network]):
         self.progress.correct += correct
         self.progress.samples += len(y)
 
-    def _finish_epoch(self) -> dict[str, float]:
+    def finish_epoch(self) -> dict[str, float]:
+        """Mean training loss and accuracy of the epoch whose last batch was trained on."""
         done = self.progress
         result = {"loss": done.loss_sum / done.samples, "top1": done.correct / done.samples}
         done.epoch, done.batch = done.epoch + 1, 0

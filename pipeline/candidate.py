@@ -1,0 +1,147 @@
+"""One variant of a layer under way: its solver, its checkpoint, and the result it ends with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import swept, weights
+from pipeline.progress import duration
+from pipeline.rundir import CHECKPOINT, RESULT
+from pipeline.session import Session
+from pipeline.variants import NOT_RESULTS, Variant
+from stages.errors import Diverged
+from stages.network import build_problem
+from stages.solve import Progress, Schedule, Solver
+from store.fingerprint import sha256
+from store.order import key_of
+from store.publish import make_directory, npy, replace, sealed
+
+
+@dataclass(eq=False)
+class Candidate:
+    """One variant under way."""
+
+    session: Session
+    j: int
+    variant: Variant
+    solver: Solver
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def at(self) -> Progress:
+        return self.solver.progress
+
+    @property
+    def through(self) -> bool:
+        return self.at.epoch >= self.variant.schedule.epochs
+
+    @property
+    def keeps_best(self) -> bool:
+        return self.variant.schedule.keep == "best"
+
+    @property
+    def directory(self) -> Path:
+        return swept.place(self.session.run, self.j, self.variant.name)
+
+    @property
+    def made_of(self) -> Any:
+        """What a checkpoint or result of this variant must say to be believed."""
+        return swept.vouched(self.session.run, self.j, self.variant)
+
+    def save(self) -> None:
+        note = {**self.solver.snapshot(), "history": self.history, "made_of": self.made_of}
+        weights.write(self.directory / CHECKPOINT, self.solver.tensors(), note)
+
+    def load(self) -> None:
+        """Go on from the checkpoint, if there is one of these settings on this x_{j-1}."""
+        if not (self.directory / CHECKPOINT).exists():
+            return
+        tensors, note = weights.read(self.directory / CHECKPOINT)
+        if note["made_of"] != self.made_of:
+            return
+        self.solver.restore(tensors, note["progress"], note["scaler"])
+        self.history = note["history"]
+        epoch, batch = self.at.epoch + 1, self.at.batch
+        self.say(f"going on in epoch {epoch}, after batch {batch}")
+
+    def say(self, text: str) -> None:
+        self.session.report.say(f"{self.variant.name}: {text}")
+
+    # ---- the end --------------------------------------------------------------------------------
+
+    def record(self, logits: np.ndarray, judged: dict[str, Any]) -> None:
+        """Write weights, curve and logits; the result that vouches for them comes last.
+
+        Args:
+            logits: z_j of the test images.
+            judged: ``test``, as in the record of a layer, and ``risk``.
+        """
+        directory, problem = make_directory(self.directory), self.solver.problem
+        parts = {"weights": problem.layer.state_dict(), "auxiliary": problem.auxiliary.state_dict()}
+        for name, tensors in parts.items():
+            weights.write(directory / f"{name}.safetensors", tensors)
+        lines = "".join(json.dumps(line) + "\n" for line in self.history)
+        replace(directory, swept.CURVE, lines.encode())
+        replace(directory, swept.LOGITS, npy(logits))
+        last = self.history[-1]
+        self._vouch(
+            {
+                **{name: weights.digest(tensors) for name, tensors in parts.items()},
+                "diverged": None,
+                "kept_epoch": self.at.best_epoch if self.keeps_best else self.at.epoch,
+                "train": {"loss": last["train_loss"], "top1": last["train_top1"]},
+                **judged,
+                "files": {name: sha256((directory / name).read_bytes()) for name in swept.FILES},
+            }
+        )
+        test = f"test {100 * judged['test']['top1']:.2f} %"
+        self.say(f"through, {test}, {duration(self.seconds)}")
+
+    def record_divergence(self, error: Diverged) -> None:
+        """The same settings would diverge again, so that is a result too."""
+        diverged = {"epoch": error.epoch, "last_good": error.last_good}
+        make_directory(self.directory)
+        self._vouch({"diverged": diverged, "files": {}})
+        self.say(str(error))
+
+    def _vouch(self, body: dict[str, Any]) -> None:
+        problem = self.solver.problem
+        whole = {
+            "name": self.variant.name,
+            "changes": dict(self.variant.changes),
+            "made_of": self.made_of,
+            "parameters": sum(p.numel() for p in problem.layer.parameters()),
+            "auxiliary_parameters": sum(p.numel() for p in problem.auxiliary.parameters()),
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory,
+            **body,
+        }
+        replace(self.directory, RESULT, sealed(whole))
+        (self.directory / CHECKPOINT).unlink(missing_ok=True)
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Most bytes of tensors in a step. A GPU counts those of all variants, so it says none."""
+        return self.at.peak_bytes if self.session.device.type == "cpu" else None
+
+    @property
+    def seconds(self) -> float:
+        """Of its own steps, and its share of reading, over all epochs and processes."""
+        return sum(line["seconds"] for line in self.history) + self.at.seconds
+
+
+def begin(session: Session, j: int, variant: Variant) -> Candidate:
+    """A variant at its checkpoint, or at its beginning."""
+    seed = key_of("initial weights", variant.seed, j) % 2**63
+    problem = build_problem(variant.layer, variant.auxiliary, seed)
+    table = {k: v for k, v in vars(variant.schedule).items() if k not in NOT_RESULTS}
+    table["accumulate"] = session.run.accumulate[j - 1]
+    solver = Solver(problem, Schedule(**table), session.device, session.compute)
+    one = Candidate(session, j, variant, solver)
+    one.load()
+    return one

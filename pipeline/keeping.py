@@ -1,0 +1,67 @@
+"""Making a variant of layer j the run's layer j: its files, the scales of x_j, and the record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pipeline import calibration, outcome, swept, weights
+from pipeline.evaluation import evaluate
+from pipeline.levels import refer_to
+from pipeline.rundir import CHECKPOINT
+from pipeline.session import Session
+from pipeline.source import features
+from pipeline.swept import Result
+from stages.network import Layer, blank_layer
+from store.publish import make_directory, replace
+
+
+def keep(session: Session, j: int, one: Result) -> None:
+    """Write what `train --layer j` would have written with the variant's settings.
+
+    Args:
+        one: a variant with the recipe's shapes, solved on the x_{j-1} that is there now.
+
+    Raises:
+        LevelDamaged: its weights are not those that were solved.
+    """
+    run = session.run
+    source = swept.place(run, j, one["name"])
+    directory = make_directory(run.layer_directory(j))
+    layer = _layer(session, j, one)
+    for name in swept.FILES:
+        replace(directory, name, (source / name).read_bytes())
+    quantised = calibration.keep(session, j, layer, features(session, j - 1, "train"))
+    run.write_layer(j, {**_record(session, j, one), **quantised})
+    (directory / CHECKPOINT).unlink(missing_ok=True)
+    evaluate(run, session.store)
+    refer_to(run, session.store)
+    session.report.say(
+        f"layer {j} is now the variant {one['name']}: test {100 * one['test']['top1']:.2f} %"
+    )
+
+
+def _layer(session: Session, j: int, one: Result) -> Layer:
+    path = swept.place(session.run, j, one["name"]) / swept.WEIGHTS
+    layer = blank_layer(session.run.recipe.layers[j - 1])
+    layer.load_state_dict(weights.read_checked(path, one["weights"]))
+    layer.requires_grad_(False)
+    layer.eval().to(session.device, memory_format=torch.channels_last)  # pyright: ignore
+    return layer
+
+
+def _record(session: Session, j: int, one: Result) -> dict[str, Any]:
+    """As pipeline/train.py has it, and which variant it was."""
+    # Seconds were shared with other variants: nothing was expected of them.
+    measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])
+    nothing = outcome.figures(None, None, None)
+    same = ("weights", "auxiliary", "parameters", "auxiliary_parameters", "kept_epoch", "train")
+    return {
+        "layer": j,
+        "input": one["made_of"]["input"],
+        "lineage": session.run.lineage(j - 1),
+        **{name: one[name] for name in (*same, "test", "seconds", "peak_memory_bytes")},
+        "outcome": outcome.kept(session, nothing, measured, whole=False),
+        "variant": {"name": one["name"], "changes": one["changes"]},
+    }

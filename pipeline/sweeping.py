@@ -1,0 +1,111 @@
+"""What the command `sweep` has to do, and doing only that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline import fitting, plan, swept, work
+from pipeline.caching import caching
+from pipeline.errors import BudgetError
+from pipeline.overview import Overview
+from pipeline.progress import size
+from pipeline.rundir import Run
+from pipeline.swept import Result
+from pipeline.variants import Variant
+from pipeline.work import Options
+from stages import footprint
+
+
+def perform(options: Options, wanted: Sequence[Variant]) -> list[str]:
+    """Solve the variants that are not through, with what they need, and keep the one that is to be
+    kept; says what was done. Where there is nothing to do, torch is not even imported.
+
+    Raises:
+        RunConflict: there is another layer j where one is to be kept.
+        BudgetError: they do not fit into ``--gpu-memory`` together.
+        StageError: the variant that is to be kept diverged, or all did.
+    """
+    found, j, keep = work.find(options), options["layer"], options["keep"]
+    results = swept.results(found.run, j, wanted)
+    todo = [name for name, result in results.items() if result is None]
+    for name, result in results.items():
+        if result is not None:
+            how = "diverged" if result["diverged"] else "through"
+            work.reporting(options).say(f"{name}: {how} already")
+    one = swept.chosen(results, keep) if keep else None
+    if keep:
+        swept.check_free(found.run, j, one)
+    if not todo and (not keep or swept.is_kept(found.run, j, one)):
+        return []
+    return _solve(found, options, wanted, todo)
+
+
+def _solve(
+    found: Overview, options: Options, wanted: Sequence[Variant], todo: Sequence[str]
+) -> list[str]:
+    from pipeline.algorithm import prepare
+    from pipeline.keeping import keep
+    from pipeline.sweep import sweep
+
+    j, done = options["layer"], []
+    how = caching(found.recipe, plan.make_plan(found.recipe, found.data()), options)
+    if how.said:
+        work.reporting(options).say(how.said)
+    with work.at_work(found, options) as session:
+        together = [variant for variant in wanted if variant.name in todo]
+        there = fitting.Device(session.run.compute, session.device.type == "cuda")
+        check_memory(session.run, there, together, options["gpu_memory"])
+        if todo:
+            done += map(str, prepare(session, j, cached=how.depths))
+            sweep(session, j, wanted)
+            done += [f"solve layer {j} with {name}" for name in todo]
+        if options["keep"]:
+            one = _kept(swept.results(session.run, j, wanted), options["keep"])
+            swept.check_free(session.run, j, one)
+            keep(session, j, one)
+            done.append(f"keep {one['name']} as layer {j}")
+    return done
+
+
+def check_memory(
+    run: Run, device: fitting.Device, together: Sequence[Variant], cap: int | None
+) -> None:
+    """Refuse variants that do not fit into ``--gpu-memory`` together: the weights, momentum and
+    best iterate of all, and the step of the largest.
+
+    Raises:
+        BudgetError: gives both numbers.
+    """
+    if cap is None or not together:
+        return
+    recipe, j = run.recipe, together[0].layer.index
+    batch, accumulate = recipe.schedule.batch, run.accumulate[j - 1]
+    held, steps = [], []
+    for one in together:
+        best = one.schedule.keep == "best"
+        parameters = one.layer.parameters + one.auxiliary.parameters
+        held.append(footprint.FLOAT * parameters * (2 + best))
+        peak = footprint.solving(
+            one.layer,
+            one.auxiliary,
+            recipe.shape(j - 1, recipe.augment.crop),
+            batch=batch,  # whole, for every variant to divide
+            micro=-(-batch // accumulate),
+            divided=accumulate > 1,
+            compute=device.compute,
+            keep_best=best,
+            at_once=device.cuda,
+        )
+        steps.append(peak - held[-1])
+    needed = sum(held) + max(steps)
+    if needed > cap:
+        raise BudgetError(
+            f"{len(together)} variants of layer {j} need {size(needed)} of device memory together; "
+            f"--gpu-memory is {size(cap)}. Vary fewer at a time, or raise it"
+        )
+
+
+def _kept(results: dict[str, Result | None], name: str) -> Result:
+    one = swept.chosen(results, name)
+    assert one is not None, "all variants are through"
+    return one
