@@ -148,6 +148,15 @@ def test_widths_of_layer_1_are_those_of_a_recipe(
     assert solved(variant(place, name, 1)) == solved(alone.run / "layer_1")
 
 
+def test_steps_in_micro_batches(tmp_path: Path) -> None:
+    """`train` has no more of a batch there than one of them, and a sweep all of it."""
+    text = TEXT.replace("batch = 64", "batch = 64\naccumulate = 3")
+    by_train, by_sweep = (made(tmp_path / name, 1, text) for name in ("train", "sweep"))
+    assert by_train.do("train", "--layer", 2).rc == 0
+    assert sweep(by_sweep, "lr=0.1,0.3").rc == 0
+    assert solved(variant(by_sweep, "lr=0.1")) == solved(by_train.run / "layer_2")
+
+
 def test_a_variant_alone_and_among_others(swept: Place, place: Place) -> None:
     one = ("lr=0.3", "k=2", "epochs=2", "keep=last")
     assert sweep(place, *one).rc == 0
