@@ -79,7 +79,7 @@ def check_memory(
     if cap is None or not together:
         return
     recipe, j = run.recipe, together[0].layer.index
-    batch, accumulate = recipe.schedule.batch, run.accumulate[j - 1]
+    batch = recipe.schedule.batch
     held, steps = [], []
     for one in together:
         best = one.schedule.keep == "best"
@@ -89,9 +89,9 @@ def check_memory(
             one.layer,
             one.auxiliary,
             recipe.shape(j - 1, recipe.augment.crop),
-            batch=batch,  # whole, for every variant to divide
-            micro=-(-batch // accumulate),
-            divided=accumulate > 1,
+            batch=batch,  # whole: it goes from one variant to the next
+            micro=-(-batch // run.accumulate[j - 1]),
+            divided=run.accumulate[j - 1] > 1,
             compute=device.compute,
             keep_best=best,
             at_once=device.cuda,

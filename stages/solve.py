@@ -24,7 +24,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Rows(Protocol):
     """Rows of a batch: a tensor (B, C, H, W), or what makes them while it is split."""
 
-    def split(self, rows: int) -> Iterable[Tensor]:
+    def split(self, rows: int, /) -> Iterable[Tensor]:
         """Micro-batches of so many rows, the last perhaps smaller."""
         ...
 
