@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -212,6 +212,20 @@ def errors(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "bytes_worst": round(max(off["bytes"], default=0.0), 4),
         "peak_worst": round(max(off["peak_bytes"]), 3),
     }
+
+
+def rows(result: dict[str, Any]) -> Iterator[str]:
+    """The table of docs/economics.md."""
+    for name, found in result["scenarios"].items():
+        times = " | ".join(f"{found['seconds'][mode]:.0f} s" for mode in MODES)
+        told = found["auto"]["is"]
+        how = ", ".join(found["auto"]["caches"]) or "none" if told == "neither" else f"as {told}"
+        faster = found["last_layer_epoch_never_over_always"]
+        off = found["expected"]
+        yield (
+            f"| {found['what']} | {times} | {how} | {faster:.1f} | "
+            f"{100 * off['seconds_median']:.0f} % | {100 * off['peak_worst']:.1f} % |"
+        )
 
 
 def main() -> None:

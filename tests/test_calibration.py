@@ -121,7 +121,7 @@ def test_scales_are_chosen_on_what_the_first_view_holds(
     tmp_path: Path, views: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounded, the maps are those of the level: whole canvases, first views, or centre crops."""
-    monkeypatch.setattr(calibration, "ROWS", 100)
+    monkeypatch.setattr(calibration, "SCALE_ROWS", 100)
     session = solved(tmp_path, views=views, precision=precision)
     materialize(session, 1)
     layer = load_layer(session, 1)
