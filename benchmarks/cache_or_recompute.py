@@ -216,7 +216,7 @@ def errors(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def rows(result: dict[str, Any]) -> Iterator[str]:
     """The table of docs/economics.md."""
-    for name, found in result["scenarios"].items():
+    for found in result["scenarios"].values():
         times = " | ".join(f"{found['seconds'][mode]:.0f} s" for mode in MODES)
         told = found["auto"]["is"]
         how = ", ".join(found["auto"]["caches"]) or "none" if told == "neither" else f"as {told}"
