@@ -118,7 +118,7 @@ def measured(place: Path, case: Case, on: torch.device) -> Found:
     if on.type == "cpu":
         device.keep_freed_memory()
     before, times = hardware.peak_memory_bytes() or 0, list[float]()
-    plan = dataclasses.replace(schedule_of(session, -(-BATCH // case.micro)), lr=0.0)
+    plan = dataclasses.replace(schedule_of(run.recipe.schedule, -(-BATCH // case.micro)), lr=0.0)
     solver = Solver(network(session, case), plan, on, session.compute)
     with ProblemFeed(session, (case.layer or 1) - 1) as feed:
         parts = plan.accumulate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import numpy as np
 
 from pipeline import swept, weights
 from pipeline.progress import duration
-from pipeline.rundir import CHECKPOINT, RESULT
+from pipeline.rundir import CHECKPOINT, LOGITS, RESULT, write_curve
 from pipeline.session import Session
-from pipeline.variants import NOT_RESULTS, Variant
+from pipeline.train import schedule_of
+from pipeline.variants import Variant
 from stages.errors import Diverged
 from stages.network import build_problem
-from stages.solve import Progress, Schedule, Solver
+from stages.solve import Progress, Solver
 from store.fingerprint import sha256
 from store.order import key_of
 from store.publish import make_directory, npy, replace, sealed
@@ -85,15 +85,14 @@ class Candidate:
         parts = {"weights": problem.layer.state_dict(), "auxiliary": problem.auxiliary.state_dict()}
         for name, tensors in parts.items():
             weights.write(directory / f"{name}.safetensors", tensors)
-        lines = "".join(json.dumps(line) + "\n" for line in self.history)
-        replace(directory, swept.CURVE, lines.encode())
-        replace(directory, swept.LOGITS, npy(logits))
+        write_curve(directory, self.history)
+        replace(directory, LOGITS, npy(logits))
         last = self.history[-1]
         self._vouch(
             {
                 **{name: weights.digest(tensors) for name, tensors in parts.items()},
                 "diverged": None,
-                "kept_epoch": self.at.best_epoch if self.keeps_best else self.at.epoch,
+                "kept_epoch": self.solver.kept_epoch,
                 "train": {"loss": last["train_loss"], "top1": last["train_top1"]},
                 **judged,
                 "files": {name: sha256((directory / name).read_bytes()) for name in swept.FILES},
@@ -139,9 +138,8 @@ def begin(session: Session, j: int, variant: Variant) -> Candidate:
     """A variant at its checkpoint, or at its beginning."""
     seed = key_of("initial weights", variant.seed, j) % 2**63
     problem = build_problem(variant.layer, variant.auxiliary, seed)
-    table = {k: v for k, v in vars(variant.schedule).items() if k not in NOT_RESULTS}
-    table["accumulate"] = session.run.accumulate[j - 1]
-    solver = Solver(problem, Schedule(**table), session.device, session.compute)
+    schedule = schedule_of(variant.schedule, session.run.accumulate[j - 1])
+    solver = Solver(problem, schedule, session.device, session.compute)
     one = Candidate(session, j, variant, solver)
     one.load()
     return one

@@ -31,9 +31,8 @@ from pipeline import (
     verifying,
     work,
 )
-from pipeline.economics import Economics, economics
+from pipeline.economics import economics
 from pipeline.progress import size
-from pipeline.recipe import Recipe
 from pipeline.work import Options
 from stages.errors import StageError
 from store.publish import replace
@@ -70,13 +69,14 @@ def make_plan(options: Options) -> Answer:
     if options["gpu_memory"] is not None:
         refused = _fitted(found, options["gpu_memory"], value, shown)
     try:
-        worth = _worth(found.recipe, costs, options)
+        known = caching.costs(found.recipe, costs, options)
     except errors.NotThereYet as error:
         shown.append(f"Which levels are worth their disk: {error}.")
     else:
+        worth = economics(known, options["disk_budget"] or math.inf)
         value["economics"] = worth.as_json()
         shown += [tables.of_economics(worth), tables.economics_summary(worth)]
-        shown += caching.guesses(found.recipe, caching.costs(found.recipe, costs, options).machine)
+        shown += caching.guesses(found.recipe, known.machine)
     try:
         if plan.check_budget(costs, options["disk_budget"]):
             shown.append(
@@ -100,11 +100,6 @@ def _fitted(
     lines = fitting.told(found.recipe, accumulate) or ["whole batches fit"]
     shown.append(f"Within --gpu-memory {size(cap)}: {'; '.join(lines)}.")
     return None
-
-
-def _worth(recipe: Recipe, costs: plan.Plan, options: Options) -> Economics:
-    disk = options["disk_budget"] or math.inf
-    return economics(caching.costs(recipe, costs, options), disk)
 
 
 def calibrate(options: Options) -> Answer:

@@ -7,20 +7,19 @@ every mode. So the network has as many epochs as each layer of the greedy run.
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
 
 from pipeline import hardware, weights
 from pipeline.baseline import Variant, current
-from pipeline.errors import remedy
 from pipeline.ingest import ensure_images
 from pipeline.levels import refer_to
 from pipeline.problem_feed import ProblemFeed
 from pipeline.progress import duration
+from pipeline.rundir import LOGITS, write_curve
 from pipeline.session import Session
-from pipeline.train import Solving, logits_of_tests, schedule_of, train
+from pipeline.train import Solving, keeping_good, logits_of_tests, schedule_of, train
 from stages.baseline import build_end_to_end
 from stages.errors import Diverged
 from stages.evaluate import accuracies, cross_entropy
@@ -47,15 +46,9 @@ def train_end_to_end(session: Session, variant: Variant) -> tuple[dict[str, Any]
     solving = _solving(session, variant)
     solving.load()
     advice = f"Lower 'schedule.lr' ({solving.solver.schedule.lr:g}) in a copy of the recipe"
-    with ProblemFeed(session, 0) as feed, remedy(Diverged, advice):
-        try:
-            train(solving, feed)
-            return _finish(solving, variant, feed), [f"train end to end, {variant.name}"]
-        except Diverged as error:
-            solving.save_good()
-            if solving.checkpoint.exists():
-                error.add_note(f"The last good state is kept in {solving.checkpoint}")
-            raise
+    with ProblemFeed(session, 0) as feed, keeping_good(solving, advice):
+        train(solving, feed)
+        return _finish(solving, variant, feed), [f"train end to end, {variant.name}"]
 
 
 def _solving(session: Session, variant: Variant) -> Solving:
@@ -67,7 +60,7 @@ def _solving(session: Session, variant: Variant) -> Solving:
         key_of("initial weights", session.run.seed, 0) % 2**63,
         checkpointing=variant.checkpointing,
     )
-    schedule = schedule_of(session, variant.accumulate)
+    schedule = schedule_of(recipe.schedule, variant.accumulate)
     solver = Solver(network, schedule, session.device, session.compute)
     directory = session.run.baseline_directory(variant.name)
     return Solving(session, 1, solver, f"end to end, {variant.name}", directory)
@@ -82,19 +75,17 @@ def _finish(solving: Solving, variant: Variant, feed: ProblemFeed) -> dict[str, 
         raise Diverged(solving.solver.schedule.epochs, progress.last_good)
     directory, state = make_directory(solving.directory), network.state_dict()
     weights.write(directory / "weights.safetensors", state)
-    lines = "".join(json.dumps(line) + "\n" for line in solving.history)
-    replace(directory, "epochs.jsonl", lines.encode())
-    replace(directory, "test_logits.npy", npy(logits))
+    write_curve(directory, solving.history)
+    replace(directory, LOGITS, npy(logits))
     seconds = sum(line["seconds"] for line in solving.history)
     images = min(len(feed.ids), feed.batches * feed.batch) * len(solving.history)
-    best = solving.solver.schedule.keep == "best"
     record = {
         "variant": variant.name,
         **dataclasses.asdict(variant),
         "input": solving.input,
         "weights": weights.digest(state),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "kept_epoch": progress.best_epoch if best else progress.epoch,
+        "kept_epoch": solving.solver.kept_epoch,
         "train": {k: solving.history[-1][f"train_{k}"] for k in ("loss", "top1")},
         "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
         "seconds": seconds,

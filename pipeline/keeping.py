@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from pipeline import calibration, outcome, swept, weights
+from pipeline import calibration, outcome, swept
 from pipeline.evaluation import evaluate
 from pipeline.levels import refer_to
 from pipeline.rundir import CHECKPOINT
 from pipeline.session import Session
-from pipeline.source import features
+from pipeline.source import features, read_layer
 from pipeline.swept import Result
-from stages.network import Layer, blank_layer
+from stages.network import Layer
 from store.publish import make_directory, replace
 
 
@@ -44,11 +42,7 @@ def keep(session: Session, j: int, one: Result) -> None:
 
 def _layer(session: Session, j: int, one: Result) -> Layer:
     path = swept.place(session.run, j, one["name"]) / swept.WEIGHTS
-    layer = blank_layer(session.run.recipe.layers[j - 1])
-    layer.load_state_dict(weights.read_checked(path, one["weights"]))
-    layer.requires_grad_(False)
-    layer.eval().to(session.device, memory_format=torch.channels_last)  # pyright: ignore
-    return layer
+    return read_layer(session.run.recipe.layers[j - 1], path, one["weights"], session.device)
 
 
 def _record(session: Session, j: int, one: Result) -> dict[str, Any]:

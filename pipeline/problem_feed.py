@@ -39,7 +39,7 @@ class EpochPlan:
 class Parts:
     """Rows of a batch that are made a micro-batch at a time, when they are split."""
 
-    def __init__(self, made: Iterator[tuple[Tensor, Tensor]], rows: int) -> None:
+    def __init__(self, made: Iterator[Tensor], rows: int) -> None:
         """
         Args:
             rows: of every micro-batch but the last.
@@ -49,9 +49,7 @@ class Parts:
     def split(self, rows: int) -> Iterator[Tensor]:
         """Float (b, C, H, W), one after another, as a tensor's ``split`` gives them."""
         assert rows == self._rows, "the feed and the schedule divide batches alike"
-        for x, _ in self._made:
-            yield x
-            del x
+        return self._made
 
 
 def _pieces(part: np.ndarray, accumulate: int) -> list[np.ndarray]:
@@ -111,10 +109,9 @@ class ProblemFeed:
         plan = self._plan(epoch)
         whole = self._parts(epoch, start, plan)
         pieces = [_pieces(part, accumulate) for part in whole]
-        made = self._run([piece for some in pieces for piece in some], plan)
+        made = self._values([piece for some in pieces for piece in some], plan)
         for part, some in zip(whole, pieces, strict=True):
-            y = torch.from_numpy(self.labels[part % len(self.ids)]).to(self.session.device)
-            yield Parts(islice(made, len(some)), len(some[0])), y
+            yield Parts(islice(made, len(some)), len(some[0])), self._labels(part)
 
     def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
@@ -183,6 +180,15 @@ class ProblemFeed:
         return np.sort(plan.view[self.ids[part]] * len(self.ids) + part)
 
     def _run(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
+        made = self._values(parts, plan)
+        for part in parts:
+            yield next(made), self._labels(part)
+
+    def _labels(self, part: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.labels[part % len(self.ids)]).to(self.session.device)
+
+    def _values(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[Tensor]:
+        """x of each part. While it is used, nothing but it is held."""
         rows = len(self.ids)
         delivered = self.delivery.batches(
             parts if self.features.base else [part % rows for part in parts]
@@ -192,11 +198,10 @@ class ProblemFeed:
             x = self.features.values(
                 stored, plan.draws and plan.draws.of(ids), self._crops(plan, ids)
             )
-            del stored  # while a step is made, only what it needs is on the device
-            y = torch.from_numpy(self.labels[part % rows]).to(x.device)
+            del stored
             x = x.to(torch.float32, memory_format=torch.channels_last)
-            yield x, y
-            del x, y
+            yield x
+            del x
 
     def _crops(self, plan: EpochPlan, ids: np.ndarray) -> Crops | None:
         if plan.crops is None:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import views
 from pipeline.overview import Overview
 from pipeline.page import render
-from pipeline.rundir import Run
+from pipeline.rundir import CURVE, Run
 from pipeline.status import status
 from store.publish import replace
 
@@ -70,7 +70,7 @@ def collect(overview: Overview) -> dict[str, Any]:
 def _layer(run: Run, j: int, evaluation: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
     record = run.layer(j)
     assert record is not None
-    lines = (run.layer_directory(j) / "epochs.jsonl").read_text("utf-8").splitlines()
+    lines = (run.layer_directory(j) / CURVE).read_text("utf-8").splitlines()
     written = (run.features(j) or {"levels": {}})["levels"]
     trained = len(lines) * (run.data() or {})["train"]
     return {

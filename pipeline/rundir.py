@@ -22,6 +22,7 @@ No torch here: status and plan read runs too.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -41,7 +42,8 @@ RUN, DATA, LAYER, FEATURES = "run.json", "data.json", "layer.json", "features.js
 EVALUATION = "evaluation.json"
 BASELINE, RESULT = "baseline", "result.json"
 CHECKPOINT, QUANTISER = "checkpoint.safetensors", "quantiser.safetensors"
-UNVOUCHED = (LAYER, RESULT, FEATURES, CHECKPOINT, "epochs.jsonl")
+CURVE, LOGITS = "epochs.jsonl", "test_logits.npy"
+UNVOUCHED = (LAYER, RESULT, FEATURES, CHECKPOINT, CURVE)
 """Files of a layer that vouch for themselves, come and go, or are only looked at."""
 
 
@@ -191,6 +193,11 @@ class Run:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""
         (self.layer_directory(j) / LAYER).unlink(missing_ok=True)
         shutil.rmtree(self.layer_directory(j), ignore_errors=True)
+
+
+def write_curve(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """One line of JSON per epoch."""
+    replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
 
 
 def _read(path: Path) -> Any:

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import views, weights
+from pipeline import views
 from pipeline.images import have_images
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
+from pipeline.source import read_layer
 from stages import augment
 from stages.calibrate import calibrate
 from stages.network import Layer, blank_layer, initialise
-from stages.quantise import Codec, codec, needs_scales
+from stages.quantise import codec, needs_scales
 from store.layout import LevelKey
 
 BATCH = 256
@@ -65,15 +66,13 @@ def _images(found: Overview, most: int) -> np.ndarray | None:
 
 def _layer(found: Overview) -> Layer:
     """Layer 1 in eval mode if it is solved; else as it begins, its statistics those of a batch."""
-    layer = blank_layer(found.recipe.layers[0])
-    record = found.run and found.run.solved() and found.run.layer(1)
-    if not record:
-        initialise(layer, torch.Generator().manual_seed(0))
-        return layer.train()
-    assert found.run is not None
-    path = found.run.layer_directory(1) / "weights.safetensors"
-    layer.load_state_dict(weights.read_checked(path, record["weights"]))
-    return layer.eval()
+    spec, run = found.recipe.layers[0], found.run
+    if run and run.solved() and (record := run.layer(1)):
+        path = run.layer_directory(1) / "weights.safetensors"
+        return read_layer(spec, path, record["weights"], torch.device("cpu"))
+    layer = blank_layer(spec)
+    initialise(layer, torch.Generator().manual_seed(0))
+    return layer.train()
 
 
 @torch.no_grad()
@@ -82,10 +81,8 @@ def _features(layer: Layer, x: Tensor) -> Tensor:
 
 
 def _stored(recipe: Recipe, values: Tensor) -> np.ndarray:
-    precision = recipe.cache.precision
-    found: Codec = codec("float32", {})
-    if needs_scales(precision):
-        found = calibrate(iter([values[:BATCH]]), precision, recipe.cache.percentile).quantiser
-    else:
-        found = codec(precision, {})
-    return found.encode(values).contiguous().numpy()
+    cache, scales = recipe.cache, {}
+    if needs_scales(cache.precision):
+        found = calibrate(iter([values[:BATCH]]), cache.precision, cache.percentile)
+        scales = found.quantiser.tensors()
+    return codec(cache.precision, scales).encode(values).contiguous().numpy()

@@ -63,12 +63,17 @@ class Session:
             memory_bytes=self.memory_budget,
         )
 
+    @cached_property
+    def room(self) -> fitting.Device:
+        """The device, for arithmetic of memory."""
+        return fitting.Device(self.run.compute, self.device.type == "cuda")
+
     def _bytes_for_rows(self) -> int | None:
         """What the largest problem leaves of ``gpu_memory``."""
         if self.gpu_memory is None:
             return None
-        run, there = self.run, fitting.Device(self.run.compute, self.device.type == "cuda")
-        peaks = (fitting.peak(run.recipe, j, there, n) for j, n in enumerate(run.accumulate, 1))
+        run = self.run
+        peaks = (fitting.peak(run.recipe, j, self.room, n) for j, n in enumerate(run.accumulate, 1))
         return max(0, self.gpu_memory - max(peaks))
 
     def key(self, depth: int, split: str, view: str) -> LevelKey:

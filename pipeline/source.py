@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ from pipeline.views import Draws
 from stages import augment
 from stages.errors import NotFinite
 from stages.featurize import Frozen, encoded, featurize
-from stages.network import blank_layer
+from stages.network import Layer, blank_layer
 from stages.quantise import Codec, codec
+from stages.spec import LayerSpec
 from store.level import Level
 
 
@@ -171,14 +173,22 @@ def load_layer(session: Session, j: int) -> Frozen:
     record, recipe = session.run.layer(j), session.run.recipe
     assert record is not None
     directory = session.run.layer_directory(j)
-    layer = blank_layer(recipe.layers[j - 1])
-    layer.load_state_dict(
-        weights.read_checked(directory / "weights.safetensors", record["weights"])
-    )
-    layer.requires_grad_(False)
-    layer.eval().to(session.device, memory_format=torch.channels_last)  # pyright: ignore
+    path = directory / "weights.safetensors"
+    layer = read_layer(recipe.layers[j - 1], path, record["weights"], session.device)
     scales = record["scales"] and weights.read_checked(directory / QUANTISER, record["scales"])
     return Frozen(layer, codec(recipe.cache.precision, scales or {}).to(session.device))
+
+
+def read_layer(spec: LayerSpec, path: Path, digest: str, device: torch.device) -> Layer:
+    """A frozen layer from its weights, on the device, in eval mode.
+
+    Raises:
+        LevelDamaged: the weights have another digest.
+    """
+    layer = blank_layer(spec)
+    layer.load_state_dict(weights.read_checked(path, digest))
+    layer.requires_grad_(False)
+    return layer.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore
 
 
 @contextmanager

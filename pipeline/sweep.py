@@ -20,14 +20,10 @@ from pipeline.candidate import Candidate, begin
 from pipeline.problem_feed import ProblemFeed
 from pipeline.progress import Tick
 from pipeline.session import Session
+from pipeline.train import CHECKPOINT_SECONDS, SAY_SECONDS
 from pipeline.variants import Variant
 from stages.errors import Diverged
 from stages.evaluate import accuracies, cross_entropy
-
-CHECKPOINT_SECONDS = 20.0
-"""Most work a kill can cost."""
-SAY_SECONDS = 2.0
-"""Between two lines about epochs."""
 
 
 @dataclass

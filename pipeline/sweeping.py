@@ -53,8 +53,7 @@ def _solve(
         work.reporting(options).say(how.said)
     with work.at_work(found, options) as session:
         together = [variant for variant in wanted if variant.name in todo]
-        there = fitting.Device(session.run.compute, session.device.type == "cuda")
-        check_memory(session.run, there, together, options["gpu_memory"])
+        check_memory(session.run, session.room, together, options["gpu_memory"])
         if todo:
             done += map(str, prepare(session, j, cached=how.depths))
             sweep(session, j, wanted)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunConflict
-from pipeline.rundir import RESULT, Run
+from pipeline.rundir import CURVE, LOGITS, RESULT, Run
 from pipeline.variants import Variant
 from stages.errors import Diverged, StageError
 from store.errors import LevelDamaged
@@ -26,7 +26,6 @@ from store.fingerprint import sha256
 from store.publish import unseal
 
 WEIGHTS, AUXILIARY = "weights.safetensors", "auxiliary.safetensors"
-CURVE, LOGITS = "epochs.jsonl", "test_logits.npy"
 FILES = (WEIGHTS, AUXILIARY, CURVE, LOGITS)
 """What a result vouches for."""
 

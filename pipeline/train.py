@@ -7,9 +7,10 @@ one that was not.
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from pipeline import calibration, judging, outcome, weights
 from pipeline.errors import BudgetError, remedy
 from pipeline.problem_feed import ProblemFeed
 from pipeline.progress import Tick, duration, size
-from pipeline.rundir import CHECKPOINT
+from pipeline.recipe import Schedule as RecipeSchedule
+from pipeline.rundir import CHECKPOINT, LOGITS, write_curve
 from pipeline.session import Session
 from stages.errors import Diverged
 from stages.evaluate import accuracies, cross_entropy
@@ -124,18 +126,23 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     recipe = session.run.recipe
     seed = key_of("initial weights", session.run.seed, j) % 2**63
     problem = build_problem(recipe.layers[j - 1], recipe.auxiliaries[j - 1], seed)
-    schedule = schedule_of(session, session.run.accumulate[j - 1])
+    schedule = schedule_of(recipe.schedule, session.run.accumulate[j - 1])
     solver = Solver(problem, schedule, session.device, session.compute)
     solving = Solving(session, j, solver, f"layer {j}", session.run.layer_directory(j))
     solving.load()
-    advice = (
-        f"It was layer {j}: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"
-    )
-    with ProblemFeed(session, j - 1, cached=cached) as feed, remedy(Diverged, advice):
+    advice = f"It was layer {j}: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
+    with ProblemFeed(session, j - 1, cached=cached) as feed, keeping_good(solving, advice):
         solving.expected = outcome.of_solving(session, j, feed.features.base)
+        train(solving, feed)
+        _finish(solving, feed)
+
+
+@contextmanager
+def keeping_good(solving: Solving, advice: str) -> Iterator[None]:
+    """Where the loss diverges, keep the last good state, and say where it is and what to do."""
+    with remedy(Diverged, advice):
         try:
-            train(solving, feed)
-            _finish(solving, feed)
+            yield
         except Diverged as error:
             solving.save_good()
             if solving.checkpoint.exists():
@@ -143,10 +150,10 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
             raise
 
 
-def schedule_of(session: Session, accumulate: int) -> Schedule:
-    """The recipe's, with a step in so many micro-batches."""
-    table: dict[str, Any] = {**asdict(session.run.recipe.schedule), "accumulate": accumulate}
-    return Schedule(**{k: v for k, v in table.items() if k not in ("precision", "test_every")})
+def schedule_of(asked: RecipeSchedule, accumulate: int) -> Schedule:
+    """What a solver needs of a recipe's, with a step in so many micro-batches."""
+    table: dict[str, Any] = {**vars(asked), "accumulate": accumulate}
+    return Schedule(**{known.name: table[known.name] for known in fields(Schedule)})
 
 
 def train(solving: Solving, feed: ProblemFeed) -> None:
@@ -241,7 +248,6 @@ def _risk(session: Session, feed: ProblemFeed, problem: nn.Module) -> float:
 def _finish(solving: Solving, feed: ProblemFeed) -> None:
     """Write weights, scales, curve and test logits; the record that vouches for them comes last."""
     session, j = solving.session, solving.j
-    best = solving.solver.progress.best_epoch
     problem = solving.solver.finish()
     logits, labels = logits_of_tests(session, j, problem)
     if not np.isfinite(logits).all():
@@ -251,8 +257,7 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
     weights.write(directory / "weights.safetensors", layer)
     weights.write(directory / "auxiliary.safetensors", auxiliary)
     quantised = calibration.keep(session, j, problem.layer, feed.features)
-    lines = "".join(json.dumps(line) + "\n" for line in solving.history)
-    replace(directory, "epochs.jsonl", lines.encode())
+    write_curve(directory, solving.history)
     record = {
         "layer": j,
         "input": solving.input,
@@ -262,9 +267,7 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
         **quantised,
         "parameters": sum(p.numel() for p in problem.layer.parameters()),
         "auxiliary_parameters": sum(p.numel() for p in problem.auxiliary.parameters()),
-        "kept_epoch": best
-        if solving.solver.schedule.keep == "best"
-        else solving.solver.progress.epoch,
+        "kept_epoch": solving.solver.kept_epoch,
         "train": {
             "loss": solving.history[-1]["train_loss"],
             "top1": solving.history[-1]["train_top1"],
@@ -274,7 +277,7 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
         "peak_memory_bytes": solving.solver.progress.peak_bytes,
         "outcome": solving.outcome(),
     }
-    replace(directory, "test_logits.npy", npy(logits))
+    replace(directory, LOGITS, npy(logits))
     session.run.write_layer(j, record)
     solving.checkpoint.unlink(missing_ok=True)
     session.report.say(

@@ -235,6 +235,12 @@ class Solver(Generic[Network]):
             self.progress.best_risk, self.progress.best_epoch = risk, self.progress.epoch
             self.best = {n: t.detach().clone() for n, t in self.problem.state_dict().items()}
 
+    @property
+    def kept_epoch(self) -> int | None:
+        """Whose iterate :meth:`finish` gives."""
+        done = self.progress
+        return done.best_epoch if self.schedule.keep == "best" else done.epoch
+
     def finish(self) -> Network:
         """The problem at the iterate the schedule keeps, in eval mode."""
         if self.schedule.keep == "best":
