@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from pipeline import (
@@ -31,23 +31,12 @@ from pipeline import (
     verifying,
     work,
 )
+from pipeline.answer import Answer
 from pipeline.economics import economics
 from pipeline.progress import size
 from pipeline.work import Options
 from stages.errors import StageError
 from store.publish import replace
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The result of a command."""
-
-    value: Any
-    """For machines, as JSON."""
-    shown: tuple[Any, ...]
-    """For people: tables and lines."""
-    error: Exception | None = None
-    """Raised once the rest was said."""
 
 
 def list_recipes(options: Options) -> Answer:
