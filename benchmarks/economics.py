@@ -18,6 +18,7 @@ from pipeline.progress import duration
 
 MACHINES = Path(__file__).resolve().parent.parent / "docs/machines"
 RECIPES = ("cifar10-small", "cifar10-k1", "cifar10-k2", "cifar10-k3")
+RECIPES += ("imagenet-k1", "imagenet-k2", "imagenet-k3", "vgg11")
 
 
 def rows() -> Iterator[str]:

@@ -40,10 +40,11 @@ def kind(recipe: Recipe, j: int) -> str:
     """What decides about the rate of layer j and its auxiliary classifier, whatever the recipe."""
     layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
     channels, height, width = layer.output(recipe.shape(j - 1, recipe.augment.crop))
-    return (
-        f"{layer.convolved_channels} to {channels} at {height}x{width}, "
-        f"k {auxiliary.k} of {auxiliary.width}"
-    )
+    how = ", max pooled" * (layer.pool == "max")
+    c = f"k {auxiliary.k} of {auxiliary.width}" + " at half of it" * auxiliary.half_resolution
+    if auxiliary.hidden:
+        c = f"hidden {' '.join(map(str, auxiliary.hidden))}"
+    return f"{layer.convolved_channels} to {channels} at {height}x{width}{how}, {c}"
 
 
 @dataclass(frozen=True)

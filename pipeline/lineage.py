@@ -7,12 +7,12 @@ machine names, the number of views (a view can be added without touching the oth
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline import views
 from pipeline.recipe import Recipe
+from stages.spec import described
 from store.fingerprint import fingerprint
 
 IMAGES_VERSION = 1
@@ -62,7 +62,7 @@ def feature_node(
     intent = {
         "depth": depth,
         "parent": parent.fingerprint,
-        "layer": dataclasses.asdict(recipe.layers[depth - 1]),
+        "layer": described(recipe.layers[depth - 1]),
         "weights": weights,
         "precision": recipe.cache.precision,
         "scales": scales,

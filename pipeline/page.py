@@ -74,17 +74,21 @@ def _figures(report: Report) -> dict[str, Any]:
 
 
 def _claims(report: Report) -> Iterator[tuple[str, str, str, str]]:
-    layers, claim = report["layers"], report["claim"]
-    ours: dict[str, float | None] = {"last": None, "ensemble": None}
-    if layers:
-        ours["last"] = layers[-1]["test"]["top1"]
-        ours["ensemble"] = layers[-1]["ensemble"]["probabilities"]["top1"]
-    for key, name in (("last", "Last layer, top-1"), ("ensemble", "Ensemble, top-1")):
-        if claim[key] is not None:
-            top1 = ours[key]
-            got = human_percent(top1, report["data"]["test"])
-            gap = "—" if top1 is None else f"{100 * top1 - claim[key]:+.1f} points"
-            yield name, f"{claim[key]:g} %", got, gap.replace("-", "\N{MINUS SIGN}")
+    claim = report["claim"]
+    for name, field, share in _ours(report):
+        if claim[field] is not None:
+            got = human_percent(share, report["data"]["test"])
+            gap = "—" if share is None else f"{100 * share - claim[field]:+.1f} points"
+            yield name, f"{claim[field]:g} %", got, gap.replace("-", "\N{MINUS SIGN}")
+
+
+def _ours(report: Report) -> Iterator[tuple[str, str, float | None]]:
+    """What a claim may speak of: its name, its field, and what the run reached."""
+    last = report["layers"][-1] if report["layers"] else None
+    own, joint = (last["test"], last["ensemble"]["probabilities"]) if last else ({}, {})
+    for name, field, found in (("Last layer", "last", own), ("Ensemble", "ensemble", joint)):
+        yield f"{name}, top-1", field, found.get("top1")
+        yield f"{name}, top-5", f"{field}_top5", found.get("top5")
 
 
 def _mistakes(report: Report, most: int = 3) -> list[tuple[str, str, int]]:

@@ -12,31 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pipeline.architecture import Auxiliary, Network
 from pipeline.errors import RecipeError
-from pipeline.strict import did_you_mean, read
-from stages.spec import (
-    AuxiliarySpec,
-    LayerSpec,
-    Shape,
-    auxiliary_specs,
-    layer_specs,
-    scale_at,
-    shape_at,
-)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise RecipeError(message)
-
-
-def _one_of(path: str, value: str, known: tuple[str, ...]) -> None:
-    _require(value in known, f"'{path}' is {value!r}{did_you_mean(value, known)}")
-
-
-def _positive(path: str, **values: float) -> None:
-    for name, value in values.items():
-        _require(value > 0, f"'{path}.{name}' is {value}; it must be above 0")
+from pipeline.strict import one_of, positive, read, require
+from stages.spec import AuxiliarySpec, LayerSpec, Shape, scale_at, shape_at
 
 
 @dataclass(frozen=True)
@@ -59,19 +38,19 @@ class Data:
     it on all cores; it is then what the network sees. 0: raw pixels."""
 
     def __post_init__(self) -> None:
-        _positive("data", classes=self.classes, size=self.size, train=self.train, test=self.test)
-        _require(self.channels in (1, 3), f"'data.channels' is {self.channels}; it must be 1 or 3")
+        positive("data", classes=self.classes, size=self.size, train=self.train, test=self.test)
+        require(self.channels in (1, 3), f"'data.channels' is {self.channels}; it must be 1 or 3")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            _require(
+            require(
                 len(values) == self.channels,
                 f"'data.{name}' has {len(values)} values; 'data.channels' is {self.channels}",
             )
-        _require(0 <= self.jpeg <= 100, f"'data.jpeg' is {self.jpeg}; it must be in 0 … 100")
-        _require(
+        require(0 <= self.jpeg <= 100, f"'data.jpeg' is {self.jpeg}; it must be in 0 … 100")
+        require(
             not self.jpeg or self.channels == 3,
             f"'data.jpeg' is {self.jpeg}, and 'data.channels' {self.channels}; a JPEG has 3",
         )
-        _require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
+        require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
 
 
 @dataclass(frozen=True)
@@ -89,53 +68,12 @@ class Augment:
     """Permit ``views = 1`` with random draws: the same crop and flip in every epoch."""
 
     def __post_init__(self) -> None:
-        _positive("augment", crop=self.crop)
-        _require(self.pad >= 0, f"'augment.pad' is {self.pad}; it must be 0 or more")
+        positive("augment", crop=self.crop)
+        require(self.pad >= 0, f"'augment.pad' is {self.pad}; it must be 0 or more")
         if isinstance(self.views, str):
-            _one_of("augment.views", self.views, ("canvas",))
+            one_of("augment.views", self.views, ("canvas",))
         else:
-            _require(self.views >= 0, f"'augment.views' is {self.views}; it must be 0 or more")
-
-
-@dataclass(frozen=True)
-class Network:
-    layers: int
-    """J."""
-    width: int
-    """M, channels of x_1."""
-    downsample: tuple[int, ...] = ()
-    """The paper's j of P_j: x_j is downsampled before layer j + 1, which doubles the width."""
-    stem: int = 0
-    """How often the image is downsampled before layer 1 convolves it (ImageNet: 1)."""
-    batch_norm: bool = False
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        _positive("network", layers=self.layers, width=self.width)
-        _require(self.stem >= 0, f"'network.stem' is {self.stem}; it must be 0 or more")
-        for j in self.downsample:
-            _require(
-                1 <= j < self.layers,
-                f"'network.downsample' names x_{j}; with {self.layers} layers it may name "
-                f"x_1 … x_{self.layers - 1}",
-            )
-
-
-@dataclass(frozen=True)
-class Auxiliary:
-    k: int
-    """Hidden layers of the auxiliary problem: layer j and k - 1 convolutions in C."""
-    width: int = 0
-    """M̃, width of C at layer 1; doubled with the layers' width. Unused at k = 1."""
-    final_width: int | None = None
-    """M̃_f, width of the last layer's C."""
-    batch_norm: bool = False
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        _positive("auxiliary", k=self.k)
-        if self.k > 1:
-            _positive("auxiliary", width=self.width)
+            require(self.views >= 0, f"'augment.views' is {self.views}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -166,16 +104,16 @@ class Schedule:
     """Epochs between test accuracies in the training curve; 0 for the end only."""
 
     def __post_init__(self) -> None:
-        _one_of("schedule.kind", self.kind, ("step", "one-cycle"))
-        _one_of("schedule.keep", self.keep, ("last", "best"))
-        _one_of("schedule.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
-        _positive("schedule", epochs=self.epochs, batch=self.batch, lr=self.lr, decay=self.decay)
-        _positive("schedule", every=self.every, accumulate=self.accumulate)
-        _require(
+        one_of("schedule.kind", self.kind, ("step", "one-cycle"))
+        one_of("schedule.keep", self.keep, ("last", "best"))
+        one_of("schedule.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        positive("schedule", epochs=self.epochs, batch=self.batch, lr=self.lr, decay=self.decay)
+        positive("schedule", every=self.every, accumulate=self.accumulate)
+        require(
             0 <= self.momentum < 1, f"'schedule.momentum' is {self.momentum}; it must be in [0, 1)"
         )
-        _require(0 < self.warmup < 1, f"'schedule.warmup' is {self.warmup}; it must be in (0, 1)")
-        _require(
+        require(0 < self.warmup < 1, f"'schedule.warmup' is {self.warmup}; it must be in (0, 1)")
+        require(
             self.accumulate <= self.batch,
             f"'schedule.accumulate' is {self.accumulate}; 'schedule.batch' is only {self.batch}",
         )
@@ -199,13 +137,13 @@ class Cache:
 
     def __post_init__(self) -> None:
         known = ("float32", "float16", "bfloat16", "uint8", "uint4")
-        _one_of("cache.precision", self.precision, known)
-        _require(
+        one_of("cache.precision", self.precision, known)
+        require(
             0 < self.percentile <= 100,
             f"'cache.percentile' is {self.percentile}; it must be above 0 and at most 100",
         )
-        _one_of("cache.profile", self.profile, ("raw", "zstd", "lz4"))
-        _positive("cache", shard_mb=self.shard_mb, block=self.block)
+        one_of("cache.profile", self.profile, ("raw", "zstd", "lz4"))
+        positive("cache", shard_mb=self.shard_mb, block=self.block)
 
 
 @dataclass(frozen=True)
@@ -217,6 +155,8 @@ class Claim:
     last: float | None = None
     """Top-1 of the last layer."""
     ensemble: float | None = None
+    last_top5: float | None = None
+    ensemble_top5: float | None = None
 
 
 @dataclass(frozen=True)
@@ -231,17 +171,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         a = self.augment
-        _require(
+        require(
             a.crop <= self.canvas,
             f"'augment.crop' is {a.crop}; the canvas, 'data.size' + 2 · 'augment.pad', is "
             f"{self.canvas}",
         )
-        _require(
+        require(
             not (a.views == 1 and self.is_random and not a.allow_single_view),
             "'augment.views' is 1 with random crops or flips: every epoch would see the same draw. "
             "Use 4 or more views, \"canvas\", or set 'augment.allow_single_view'",
         )
         self._check_divisible("augment.crop", a.crop, len(self.layers))
+        require(
+            self.final_side >= 2 or not self.auxiliary.final_hidden,
+            f"'auxiliary.final_hidden' begins with max pooling over 2×2 pixels, and x_J has "
+            f"{self.final_side}; enlarge 'augment.crop' or shorten 'network.downsample'",
+        )
         if a.views == "canvas":
             self._check_divisible("the canvas", self.canvas, len(self.layers))
             self._check_divisible(
@@ -250,7 +195,7 @@ class Recipe:
 
     def _check_divisible(self, what: str, pixels: int, depth: int) -> None:
         scale = scale_at(self.layers, depth)
-        _require(
+        require(
             pixels % scale == 0,
             f"{what} is {pixels} pixels, which {scale} (2^downsamplings up to x_{depth}) does not "
             "divide; change 'augment.crop', 'augment.pad' or 'network.downsample'",
@@ -267,35 +212,22 @@ class Recipe:
         return (self.canvas - self.augment.crop) // 2
 
     @property
+    def final_side(self) -> int:
+        """Of x_J as its classifier sees it, in pixels."""
+        return self.shape(len(self.layers), self.augment.crop)[1]
+
+    @property
     def is_random(self) -> bool:
         """Does augmentation draw anything?"""
         return self.augment.flip or self.canvas > self.augment.crop
 
     @cached_property
     def layers(self) -> tuple[LayerSpec, ...]:
-        n = self.network
-        return layer_specs(
-            channels=self.data.channels,
-            layers=n.layers,
-            width=n.width,
-            downsample=n.downsample,
-            stem=n.stem,
-            batch_norm=n.batch_norm,
-            bias=n.bias,
-        )
+        return self.network.specs(self.data.channels)
 
     @cached_property
     def auxiliaries(self) -> tuple[AuxiliarySpec, ...]:
-        a = self.auxiliary
-        return auxiliary_specs(
-            self.layers,
-            k=a.k,
-            width=a.width,
-            final_width=a.final_width,
-            classes=self.data.classes,
-            batch_norm=a.batch_norm,
-            bias=a.bias,
-        )
+        return self.auxiliary.specs(self.layers, self.data.classes, self.final_side)
 
     def shape(self, depth: int, size: int) -> Shape:
         """Shape of x_depth for an image (crop or canvas) of side ``size``."""
@@ -305,7 +237,7 @@ class Recipe:
         """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
         table = dataclasses.asdict(self)
         del table["claim"], table["data"]["source"]
-        return table
+        return table | {"network": self.network.science(), "auxiliary": self.auxiliary.science()}
 
 
 def parse(text: str, name: str) -> Recipe:

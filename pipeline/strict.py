@@ -37,6 +37,23 @@ def read(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
     return kind(**values)
 
 
+def require(condition: bool, message: str) -> None:
+    """Refuse a value that has the type but cannot be. Raises RecipeError."""
+    if not condition:
+        raise RecipeError(message)
+
+
+def one_of(path: str, value: str, known: tuple[str, ...]) -> None:
+    """As :func:`require`, for words; suggests the nearest."""
+    require(value in known, f"'{path}' is {value!r}{did_you_mean(value, known)}")
+
+
+def positive(path: str, **values: float) -> None:
+    """As :func:`require`, for keys of the table ``path``."""
+    for name, value in values.items():
+        require(value > 0, f"'{path}.{name}' is {value}; it must be above 0")
+
+
 def _is_required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 

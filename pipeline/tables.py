@@ -256,7 +256,8 @@ def of_garbage(found: Sequence[Garbage], left: Sequence[Garbage] | None) -> list
 
 def of_evaluation(result: Mapping[str, Any]) -> Table:
     table = _table(
-        "layer", "test loss", "top-1", "top-5", "ensemble, logits", "ensemble, probabilities"
+        *("layer", "test loss", "top-1", "top-5"),
+        *("ensemble, logits", "ensemble, probabilities", "ensemble, top-5"),
     )
     table.title = f"{result['samples']:,} test images"
     for layer in result["layers"]:
@@ -268,6 +269,7 @@ def of_evaluation(result: Mapping[str, Any]) -> Table:
             _percent(test["top5"]),
             _percent(ensemble["logits"]["top1"]),
             _percent(ensemble["probabilities"]["top1"]),
+            _percent(ensemble["probabilities"]["top5"]),
         )
     return table
 

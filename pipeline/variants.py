@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from pipeline.errors import OptionRange, RecipeError
 from pipeline.recipe import Recipe, Schedule
 from pipeline.strict import did_you_mean
-from stages.spec import AuxiliarySpec, LayerSpec
+from stages.spec import AuxiliarySpec, LayerSpec, described
 
 M, K, AUXILIARY_M, SEED = "width", "auxiliary.k", "auxiliary.width", "seed"
 SCHEDULE = ("lr", "momentum", "nesterov", "weight_decay", "kind", "epochs", "decay", "every")
@@ -56,8 +56,8 @@ class Variant:
         """All that decides the result beside x_{j-1} and the run's seed, as JSON."""
         schedule = dataclasses.asdict(self.schedule)
         return {
-            "layer": dataclasses.asdict(self.layer),
-            "auxiliary": dataclasses.asdict(self.auxiliary),
+            "layer": described(self.layer),
+            "auxiliary": described(self.auxiliary),
             "schedule": {k: v for k, v in schedule.items() if k not in NOT_RESULTS},
             "seed": self.seed,
         }
@@ -137,13 +137,18 @@ def _value(key: str, text: str) -> Any:
 def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Variant:
     layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
     k = changes.get(K, auxiliary.k)
+    if auxiliary.hidden and (wrong := [key for key in (K, AUXILIARY_M) if key in changes]):
+        raise OptionRange(
+            f"--vary {wrong[0]}: layer {j} ends in 'auxiliary.final_hidden', without convolutions "
+            "that could vary"
+        )
     if k == 1:
         changes.pop(AUXILIARY_M, None)  # there is no C with a width: the same problem
     layer = dataclasses.replace(layer, width=changes.get(M, layer.width))
     auxiliary = dataclasses.replace(
         auxiliary, channels=layer.width, k=k, width=changes.get(AUXILIARY_M, auxiliary.width)
     )
-    if k > 1 and auxiliary.width < 1:
+    if auxiliary.convolutions and auxiliary.width < 1:
         raise OptionRange(
             f"--vary {K}={k}: the recipe gives no 'auxiliary.width'; add --vary {AUXILIARY_M}=…"
         )

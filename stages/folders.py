@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, Self, cast
 
@@ -98,10 +98,11 @@ def _test_folder(title: str, tree: _Tree) -> str:
     folders = set(tree.folders)
     if "train" not in folders:
         raise DataError(f"{title} has no folder train/")
-    for folder in _TEST:
-        if folder in folders:
-            return folder
-    raise DataError(f"{title} has no folder test/ or val/")
+    there = [folder for folder in _TEST if folder in folders]
+    if not there:
+        raise DataError(f"{title} has no folder test/ or val/")
+    # ImageNet has both, and what lies in test/ has no classes.
+    return next((folder for folder in there if _members(tree, folder)), there[0])
 
 
 def _classes(title: str, tree: _Tree) -> list[str]:
@@ -119,11 +120,16 @@ def _members(tree: _Tree, folder: str) -> list[tuple[str, str]]:
 
 
 def _check_classes(
-    title: str, classes: Iterable[str], found: dict[str, list[tuple[str, str]]]
+    title: str, classes: Sequence[str], found: dict[str, list[tuple[str, str]]]
 ) -> None:
     full = {kind for kind, _ in found["train"]}
     if bare := [kind for kind in classes if kind not in full]:
         raise DataError(f"class {bare[0]} has no images under train/ in {title}")
+    if not found["test"]:
+        raise DataError(
+            f"the test split of {title} has no images: they belong into a folder for each class, "
+            f"such as {classes[0]}/"
+        )
     if extra := sorted({kind for kind, _ in found["test"]} - full):
         raise DataError(f"class {extra[0]} is only in the test split of {title}, not in train/")
 

@@ -15,6 +15,8 @@ from stages.spec import AuxiliarySpec, LayerSpec, Shape
 
 FLOAT = 4
 """Bytes of a weight, its gradient, its momentum."""
+POSITION = 8
+"""Bytes of where in its 2×2 pixels max pooling found a value."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class _Convolution:
     outputs: int
     weights: int
     batch_norm: bool
+    averaged: int = 0
+    """Of what the input is an average of; 0: of nothing."""
 
     @property
     def saved(self) -> int:
-        """What backward needs of it: W's output and ρ's, which is in place."""
-        return self.outputs * (1 + self.batch_norm)
+        """What backward needs of it: W's output, ρ's, which is in place, and an averaged input."""
+        return self.outputs * (1 + self.batch_norm) + self.inputs * (self.averaged > 0)
 
 
 def solving(
@@ -84,8 +88,10 @@ def solving(
     whole = FLOAT * parameters if divided else 0  # gradients of the micro-batches before
     width = ACTIVATION_BYTES[compute]
     convolutions = _convolutions(layer, auxiliary, shape, micro)
-    backward = whole + _backward(convolutions, width, unshuffled=layer.downsamplings > 0)
-    largest = max(c.weights for c in convolutions)
+    backward = whole + _backward(convolutions, width, resized=layer.downsamplings > 0)
+    connected = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
+    backward += (FLOAT + width * (width < FLOAT)) * sum(connected)  # their gradients come first
+    largest = max([*connected, *(c.weights for c in convolutions)])
     decayed = parameters if at_once else largest  # gradient + weight decay · weight
     update = FLOAT * (parameters + decayed)
     return constant + max(backward, update)
@@ -116,8 +122,11 @@ def applying(
         held = whole + stored.between * inputs * (number > 0)
         copied = FLOAT * (images if number == 0 else stored.between < FLOAT)
         before = held + (copied + (width < FLOAT) * width) * inputs
-        unshuffled = width * inputs * (layer.downsamplings > 0)
-        convolved = before + max(unshuffled + outputs, outputs * (1 + layer.batch_norm))
+        resized = width * inputs * (layer.downsamplings > 0)
+        if layer.pool == "max":
+            pooled = block * layer.channels * prod(layer.output(shape)[1:])
+            resized = (FLOAT + POSITION) * pooled
+        convolved = before + max(resized + outputs, outputs * (1 + layer.batch_norm))
         rounded = held + outputs + stored.rounding * outputs // width
         peak = max(peak, convolved, rounded)
         parameters += layer.parameters
@@ -128,27 +137,27 @@ def applying(
 def _convolutions(
     layer: LayerSpec, auxiliary: AuxiliarySpec, shape: Shape, rows: int
 ) -> list[_Convolution]:
-    channels, height, width = layer.output(shape)
-    pixels = rows * height * width
+    output = layer.output(shape)
+    channels, pixels = output[0], rows * prod(output[1:])
     inputs = layer.convolved_channels
     found = [
         _Convolution(pixels * inputs, pixels * channels, 9 * inputs * channels, layer.batch_norm)
     ]
-    for _ in range(auxiliary.k - 1):
-        inputs, channels = channels, auxiliary.width
+    seen = rows * auxiliary.pixels(output)
+    for number, (inputs, channels) in enumerate(auxiliary.convolutions):
+        averaged = pixels * inputs if auxiliary.half_resolution and number == 0 else 0
+        kernels = 9 * inputs * channels
         found.append(
-            _Convolution(
-                pixels * inputs, pixels * channels, 9 * inputs * channels, auxiliary.batch_norm
-            )
+            _Convolution(seen * inputs, seen * channels, kernels, auxiliary.batch_norm, averaged)
         )
     return found
 
 
-def _backward(convolutions: Sequence[_Convolution], width: int, *, unshuffled: bool) -> int:
+def _backward(convolutions: Sequence[_Convolution], width: int, *, resized: bool) -> int:
     """Most bytes between the end of forward and the end of backward: activations and gradients."""
     mixed = width < FLOAT
     copies = width * sum(c.weights for c in convolutions) * mixed
-    first = width * convolutions[0].inputs if unshuffled or mixed else 0
+    first = width * convolutions[0].inputs if resized or mixed else 0
     saved = first + copies + width * sum(c.saved for c in convolutions)
     gradient, peak, done = width * convolutions[-1].outputs, saved, 0
     for number in reversed(range(len(convolutions))):
@@ -164,4 +173,8 @@ def _backward(convolutions: Sequence[_Convolution], width: int, *, unshuffled: b
         peak = max(peak, saved + out + gradient + done + of_weights)
         done += of_weights
         saved -= width * c.weights * mixed
+        if c.averaged:
+            saved -= gradient  # as large as the averaged input
+            peak = max(peak, saved + gradient + width * c.averaged + done)
+            gradient = width * c.averaged
     return peak

@@ -191,7 +191,10 @@ def survey(
         raise DataError(_complaint(broken, len(lines) + len(broken)))
     indices = {split: np.array(kept[split], np.int64) for split in SPLITS}
     _check_left(source, indices)
-    return Survey(hashlib.sha256(b"".join(sorted(lines))).hexdigest(), indices, tuple(broken))
+    digest = hashlib.sha256()
+    for line in sorted(lines):
+        digest.update(line)
+    return Survey(digest.hexdigest(), indices, tuple(broken))
 
 
 def _results(source: Source, workers: int) -> Iterator[tuple[str, int, list[str | Broken]]]:

@@ -5,6 +5,9 @@
 
 P is the invertible downsampling of Dinh et al. (2017): each 2×2 block of pixels becomes 4 channels.
 A averages over the four spatial quadrants. Initialisation is PyTorch's default, from a given seed.
+
+For VGG (Sec. 4.3) P is max pooling, W̃_0 sees x_j averaged to half its resolution, and the last
+classifier is VGG's own: max pooling and fully connected layers.
 """
 
 import math
@@ -21,7 +24,8 @@ class Layer(nn.Module):
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
-        self.downsample = nn.Sequential(*(nn.PixelUnshuffle(2) for _ in range(spec.downsamplings)))
+        p = nn.PixelUnshuffle if spec.pool == "invertible" else nn.MaxPool2d
+        self.downsample = nn.Sequential(*(p(2) for _ in range(spec.downsamplings)))
         self.convolution = nn.Conv2d(
             spec.convolved_channels, spec.width, 3, padding=1, bias=spec.bias
         )
@@ -38,17 +42,26 @@ class Auxiliary(nn.Module):
     def __init__(self, spec: AuxiliarySpec) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
-        for n in range(spec.k - 1):
-            inputs = spec.channels if n == 0 else spec.width
-            blocks.append(nn.Conv2d(inputs, spec.width, 3, padding=1, bias=spec.bias))
-            blocks.append(nn.BatchNorm2d(spec.width) if spec.batch_norm else nn.Identity())
+        for inputs, outputs in spec.convolutions:
+            blocks.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=spec.bias))
+            blocks.append(nn.BatchNorm2d(outputs) if spec.batch_norm else nn.Identity())
             blocks.append(nn.ReLU(inplace=True))
+        # Where the side is odd, what is averaged at its end are fewer pixels.
+        self.halve = nn.AvgPool2d(2, ceil_mode=True) if spec.half_resolution else nn.Identity()
         self.convolutions = nn.Sequential(*blocks)
-        self.average = nn.AdaptiveAvgPool2d(2)
-        self.linear = nn.Linear(4 * spec.averaged_channels, spec.classes)
+        self.average = nn.MaxPool2d(2) if spec.hidden else nn.AdaptiveAvgPool2d(2)
+        self.linear = _linear(spec)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
-        return self.linear(self.average(self.convolutions(x)).flatten(1))
+        return self.linear(self.average(self.convolutions(self.halve(x))).flatten(1))
+
+
+def _linear(spec: AuxiliarySpec) -> nn.Module:
+    """L, or the fully connected layers that end with it."""
+    *hidden, last = (nn.Linear(inputs, outputs) for inputs, outputs in spec.maps)
+    if not hidden:
+        return last
+    return nn.Sequential(*(part for one in hidden for part in (one, nn.ReLU(inplace=True))), last)
 
 
 class Problem(nn.Module):

@@ -7,8 +7,11 @@ and x_3 are downsampled before the next layer, so layers 3 and 4 begin with P an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 Shape = tuple[int, int, int]
 """(channel, y, x)."""
@@ -31,11 +34,13 @@ class LayerSpec:
     """How often P is applied before W: 0 or 1, for layer 1 the stem's count."""
     batch_norm: bool
     bias: bool
+    pool: str = "invertible"
+    """P: the ``invertible`` downsampling, or ``max`` over 2×2 pixels as in VGG (Sec. 4.3)."""
 
     @property
     def convolved_channels(self) -> int:
-        """Channels that W sees: P turns each into 4."""
-        return self.channels * 4**self.downsamplings
+        """Channels that W sees: the invertible P turns each into 4."""
+        return self.channels * (4**self.downsamplings if self.pool == "invertible" else 1)
 
     def output(self, shape: Shape) -> Shape:
         """Shape of x_j from that of x_{j-1}."""
@@ -55,7 +60,11 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class AuxiliarySpec:
-    """C_γ = L A ρW̃_{k-2} … ρW̃_0 (Eq. 2): k-1 convolutions, averaging to 2×2, one linear map."""
+    """C_γ = L A ρW̃_{k-2} … ρW̃_0 (Eq. 2): k-1 convolutions, averaging to 2×2, one linear map.
+
+    Or, with ``hidden`` layers, what VGG ends with: max pooling over 2×2 pixels and, instead of
+    convolutions, fully connected layers, each with bias and ρ, before the linear map.
+    """
 
     channels: int
     """Channels of x_j."""
@@ -66,27 +75,54 @@ class AuxiliarySpec:
     classes: int
     batch_norm: bool
     bias: bool
+    half_resolution: bool = False
+    """The convolutions see x_j averaged over 2×2 pixels (Sec. 4.3, VGG)."""
+    hidden: tuple[int, ...] = ()
+    """Widths of the fully connected layers."""
+    side: int = 0
+    """With ``hidden``: of x_j after max pooling, in pixels."""
 
     @property
-    def averaged_channels(self) -> int:
-        """Channels that A sees."""
-        return self.width if self.k > 1 else self.channels
+    def convolutions(self) -> tuple[tuple[int, int], ...]:
+        """Channels in and out of W̃_0 … W̃_{k-2}."""
+        widths = [self.channels, *[self.width] * (self.k - 1)]
+        return () if self.hidden else tuple(pairwise(widths))
+
+    @property
+    def maps(self) -> tuple[tuple[int, int], ...]:
+        """Values in and out of the linear maps: L, after those of the hidden layers."""
+        averaged = self.width if self.k > 1 else self.channels
+        inputs = self.channels * self.side**2 if self.hidden else 4 * averaged
+        return tuple(pairwise((inputs, *self.hidden, self.classes)))
 
     @property
     def parameters(self) -> int:
-        convolutions = 0
-        for n in range(self.k - 1):
-            inputs = self.channels if n == 0 else self.width
-            convolutions += self.width * (inputs * KERNEL + self.bias + 2 * self.batch_norm)
-        return convolutions + self.classes * (4 * self.averaged_channels + 1)
+        extra = self.bias + 2 * self.batch_norm
+        kernels = sum(outputs * (inputs * KERNEL + extra) for inputs, outputs in self.convolutions)
+        return kernels + sum(outputs * (inputs + 1) for inputs, outputs in self.maps)
+
+    def pixels(self, shape: Shape) -> int:
+        """How many the convolutions see of an x_j of shape ``shape``."""
+        _, height, width = shape
+        if self.half_resolution:
+            height, width = -(-height // 2), -(-width // 2)
+        return height * width
 
     def operations(self, shape: Shape) -> int:
         """Multiply-adds of one forward pass of one x_j of shape ``shape``."""
-        total = self.classes * 4 * self.averaged_channels
-        for n in range(self.k - 1):
-            inputs = self.channels if n == 0 else self.width
-            total += inputs * self.width * KERNEL * shape[1] * shape[2]
-        return total
+        kernels = sum(inputs * outputs * KERNEL for inputs, outputs in self.convolutions)
+        maps = sum(inputs * outputs for inputs, outputs in self.maps)
+        return kernels * self.pixels(shape) + maps
+
+
+def described(spec: LayerSpec | AuxiliarySpec) -> dict[str, Any]:
+    """A specification as JSON, without what is at its default: so that a network keeps its
+    fingerprints when specifications learn to say more."""
+    return {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if getattr(spec, field.name) != field.default
+    }
 
 
 def layer_specs(
@@ -98,16 +134,25 @@ def layer_specs(
     stem: int,
     batch_norm: bool,
     bias: bool,
+    pool: str = "invertible",
+    widths: Sequence[int] = (),
 ) -> tuple[LayerSpec, ...]:
-    """The J layers. Output width equals input width, or twice that after a P (Sec. 4, naming)."""
+    """The J layers. Output width equals input width, or twice that after a P (Sec. 4, naming).
+
+    Args:
+        pool: what P is between layers; the stem is always invertible.
+        widths: of all layers, where they follow another rule.
+    """
     specs: list[LayerSpec] = []
     for j in range(1, layers + 1):
         begins_with_p = (j - 1) in downsample
         inputs = channels if j == 1 else specs[-1].width
         outputs = width if j == 1 else inputs * (2 if begins_with_p else 1)
-        specs.append(
-            LayerSpec(j, inputs, outputs, stem if j == 1 else int(begins_with_p), batch_norm, bias)
-        )
+        if widths:
+            outputs = widths[j - 1]
+        times, p = (stem, "invertible") if j == 1 else (int(begins_with_p), pool)
+        p = p if times else "invertible"  # without P it is the same layer
+        specs.append(LayerSpec(j, inputs, outputs, times, batch_norm, bias, p))
     return tuple(specs)
 
 
@@ -120,14 +165,28 @@ def auxiliary_specs(
     classes: int,
     batch_norm: bool,
     bias: bool,
+    half_resolution: bool = False,
+    final_hidden: Sequence[int] = (),
+    final_side: int = 0,
 ) -> tuple[AuxiliarySpec, ...]:
-    """One auxiliary classifier per layer; M̃ doubles with the width, M̃_f is the last one's."""
+    """One auxiliary classifier per layer; M̃ doubles with the width, M̃_f is the last one's.
+
+    Args:
+        final_hidden: hidden fully connected layers of the last one, which is then VGG's.
+        final_side: of x_J in pixels; used with these.
+    """
     specs = []
     for layer in layers:
         scaled = width * layer.width // layers[0].width
         if layer is layers[-1] and final_width is not None:
             scaled = final_width
-        specs.append(AuxiliarySpec(layer.width, k, scaled, classes, batch_norm, bias))
+        specs.append(
+            AuxiliarySpec(layer.width, k, scaled, classes, batch_norm, bias, half_resolution)
+        )
+    if final_hidden:
+        hidden, side = tuple(final_hidden), final_side // 2
+        last = dataclasses.replace(specs[-1], k=1 + len(hidden), width=0, half_resolution=False)
+        specs[-1] = dataclasses.replace(last, hidden=hidden, side=side)
     return tuple(specs)
 
 

@@ -35,6 +35,7 @@ views = {views}
 layers = 3
 width = 8
 downsample = {downsample}
+pool = "{pool}"
 [auxiliary]
 k = 1
 [schedule]
@@ -45,8 +46,8 @@ lr = 0.1
 """
 
 
-def recipe(mode: str = '"canvas"', downsample: str = "[]") -> Recipe:
-    return parse(TOML.format(views=mode, downsample=downsample), "test")
+def recipe(mode: str = '"canvas"', downsample: str = "[]", pool: str = "invertible") -> Recipe:
+    return parse(TOML.format(views=mode, downsample=downsample, pool=pool), "test")
 
 
 def images(n: int) -> torch.Tensor:
@@ -64,14 +65,15 @@ def images(n: int) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize("pool", ["invertible", "max"])
 def test_a_crop_in_feature_space_is_the_feature_of_the_crop(
-    downsample: str, reach: list[int], depth: int
+    downsample: str, reach: list[int], depth: int, pool: str
 ) -> None:
     """Canvas ≡ fresh, exactly, except where the fresh crop's zero padding is within reach.
 
     ``reach`` is how many pixels of x_depth, from the border, a padding pixel can influence.
     """
-    r = recipe(downsample=downsample)
+    r = recipe(downsample=downsample, pool=pool)
     n = 12
     layers = [
         Frozen(build_problem(r.layers[j], r.auxiliaries[j], j).layer.eval(), Floats("float32"))

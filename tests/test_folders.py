@@ -39,6 +39,18 @@ def test_val_does_for_test_and_folders_may_nest(folder: Path) -> None:
         assert source.name("train", 8) == "train/dog/more/x.jpg"
 
 
+def test_a_test_folder_without_labels_is_passed_over_for_val(folder: Path, tmp_path: Path) -> None:
+    """As ImageNet is packed: its test images lie in one folder, without classes."""
+    (folder / "test").rename(folder / "val")
+    save(folder / "test/ILSVRC2012_test_00000001.JPEG", Image.new("L", (3, 3)))
+    for path in (folder, pack(folder, tmp_path / "a.tar", "w")):
+        with opened(path) as source:
+            assert (source.count("test"), source.name("test", 0)) == (4, "val/cat/0.JPG")
+    shutil.rmtree(folder / "val")
+    save(folder / "val/ILSVRC2012_val_00000001.JPEG", Image.new("L", (3, 3)))
+    assert "they belong into a folder for each class, such as cat/" in refusal(folder)
+
+
 def test_files_that_are_no_images_are_passed_over(folder: Path) -> None:
     for name in (".hidden.jpg", "Thumbs.db", "notes.txt", ".DS_Store"):
         (folder / "train/cat" / name).write_bytes(b"x")

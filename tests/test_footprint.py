@@ -9,6 +9,7 @@ import torch
 
 from pipeline.recipe import Recipe, parse
 from pipeline.recipes import text_of
+from pipeline.views import cached_size
 from stages.featurize import Frozen, encoded
 from stages.footprint import applying, solving
 from stages.memory import watched
@@ -52,6 +53,8 @@ def stepped(recipe: Recipe, j: int, batch: int, accumulate: int, compute: torch.
         ("cifar10-k3", 64, 16, 4, "float32"),
         ("cifar10-k2", 32, 8, 2, "bfloat16"),
         ("digits", 16, 64, 1, "float32"),
+        ("vgg11-small", 16, 16, 1, "float32"),
+        ("vgg11-small", 16, 4, 1, "bfloat16"),
     ],
 )
 def test_a_step_takes_what_was_predicted(
@@ -82,15 +85,20 @@ def coded(precision: str, channels: int) -> Codec:
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "uint8"])
-@pytest.mark.parametrize(("name", "width"), [("cifar10-small", 32), ("cifar10-k1", 16)])
-def test_a_forward_pass_takes_what_was_predicted(name: str, width: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "width", "count"),
+    [("cifar10-small", 32, 3), ("cifar10-k1", 16, 5), ("vgg11-small", 16, 4)],
+)
+def test_a_forward_pass_takes_what_was_predicted(
+    name: str, width: int, count: int, precision: str
+) -> None:
     recipe, block = narrowed(name, width), 64
     layers = [
         Frozen(build_problem(layer, auxiliary, 0).layer.eval(), coded(precision, layer.width))
         for layer, auxiliary in zip(recipe.layers, recipe.auxiliaries, strict=True)
     ]
-    for first, last in combinations(range(len(layers) + 1), 2):
-        some, shape = layers[first:last], recipe.shape(first, 40)
+    for first, last in combinations(range(count + 1), 2):
+        some, shape = layers[first:last], recipe.shape(first, cached_size(recipe))
         weights = [p for frozen in some for p in frozen.layer.parameters()]
         x = stored = torch.zeros(block, *shape)
         if first:

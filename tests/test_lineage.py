@@ -48,10 +48,10 @@ def names(
 BASE = names(recipe())
 
 
-def changed_text(old: str, new: str) -> Recipe:
+def changed_text(old: str, new: str, times: int = -1) -> Recipe:
     text = tiny()
     assert old in text
-    return parse(text.replace(old, new), "tiny")
+    return parse(text.replace(old, new, times), "tiny")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,9 @@ def changed_text(old: str, new: str) -> Recipe:
         pytest.param(names(changed_text("block = 64", "block = 32")), 1, id="rows per pass"),
         pytest.param(names(recipe(views="4")), 1, id="fixed views for the canvas"),
         pytest.param(names(recipe(downsample="[2]")), 2, id="where P is"),
+        pytest.param(
+            names(changed_text("batch_norm", 'pool = "max"\nbatch_norm', 1)), 2, id="what P is"
+        ),
     ],
 )
 def test_what_changes_the_values_renames_that_depth_and_all_above(
@@ -123,3 +126,13 @@ def test_the_intent_says_what_the_name_was_made_from() -> None:
     assert node.intent["weights"] == WEIGHTS[0]
     assert node.intent["preprocessing"]["mean"] == [0.3]
     assert replace(node).fingerprint == BASE[1]
+
+
+def test_what_a_layer_does_not_need_is_not_in_its_name() -> None:
+    """Keys that came later would rename every level there is."""
+    pooled = changed_text("batch_norm", 'pool = "max"\nbatch_norm', 1)
+    before, after = (
+        chain(r, 0, "float32", DATA, WEIGHTS)[2].intent["layer"] for r in (recipe(), pooled)
+    )
+    assert [*before] == ["index", "channels", "width", "downsamplings", "batch_norm", "bias"]
+    assert after == before | {"pool": "max"}

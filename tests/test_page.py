@@ -87,7 +87,8 @@ def _report(layers: int = 4, classes: int = 10, top5: float | None = None) -> di
             "classes": [str(one) for one in range(classes)],
             "broken": [],
         },
-        "claim": {"text": "The aim.", "last": 88.3, "ensemble": 99.4, "source": "Table 2"},
+        "claim": {"text": "The aim.", "last": 88.3, "ensemble": 99.4, "source": "Table 2"}
+        | {"last_top5": None, "ensemble_top5": 50.0},
         "layers": [_layer(number, top5) for number in range(1, layers + 1)],
         "confusion": {"of": "ensemble (probabilities)", "matrix": _matrix(classes)},
         "steps": steps,
@@ -201,6 +202,8 @@ def test_headline_and_claim(pages: dict[str, str]) -> None:
         assert words in text
     for words in ("The aim.", "(Table 2)", "88.3 %", "+6.6 points", "\N{MINUS SIGN}4.0 points"):
         assert words in text
+    assert "Ensemble, top-5" in text
+    assert "Last layer, top-5" not in text, "nothing is claimed of it"
 
 
 def test_many_test_images_earn_a_second_decimal() -> None:
@@ -211,7 +214,7 @@ def test_many_test_images_earn_a_second_decimal() -> None:
 
 def test_without_claim_the_section_is_left_out() -> None:
     report = _report(layers=1)
-    report["claim"] = {"text": "", "last": None, "ensemble": None, "source": None}
+    report["claim"] = dict.fromkeys(report["claim"], None) | {"text": ""}
     assert "Claim" not in page.render(report)
 
 

@@ -1,9 +1,10 @@
 """Planning: what is missing, against brute force; bytes, against what is then written."""
 
+from math import prod
 from pathlib import Path
 
 import pytest
-from house import open_run, tiny
+from house import here, open_run, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,7 +108,7 @@ def test_what_a_free_cache_could_save_is_what_the_readme_says(name: str, ceiling
     assert f"{ceiling}× (k = {recipe.auxiliary.k})" in README.read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["cifar10-k1", "cifar10-k2", "cifar10-k3"])
+@pytest.mark.parametrize("name", ["cifar10-k1", "cifar10-k2", "cifar10-k3", "imagenet-k1", "vgg11"])
 def test_over_budget_is_refused_with_both_numbers_and_what_to_change(name: str) -> None:
     _, recipe = load(name)
     plan = make_plan(recipe)
@@ -115,6 +116,34 @@ def test_over_budget_is_refused_with_both_numbers_and_what_to_change(name: str) 
         check_budget(plan, 20 * 10**9)
     for word in (size(plan.peak), "20.0 GB", "'network.width'", "'augment.views'"):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "ceiling"),
+    [
+        ("imagenet-k1", (256, 112, 112), "2.04"),
+        ("imagenet-k2", (128, 112, 112), "1.39"),
+        ("imagenet-k3", (128, 112, 112), "1.18"),
+        ("vgg11", (64, 224, 224), "1.34"),
+    ],
+)
+def test_the_papers_imagenet_takes_terabytes(
+    name: str, shape: tuple[int, int, int], ceiling: str
+) -> None:
+    plan = make_plan(load(name)[1])
+    assert plan.depths[1].view_bytes == 1_281_167 * prod(shape) * 2
+    assert plan.depths[1].steps == 45 * 5004
+    assert f"{plan.ceiling:.2f}" == ceiling
+    if name == "imagenet-k3":
+        assert f"take {plan.total / 1e12:.0f} TB" in README.read_text("utf-8")
+
+
+def test_a_plan_beyond_the_disk_is_refused_in_one_line(tmp_path: Path) -> None:
+    where = ("--store", tmp_path / "store", "--run", tmp_path / "run")
+    told = here("plan", "imagenet-k3", *where, "--disk-budget", "2TB")
+    assert told.rc == 5
+    for words in ("needs 22.2 TB", "(40.0 TB with every level kept)", "--disk-budget is 2.0 TB"):
+        assert words in told.error
 
 
 def test_between_peak_and_total_levels_are_removed_on_the_way() -> None:
