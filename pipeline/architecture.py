@@ -55,6 +55,7 @@ class Network:
         return layer_specs(channels=channels, **dataclasses.asdict(self))
 
     def science(self) -> dict[str, Any]:
+        """Its part of :meth:`pipeline.recipe.Recipe.science`."""
         return _without_later_defaults(self, ("pool", "widths"))
 
 
@@ -101,6 +102,7 @@ class Auxiliary:
         return auxiliary_specs(layers, classes=classes, final_side=side, **given)
 
     def science(self) -> dict[str, Any]:
+        """Its part of :meth:`pipeline.recipe.Recipe.science`."""
         return _without_later_defaults(self, ("half_resolution", "final_hidden"))
 
 

@@ -146,7 +146,11 @@ def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Vari
         changes.pop(AUXILIARY_M, None)  # there is no C with a width: the same problem
     layer = dataclasses.replace(layer, width=changes.get(M, layer.width))
     auxiliary = dataclasses.replace(
-        auxiliary, channels=layer.width, k=k, width=changes.get(AUXILIARY_M, auxiliary.width)
+        auxiliary,
+        channels=layer.width,
+        k=k,
+        width=changes.get(AUXILIARY_M, auxiliary.width),
+        half_resolution=auxiliary.half_resolution and k > 1,
     )
     if auxiliary.convolutions and auxiliary.width < 1:
         raise OptionRange(

@@ -151,6 +151,8 @@ def test_the_last_classifier_has_no_convolutions_that_could_vary() -> None:
     for key in ("auxiliary.k", "auxiliary.width"):
         with pytest.raises(OptionRange, match=f"--vary {key}: layer 8 ends in"):
             variants(recipe, 8, [f"{key}=1,2"], 0)
+    one, two = variants(recipe, 7, ["k=1,2"], 0)
+    assert (one.auxiliary.half_resolution, two.auxiliary.half_resolution) == (False, True)
     wider = variants(recipe, 8, ["width=8"], 0)[0]
     problem = build_problem(wider.layer, wider.auxiliary, 0)
     assert problem(seeded(2, 128, 2, 2)).shape == (2, 10)
