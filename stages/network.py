@@ -46,7 +46,7 @@ class Auxiliary(nn.Module):
             blocks.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=spec.bias))
             blocks.append(nn.BatchNorm2d(outputs) if spec.batch_norm else nn.Identity())
             blocks.append(nn.ReLU(inplace=True))
-        # Where the side is odd, what is averaged at its end are fewer pixels.
+        # Where a side is odd, its last average is of fewer pixels.
         self.halve = nn.AvgPool2d(2, ceil_mode=True) if spec.half_resolution else nn.Identity()
         self.convolutions = nn.Sequential(*blocks)
         self.average = nn.MaxPool2d(2) if spec.hidden else nn.AdaptiveAvgPool2d(2)

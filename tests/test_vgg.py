@@ -45,7 +45,7 @@ def test_max_pooling_opens_the_layer() -> None:
 
 @pytest.mark.parametrize("side", [8, 7, 1])
 def test_auxiliary_convolutions_see_half_the_resolution(side: int) -> None:
-    """Sec. 4.3: 2×2 averages; where the side is odd, the last one is of fewer pixels."""
+    """Sec. 4.3: 2×2 averages; where a side is odd, the last is of fewer pixels."""
     spec = AuxiliarySpec(3, 3, 5, 10, True, True, half_resolution=True)
     half = blank_auxiliary(spec).eval()
     problem = build_problem(LayerSpec(1, 3, 3, 0, False, True), spec, 0)
