@@ -14,6 +14,7 @@ import click
 
 from cli_options import (
     DEVICE,
+    FOLDER,
     bounded,
     budget_option,
     json_option,
@@ -175,6 +176,19 @@ def evaluate(**options: Any) -> None:
     from pipeline import commands
 
     answer(options, commands.evaluate(options))
+
+
+@main.command()
+@where
+@click.option("--to", type=FOLDER, required=True, help="A new directory.")
+@click.option("--layer", "-l", type=int, help="Layers 1 … j, with C_j.  [all]")
+@click.option("--ensemble", is_flag=True, help="All classifiers, weighted by 2^j.")
+@click.option("--features", is_flag=True, help="x_j, and no classifier.")
+def export(**options: Any) -> None:
+    """The trained network as files that load without this project: plain PyTorch."""
+    from pipeline import exporting
+
+    answer(options, exporting.export(options))
 
 
 @main.command()

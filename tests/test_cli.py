@@ -276,6 +276,7 @@ OPTIONS = {
     "sweep": WORK | SOLVING | LAYER | {"--vary", "--keep"},
     "baseline": WORK | {"--checkpointing", "--micro-batch"},
     "evaluate": WHERE,
+    "export": WHERE | LAYER | {"--to", "--ensemble", "--features"},
     "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--sweeps", "--dry-run", "--yes"},
     "verify": WORK | LAYER | {"--deep", "--repair"},
