@@ -159,6 +159,19 @@ def sweep(**options: Any) -> None:
 
 
 @main.command()
+@solving
+@click.option("--vary", multiple=True, required=True, metavar="KEY=VALUE,…", help="Once per key.")
+def final(**options: Any) -> None:
+    """Train other final classifiers on x_J, with layer J frozen: another M̃_f, or k.
+
+    May vary: what `sweep` may, but width. To solve layer J again too: sweep --layer J.
+    """
+    from pipeline import commands
+
+    answer(options, commands.final(options))
+
+
+@main.command()
 @work
 @click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Images at a time.  [the recipe's]")
@@ -184,6 +197,7 @@ def evaluate(**options: Any) -> None:
 @click.option("--layer", "-l", type=int, help="Layers 1 … j, with C_j.  [all]")
 @click.option("--ensemble", is_flag=True, help="All classifiers, weighted by 2^j.")
 @click.option("--features", is_flag=True, help="x_j, and no classifier.")
+@click.option("--final", metavar="NAME", help="With a classifier that `final` trained.")
 def export(**options: Any) -> None:
     """The trained network as files that load without this project: plain PyTorch."""
     from pipeline import exporting

@@ -33,7 +33,6 @@ CPU = torch.device("cpu")
 class Assembly:
     """A network as blocks and steps; see pipeline/plain_model.py, which builds it."""
 
-    run: Run
     blocks: dict[str, list[Part]] = field(default_factory=dict)
     steps: list[tuple[str, str, str]] = field(default_factory=list)
     """(name of the result, block, name of its argument); ``images`` is the first argument."""
@@ -66,7 +65,6 @@ class Assembly:
 class Final:
     """A classifier of x_J that was trained after layer J, with layer J frozen."""
 
-    name: str
     spec: AuxiliarySpec
     path: Path
     """Of its weights."""
@@ -93,7 +91,7 @@ def assemble(
         LevelDamaged: the weights of a classifier are not those that its record speaks of.
         StageError: a module is no chain of known parts.
     """
-    made, last = Assembly(run), len(layers)
+    made, last = Assembly(), len(layers)
     x = made.call("x", "image", "images", _image(run))
     for j, frozen in enumerate(layers, 1):
         own = not features and (ensemble or j == last) and not (final and j == last)
@@ -150,7 +148,7 @@ def _classifier(run: Run, j: int) -> list[Part]:
     record = run.layer(j)
     assert record is not None
     path = run.layer_directory(j) / AUXILIARY
-    own = Final("", run.recipe.auxiliaries[j - 1], path, record["auxiliary"])
+    own = Final(run.recipe.auxiliaries[j - 1], path, record["auxiliary"])
     return _read_classifier(run, own, j)
 
 

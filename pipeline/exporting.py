@@ -27,18 +27,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import plain_model, weights, work
+from pipeline import plain_model, swept, weights, work
 from pipeline.answer import Answer
-from pipeline.assembling import Assembly, assemble, frozen_layers
+from pipeline.assembling import Assembly, Final, assemble, frozen_layers
 from pipeline.errors import NotThereYet, OptionRange
 from pipeline.evaluation import evaluate
 from pipeline.levels import keys_at
 from pipeline.overview import Overview
 from pipeline.rundir import LOGITS, Run
 from pipeline.source import image_views, level_draws
+from pipeline.strict import did_you_mean
 from pipeline.work import Options
 from stages.evaluate import ensemble
 from stages.featurize import Frozen, featurize
+from stages.spec import AuxiliarySpec
 from store.errors import LevelDamaged, refusals
 from store.files import DISK
 from store.fingerprint import sha256
@@ -64,13 +66,16 @@ class Wanted:
     """Layers 1 … j."""
     features: bool
     ensemble: bool
+    final: swept.Result | None
+    """The classifier that replaces that of layer j, which is the last."""
 
     @property
     def text(self) -> str:
         layers = f"layers 1 … {self.j}" if self.j > 1 else "layer 1"
         if self.features:
             return f"{layers}, which give x_{self.j}"
-        return f"{layers} with {'all classifiers' if self.ensemble else f'C_{self.j}'}"
+        own = f"the final classifier {self.final['name']}" if self.final else f"C_{self.j}"
+        return f"{layers} with {f'all classifiers up to {own}' if self.ensemble else own}"
 
 
 def export(options: Options) -> Answer:
@@ -87,7 +92,13 @@ def export(options: Options) -> Answer:
     wanted = _wanted(options)
     judged = evaluate(wanted.run, wanted.found.store)
     layers = frozen_layers(wanted.run, wanted.j)
-    made = assemble(wanted.run, layers, features=wanted.features, ensemble=wanted.ensemble)
+    made = assemble(
+        wanted.run,
+        layers,
+        features=wanted.features,
+        ensemble=wanted.ensemble,
+        final=_classifier(wanted),
+    )
     images = _images(wanted)
     expected = _expected(wanted, layers, images)
     with _appearing(place) as partial:
@@ -106,8 +117,8 @@ def export(options: Options) -> Answer:
 
 
 def _wanted(options: Options) -> Wanted:
-    if options["features"] and options["ensemble"]:
-        raise OptionRange("--features has no classifier, and --ensemble all: choose one of them")
+    if options["features"] and (options["ensemble"] or options["final"]):
+        raise OptionRange("--features has no classifier: leave out --ensemble and --final")
     found = work.find(options)
     j = options["layer"] or len(found.recipe.layers)
     found.check_layer(j)
@@ -117,7 +128,31 @@ def _wanted(options: Options) -> Wanted:
             f"layer {j} is not solved in {run.directory}. Run: strata train {found.name} "
             f"--layer {j}"
         )
-    return Wanted(found, run, j, options["features"], options["ensemble"])
+    final = _final(run, j, options["final"])
+    return Wanted(found, run, j, options["features"], options["ensemble"], final)
+
+
+def _final(run: Run, j: int, name: str | None) -> swept.Result | None:
+    """The final classifier of that name. Raises OptionRange if it is not to be had."""
+    if name is None:
+        return None
+    if j < run.layers:
+        raise OptionRange(f"--final {name}: it follows x_{run.layers}; leave out --layer {j}")
+    found = swept.finals(run)
+    state, one = found.get(name, ("not there", None))
+    if one is None:
+        others = [other for other in found if other != name]
+        near = did_you_mean(name, others) if others else ""
+        raise OptionRange(f"--final {name!r} is {state}: `final` trains it{near}")
+    return one
+
+
+def _classifier(wanted: Wanted) -> Final | None:
+    one = wanted.final
+    if one is None:
+        return None
+    path = swept.place(wanted.run, wanted.run.layers + 1, one["name"]) / swept.AUXILIARY
+    return Final(AuxiliarySpec(**one["made_of"]["auxiliary"]), path, one["auxiliary"])
 
 
 @contextmanager
@@ -146,6 +181,8 @@ def _description(
     assert data is not None
     side = recipe.data.size
     accuracy = judged["layers"][j - 1]
+    if wanted.final:
+        accuracy = next(one for one in judged["finals"] if one["name"] == wanted.final["name"])
     tested = accuracy["ensemble"]["logits"] if wanted.ensemble else accuracy["test"]
     return {
         "what": wanted.text,
@@ -165,6 +202,7 @@ def _description(
             "data": data["digest"],
             "features": run.nodes()[j].fingerprint,
             "layers": [_digests(run, i) for i in range(1, j + 1)],
+            "final": wanted.final and {k: wanted.final[k] for k in ("name", "auxiliary")},
         },
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -208,7 +246,10 @@ def _expected(wanted: Wanted, layers: Sequence[Frozen], images: Tensor) -> Tenso
     """What the run has of these images: logits that were kept, or x_j."""
     run, j = wanted.run, wanted.j
     if not wanted.features:
-        logits = [np.load(run.layer_directory(i) / LOGITS) for i in range(1, j + 1)]
+        places = [run.layer_directory(i) for i in range(1, j + 1)]
+        if wanted.final:
+            places[-1] = swept.place(run, run.layers + 1, wanted.final["name"])
+        logits = [np.load(place / LOGITS) for place in places]
         kept = ensemble(logits) if wanted.ensemble else logits[-1]
         return torch.from_numpy(kept[: len(images)].astype(np.float32))
     draws = level_draws(run.recipe, run.seed, "clean", len(images))

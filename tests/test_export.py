@@ -43,7 +43,8 @@ for export in exports:
     for form, network in forms.items():
         for rows in (1, 7, 64):
             with torch.no_grad():
-                z = torch.cat([network(part) for part in x.split(rows)])
+                few = x if rows == 64 else x[: 2 * rows]
+                z = torch.cat([network(part) for part in few.split(rows)])
             found[f"{export} {form} {rows}"] = z.numpy()
 numpy.savez(result, **found)
 """
@@ -113,7 +114,7 @@ def test_logits_are_those_of_evaluate(exported: Exported, mode: str) -> None:
     for name, z in found.items():
         if name.endswith(str(BLOCK)):
             np.testing.assert_array_equal(z, expected, err_msg=name)
-        np.testing.assert_allclose(z, expected, rtol=0, atol=bound, err_msg=name)
+        np.testing.assert_allclose(z, expected[: len(z)], rtol=0, atol=bound, err_msg=name)
 
 
 def test_features_are_the_rows_of_the_level(exported: Exported) -> None:
@@ -124,7 +125,7 @@ def test_features_are_the_rows_of_the_level(exported: Exported) -> None:
     expected = codec.decode(stored, stored.shape[-1]).numpy()
     for form in ("py", "pt2"):
         np.testing.assert_array_equal(found[f"{form} {BLOCK}"], expected)
-        assert found[f"{form} 7"].shape == expected.shape
+        assert found[f"{form} 7"].shape == (14, *expected.shape[1:])
 
 
 def test_the_ensemble_is_the_papers(exported: Exported) -> None:
@@ -133,7 +134,7 @@ def test_the_ensemble_is_the_papers(exported: Exported) -> None:
     expected = ensemble([logits(place, 1), logits(place, 2)])
     for name, z in exported.results(place.root / "out--ensemble").items():
         close = 1e-5 if name.endswith(str(BLOCK)) else 0.02
-        np.testing.assert_allclose(z, expected, rtol=0, atol=close)
+        np.testing.assert_allclose(z, expected[: len(z)], rtol=0, atol=close)
     said = json.loads((place.root / "out--ensemble/export.json").read_text())
     top1 = place.do("evaluate", "--json").json["layers"][1]["ensemble"]["logits"]["top1"]
     assert said["test"]["top1"] == top1
@@ -224,4 +225,4 @@ def test_a_network_that_gives_something_else_is_not_exported(place: Place) -> No
 
 def test_features_have_no_classifiers(place: Place) -> None:
     done = place.do("export", "--to", place.root / "new", "--features", "--ensemble")
-    assert (done.rc, "choose one" in done.error) == (2, True)
+    assert (done.rc, "leave out --ensemble" in done.error) == (2, True)
