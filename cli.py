@@ -14,6 +14,7 @@ import click
 
 from cli_options import (
     DEVICE,
+    FOLDER,
     bounded,
     budget_option,
     json_option,
@@ -158,6 +159,19 @@ def sweep(**options: Any) -> None:
 
 
 @main.command()
+@solving
+@click.option("--vary", multiple=True, required=True, metavar="KEY=VALUE,…", help="Once per key.")
+def final(**options: Any) -> None:
+    """Train other final classifiers on x_J, with layer J frozen: another M̃_f, or k.
+
+    May vary: what `sweep` may, but width. To solve layer J again too: sweep --layer J.
+    """
+    from pipeline import commands
+
+    answer(options, commands.final(options))
+
+
+@main.command()
 @work
 @click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Images at a time.  [the recipe's]")
@@ -175,6 +189,20 @@ def evaluate(**options: Any) -> None:
     from pipeline import commands
 
     answer(options, commands.evaluate(options))
+
+
+@main.command()
+@where
+@click.option("--to", type=FOLDER, required=True, help="A new directory.")
+@click.option("--layer", "-l", type=int, help="Layers 1 … j, with C_j.  [all]")
+@click.option("--ensemble", is_flag=True, help="All classifiers, weighted by 2^j.")
+@click.option("--features", is_flag=True, help="x_j, and no classifier.")
+@click.option("--final", metavar="NAME", help="With a classifier that `final` trained.")
+def export(**options: Any) -> None:
+    """The trained network as files that load without this project: plain PyTorch."""
+    from pipeline import exporting
+
+    answer(options, exporting.export(options))
 
 
 @main.command()

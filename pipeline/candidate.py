@@ -1,4 +1,4 @@
-"""One variant of a layer under way: its solver, its checkpoint, and the result it ends with."""
+"""One variant of a problem under way: its solver, its checkpoint, and the result it ends with."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from pipeline import swept, weights
 from pipeline.progress import duration
-from pipeline.rundir import CHECKPOINT, LOGITS, RESULT, write_curve
+from pipeline.rundir import CHECKPOINT, CURVE, LOGITS, RESULT, write_curve
 from pipeline.session import Session
 from pipeline.train import schedule_of
 from pipeline.variants import Variant
 from stages.errors import Diverged
-from stages.network import build_problem
+from stages.network import Problem, build_auxiliary, build_problem
 from stages.solve import Progress, Solver
 from store.fingerprint import sha256
 from store.order import key_of
@@ -53,6 +54,14 @@ class Candidate:
         """What a checkpoint or result of this variant must say to be believed."""
         return swept.vouched(self.session.run, self.j, self.variant)
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What is trained, by the name of its file: a layer and its classifier, or one alone."""
+        problem = self.solver.problem
+        if isinstance(problem, Problem):
+            return {"weights": problem.layer, "auxiliary": problem.auxiliary}
+        return {"auxiliary": problem}
+
     def save(self) -> None:
         note = {**self.solver.snapshot(), "history": self.history, "made_of": self.made_of}
         weights.write(self.directory / CHECKPOINT, self.solver.tensors(), note)
@@ -81,8 +90,9 @@ class Candidate:
             logits: z_j of the test images.
             judged: ``test``, as in the record of a layer, and ``risk``.
         """
-        directory, problem = make_directory(self.directory), self.solver.problem
-        parts = {"weights": problem.layer.state_dict(), "auxiliary": problem.auxiliary.state_dict()}
+        directory = make_directory(self.directory)
+        parts = {name: module.state_dict() for name, module in self.parts.items()}
+        files = [*(f"{name}.safetensors" for name in parts), CURVE, LOGITS]
         for name, tensors in parts.items():
             weights.write(directory / f"{name}.safetensors", tensors)
         write_curve(directory, self.history)
@@ -95,7 +105,7 @@ class Candidate:
                 "kept_epoch": self.solver.kept_epoch,
                 "train": {"loss": last["train_loss"], "top1": last["train_top1"]},
                 **judged,
-                "files": {name: sha256((directory / name).read_bytes()) for name in swept.FILES},
+                "files": {name: sha256((directory / name).read_bytes()) for name in files},
             }
         )
         test = f"test {100 * judged['test']['top1']:.2f} %"
@@ -109,13 +119,13 @@ class Candidate:
         self.say(str(error))
 
     def _vouch(self, body: dict[str, Any]) -> None:
-        problem = self.solver.problem
+        sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in self.parts.items()}
         whole = {
             "name": self.variant.name,
             "changes": dict(self.variant.changes),
             "made_of": self.made_of,
-            "parameters": sum(p.numel() for p in problem.layer.parameters()),
-            "auxiliary_parameters": sum(p.numel() for p in problem.auxiliary.parameters()),
+            "parameters": sizes.get("weights", 0),
+            "auxiliary_parameters": sizes["auxiliary"],
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory,
             **body,
@@ -137,8 +147,11 @@ class Candidate:
 def begin(session: Session, j: int, variant: Variant) -> Candidate:
     """A variant at its checkpoint, or at its beginning."""
     seed = key_of("initial weights", variant.seed, j) % 2**63
-    problem = build_problem(variant.layer, variant.auxiliary, seed)
-    schedule = schedule_of(variant.schedule, session.run.accumulate[j - 1])
+    if variant.layer:
+        problem = build_problem(variant.layer, variant.auxiliary, seed)
+    else:
+        problem = build_auxiliary(variant.auxiliary, seed)
+    schedule = schedule_of(variant.schedule, session.run.accumulate[:j][-1])
     solver = Solver(problem, schedule, session.device, session.compute)
     one = Candidate(session, j, variant, solver)
     one.load()

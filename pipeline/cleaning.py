@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline import swept
 from pipeline.overview import Overview
 from pipeline.rundir import Run
 from store.feature_store import used_bytes
@@ -19,8 +21,8 @@ class Removal:
     """(depth, fingerprint) of levels of this run."""
     layers: tuple[int, ...]
     """Layers whose weights go."""
-    sweeps: tuple[int, ...]
-    """Layers whose variants go."""
+    sweeps: Mapping[int, str]
+    """Problems whose variants go, and what they are called; J + 1: final classifiers."""
     baselines: tuple[str, ...]
     """Networks trained end to end that go."""
     whole_run: bool
@@ -31,7 +33,7 @@ class Removal:
         levels = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in self.features]
         trained = [f"layer {j}" for j in self.layers]
         trained += [f"baseline {variant}" for variant in self.baselines]
-        return levels + trained + [f"the sweep of layer {j}" for j in self.sweeps]
+        return levels + trained + [f"the sweep of {whose}" for whose in self.sweeps.values()]
 
     @property
     def is_costly(self) -> bool:
@@ -58,13 +60,15 @@ def removal(
     stored = stored if features or everything else []
     whole = layer is None and everything
     trained = [j for j in layers if run.layer_directory(j).exists() and everything]
-    swept = [j for j in layers if run.sweep_directory(j).exists() and (sweeps or whole)]
+    problems = layers if layer else [*layers, run.layers + 1]
+    gone = [j for j in problems if run.sweep_directory(j).exists() and (sweeps or whole)]
+    called = {j: swept.title(run.recipe, j) for j in gone}
     baselines = tuple(run.baselines()) if whole else ()
     places = [depth_directory(root, j, fp) for j, fp in stored]
-    places += [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in swept]
+    places += [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in gone]
     places += [run.baseline_directory(variant) for variant in baselines]
     nbytes = sum(map(used_bytes, places))
-    return Removal(tuple(stored), tuple(trained), tuple(swept), baselines, whole, nbytes)
+    return Removal(tuple(stored), tuple(trained), called, baselines, whole, nbytes)
 
 
 def _fingerprints(run: Run, j: int) -> set[str]:

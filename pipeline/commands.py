@@ -21,10 +21,8 @@ from pipeline import (
     machine,
     overview,
     plan,
-    ranking,
     recipes,
     sweeping,
-    swept,
     tables,
     upkeep,
     variants,
@@ -35,7 +33,6 @@ from pipeline.answer import Answer
 from pipeline.economics import economics
 from pipeline.progress import size
 from pipeline.work import Options
-from stages.errors import StageError
 from store.publish import replace
 
 
@@ -128,34 +125,19 @@ def materialize(options: Options) -> Answer:
 
 
 def sweep(options: Options) -> Answer:
-    """Every variant's result is shown, also where there is none to keep."""
-    found, j, keep, error = work.find(options), options["layer"], options["keep"], None
+    found, j, keep = work.find(options), options["layer"], options["keep"]
     found.check_layer(j)
     wanted = variants.variants(found.recipe, j, options["vary"], options["seed"])
     if keep:
         variants.check_keep(found.recipe, j, wanted, keep)
-    done: list[str] = []
-    try:
-        done = sweeping.perform(options, wanted)
-    except StageError as failed:
-        error = failed
-    run = work.find(options).run
-    results = swept.results(run, j, wanted)
-    ranked = swept.ranked(results)
-    if error and len(ranked) < len(wanted):
-        raise error
-    if not error and all(result["diverged"] for result in ranked):
-        error = StageError("every variant diverged. Lower 'schedule.lr'")
-    kept = [r["name"] for r in ranked if swept.is_kept(run, j, r)][:1]
-    value = {
-        "run": str(found.directory),
-        "layer": j,
-        "done": done,
-        "kept": kept[0] if kept else None,
-        "variants": [{k: v for k, v in r.items() if k != "files"} for r in ranked],
-    }
-    title = f"variants of layer {j} in {found.directory}"
-    return Answer(value, (ranking.of_sweep(title, ranked, kept),), error)
+    return sweeping.solved(options, wanted)
+
+
+def final(options: Options) -> Answer:
+    recipe = work.find(options).recipe
+    wanted = variants.finals(recipe, options["vary"], options["seed"])
+    beyond = {"layer": len(recipe.layers) + 1, "keep": None}
+    return sweeping.solved({**options, **beyond}, wanted)
 
 
 def run(options: Options) -> Answer:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline import swept
 from pipeline.errors import NotThereYet
 from pipeline.levels import keys_at
-from pipeline.rundir import EVALUATION, Run
+from pipeline.rundir import EVALUATION, LOGITS, Run
 from stages.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
 from store.feature_store import Store
 
 
 def evaluate(run: Run, store: Store) -> dict[str, Any]:
-    """Top-1, top-5 and ensembles of every solved layer; confusion matrix of the last ensemble.
+    """Top-1, top-5 and ensembles of every solved layer, and with every final classifier; confusion
+    matrix of the last ensemble.
 
     Raises:
         NotThereYet: no layer is solved.
@@ -30,6 +33,7 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
         "solved": [run.layer(j)["weights"] for j in range(1, solved + 1)],  # pyright: ignore
         "samples": len(labels),
         "layers": [_layer(j, logits, probabilities, labels) for j in range(1, solved + 1)],
+        "finals": _finals(run, logits, labels),
         "confusion": {
             "of": f"ensemble of layers 1 … {solved} (probabilities)",
             "matrix": confusion(ensemble(probabilities), labels).tolist(),
@@ -53,5 +57,17 @@ def _layer(
     }
 
 
+def _finals(run: Run, logits: Sequence[np.ndarray], labels: np.ndarray) -> list[dict[str, Any]]:
+    """Final classifiers, each as layer J with its own C_J replaced."""
+    found = []
+    for name, (_, one) in swept.finals(run).items():
+        if one is not None:
+            path = swept.place(run, run.layers + 1, name) / LOGITS
+            scores = [*logits[:-1], np.load(path, allow_pickle=False)]
+            whole = _layer(run.layers, scores, [softmax(z) for z in scores], labels)
+            found.append({"name": name, "auxiliary": one["auxiliary"], **whole})
+    return found
+
+
 def _logits(run: Run, j: int) -> np.ndarray:
-    return np.load(run.layer_directory(j) / "test_logits.npy", allow_pickle=False)
+    return np.load(run.layer_directory(j) / LOGITS, allow_pickle=False)

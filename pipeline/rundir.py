@@ -13,6 +13,7 @@
                 features.json           which x_1 was written, bytes and seconds
                 checkpoint.safetensors  only while the layer is being solved
         sweep_1/NAME/…                  variants of layer 1 (pipeline/swept.py)
+        sweep_final/NAME/…              classifiers of x_J, layer J frozen
         evaluation.json  report.json  report.html
         baseline/plain/                     the network trained end to end: weights, curve, test
                 result.json                 logits, and a record as of a layer; see baseline.py
@@ -85,8 +86,9 @@ class Run:
         return self.directory / f"layer_{j}"
 
     def sweep_directory(self, j: int) -> Path:
-        """Where variants of layer j lie: beside it, so that it can go without them."""
-        return self.directory / f"sweep_{j}"
+        """Where variants of layer j lie: beside it, so that it can go without them. Those of J + 1
+        are classifiers of x_J."""
+        return self.directory / ("sweep_final" if j > self.layers else f"sweep_{j}")
 
     def data(self) -> dict[str, Any] | None:
         """What the images turned out to be, or None before they were read."""

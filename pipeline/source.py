@@ -20,7 +20,7 @@ from pipeline.delivery import Delivery
 from pipeline.feed import codec_of
 from pipeline.image_file import image_file
 from pipeline.recipe import Recipe
-from pipeline.rundir import QUANTISER
+from pipeline.rundir import QUANTISER, Run
 from pipeline.session import Session
 from pipeline.views import Draws
 from stages import augment
@@ -165,18 +165,23 @@ def nearest(session: Session, depth: int, split: str) -> int:
 
 
 def load_layer(session: Session, j: int) -> Frozen:
+    """As :func:`frozen_layer`, on the session's device."""
+    return frozen_layer(session.run, j, session.device)
+
+
+def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
     """Solved layer j on the device, in eval mode, and how x_j is stored.
 
     Raises:
         LevelDamaged: weights or scales are not those that the layer's record speaks of.
     """
-    record, recipe = session.run.layer(j), session.run.recipe
+    record, recipe = run.layer(j), run.recipe
     assert record is not None
-    directory = session.run.layer_directory(j)
+    directory = run.layer_directory(j)
     path = directory / "weights.safetensors"
-    layer = read_layer(recipe.layers[j - 1], path, record["weights"], session.device)
+    layer = read_layer(recipe.layers[j - 1], path, record["weights"], device)
     scales = record["scales"] and weights.read_checked(directory / QUANTISER, record["scales"])
-    return Frozen(layer, codec(recipe.cache.precision, scales or {}).to(session.device))
+    return Frozen(layer, codec(recipe.cache.precision, scales or {}).to(device))
 
 
 def read_layer(spec: LayerSpec, path: Path, digest: str, device: torch.device) -> Layer:

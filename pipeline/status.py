@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import views
+from pipeline import swept, views
 from pipeline.levels import keys_at, state_of
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
@@ -29,6 +29,7 @@ def status(overview: Overview) -> dict[str, Any]:
         "layers": [
             _layer(run, store, recipe, j, accuracy) for j in range(1, len(recipe.layers) + 1)
         ],
+        "finals": _finals(run) if run else [],
     }
 
 
@@ -45,6 +46,14 @@ def _layer(
         "ensemble_accuracy": found.get("ensemble", {}).get("probabilities", {}).get("top1"),
         "levels": _levels(run, store, recipe, j),
     }
+
+
+def _finals(run: Run) -> list[dict[str, Any]]:
+    """Classifiers of x_J that were trained, or begun, after layer J."""
+    return [
+        {"name": name, "state": state, "test_accuracy": one and one["test"]["top1"]}
+        for name, (state, one) in swept.finals(run).items()
+    ]
 
 
 def _layer_state(run: Run | None, j: int, solved: bool) -> str:

@@ -1,4 +1,5 @@
 """Variants of problem j on one read of x_{j-1}: each batch is made once and given to every one.
+Problem J + 1 has no layer: its variants are classifiers of x_J.
 
 Each variant has a solver and a position of its own, and nothing else is shared that a step could
 change, so its result is that of solving it alone, to the bit. After an interruption the feed starts
@@ -77,7 +78,7 @@ def sweep(session: Session, j: int, wanted: Iterable[Variant]) -> None:
     if not todo:
         return
     with ProblemFeed(session, j - 1) as feed:
-        title = f"layer {j}, {len(todo)} variant{'s' * (len(todo) > 1)}"
+        title = f"{swept.title(session.run.recipe, j)}, {len(todo)} variant{'s' * (len(todo) > 1)}"
         session.report.say(f"{title}: solved together, on one read of x_{j - 1}")
         going = Sweep(session, j, feed, [begin(session, j, variant) for variant in todo])
         _first_risks(going)
@@ -176,8 +177,9 @@ def _say_epoch(going: Sweep, epoch: int, here: Sequence[Candidate]) -> None:
     best = min(here, key=lambda one: one.history[-1]["train_loss"])
     line = best.history[-1]
     test = "" if line["test_top1"] is None else f", test {100 * line['test_top1']:.1f} %"
+    title = swept.title(going.session.run.recipe, going.j)
     going.session.report.say(
-        f"layer {going.j}, epoch {epoch + 1}, {len(here)} variants: lowest loss "
+        f"{title}, epoch {epoch + 1}, {len(here)} variants: lowest loss "
         f"{line['train_loss']:.4f}{test} ({best.variant.name})"
     )
 

@@ -1,10 +1,15 @@
-"""What the command `sweep` has to do, and doing only that."""
+"""What the commands `sweep` and `final` have to do, and doing only that.
+
+A final classifier is a variant of problem J + 1, which has no layer: it reads x_J, as problem j
+reads x_{j-1}. So checkpoints, results, and what makes them stale are those of a sweep.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline import fitting, plan, swept, work
+from pipeline import fitting, plan, ranking, swept, work
+from pipeline.answer import Answer
 from pipeline.caching import caching
 from pipeline.errors import BudgetError
 from pipeline.overview import Overview
@@ -14,6 +19,33 @@ from pipeline.swept import Result
 from pipeline.variants import Variant
 from pipeline.work import Options
 from stages import footprint
+from stages.errors import StageError
+
+
+def solved(options: Options, wanted: Sequence[Variant]) -> Answer:
+    """Every variant's result is shown, also where there is none to keep. Raises as perform."""
+    found, j, error = work.find(options), options["layer"], None
+    done: list[str] = []
+    try:
+        done = perform(options, wanted)
+    except StageError as failed:
+        error = failed
+    run = work.find(options).run
+    ranked = swept.ranked(swept.results(run, j, wanted))
+    if error and len(ranked) < len(wanted):
+        raise error
+    if not error and all(result["diverged"] for result in ranked):
+        error = StageError("every variant diverged. Lower 'schedule.lr'")
+    kept = [r["name"] for r in ranked if swept.is_kept(run, j, r)][:1]
+    value = {
+        "run": str(found.directory),
+        "layer": j if j <= len(found.recipe.layers) else None,
+        "done": done,
+        "kept": kept[0] if kept else None,
+        "variants": [{k: v for k, v in r.items() if k != "files"} for r in ranked],
+    }
+    title = f"variants of {swept.title(found.recipe, j)} in {found.directory}"
+    return Answer(value, (ranking.of_sweep(title, ranked, kept),), error)
 
 
 def perform(options: Options, wanted: Sequence[Variant]) -> list[str]:
@@ -44,6 +76,7 @@ def _solve(
     found: Overview, options: Options, wanted: Sequence[Variant], todo: Sequence[str]
 ) -> list[str]:
     from pipeline.algorithm import prepare
+    from pipeline.evaluation import evaluate
     from pipeline.keeping import keep
     from pipeline.sweep import sweep
 
@@ -53,11 +86,13 @@ def _solve(
         work.reporting(options).say(how.said)
     with work.at_work(found, options) as session:
         together = [variant for variant in wanted if variant.name in todo]
-        check_memory(session.run, session.room, together, options["gpu_memory"])
+        check_memory(session.run, j, session.room, together, options["gpu_memory"])
         if todo:
             done += map(str, prepare(session, j, cached=how.depths))
             sweep(session, j, wanted)
-            done += [f"solve layer {j} with {name}" for name in todo]
+            done += [f"solve {swept.title(found.recipe, j)} with {name}" for name in todo]
+            if j > session.run.layers:
+                evaluate(session.run, session.store)
         if options["keep"]:
             one = _kept(swept.results(session.run, j, wanted), options["keep"])
             swept.check_free(session.run, j, one)
@@ -67,7 +102,7 @@ def _solve(
 
 
 def check_memory(
-    run: Run, device: fitting.Device, together: Sequence[Variant], cap: int | None
+    run: Run, j: int, device: fitting.Device, together: Sequence[Variant], cap: int | None
 ) -> None:
     """Refuse variants that do not fit into ``--gpu-memory`` together: the weights, momentum and
     best iterate of all, and the step of the largest.
@@ -77,20 +112,21 @@ def check_memory(
     """
     if cap is None or not together:
         return
-    recipe, j = run.recipe, together[0].layer.index
+    recipe = run.recipe
     batch = recipe.schedule.batch
     held, steps = [], []
+    divided = run.accumulate[:j][-1]
     for one in together:
         best = one.schedule.keep == "best"
-        parameters = one.layer.parameters + one.auxiliary.parameters
+        parameters = (one.layer.parameters if one.layer else 0) + one.auxiliary.parameters
         held.append(footprint.FLOAT * parameters * (2 + best))
         peak = footprint.solving(
             one.layer,
             one.auxiliary,
             recipe.shape(j - 1, recipe.augment.crop),
             batch=batch,  # whole: it goes from one variant to the next
-            micro=-(-batch // run.accumulate[j - 1]),
-            divided=run.accumulate[j - 1] > 1,
+            micro=-(-batch // divided),
+            divided=divided > 1,
             compute=device.compute,
             keep_best=best,
             at_once=device.cuda,
@@ -99,8 +135,8 @@ def check_memory(
     needed = sum(held) + max(steps)
     if needed > cap:
         raise BudgetError(
-            f"{len(together)} variants of layer {j} need {size(needed)} of device memory together; "
-            f"--gpu-memory is {size(cap)}. Vary fewer at a time, or raise it"
+            f"{len(together)} variants of {swept.title(recipe, j)} need {size(needed)} of device "
+            f"memory together; --gpu-memory is {size(cap)}. Vary fewer at a time, or raise it"
         )
 
 

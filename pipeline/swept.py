@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunConflict
+from pipeline.recipe import Recipe
 from pipeline.rundir import CURVE, LOGITS, RESULT, Run
 from pipeline.variants import Variant
 from stages.errors import Diverged, StageError
@@ -36,6 +37,11 @@ Result = Mapping[str, Any]
 def place(run: Run, j: int, name: str) -> Path:
     """The directory of a variant of layer j."""
     return run.sweep_directory(j) / name
+
+
+def title(recipe: Recipe, j: int) -> str:
+    """Whose variants: those of J + 1 are classifiers of x_J."""
+    return f"layer {j}" if j <= len(recipe.layers) else "the final classifier"
 
 
 def vouched(run: Run, j: int, variant: Variant) -> dict[str, Any] | None:
@@ -71,6 +77,29 @@ def _is(path: Path, digest: str) -> bool:
 def results(run: Run | None, j: int, wanted: Iterable[Variant]) -> dict[str, Result | None]:
     """By name, in the order asked for."""
     return {variant.name: run and result(run, j, variant) for variant in wanted}
+
+
+def finals(run: Run) -> dict[str, tuple[str, Result | None]]:
+    """Every classifier of x_J by its name: its state, and its result where that is believed.
+
+    States: ``solved``; ``diverged``; ``stale``: x_J is another now, or a file is not what it was;
+    ``partial``.
+    """
+    found: dict[str, tuple[str, Result | None]] = {}
+    for directory in sorted(run.sweep_directory(run.layers + 1).glob("*")):
+        try:
+            one = unseal(directory / RESULT)
+        except FileNotFoundError:
+            found[directory.name] = "partial", None
+        except LevelDamaged:
+            found[directory.name] = "stale", None
+        else:
+            nodes = run.nodes()
+            here = [node.fingerprint for node in nodes[run.layers :]] == [one["made_of"]["input"]]
+            good = here and _is_whole(directory, one)
+            state = ("diverged" if one["diverged"] else "solved") if good else "stale"
+            found[one["name"]] = state, one if state == "solved" else None
+    return found
 
 
 def ranked(found: Mapping[str, Result | None]) -> list[Result]:

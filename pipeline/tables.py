@@ -185,6 +185,8 @@ def of_status(status: Mapping[str, Any]) -> Table:
             _percent(layer["ensemble_accuracy"]),
         )
         _add_levels(table, head, layer["levels"])
+    for one in status["finals"]:
+        table.add_row(f"final {one['name']}", one["state"], _percent(one["test_accuracy"]))
     return table
 
 
@@ -260,10 +262,11 @@ def of_evaluation(result: Mapping[str, Any]) -> Table:
         *("ensemble, logits", "ensemble, probabilities", "ensemble, top-5"),
     )
     table.title = f"{result['samples']:,} test images"
-    for layer in result["layers"]:
+    for layer in (*result["layers"], *result.get("finals", ())):
         test, ensemble = layer["test"], layer["ensemble"]
+        name = f", final {layer['name']}" if "name" in layer else ""
         table.add_row(
-            str(layer["layer"]),
+            f"{layer['layer']}{name}",
             f"{test['loss']:.4f}",
             _percent(test["top1"]),
             _percent(test["top5"]),

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from pipeline.errors import OptionRange, RecipeError
 from pipeline.recipe import Recipe, Schedule
 from pipeline.strict import did_you_mean
-from stages.spec import AuxiliarySpec, LayerSpec, described
+from stages.spec import AuxiliarySpec, LayerSpec, described, scale_at
 
 M, K, AUXILIARY_M, SEED = "width", "auxiliary.k", "auxiliary.width", "seed"
 SCHEDULE = ("lr", "momentum", "nesterov", "weight_decay", "kind", "epochs", "decay", "every")
@@ -45,7 +45,8 @@ class Variant:
     """``lr=0.1,k=2,seed=1``: stable, and safe as the name of a directory."""
     changes: Mapping[str, Any]
     """What was asked for, by full key."""
-    layer: LayerSpec
+    layer: LayerSpec | None
+    """None: layer J is frozen, and only a classifier of x_J is trained."""
     auxiliary: AuxiliarySpec
     schedule: Schedule
     seed: int
@@ -56,7 +57,7 @@ class Variant:
         """All that decides the result beside x_{j-1} and the run's seed, as JSON."""
         schedule = dataclasses.asdict(self.schedule)
         return {
-            "layer": described(self.layer),
+            "layer": self.layer and described(self.layer),
             "auxiliary": described(self.auxiliary),
             "schedule": {k: v for k, v in schedule.items() if k not in NOT_RESULTS},
             "seed": self.seed,
@@ -64,8 +65,8 @@ class Variant:
 
     def fits(self, recipe: Recipe) -> bool:
         """Have its layer and its auxiliary classifier the shapes that the recipe gives them?"""
-        j = self.layer.index - 1
-        return (self.layer, self.auxiliary) == (recipe.layers[j], recipe.auxiliaries[j])
+        pairs = zip(recipe.layers, recipe.auxiliaries, strict=True)
+        return any(pair == (self.layer, self.auxiliary) for pair in pairs)
 
 
 def variants(recipe: Recipe, j: int, vary: Sequence[str], seed: int) -> list[Variant]:
@@ -92,6 +93,30 @@ def variants(recipe: Recipe, j: int, vary: Sequence[str], seed: int) -> list[Var
     if "" in named:
         raise OptionRange(f"--vary {AUXILIARY_M}: with k = 1 there is no C whose width could vary")
     return list(named.values())
+
+
+def finals(recipe: Recipe, vary: Sequence[str], seed: int) -> list[Variant]:
+    """As :func:`variants`, of the final classifier alone, on x_J of a layer J that is frozen.
+
+    Raises:
+        OptionRange: as there; ``width`` may not vary, being the layer's.
+        RecipeError: x_J of a canvas has no centre crop.
+    """
+    last = len(recipe.layers)
+    scale = scale_at(recipe.layers, last)
+    if recipe.augment.views == "canvas" and recipe.centre % scale:
+        raise RecipeError(
+            f"the border of the centre crop is {recipe.centre} pixels, which {scale} "
+            f"(2^downsamplings up to x_{last}) does not divide: x_{last} cannot be cut. Change "
+            "'augment.pad'"
+        )
+    found = variants(recipe, last, vary, seed)
+    if any(M in variant.changes for variant in found):
+        raise OptionRange(
+            f"--vary {M}: layer {last} is frozen, and has its width; vary {AUXILIARY_M}, or use "
+            f"sweep --layer {last}"
+        )
+    return [dataclasses.replace(variant, layer=None) for variant in found]
 
 
 def _list(recipe: Recipe, text: str) -> tuple[str, list[Any]]:

@@ -110,6 +110,8 @@ def _run_damage(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
     found = list(run.damaged_records()) if layer is None else []
     for j in layers:
         found += [*run.damaged_files(j), *swept.damaged(run, j)]
+    if layer is None:
+        found += swept.damaged(run, run.layers + 1)
     return tuple(found)
 
 
@@ -153,7 +155,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
 
 def _mended(path: Path) -> str:
     if _of_variant(path):
-        return "removed with its variant, for `sweep` to solve again:"
+        return "removed with its variant, for `sweep` or `final` to solve again:"
     return "removed, for `baseline` to train again:" if _of_baseline(path) else "mended"
 
 

@@ -60,7 +60,7 @@ class _Convolution:
 
 
 def solving(
-    layer: LayerSpec,
+    layer: LayerSpec | None,
     auxiliary: AuxiliarySpec,
     shape: Shape,
     *,
@@ -74,7 +74,8 @@ def solving(
     """Peak bytes of solving layer j: layer, auxiliary classifier, optimiser, and the batch.
 
     Args:
-        shape: of x_{j-1} as the problem sees it.
+        layer: None if only the classifier is solved.
+        shape: of what the problem sees: x_{j-1}, or x_j if there is no layer.
         batch: rows that are there in float32 meanwhile.
         micro: rows that go through the network at a time.
         divided: a step has several micro-batches.
@@ -82,16 +83,16 @@ def solving(
         keep_best: the best iterate is kept beside the present one.
         at_once: all weights are updated in one call, as on a GPU; not one by one.
     """
-    parameters = layer.parameters + auxiliary.parameters
+    parameters = (layer.parameters if layer else 0) + auxiliary.parameters
     rows = FLOAT * batch * prod(shape)
     constant = rows + FLOAT * parameters * (2 + keep_best)  # weights, momentum
     whole = FLOAT * parameters if divided else 0  # gradients of the micro-batches before
     width = ACTIVATION_BYTES[compute]
     convolutions = _convolutions(layer, auxiliary, shape, micro)
-    backward = whole + _backward(convolutions, width, resized=layer.downsamplings > 0)
+    backward = whole + _backward(convolutions, width, resized=_resizes(layer))
     connected = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
     backward += (FLOAT + width * (width < FLOAT)) * sum(connected)  # their gradients come first
-    largest = max([*connected, *(c.weights for c in convolutions)])
+    largest = max([*connected, *(c.weights for c in convolutions)], default=0)
     decayed = parameters if at_once else largest  # gradient + weight decay · weight
     update = FLOAT * (parameters + decayed)
     return constant + max(backward, update)
@@ -134,15 +135,20 @@ def applying(
     return FLOAT * parameters + peak
 
 
+def _resizes(layer: LayerSpec | None) -> bool:
+    return layer is not None and layer.downsamplings > 0
+
+
 def _convolutions(
-    layer: LayerSpec, auxiliary: AuxiliarySpec, shape: Shape, rows: int
+    layer: LayerSpec | None, auxiliary: AuxiliarySpec, shape: Shape, rows: int
 ) -> list[_Convolution]:
-    output = layer.output(shape)
-    channels, pixels = output[0], rows * prod(output[1:])
-    inputs = layer.convolved_channels
-    found = [
-        _Convolution(pixels * inputs, pixels * channels, 9 * inputs * channels, layer.batch_norm)
-    ]
+    output = layer.output(shape) if layer else shape
+    pixels = rows * prod(output[1:])
+    found = []
+    if layer:
+        inputs, channels = layer.convolved_channels, output[0]
+        sizes = pixels * inputs, pixels * channels, 9 * inputs * channels
+        found.append(_Convolution(*sizes, layer.batch_norm))
     seen = rows * auxiliary.pixels(output)
     for number, (inputs, channels) in enumerate(auxiliary.convolutions):
         averaged = pixels * inputs if auxiliary.half_resolution and number == 0 else 0
@@ -155,6 +161,8 @@ def _convolutions(
 
 def _backward(convolutions: Sequence[_Convolution], width: int, *, resized: bool) -> int:
     """Most bytes between the end of forward and the end of backward: activations and gradients."""
+    if not convolutions:
+        return 0
     mixed = width < FLOAT
     copies = width * sum(c.weights for c in convolutions) * mixed
     first = width * convolutions[0].inputs if resized or mixed else 0

@@ -82,6 +82,13 @@ def build_problem(layer: LayerSpec, auxiliary: AuxiliarySpec, seed: int) -> Prob
     return problem
 
 
+def build_auxiliary(spec: AuxiliarySpec, seed: int) -> Auxiliary:
+    """A freshly initialised classifier of features that stay as they are. Seed as above."""
+    auxiliary = blank_auxiliary(spec)
+    initialise(auxiliary, torch.Generator().manual_seed(seed))
+    return auxiliary
+
+
 def blank_layer(spec: LayerSpec) -> Layer:
     """A layer whose weights are to be loaded or initialised; no generator is touched."""
     with torch.device("meta"):

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.recipe import Recipe, parse
 from pipeline.recipes import text_of
@@ -13,9 +14,10 @@ from pipeline.views import cached_size
 from stages.featurize import Frozen, encoded
 from stages.footprint import applying, solving
 from stages.memory import watched
-from stages.network import build_problem
+from stages.network import build_auxiliary, build_problem
 from stages.quantise import Codec, codec
 from stages.solve import WATCHED_STEPS, Schedule, Solver
+from stages.spec import Shape
 
 CPU = torch.device("cpu")
 
@@ -27,12 +29,12 @@ def narrowed(name: str, width: int) -> Recipe:
     return parse(text.replace(before, f"width = {width}"), name)
 
 
-def stepped(recipe: Recipe, j: int, batch: int, accumulate: int, compute: torch.dtype) -> int:
+def stepped(
+    problem: nn.Module, shape: Shape, batch: int, accumulate: int, compute: torch.dtype
+) -> int:
     """Peak bytes of two steps, as a run measures them."""
     schedule = Schedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate)
-    problem = build_problem(recipe.layers[j - 1], recipe.auxiliaries[j - 1], 0)
     solver = Solver(problem, schedule, CPU, compute)
-    shape = recipe.shape(j - 1, recipe.augment.crop)
     generator = torch.Generator().manual_seed(0)
 
     def batches():
@@ -64,8 +66,9 @@ def test_a_step_takes_what_was_predicted(
     for j, (layer, auxiliary) in enumerate(
         zip(recipe.layers, recipe.auxiliaries, strict=True), start=1
     ):
-        measured = stepped(recipe, j, batch, accumulate, getattr(torch, compute))
         shape = recipe.shape(j - 1, recipe.augment.crop)
+        problem = build_problem(layer, auxiliary, 0)
+        measured = stepped(problem, shape, batch, accumulate, getattr(torch, compute))
         micro = -(-batch // accumulate)
         found = solving(
             layer,
@@ -77,6 +80,18 @@ def test_a_step_takes_what_was_predicted(
             compute=compute,
         )
         assert found == pytest.approx(measured, rel=0.04), f"layer {j}"
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [("cifar10-k3", 1), ("digits", 2)])
+def test_a_classifier_alone_takes_what_was_predicted(name: str, accumulate: int) -> None:
+    recipe, batch = narrowed(name, 32), 16
+    auxiliary = recipe.auxiliaries[-1]
+    shape = recipe.shape(len(recipe.layers), recipe.augment.crop)
+    problem = build_auxiliary(auxiliary, 0)
+    measured = stepped(problem, shape, batch, accumulate, torch.float32)
+    micro, divided = -(-batch // accumulate), accumulate > 1
+    found = solving(None, auxiliary, shape, batch=batch, micro=micro, divided=divided)
+    assert found == pytest.approx(measured, rel=0.04)
 
 
 def coded(precision: str, channels: int) -> Codec:
