@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import recipes
-from pipeline.economics import RecipeCosts, economics
+from pipeline.economics import RecipeCosts
 from pipeline.machine import load
 from pipeline.progress import duration
+from pipeline.worth import weigh
 
 MACHINES = Path(__file__).resolve().parent.parent / "docs/machines"
 RECIPES = ("cifar10-small", "cifar10-k1", "cifar10-k2", "cifar10-k3")
@@ -30,7 +31,7 @@ def rows() -> Iterator[str]:
 
 def row(path: Path, name: str) -> str:
     recipe = recipes.load(name)[1]
-    worth = economics(RecipeCosts(recipe, load(path), recipe.data.train, recipe.data.test))
+    worth = weigh(RecipeCosts(recipe, load(path), recipe.data.train, recipe.data.test))
     crossovers = ", ".join(f"x_{d.depth}: {d.from_problems or 'never'}" for d in worth.depths)
     times = " | ".join(duration(t) for t in (worth.best, worth.always, worth.never))
     return f"| {worth.machine} | `{name}` | {crossovers} | {times} |"

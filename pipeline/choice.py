@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 START = "raw"
@@ -46,6 +48,24 @@ class Costs(Protocol):
     def solve(self, base: Node, j: int) -> float:
         """All problems at layer j, each reading ``base`` and computing x_{j-1} from it."""
         ...
+
+
+class Tabled:
+    """The same costs, each computed once."""
+
+    def __init__(self, costs: Costs) -> None:
+        self.layers, self._times = costs.layers, 1
+        self.forms, self.nbytes = cache(costs.forms), cache(costs.nbytes)
+        self.write, self._once = cache(costs.write), cache(costs.solve)
+
+    def solve(self, base: Node, j: int) -> float:
+        return self._times * self._once(base, j)
+
+    def several(self, times: int) -> Tabled:
+        """The same, with every problem solved so many times; they share what is known."""
+        other = copy(self)
+        other._times = times
+        return other
 
 
 @dataclass(frozen=True)

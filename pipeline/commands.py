@@ -6,7 +6,6 @@ Modules with torch are imported only where there is something to compute.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -27,10 +26,11 @@ from pipeline import (
     upkeep,
     variants,
     verifying,
+    weighing,
     work,
+    worth_tables,
 )
 from pipeline.answer import Answer
-from pipeline.economics import economics
 from pipeline.progress import size
 from pipeline.work import Options
 from store.publish import replace
@@ -54,15 +54,9 @@ def make_plan(options: Options) -> Answer:
     refused = None
     if options["gpu_memory"] is not None:
         refused = _fitted(found, options["gpu_memory"], value, shown)
-    try:
-        known = caching.costs(found.recipe, costs, options)
-    except errors.NotThereYet as error:
-        shown.append(f"Which levels are worth their disk: {error}.")
-    else:
-        worth = economics(known, options["disk_budget"] or math.inf)
-        value["economics"] = worth.as_json()
-        shown += [tables.of_economics(worth), tables.economics_summary(worth)]
-        shown += caching.guesses(found.recipe, known.machine)
+    worth, lines = weighing.weighed(found.recipe, costs, options)
+    value |= {"economics": worth} if worth else {}
+    shown += lines
     try:
         if plan.check_budget(costs, options["disk_budget"]):
             shown.append(
@@ -101,7 +95,7 @@ def calibrate(options: Options) -> Answer:
     here = measure(found, chosen, device.dtype(compute), report)
     path = caching.calibrated(options["store"])
     replace(path.parent, path.name, machine.as_toml(here).encode())
-    return Answer(asdict(here), (tables.of_machine(here), f"kept in {path}"))
+    return Answer(asdict(here), (worth_tables.of_machine(here), f"kept in {path}"))
 
 
 def status(options: Options) -> Answer:

@@ -1,4 +1,4 @@
-"""What a recipe's levels and problems cost on a machine, and which levels are therefore worth it.
+"""What a recipe's levels and problems cost on a machine: seconds and bytes.
 
 Reading, decoding, computing and writing overlap, so each step takes as long as its longest part
 (:meth:`pipeline.machine.Machine.seconds`). Arithmetic only: no torch, no data, no clock.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from itertools import accumulate
 
-from pipeline import views
-from pipeline.choice import Choice, Node, choose, otherwise
-from pipeline.machine import Machine
+from pipeline import tiers, views
+from pipeline.choice import Node
+from pipeline.errors import BudgetError
+from pipeline.machine import Machine, RowRate
 from pipeline.recipe import Recipe
-from pipeline.tiers import CACHE_SHARE, MEMORY_SHARE
 from stages.spec import Shape
-from store.layout import geometry
+from store.layout import Geometry, geometry
 from store.order import batch_count
 
 PROFILES = ("raw", "lz4", "zstd")
@@ -25,8 +26,6 @@ RISK_ROWS = 10_000
 """Training samples on which ``keep = "best"`` compares iterates."""
 SCALE_ROWS = 4096
 """Most training rows that scales are chosen on."""
-MOST_PROBLEMS = 64
-"""How far a crossover is looked for."""
 
 
 def operations(recipe: Recipe, j: int) -> int:
@@ -48,24 +47,46 @@ def kind(recipe: Recipe, j: int) -> str:
 
 
 @dataclass(frozen=True)
+class Feeding:
+    """How often an epoch does what with a row that it reads, on average over the epochs."""
+
+    decoded: float
+    gathered: float
+    read: float
+    """From the disk."""
+    copied: float
+    """To the device."""
+
+
+@dataclass(frozen=True)
 class RecipeCosts:
     """The costs of :mod:`pipeline.choice`, of a recipe on a machine."""
 
     recipe: Recipe
     machine: Machine
+    """Its memory and that of its device are those that rows may take."""
     train: int
     """Images of the training set."""
     test: int
     problems: int = 1
     """Solved at every depth, one after another."""
+    loader: str = "native"
+    """``native`` or ``ffcv``."""
+    tier: str = "auto"
+    """Where rows are held while a problem reads them, if that was asked for."""
 
     @property
     def layers(self) -> int:
         return len(self.recipe.layers)
 
     def forms(self, depth: int) -> Sequence[str]:
-        """The recipe's; fresh draws cannot be cached at all."""
-        return () if views.mode(self.recipe) == "fresh" else (self.recipe.cache.profile,)
+        """The recipe's, or with ``auto`` all that can be read; fresh draws cannot be cached."""
+        profile = self.recipe.cache.profile
+        if views.mode(self.recipe) == "fresh":
+            return ()
+        if profile == "auto":
+            return ("raw",) if self._by_ffcv else PROFILES
+        return (profile,)
 
     def stored_as(self, profile: str) -> RecipeCosts:
         """The same recipe with another profile."""
@@ -74,31 +95,58 @@ class RecipeCosts:
 
     def nbytes(self, node: Node) -> int:
         """Of all levels of x_depth, on disk."""
-        return math.ceil(
-            self._level_rows(node) * self._row_bytes(node) / self.machine.ratio(node.form)
-        )
+        unpacked = self._level_rows(node) * self._row_bytes(node)
+        return math.ceil(unpacked / self._rate(node).ratio)
+
+    # ---- writing --------------------------------------------------------------------------------
 
     def write(self, base: Node, node: Node) -> float:
-        rows, nbytes = self._level_rows(node), self._row_bytes(node)
-        machine = self.machine
-        host = self._row_bytes(base) / machine.decode(base.form)
-        return rows * machine.seconds(
+        return sum(self.write_level(base, node, rows) for rows in self._levels(node))
+
+    def write_level(self, base: Node, node: Node, rows: int) -> float:
+        """One level of so many rows. The last shard is published when nothing is left to compute:
+        of a level of one shard, nothing overlaps."""
+        machine, below, above = self.machine, self._row_bytes(base), self._row_bytes(node)
+        shards = self._geometry(node, rows).shards
+        read = 0.0 if self._in_page_cache(base) else below / self._rate(base).ratio
+        host = below / self._decode(base) + above / self._rate(node).encode
+        computing = rows * machine.seconds(
             compute=self._forward(base.depth, node.depth),
-            host=host + nbytes / machine.encode(node.form),
-            disk=nbytes / self.machine.ratio(node.form) / machine.disk_write,
-            copy=(self._row_bytes(base) + nbytes) / machine.copy,
+            host=host,
+            disk=read / machine.disk_read,
+            copy=(below + above) / machine.copy,
         )
+        nbytes = rows * above / self._rate(node).ratio
+        publishing = nbytes / machine.disk_write + shards * machine.publish_shard
+        last = min(computing, publishing) / shards
+        return max(computing, publishing) + last + machine.publish_level
+
+    # ---- solving --------------------------------------------------------------------------------
 
     def solve(self, base: Node, j: int) -> float:
-        schedule, machine = self.recipe.schedule, self.machine
+        rates = self.machine.rates(kind(self.recipe, j))
         below, step = self._forward(base.depth, j - 1), operations(self.recipe, j)
-        rates = machine.rates(kind(self.recipe, j))
-        batch = schedule.batch
+        training = self.epoch(base, below + 3 * step / rates.train) * self.recipe.schedule.epochs
+        looking = self._looked_at() * self._seconds(base, below + step / rates.forward)
+        return self.problems * (training + looking)
+
+    def epoch(self, base: Node, compute: float) -> float:
+        """Seconds of an epoch of one problem.
+
+        Args:
+            compute: seconds for one row, beyond reading it from ``base``.
+        """
+        batch = self.recipe.schedule.batch
         rows = batch * batch_count(self.train, batch, drop_last=True) or self.train
-        trained = rows * schedule.epochs
-        one = trained * self._seconds(base, below + 3 * step / rates.train)
-        looked_at = self._looked_at()
-        return self.problems * (one + looked_at * self._seconds(base, below + step / rates.forward))
+        return rows * self._seconds(base, compute)
+
+    def reading(self, base: Node) -> float:
+        """Seconds of an epoch that does nothing but read."""
+        return self.epoch(base, 0.0)
+
+    def recomputing(self, base: Node, depth: int) -> float:
+        """Seconds of an epoch that does nothing but compute x_depth from a level below."""
+        return self.epoch(base, self._forward(base.depth, depth))
 
     def _looked_at(self) -> int:
         """Rows that are read without training on them: test images after epochs and at the end, the
@@ -111,136 +159,128 @@ class RecipeCosts:
         return tests + risks + scales
 
     def _seconds(self, base: Node, compute: float) -> float:
-        """Of one row that is read from ``base``."""
+        """Of one row that is read from ``base``; infinite where the tier asked for has no room."""
+        try:
+            how = self._feeding(base)
+        except BudgetError:
+            return math.inf
         machine, nbytes = self.machine, self._row_bytes(base)
-        reads = 1 / self.recipe.schedule.epochs if self._stays(base) else 1.0
-        once = nbytes / machine.decode(base.form)
+        decoded, gathered = how.decoded / self._decode(base), how.gathered / machine.gather
         return machine.seconds(
             compute=compute,
-            host=reads * once + (1 - reads) * nbytes / machine.gather,
-            disk=reads * nbytes / machine.ratio(base.form) / machine.disk_read,
-            copy=nbytes / machine.copy,
+            host=nbytes * (decoded + gathered),
+            disk=nbytes * how.read / self._rate(base).ratio / machine.disk_read,
+            copy=nbytes * how.copied / machine.copy,
         )
 
-    def _stays(self, base: Node) -> bool:
-        """Is it held in memory, unpacked, after the first epoch? The bounds are those of tiers."""
-        share = CACHE_SHARE if base.form == "raw" else MEMORY_SHARE
-        count = len(views.train_views(self.recipe)) if base.depth else 1
-        return count * self.train * self._row_bytes(base) <= share * self.machine.memory
+    # ---- where rows lie -------------------------------------------------------------------------
+
+    def held(self, node: Node) -> tiers.Choice:
+        """Where the rows are while a problem reads them, as :mod:`pipeline.tiers` chooses.
+
+        Raises:
+            BudgetError: the tier that was asked for has no room.
+        """
+        machine = self.machine
+        return tiers.choose(
+            self.tier,
+            f"x_{node.depth}",
+            self._unpacked(node),
+            packed=node.form != "raw",
+            device_free=0 if self._by_ffcv else int(machine.device_memory or 0),
+            memory_free=int(machine.memory),
+        )
+
+    def _feeding(self, base: Node) -> Feeding:
+        """What is held is filled once with all views, if it is unpacked or copied; of raw rows in
+        the page cache only those are touched that are read. Every epoch over packed chunks decodes
+        all views, since it wants some rows of each."""
+        views, epochs, packed = self._views(base), self.recipe.schedule.epochs, base.form != "raw"
+        off_disk = 0.0 if self._in_page_cache(base) else 1.0
+        if self._is_jpeg(base):
+            return Feeding(1.0, 0.0, 0.0, 1.0)
+        match self.held(base).tier:
+            case "device":
+                once = views / epochs
+                return Feeding(once, 0.0, once * off_disk, once)
+            case "memory" if packed:
+                once = views / epochs
+                return Feeding(once, max(0.0, 1 - once), 0.0, 1.0)
+            case "disk" if packed:
+                return Feeding(views, 0.0, views * off_disk, 1.0)
+        once = min(1.0, views / epochs)
+        return Feeding(once, 1 - once, off_disk, 1.0)
+
+    def _in_page_cache(self, node: Node) -> bool:
+        """Do its files stay there once they are written?"""
+        files = self._unpacked(node) / self._rate(node).ratio
+        return files <= tiers.CACHE_SHARE * self.machine.memory
+
+    def _is_jpeg(self, node: Node) -> bool:
+        """Is it x_0, decoded whenever it is read?"""
+        return node.depth == 0 and self.recipe.data.jpeg > 0
+
+    @property
+    def _by_ffcv(self) -> bool:
+        """ffcv reads raw levels only, in place."""
+        return self.loader == "ffcv" or self.recipe.data.jpeg > 0
+
+    # ---- rows -----------------------------------------------------------------------------------
+
+    def _rate(self, node: Node) -> RowRate:
+        return self._rates[node.depth > 0, node.form]
+
+    @cached_property
+    def _rates(self) -> dict[tuple[bool, str], RowRate]:
+        precision, rate = self.recipe.cache.precision, self.machine.row_rate
+        features = {(True, profile): rate(profile, precision) for profile in PROFILES}
+        return {(False, "raw"): rate("raw", "uint8"), **features}
+
+    def _decode(self, node: Node) -> float:
+        return self.machine.jpeg if self._is_jpeg(node) else self._rate(node).decode
 
     def _forward(self, base: int, depth: int) -> float:
         """Seconds of layers base + 1 … depth for one cached row."""
-        return sum(
-            self.recipe.layers[j - 1].operations(self._shape(j - 1))
-            / self.machine.rates(kind(self.recipe, j)).forward
-            for j in range(base + 1, depth + 1)
+        return self._forwards[depth] - self._forwards[base]
+
+    @cached_property
+    def _forwards(self) -> list[float]:
+        """Seconds of layers 1 … depth for one cached row, by depth."""
+        seconds = (
+            layer.operations(self._shape(j - 1)) / self.machine.rates(kind(self.recipe, j)).forward
+            for j, layer in enumerate(self.recipe.layers, start=1)
         )
+        return list(accumulate(seconds, initial=0.0))
 
     def _shape(self, depth: int) -> Shape:
         return self.recipe.shape(depth, views.cached_size(self.recipe))
 
     def _row_bytes(self, node: Node) -> int:
+        return self._rows_bytes[node.depth]
+
+    @cached_property
+    def _rows_bytes(self) -> list[int]:
+        """Of one row before packing, by depth."""
+        return [self._geometry(Node(d, "raw"), 1).row_bytes for d in range(self.layers + 1)]
+
+    def _geometry(self, node: Node, rows: int) -> Geometry:
+        cache, data = self.recipe.cache, self.recipe.data
+        images = (data.channels, data.size, data.size)
+        shape, precision = (self._shape(node.depth), cache.precision)
         if node.depth == 0:
-            size = self.recipe.data.size
-            return self.recipe.data.channels * size * size
-        precision = self.recipe.cache.precision
-        return geometry(1, self._shape(node.depth), precision, 1 << 26).row_bytes
+            shape, precision = images, "uint8"
+        return geometry(rows, shape, precision, cache.shard_mb << 20, node.form)
+
+    def _unpacked(self, node: Node) -> int:
+        """Bytes of the training rows that a problem reads, all views."""
+        return self._views(node) * self.train * self._row_bytes(node)
+
+    def _views(self, node: Node) -> int:
+        return len(views.train_views(self.recipe)) if node.depth else 1
+
+    def _levels(self, node: Node) -> list[int]:
+        """Rows of every level of x_depth."""
+        return [*[self.train] * self._views(node), self.test]
 
     def _level_rows(self, node: Node) -> int:
-        count = len(views.train_views(self.recipe)) if node.depth else 1
-        return count * self.train + self.test
-
-
-@dataclass(frozen=True)
-class Depth:
-    """What is decided about one depth."""
-
-    depth: int
-    form: str | None
-    """How x_depth is cached; None: it is computed again each time."""
-    nbytes: int
-    """On disk, if it is cached; else 0."""
-    otherwise: float
-    """Seconds of the cheapest run that decides differently here."""
-    from_problems: int | None
-    """The fewest problems per depth with which it is worth caching; None: more than was tried."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "otherwise": _finite(self.otherwise)}
-
-
-@dataclass(frozen=True)
-class Economics:
-    """A recipe on a machine: what to cache, and what that saves. Times are in seconds."""
-
-    machine: str
-    source: str
-    problems: int
-    best: float
-    always: float
-    """Every depth cached, each in its cheapest form."""
-    never: float
-    profiles: dict[str, float]
-    """The best, were all levels stored in this profile: the values would be the same."""
-    depths: tuple[Depth, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "machine": self.machine,
-            "source": self.source,
-            "problems": self.problems,
-            "seconds": {
-                "best": _finite(self.best),
-                "always": _finite(self.always),
-                "never": _finite(self.never),
-            },
-            "profiles": {name: _finite(value) for name, value in self.profiles.items()},
-            "depths": [depth.as_json() for depth in self.depths],
-        }
-
-
-def _finite(seconds: float) -> float | None:
-    """JSON has no infinity: None is what cannot be had."""
-    return seconds if seconds < math.inf else None
-
-
-def economics(costs: RecipeCosts, disk: float = math.inf) -> Economics:
-    """The cheapest way, and what each decision of it is worth.
-
-    Args:
-        disk: bytes that the run may take.
-    """
-    best, between = choose(costs, disk=disk), range(1, costs.layers)
-    every, fewest = frozenset(between), _crossovers(costs, disk)
-    depths = tuple(
-        _depth(costs, best, depth, disk, fewest.get(depth))
-        for depth in (between if best.seconds < math.inf else ())
-    )
-    return Economics(
-        costs.machine.name,
-        costs.machine.source,
-        costs.problems,
-        best.seconds,
-        choose(costs, disk=disk, must=every).seconds,
-        choose(costs, disk=disk, never=every).seconds,
-        {name: choose(costs.stored_as(name), disk=disk).seconds for name in PROFILES},
-        depths,
-    )
-
-
-def _depth(costs: RecipeCosts, best: Choice, depth: int, disk: float, fewest: int | None) -> Depth:
-    form = best.form(depth)
-    nbytes = costs.nbytes(Node(depth, form)) if form else 0
-    other = otherwise(costs, best, depth, disk=disk).seconds
-    return Depth(depth, form, nbytes, other, fewest)
-
-
-def _crossovers(costs: RecipeCosts, disk: float) -> dict[int, int]:
-    """For each depth the fewest problems with which it is cached."""
-    found: dict[int, int] = {}
-    problems = 1
-    while problems <= MOST_PROBLEMS and len(found) < costs.layers - 1:
-        for node in choose(replace(costs, problems=problems), disk=disk).chain:
-            found.setdefault(node.depth, problems)
-        problems += 1
-    return found
+        return sum(self._levels(node))

@@ -59,6 +59,12 @@ def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
     return tuple(_fewest(recipe, j, device, cap) for j in range(1, len(recipe.layers) + 1))
 
 
+def largest_peak(recipe: Recipe, cap: int) -> int:
+    """Bytes of tensors of the largest problem, divided to fit into ``cap``. Raises as fit does."""
+    device = named_device(recipe)
+    return max(peak(recipe, j, device, n) for j, n in enumerate(fit(recipe, device, cap), start=1))
+
+
 def _fewest(recipe: Recipe, j: int, device: Device, cap: int) -> int:
     batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
     while peak(recipe, j, device, accumulate) > cap:

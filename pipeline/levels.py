@@ -54,6 +54,15 @@ def geometry_at(store: Store, key: LevelKey) -> Geometry | None:
     return None
 
 
+def profile_at(run: Run, store: Store, depth: int) -> str | None:
+    """How the levels of x_depth are stored that are there or were begun; None: there are none.
+
+    A level that was begun goes on as it was, and views of one depth are best alike.
+    """
+    found = (store.profile(key) for key in keys_at(run, depth))
+    return next(filter(None, found), None)
+
+
 def missing_at(run: Run, store: Store, depth: int) -> list[LevelKey]:
     """Levels of x_depth that must be written; its layer must be solved."""
     return [key for key in keys_at(run, depth) if not is_current(store, key)]

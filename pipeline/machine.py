@@ -19,6 +19,10 @@ from pipeline import strict
 from pipeline.errors import RecipeError
 
 DEVICES = ("cpu", "cuda")
+JPEG_GUESS = 1e9
+"""Bytes of pixels per second: four cores at 80 megapixels of three bytes."""
+TABLES = ("layers", "rows")
+"""Fields that are a [[table]] for each of their entries."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,24 @@ class LayerRate:
     def __post_init__(self) -> None:
         _above_0(f"forward of {self.kind}", self.forward)
         _above_0(f"train of {self.kind}", self.train)
+
+
+@dataclass(frozen=True)
+class RowRate:
+    """Bytes of rows per second, by all cores, of one profile and precision."""
+
+    profile: str
+    precision: str
+    encode: float
+    """Packed and hashed, ready for the disk; on a CPU also laid out as they are stored."""
+    decode: float
+    """From the page cache: unpacked or copied, held to their checksums; on a CPU made float32."""
+    ratio: float
+    """Bytes of the rows over bytes on disk."""
+
+    def __post_init__(self) -> None:
+        for name in ("encode", "decode", "ratio"):
+            _above_0(f"{name} of {self.precision} {self.profile}", getattr(self, name))
 
 
 def _above_0(name: str, value: float) -> None:
@@ -56,28 +78,40 @@ class Machine:
     """Multiply-adds of a training step, of which there are three times those of its forward
     pass; as above."""
     disk_read: float
-    """Bytes, several rows in flight."""
+    """Bytes that are not in the page cache, several rows in flight."""
     disk_write: float
     """Bytes, with fsync."""
     gather: float
-    """Bytes of rows gathered from memory, by all cores."""
+    """Bytes of rows that were read before, gathered from memory by all cores."""
     decode_lz4: float
-    """Bytes of rows, decoded, by all cores."""
+    """Bytes of rows, decoded, by all cores; this and the next three, and the ratios, of precisions
+    that ``rows`` does not have."""
     decode_zstd: float
     encode_lz4: float
     encode_zstd: float
     memory: float
     """What levels may take of the page cache."""
+    device_memory: float | None = None
+    """Of a GPU, for rows and the problem; without one none is held there."""
     copy: float = 1e12
     """Bytes from the host to the device, while it computes."""
+    decode_jpeg: float | None = None
+    """Bytes of images decoded from JPEG by ffcv, by all cores; without it, a guess."""
+    publish_shard: float = 2e-3
+    """Seconds of a shard and its receipt beyond their bytes: synced, linked, directories synced. A
+    guess where nothing was measured, as the next."""
+    publish_level: float = 5e-3
+    """Seconds of a level beyond its shards: directories, lock, metadata, commit."""
     ratio_lz4: float = 1.5
     """Bytes of the rows over bytes on disk. A guess, where nothing was measured: of features after
     a ReLU (benchmarks/feed.py)."""
     ratio_zstd: float = 1.9
     layers: tuple[LayerRate, ...] = ()
     """What was measured; other kinds of layers have the rates above."""
-    packed: str = ""
-    """What packing was measured on: precision, and features or noise; empty where it was not."""
+    rows: tuple[RowRate, ...] = ()
+    """As ``layers``."""
+    sample: str = ""
+    """What ``rows`` were measured on: features, or noise; empty where nothing was."""
     hardware: str = ""
     """What it was measured on; empty for machines that are not here."""
 
@@ -89,14 +123,23 @@ class Machine:
             if isinstance(value, float):
                 _above_0(field.name, value)
 
-    def decode(self, profile: str) -> float:
-        return {"raw": self.gather, "lz4": self.decode_lz4, "zstd": self.decode_zstd}[profile]
+    def row_rate(self, profile: str, precision: str) -> RowRate:
+        """Of rows stored in a profile and precision."""
+        found = (r for r in self.rows if (r.profile, r.precision) == (profile, precision))
+        return next(found, None) or self._row_rate(profile, precision)
 
-    def encode(self, profile: str) -> float:
-        return {"raw": self.gather, "lz4": self.encode_lz4, "zstd": self.encode_zstd}[profile]
+    def _row_rate(self, profile: str, precision: str) -> RowRate:
+        rates = {
+            "raw": (self.gather, self.gather, 1.0),
+            "lz4": (self.encode_lz4, self.decode_lz4, self.ratio_lz4),
+            "zstd": (self.encode_zstd, self.decode_zstd, self.ratio_zstd),
+        }
+        return RowRate(profile, precision, *rates[profile])
 
-    def ratio(self, profile: str) -> float:
-        return {"raw": 1.0, "lz4": self.ratio_lz4, "zstd": self.ratio_zstd}[profile]
+    @property
+    def jpeg(self) -> float:
+        """Bytes of images decoded from JPEG per second: measured, or a guess."""
+        return JPEG_GUESS if self.decode_jpeg is None else self.decode_jpeg
 
     def rates(self, kind: str) -> LayerRate:
         """Of a kind of layer, as :func:`pipeline.economics.kind` names it."""
@@ -117,10 +160,11 @@ class Machine:
 
 def as_toml(machine: Machine) -> str:
     """A file that :func:`load` reads."""
-    values = {f.name: getattr(machine, f.name) for f in fields(machine) if f.name != "layers"}
-    lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
-    for rate in machine.layers:
-        lines += ["", "[[layers]]", *(f"{n} = {_toml(v)}" for n, v in vars(rate).items())]
+    values = {f.name: getattr(machine, f.name) for f in fields(machine) if f.name not in TABLES}
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    for table in TABLES:
+        for rate in getattr(machine, table):
+            lines += ["", f"[[{table}]]", *(f"{n} = {_toml(v)}" for n, v in vars(rate).items())]
     return "\n".join(lines) + "\n"
 
 

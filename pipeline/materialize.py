@@ -34,7 +34,7 @@ SPARE_BYTES = 64 << 20
 
 
 def level_geometry(session: Session, j: int, split: str) -> Geometry:
-    """Rows, shape and shards of a level of x_j."""
+    """Rows, shape and shards of a level of x_j that is to be written."""
     recipe, data = session.run.recipe, session.run.data()
     assert data is not None
     sample = recipe.shape(j, views.cached_size(recipe))
@@ -43,8 +43,17 @@ def level_geometry(session: Session, j: int, split: str) -> Geometry:
         sample,
         recipe.cache.precision,
         recipe.cache.shard_mb << 20,
-        recipe.cache.profile,
+        _profile(session, j),
     )
+
+
+def _profile(session: Session, j: int) -> str:
+    """The recipe's; where that is left open, that of the levels there are, or what was chosen."""
+    profile = session.run.recipe.cache.profile
+    if profile != "auto":
+        return profile
+    there = levels.profile_at(session.run, session.store, j)
+    return there or session.profiles.get(j, "raw")
 
 
 def materialize(session: Session, j: int) -> None:

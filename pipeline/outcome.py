@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import fitting, views
+from pipeline import fitting, levels, views
 from pipeline.choice import START, Node
 from pipeline.economics import RecipeCosts
 from pipeline.session import Session
@@ -60,23 +60,25 @@ def of_writing(session: Session, keys: Sequence[LevelKey], base: int) -> dict[st
         precision=recipe.cache.precision,
         images=base == 0,
     )
-    whole = costs and costs.write(_node(session, base), _node(session, j))
-    rows = [_rows(session, key) for key in keys]
-    every = sum(_rows(session, session.key(j, *name)) for name in views.feature_levels(recipe))
-    seconds = whole and whole * sum(rows) / every
-    return figures(seconds, _bytes(session, j, rows), peak)
+    rows, below, node = (
+        [_rows(session, key) for key in keys],
+        _node(session, base),
+        _node(session, j),
+    )
+    seconds = costs and sum(costs.write_level(below, node, n) for n in rows)
+    return figures(seconds, _bytes(session, node, rows), peak)
 
 
-def _bytes(session: Session, j: int, rows: Sequence[int]) -> int | None:
+def _bytes(session: Session, node: Node, rows: Sequence[int]) -> int | None:
     """On disk. Of a packed level only with a ratio that was measured, or is given."""
     recipe = session.run.recipe
     cache = recipe.cache
-    ratio = 1.0 if cache.profile == "raw" else None
+    ratio = 1.0 if node.form == "raw" else None
     if session.rates and ratio is None:
-        ratio = session.rates.ratio(cache.profile)
+        ratio = session.rates.row_rate(node.form, cache.precision).ratio
     if ratio is None:
         return None
-    shape = recipe.shape(j, views.cached_size(recipe))
+    shape = recipe.shape(node.depth, views.cached_size(recipe))
     sizes = (geometry(n, shape, cache.precision, cache.shard_mb << 20).nbytes for n in rows)
     return round(sum(sizes) / ratio)
 
@@ -85,11 +87,20 @@ def _costs(session: Session) -> RecipeCosts | None:
     data = session.run.data()
     if session.rates is None or data is None:
         return None
-    return RecipeCosts(session.run.recipe, session.rates, data["train"], data["test"])
+    return RecipeCosts(
+        session.run.recipe,
+        session.rates,
+        data["train"],
+        data["test"],
+        loader=session.loader,
+        tier=session.tier,
+    )
 
 
 def _node(session: Session, depth: int) -> Node:
-    return Node(depth, session.run.recipe.cache.profile if depth else START)
+    """x_depth as it is stored."""
+    there = levels.profile_at(session.run, session.store, depth) if depth else START
+    return Node(depth, there or "raw")
 
 
 def _rows(session: Session, key: LevelKey) -> int:

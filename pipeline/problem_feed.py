@@ -7,7 +7,7 @@ epoch can be taken up at any batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -126,10 +126,15 @@ class ProblemFeed:
         return views.train_views(self.recipe)
 
     def _mixing(self) -> Mixing:
-        """By the recipe, whatever lies on disk: what a run sees does not depend on that."""
+        """By the recipe, whatever lies on disk: what a run sees does not depend on that. Where the
+        profile is left open, it is as for packed levels: raw rows can be read in any order."""
         if self._mode == "fresh":
             return Mixing(len(self.ids))
-        return mixing(level_geometry(self.session, self.depth, "train"))
+        shape, profile = (
+            level_geometry(self.session, self.depth, "train"),
+            self.recipe.cache.profile,
+        )
+        return mixing(replace(shape, profile="lz4" if profile == "auto" else profile))
 
     def _plan(self, epoch: int) -> EpochPlan:
         nothing = np.zeros(self.samples, np.int64)

@@ -129,7 +129,8 @@ class Cache:
     are outliers beyond. 100 clips nothing that calibration has seen."""
     profile: str = "raw"
     """How rows of features lie on disk: ``raw``, uncompressed at a constant stride, or packed with
-    ``zstd`` (slow disks) or ``lz4`` (fast ones). Images are always raw."""
+    ``zstd`` (slow disks) or ``lz4`` (fast ones), or ``auto``: at every depth what is cheapest on
+    the machine that writes it. Images are always raw."""
     shard_mb: int = 64
     """Megabytes (2^20) per shard file: the unit of writing, of resuming and of memory."""
     block: int = 128
@@ -142,7 +143,7 @@ class Cache:
             0 < self.percentile <= 100,
             f"'cache.percentile' is {self.percentile}; it must be above 0 and at most 100",
         )
-        one_of("cache.profile", self.profile, ("raw", "zstd", "lz4"))
+        one_of("cache.profile", self.profile, ("raw", "zstd", "lz4", "auto"))
         positive("cache", shard_mb=self.shard_mb, block=self.block)
 
 

@@ -1,4 +1,4 @@
-"""Rows to measure packing on: x_1 of the run's own images, as far as there are any yet, whole
+"""Rows to measure storing on: x_1 of the run's own images, as far as there are any yet, whole
 canvases where these are cached.
 
 What packs well is zeros and what is alike, so noise says little of features. Of a run that has its
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline import views
+from pipeline.caching import FEATURES
 from pipeline.images import have_images
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
@@ -21,7 +22,7 @@ from pipeline.source import read_layer
 from stages import augment
 from stages.calibrate import calibrate
 from stages.network import Layer, blank_layer, initialise
-from stages.quantise import codec, needs_scales
+from stages.quantise import Codec, codec, needs_scales
 from store.layout import LevelKey
 
 BATCH = 256
@@ -29,31 +30,33 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Sample:
-    """Stored rows of x_1, (n, channel, y, x), and what they are, for people."""
+    """Some of a run's images and maps."""
 
-    rows: np.ndarray
+    images: np.ndarray
+    """uint8 (n, channel, y, x), of x_0; noise where there are none yet."""
+    maps: Tensor
+    """float32 (n, channel, y, x), of x_1, channels last."""
     what: str
+    """They are, for people."""
 
 
 def sample(found: Overview, count: int) -> Sample:
     """
     Args:
-        count: rows; images are taken again and again until there are as many.
+        count: most rows.
     """
-    recipe = found.recipe
-    images = _images(found, count)
+    recipe, data = found.recipe, found.recipe.data
+    images, what = _images(found, count), FEATURES
     if images is None:
-        side = views.cached_size(recipe)
-        noise = torch.Generator().manual_seed(0)
-        x = torch.randn(min(count, 4 * BATCH), recipe.data.channels, side, side, generator=noise)
+        shape = (min(count, 4 * BATCH), data.channels, data.size, data.size)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         what = "noise: there are no images yet"
-    else:
-        border = recipe.augment.pad if views.mode(recipe) == "canvas" else 0
-        padded = augment.pad(torch.from_numpy(images), border)
-        x = augment.normalise(padded, recipe.data.mean, recipe.data.std)
-        what = "features of x_1"
-    rows = _stored(recipe, _features(_layer(found), x))
-    return Sample(np.resize(rows, (count, *rows.shape[1:])), what)
+    x = augment.pad(torch.from_numpy(images), recipe.augment.pad)
+    if views.mode(recipe) != "canvas":
+        begin, end = recipe.centre, recipe.centre + recipe.augment.crop
+        x = x[..., begin:end, begin:end]
+    maps = _features(_layer(found), augment.normalise(x, data.mean, data.std))
+    return Sample(images, maps.contiguous(memory_format=torch.channels_last), what)
 
 
 def _images(found: Overview, most: int) -> np.ndarray | None:
@@ -80,9 +83,10 @@ def _features(layer: Layer, x: Tensor) -> Tensor:
     return torch.cat([layer(part) for part in x.split(BATCH)])
 
 
-def _stored(recipe: Recipe, values: Tensor) -> np.ndarray:
-    cache, scales = recipe.cache, {}
-    if needs_scales(cache.precision):
-        found = calibrate(iter([values[:BATCH]]), cache.precision, cache.percentile)
+def codec_for(recipe: Recipe, precision: str, maps: Tensor) -> Codec:
+    """How maps are stored in a precision, with scales that suit them."""
+    scales = {}
+    if needs_scales(precision):
+        found = calibrate(iter([maps[:BATCH]]), precision, recipe.cache.percentile)
         scales = found.quantiser.tensors()
-    return codec(cache.precision, scales).encode(values).contiguous().numpy()
+    return codec(precision, scales)

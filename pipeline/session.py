@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,8 @@ class Session:
     """``native`` or ``ffcv``."""
     rates: Rates | None = None
     """Of this machine, for expectations; None: not known."""
+    profiles: Mapping[int, str] = field(default_factory=dict)
+    """How x_depth is stored, where the recipe leaves that open; raw where nothing is said."""
     gpu_memory: int | None = None
     """Most bytes of tensors on the device; None: what it has."""
     memory_budget: int | None = None

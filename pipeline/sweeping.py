@@ -82,9 +82,9 @@ def _solve(
 
     j, done = options["layer"], []
     how = caching(found.recipe, plan.make_plan(found.recipe, found.data()), options)
-    if how.said:
-        work.reporting(options).say(how.said)
-    with work.at_work(found, options) as session:
+    for line in how.said:
+        work.reporting(options).say(line)
+    with work.at_work(found, options, how.profiles) as session:
         together = [variant for variant in wanted if variant.name in todo]
         check_memory(session.run, j, session.room, together, options["gpu_memory"])
         if todo:

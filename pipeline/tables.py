@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from pipeline import views
-from pipeline.economics import MOST_PROBLEMS, Economics
 from pipeline.explaining import Explanation
-from pipeline.machine import Machine
 from pipeline.plan import Plan, Step
 from pipeline.progress import duration, size
 from pipeline.recipe import Recipe
@@ -84,72 +81,6 @@ def of_outcomes(found: Sequence[Mapping[str, Any]]) -> Table:
             row += [f"{100 * (measured / expected - 1):+.0f} %" if compared else ""]
         table.add_row(outcome["step"] + ("" if outcome["whole"] else " (a part)"), *row)
     return table
-
-
-def of_machine(machine: Machine) -> Table:
-    """Its rates, as people say them."""
-    table = _table("", "per second")
-    table.title = f"{machine.hardware}, {machine.device}, {machine.source}"
-    names = ("disk_write", "disk_read", "gather", "decode_lz4", "decode_zstd")
-    for name in (*names, "encode_lz4", "encode_zstd"):
-        table.add_row(name.replace("_", " "), size(getattr(machine, name)))
-    for rate in machine.layers:
-        told = f"{rate.forward:.2g} multiply-adds forward, {rate.train:.2g} in training"
-        table.add_row(rate.kind, told)
-    return table
-
-
-def of_economics(worth: Economics) -> Table:
-    """One row per depth that could be cached."""
-    table = _table("", "cached", "on disk", "deciding otherwise costs", "worth caching with")
-    table.title = f"on {worth.machine} ({worth.source}), {worth.problems} per depth"
-    for d in worth.depths:
-        fewest = f"{d.from_problems} or more" if d.from_problems else f"more than {MOST_PROBLEMS}"
-        more = d.otherwise - worth.best
-        table.add_row(
-            f"x_{d.depth}",
-            d.form or "computed again",
-            size(d.nbytes) if d.form else "",
-            f"{duration(more)} more" if d.otherwise < math.inf else "more disk than there is",
-            fewest,
-        )
-    return table
-
-
-def economics_summary(worth: Economics) -> str:
-    """What it comes to."""
-    if worth.best == math.inf:
-        return "No way to run this within the disk budget."
-    others = (("every depth cached", worth.always), ("none cached", worth.never))
-    told = ", ".join(
-        f"{name} {duration(seconds)}" if seconds < math.inf else f"{name} does not fit"
-        for name, seconds in others
-    )
-    said = f"Predicted, from {worth.source}: {duration(worth.best)}; {told}."
-    profile, seconds = min(worth.profiles.items(), key=lambda item: item[1])
-    if seconds < worth.best:
-        said += f" With 'cache.profile' {profile}: {duration(seconds)}."
-    return f"{said} {crossover(worth)}"
-
-
-def crossover(worth: Economics) -> str:
-    """Where reading wins, and with how many problems it wins lower down."""
-    depths = [d.depth for d in worth.depths]
-    cached = [d.depth for d in worth.depths if d.form]
-    said = f"Reading wins {_from(cached, depths)}" if cached else "Computing again wins everywhere"
-    more = sorted({d.from_problems for d in worth.depths if not d.form and d.from_problems})
-    for fewest in (n for n in more if n > worth.problems):
-        with_more = [d.depth for d in worth.depths if d.from_problems and d.from_problems <= fewest]
-        said += f"; with {fewest} or more problems {_from(sorted({*cached, *with_more}), depths)}"
-    return f"{said}."
-
-
-def _from(some: Sequence[int], depths: Sequence[int]) -> str:
-    """``from x_5 on``, or ``at x_2, x_4`` where there are gaps."""
-    first = some[0]
-    if list(some) == [d for d in depths if d >= first]:
-        return f"from x_{first} on"
-    return "at " + ", ".join(f"x_{d}" for d in some)
 
 
 def space(needed_bytes: int, free_bytes: int) -> str:

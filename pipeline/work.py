@@ -52,7 +52,7 @@ def missing(options: Options, **goal: int) -> Missing:
     costs = plan.make_plan(found.recipe, found.data())
     how = caching(found.recipe, costs, options)
     have = found.inventory()
-    for line in (*plan.skipped(have, **goal), *filter(None, [how.said])):
+    for line in (*plan.skipped(have, **goal), *how.said):
         reporting(options).say(line)
     todo = plan.steps(have, cached=how.depths, **goal)
     return Missing(found, [str(step) for step in todo], how)
@@ -66,7 +66,7 @@ def perform(options: Options, **goal: int) -> tuple[Overview, list[str]]:
         from pipeline.algorithm import make
 
         how = asked.caching
-        with at_work(found, options) as session:
+        with at_work(found, options, how.profiles) as session:
             done = make(session, evict=how.evict, cached=how.depths, **goal)
             todo = [str(step) for step in done]
     elif found.run:
@@ -83,10 +83,15 @@ def _rates(options: Options) -> Machine | None:
 
 
 @contextmanager
-def at_work(found: Overview, options: Options) -> Iterator[Session]:
+def at_work(
+    found: Overview, options: Options, profiles: Mapping[int, str] | None = None
+) -> Iterator[Session]:
     """A session that has the run to itself; Ctrl-C stops it between two batches or shards.
 
     Another process that works on the same run is waited for.
+
+    Args:
+        profiles: how x_depth is stored, where the recipe leaves that open.
     """
     from pipeline.interrupt import interruptions
     from pipeline.session import open_session, patience
@@ -108,6 +113,7 @@ def at_work(found: Overview, options: Options) -> Iterator[Session]:
             rates=_rates(options),
             gpu_memory=options["gpu_memory"],
             memory_budget=options["memory_budget"],
+            profiles=profiles or {},
         )
         lock = session.run.directory / "LOCK"
         with hold(lock, f"the run {session.run.directory}", patience(session)):

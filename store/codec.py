@@ -9,6 +9,7 @@ The metadata is zarr's own, and a test compares the bytes with zarr's.
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from google_crc32c import value as crc32c
 
+from store.errors import LevelDamaged
 from store.layout import Geometry, LevelKey
 from store.precision import precision
 
@@ -80,6 +82,16 @@ def _zarr_codecs(geometry: Geometry) -> Any:
         cname="lz4", clevel=LZ4_LEVEL, shuffle="noshuffle", typesize=geometry.dtype.itemsize
     )
     return [blosc, Crc32cCodec()]
+
+
+def profile_of(metadata: bytes) -> str:
+    """The profile of a level by its ``zarr.json``. Raises LevelDamaged if it is none of ours."""
+    try:
+        (sharding,) = json.loads(metadata)["codecs"]
+        names = {codec["name"] for codec in sharding["configuration"]["codecs"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise LevelDamaged(f"zarr.json is none of a level: {error!r}") from None
+    return "zstd" if "zstd" in names else "lz4" if "blosc" in names else "raw"
 
 
 @cache

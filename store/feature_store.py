@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from store.codec import profile_of
 from store.errors import LevelDamaged, refusals
 from store.files import DISK, Files
 from store.layout import Geometry, LevelKey, depth_directory, lock_path
 from store.level import CHECKSUMS, COMMIT, RECEIPTS, Level, read_commit
 from store.publish import unseal
-from store.writer import LevelWriter
+from store.writer import ZARR, LevelWriter
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ class Store:
         if self.files.exists(directory / COMMIT):
             return complete(read_commit(directory, key, self.files))
         return partial(directory, self.files)
+
+    def profile(self, key: LevelKey) -> str | None:
+        """The profile of a level that is there or was begun; None: there is nothing, or what there
+        is cannot be read."""
+        with suppress(FileNotFoundError, LevelDamaged):
+            return profile_of(self.files.read(key.directory(self.root) / ZARR))
+        return None
 
     def open(self, key: LevelKey) -> Level:
         return Level.open(self.root, key, self.files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from command import Result, recipe, strata
 
 from pipeline import hardware
-from pipeline.machine import LayerRate, Machine, as_toml, load
+from pipeline.economics import PROFILES
+from pipeline.machine import LayerRate, Machine, RowRate, as_toml, load
+from pipeline.worth import PRECISIONS
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def test_the_figures_are_kept_in_the_store_and_nothing_else(
 ) -> None:
     cwd, said = calibrated
     assert said.rc == 0, said.err
-    assert "decode zstd" in said.out
+    assert "uint4 zstd" in said.out
     assert "parts" in said.err
     assert [path.name for path in (cwd / "features").iterdir()] == ["machine.toml"]
     found = load(cwd / "features/machine.toml")
@@ -36,9 +39,19 @@ def test_the_figures_are_kept_in_the_store_and_nothing_else(
 def test_rates_are_those_of_a_machine(calibrated: tuple[Path, Result]) -> None:
     """What must be faster is, on any machine; none is off by a thousand."""
     found = load(calibrated[0] / "features/machine.toml")
-    assert found.gather > found.decode_lz4 > found.decode_zstd
-    assert found.decode_zstd > found.encode_zstd
     assert 1 < found.ratio_lz4 < found.ratio_zstd < 8
+    assert found.row_rate("lz4", "bfloat16").ratio == found.ratio_lz4
+    every = itertools.product(PROFILES, PRECISIONS)
+    assert {(rate.profile, rate.precision) for rate in found.rows} == set(every)
+    for rate in found.rows:
+        assert (rate.ratio == 1) == (rate.profile == "raw")
+        assert 1e4 < rate.decode < 1e12
+        assert 1e4 < rate.encode < 1e12
+    assert 1e4 < found.gather < 1e12
+    assert 1e-6 <= found.publish_shard < 10
+    assert 1e-6 <= found.publish_level < 10
+    assert found.device_memory is None
+    assert found.decode_jpeg is None, "no JPEG in this recipe"
     assert 1e6 < found.disk_write < 1e11
     assert 1e6 < found.disk_read < 1e11
     for rate in found.layers:
@@ -62,12 +75,12 @@ def test_packing_is_measured_on_features_once_there_are_images(
     calibrated: tuple[Path, Result], tmp_path: Path
 ) -> None:
     before = load(calibrated[0] / "features/machine.toml")
-    assert before.packed == "float32, noise: there are no images yet"
+    assert before.sample == "noise: there are no images yet"
     recipe(tmp_path, network__layers=3)
     assert strata(tmp_path, "train", "tiny.toml", "--layer", 1).rc == 0
     assert strata(tmp_path, "calibrate", "tiny.toml").rc == 0
     found = load(tmp_path / "features/machine.toml")
-    assert found.packed == "float32, features of x_1"
+    assert found.sample == "features of x_1"
     packed = recipe(tmp_path, network__layers=3, cache__profile="zstd")
     assert "A guess" not in strata(tmp_path, "plan", packed, "--run", "other").out
     assert strata(tmp_path, "materialize", packed, "--layer", 1, "--run", "packed").rc == 0
@@ -79,8 +92,11 @@ def test_packing_is_measured_on_features_once_there_are_images(
     assert outcome["expected"]["bytes"] == pytest.approx(outcome["measured"]["bytes"], rel=0.2)
     other = recipe(tmp_path, network__width=12, cache__profile="zstd", cache__precision="uint8")
     said = strata(tmp_path, "plan", other, "--run", "third").out
-    assert "how uint8 features pack was measured on float32" in said
+    assert "A guess: how" not in said, "it was measured, too"
     assert "rates of layers" in said
+    other = recipe(tmp_path, cache__profile="auto", cache__precision="bfloat16")
+    said = strata(tmp_path, "plan", other, "--run", "fourth").out
+    assert "A guess: how bfloat16 features pack was not measured." in said
 
 
 def test_figures_of_another_machine_are_noticed(
@@ -105,9 +121,16 @@ def test_figures_of_another_machine_are_noticed(
 def test_a_file_says_what_was_measured(tmp_path: Path) -> None:
     rates = {f.name: 1.5e9 for f in fields(Machine) if f.type == "float"}
     layers = (LayerRate("3 to 4 at 8x8, k 1 of 0", 2e9, 3e9), LayerRate('odd "kind"', 1.0, 1e30))
-    machine = Machine(name="é", source="a test", device="cuda", layers=layers, **rates)
+    rows = (RowRate("raw", "uint4", 1.0, 2.0, 1.0), RowRate("zstd", "uint4", 3.0, 4.0, 5.0))
+    machine = Machine("é", "a test", "cuda", layers=layers, rows=rows, **rates)
+    assert machine.device_memory is None
     path = tmp_path / "machine.toml"
     path.write_text(as_toml(machine), "utf-8")
     assert load(path) == machine
     assert load(path).rates("3 to 4 at 8x8, k 1 of 0").train == 3e9
     assert load(path).rates("unknown").train == machine.train
+    assert load(path).row_rate("zstd", "uint4") == rows[1]
+    assert load(path).row_rate("zstd", "uint8").decode == machine.decode_zstd
+    more = replace(machine, device_memory=8e9, decode_jpeg=2e9)
+    path.write_text(as_toml(more), "utf-8")
+    assert load(path) == more

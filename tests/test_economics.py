@@ -13,22 +13,25 @@ from command import strata
 
 from pipeline import recipes
 from pipeline.choice import START, Node, choose
-from pipeline.economics import Depth, Economics, RecipeCosts, economics
+from pipeline.economics import RecipeCosts
 from pipeline.errors import RecipeError
-from pipeline.machine import Machine, load
+from pipeline.machine import JPEG_GUESS, Machine, RowRate, load
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
-from pipeline.tables import crossover
+from pipeline.views import train_views
+from pipeline.worth import Depth, Worth, weigh
+from pipeline.worth_tables import crossover
+from store.layout import geometry
 
 MACHINES = Path(__file__).parent.parent / "docs/machines"
 X0 = Node(0, START)
-FLAT = Machine("flat", "a test", "cpu", *[1.0] * 10)
-"""One of everything in a second."""
+FLAT = Machine("flat", "a test", "cpu", *[1.0] * 10, publish_shard=1e-30, publish_level=1e-30)
+"""One of everything in a second, and nothing for a file by itself."""
 
 RATES = [
     name
     for name, value in asdict(FLAT).items()
-    if isinstance(value, float) and not name.startswith("ratio")
+    if isinstance(value, float) and not name.startswith(("ratio", "publish"))
 ]
 
 
@@ -80,15 +83,70 @@ def test_packed_levels_take_less_disk_and_more_of_the_cores() -> None:
     disk = costs(machine=replace(slow, **fast_but("disk_read", "memory")))
     cores = costs(machine=replace(slow, **fast_but("decode_lz4", "decode_zstd", "memory")))
     raw, zstd = Node(1, "raw"), Node(1, "zstd")
-    assert disk.solve(raw, 2) == pytest.approx(FLAT.ratio_zstd * disk.solve(zstd, 2))
+    both = len(train_views(recipe()))  # an epoch decodes every chunk of both levels
+    assert FLAT.ratio_zstd * disk.solve(zstd, 2) == pytest.approx(both * disk.solve(raw, 2))
     assert cores.solve(zstd, 2) > cores.solve(raw, 2)
 
 
-def test_what_stays_in_memory_is_read_from_the_disk_once() -> None:
-    rates = fast_but("disk_read", "memory")
-    small = costs(machine=replace(FLAT, **rates)).solve(Node(1, "raw"), 2)
-    large = costs(machine=replace(FLAT, **rates, memory=1e30)).solve(Node(1, "raw"), 2)
-    assert small == pytest.approx(large * recipe().schedule.epochs)
+@pytest.mark.parametrize(
+    ("form", "tier", "parts"),
+    [
+        # gathered, decoded, from the disk, copied: rows of each in 5 epochs, in rows of an epoch
+        ("raw", "memory", (3, 2, 0, 5)),
+        ("raw", "device", (0, 2, 0, 2)),
+        ("raw", "disk", (3, 2, 5, 5)),
+        ("zstd", "memory", (3, 2, 0, 5)),
+        ("zstd", "device", (0, 2, 0, 2)),
+        ("zstd", "disk", (0, 10, 10, 5)),
+    ],
+)
+def test_where_rows_lie_decides_what_an_epoch_pays(
+    form: str, tier: str, parts: tuple[int, ...]
+) -> None:
+    """Two views, five epochs. What is on the device is copied there once; in memory it is decoded
+    once, or touched once; packed chunks of both views are read and decoded in every epoch."""
+    node, epochs = Node(1, form), recipe().schedule.epochs
+    assert epochs == 5
+    room = {"memory": 1e30 if tier == "memory" else 1.0, "device_memory": None}
+    if tier == "device":
+        room = {"memory": 1e30, "device_memory": 1e30}
+    names = ("gather", f"decode_{form}" if form != "raw" else "raw", "disk_read", "copy")
+    for name, rows in zip(names, parts, strict=True):
+        rates: dict[str, Any] = fast_but() | room | {"device": "cuda", "ratio_zstd": 1.0}
+        machine = replace(FLAT, **rates, rows=(RowRate("raw", "float16", 1e30, 1e30, 1.0),))
+        if name == "raw":
+            machine = replace(machine, rows=(RowRate("raw", "float16", 1e30, 1.0, 1.0),))
+        else:
+            machine = replace(machine, **{name: 1.0})
+        found = costs(machine=machine)
+        assert found.held(node).tier == tier
+        row = 2 * math.prod(recipe().shape(1, recipe().canvas))
+        assert found.reading(node) * epochs == pytest.approx(rows * 49_920 * row)
+
+
+def test_a_level_costs_its_files_and_the_publishing_of_its_last_shard() -> None:
+    quiet = replace(FLAT, **fast_but())
+    files = replace(quiet, publish_shard=7.0, publish_level=100.0)
+    node, rows = Node(1, "raw"), 50_000
+    shards = geometry(rows, recipe().shape(1, recipe().canvas), "float16", 64 << 20).shards
+    assert costs(machine=files).write_level(X0, node, rows) == pytest.approx(100 + 7 * shards)
+    both = costs(machine=replace(quiet, disk_write=1.0, forward=1.0))
+    disk = costs(machine=replace(quiet, disk_write=1.0)).write_level(X0, node, rows)
+    forward = costs(machine=replace(quiet, forward=1.0)).write_level(X0, node, rows)
+    overlapped = max(disk, forward) + min(disk, forward) / shards
+    assert both.write_level(X0, node, rows) == pytest.approx(overlapped)
+    few = both.write_level(X0, node, 10)
+    assert few == pytest.approx((disk + forward) * 10 / rows), "one shard: nothing overlaps"
+
+
+def test_images_are_decoded_from_jpeg_whenever_they_are_read() -> None:
+    found = costs(machine=replace(FLAT, **fast_but("decode_jpeg"), decode_jpeg=1.0))
+    jpeg = replace(found, recipe=replace(found.recipe, data=replace(found.recipe.data, jpeg=90)))
+    pixels = 3 * 32 * 32
+    assert jpeg.reading(X0) == pytest.approx(49_920 * pixels)
+    assert jpeg.write(X0, Node(1, "raw")) == pytest.approx(110_000 * pixels)
+    assert found.reading(X0) < 1
+    assert replace(FLAT, decode_jpeg=None).jpeg == JPEG_GUESS
 
 
 @pytest.mark.parametrize(("device", "seconds"), [("cpu", 7.0), ("cuda", 5.0)])
@@ -105,7 +163,7 @@ def test_what_the_host_does_competes_with_computing_on_a_cpu(device: str, second
 @pytest.mark.parametrize("machine", sorted(path.stem for path in MACHINES.glob("*.toml")))
 def test_nothing_is_better_than_the_best(name: str, machine: str) -> None:
     found = costs(name, load(MACHINES / f"{machine}.toml"))
-    worth = economics(found)
+    worth = weigh(found)
     assert worth.best <= min(worth.always, worth.never)
     assert [d.depth for d in worth.depths] == list(range(1, found.layers))
     for depth in worth.depths:
@@ -129,10 +187,10 @@ def test_a_slow_disk_is_not_worth_reading_and_a_slow_core_is_not_worth_using() -
 def test_less_disk_costs_more_time() -> None:
     found, seconds = costs("cifar10-k1", load(MACHINES / "card-8gb.toml")), []
     for disk in (math.inf, 100e9, 60e9, 20e9, 1e9):
-        seconds.append(economics(found, disk).best)
+        seconds.append(weigh(found, disk).best)
     assert seconds == sorted(seconds)
     assert seconds[0] < seconds[-1] < math.inf
-    assert economics(found, 1e6).as_json()["seconds"]["best"] is None
+    assert weigh(found, 1e6).as_json()["seconds"]["best"] is None
 
 
 def test_fresh_draws_cannot_be_cached() -> None:
@@ -140,7 +198,7 @@ def test_fresh_draws_cannot_be_cached() -> None:
     fresh = replace(
         found, recipe=replace(found.recipe, augment=replace(found.recipe.augment, views=0))
     )
-    worth = economics(fresh)
+    worth = weigh(fresh)
     assert worth.best == worth.never
     assert worth.as_json()["seconds"]["always"] is None
 
@@ -152,6 +210,7 @@ def test_fresh_draws_cannot_be_cached() -> None:
     ("line", "said"),
     [
         ("forward = -1.0", "'forward' is -1.0; it must be above 0"),
+        ("decode_jpeg = 0.0", "'decode_jpeg' is 0.0; it must be above 0"),
         ("memory = nan", "'memory' is nan; it must be above 0"),
         ('device = "tpu"', "'device' is 'tpu'; it is one of cpu, cuda"),
         ("forwards = 1.0", "Did you mean 'forward'?"),
@@ -175,6 +234,7 @@ def test_a_plan_for_a_machine_that_is_not_here(tmp_path: Path) -> None:
     shown = strata(tmp_path, *ask)
     assert shown.rc == 0
     assert "deciding otherwise costs" in shown.out
+    assert "other ways to cache" in shown.out
     assert "Predicted, from data sheets" in shown.out
     found: list[Any] = [
         json.loads(strata(tmp_path, *ask, "--problems", n, "--json").out)["economics"]
@@ -192,7 +252,7 @@ def test_a_plan_for_a_machine_that_is_not_here(tmp_path: Path) -> None:
 def test_where_reading_wins_is_one_sentence() -> None:
     def said(*depths: tuple[str | None, int | None]) -> str:
         rows = [Depth(d, form, 0, 1.0, n) for d, (form, n) in enumerate(depths, start=1)]
-        return crossover(Economics("here", "guess", 1, 1.0, 1.0, 1.0, {"raw": 1.0}, tuple(rows)))
+        return crossover(Worth("here", "guess", 1, 1.0, 1.0, 1.0, {"raw": 1.0}, tuple(rows)))
 
     assert said(("raw", 1), ("raw", 1)) == "Reading wins from x_1 on."
     assert said((None, None), ("raw", 1), ("raw", 1)) == "Reading wins from x_2 on."
