@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import fitting, hardware, machine, views
 from pipeline.choice import Choice, Tabled, choose
 from pipeline.economics import RecipeCosts, kind
-from pipeline.errors import BudgetError, NotThereYet
+from pipeline.errors import BudgetError, NotThereYet, RecipeError
 from pipeline.plan import Plan, check_budget
 from pipeline.progress import size
 from pipeline.recipe import Recipe
@@ -130,13 +130,21 @@ def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
 
 
 def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
-    """The one of ``--machine``, or the one whose disk the store is on; None: not calibrated."""
+    """The one of ``--machine``, or the one whose disk the store is on; None: not calibrated.
+
+    Raises:
+        NotThereYet: the figures in the store are another machine's, or cannot be read.
+        RecipeError: those of ``--machine`` cannot be read.
+    """
     if options["machine"] is not None:
         return machine.load(options["machine"])
     path = calibrated(options["store"])
     if not path.exists():
         return None
-    found = machine.load(path)
+    try:
+        found = machine.load(path)
+    except RecipeError as error:  # of a version before, or edited
+        raise NotThereYet(f"{error}. {ADVICE}") from error
     if found.hardware != hardware.described():
         raise NotThereYet(
             f"{path} was measured on another machine ({found.hardware}); this one is "

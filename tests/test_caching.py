@@ -129,3 +129,16 @@ def test_without_a_machine_there_is_nothing_to_weigh() -> None:
     small = parse(tiny(), "tiny")
     with pytest.raises(NotThereYet, match="nothing is known"):
         caching(small, make_plan(small), asked("auto", None, machine=None, store=Path("none")))
+
+
+def test_figures_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    """Those of another version, say: whoever needs them is told, and nobody else."""
+    recipe(tmp_path)
+    path = tmp_path / "features/machine.toml"
+    path.parent.mkdir()
+    path.write_text('packed = "float32"', "utf-8")
+    refused = strata(tmp_path, "train", "tiny.toml", "--layer", 1, "--cache", "auto")
+    assert refused.rc == 8
+    assert "unknown key 'packed'" in refused.error
+    assert "Run `calibrate`" in refused.error
+    assert "Run `calibrate`" in strata(tmp_path, "plan", "tiny.toml").out
