@@ -60,11 +60,8 @@ def of_writing(session: Session, keys: Sequence[LevelKey], base: int) -> dict[st
         precision=recipe.cache.precision,
         images=base == 0,
     )
-    rows, below, node = (
-        [_rows(session, key) for key in keys],
-        _node(session, base),
-        _node(session, j),
-    )
+    rows = [_rows(session, key) for key in keys]
+    below, node = _node(session, base), _node(session, j)
     seconds = costs and sum(costs.write_level(below, node, n) for n in rows)
     return figures(seconds, _bytes(session, node, rows), peak)
 

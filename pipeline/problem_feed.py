@@ -130,10 +130,8 @@ class ProblemFeed:
         profile is left open, it is as for packed levels: raw rows can be read in any order."""
         if self._mode == "fresh":
             return Mixing(len(self.ids))
-        shape, profile = (
-            level_geometry(self.session, self.depth, "train"),
-            self.recipe.cache.profile,
-        )
+        shape = level_geometry(self.session, self.depth, "train")
+        profile = self.recipe.cache.profile
         return mixing(replace(shape, profile="lz4" if profile == "auto" else profile))
 
     def _plan(self, epoch: int) -> EpochPlan:
