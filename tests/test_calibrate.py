@@ -7,12 +7,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from command import Result, recipe, strata
+from command import Result, noise, recipe, strata
+from ffcv_levels import skip_unless_it_imports
 
 from pipeline import hardware
+from pipeline.caching import guesses
 from pipeline.economics import PROFILES
+from pipeline.errors import LoaderError
 from pipeline.machine import LayerRate, Machine, RowRate, as_toml, load
+from pipeline.recipe import parse
+from pipeline.row_rates import decode_jpeg
 from pipeline.worth import PRECISIONS
+
+MACHINES = Path(__file__).parent.parent / "docs/machines"
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +141,29 @@ def test_a_file_says_what_was_measured(tmp_path: Path) -> None:
     more = replace(machine, device_memory=8e9, decode_jpeg=2e9)
     path.write_text(as_toml(more), "utf-8")
     assert load(path) == more
+
+
+def test_decoding_jpeg_is_measured_where_a_recipe_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"data__channels": 3, "data__mean": [0.5] * 3, "data__std": [0.25] * 3}
+    recipe(tmp_path, "plain", **names)
+    recipe(tmp_path, "jpeg", data__jpeg=90, **names)
+    plain, jpeg = (
+        parse((tmp_path / f"{name}.toml").read_text("utf-8"), name) for name in ("plain", "jpeg")
+    )
+    images = noise(0, 40, 3, 8, 8)
+    assert decode_jpeg(plain, images, tmp_path) is None
+    skip_unless_it_imports()
+    found = decode_jpeg(jpeg, images, tmp_path)
+    assert found is not None
+    assert 1e4 < found < 1e11
+
+    def missing() -> None:
+        raise LoaderError("no ffcv")
+
+    monkeypatch.setattr("pipeline.beton.check", missing)
+    assert decode_jpeg(jpeg, images, tmp_path / "other") is None
+    there = replace(load(MACHINES / "laptop.toml"), decode_jpeg=None)
+    assert guesses(jpeg, there)[0] == "A guess: images are decoded from JPEG at 1.0 GB/s."
+    assert guesses(jpeg, load(MACHINES / "laptop.toml")) == []
