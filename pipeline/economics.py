@@ -7,9 +7,9 @@ Reading, decoding, computing and writing overlap, so each step takes as long as 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 
 from pipeline import tiers, views
@@ -107,7 +107,7 @@ class RecipeCosts:
         """One level of so many rows. The last shard is published when nothing is left to compute:
         of a level of one shard, nothing overlaps."""
         machine, below, above = self.machine, self._row_bytes(base), self._row_bytes(node)
-        shards = self._geometry(node, rows).shards
+        shards = self._shards(node.depth, rows)
         read = 0.0 if self._in_page_cache(base) else below / self._rate(base).ratio
         host = below / self._decode(base) + above / self._rate(node).encode
         computing = rows * machine.seconds(
@@ -124,11 +124,17 @@ class RecipeCosts:
     # ---- solving --------------------------------------------------------------------------------
 
     def solve(self, base: Node, j: int) -> float:
-        rates = self.machine.rates(kind(self.recipe, j))
-        below, step = self._forward(base.depth, j - 1), operations(self.recipe, j)
-        training = self.epoch(base, below + 3 * step / rates.train) * self.recipe.schedule.epochs
-        looking = self._looked_at() * self._seconds(base, below + step / rates.forward)
+        below, (step, look) = self._forward(base.depth, j - 1), self._problems[j - 1]
+        training = self.epoch(base, below + step) * self.recipe.schedule.epochs
+        looking = self._looked_at() * self._seconds(base, below + look)
         return self.problems * (training + looking)
+
+    @cached_property
+    def _problems(self) -> list[tuple[float, float]]:
+        """Seconds of one row of every problem, in training and when it is looked at."""
+        rates = [self.machine.rates(kind(self.recipe, j)) for j in range(1, self.layers + 1)]
+        work = [operations(self.recipe, j) for j in range(1, self.layers + 1)]
+        return [(3 * n / r.train, n / r.forward) for n, r in zip(work, rates, strict=True)]
 
     def epoch(self, base: Node, compute: float) -> float:
         """Seconds of an epoch of one problem.
@@ -253,7 +259,12 @@ class RecipeCosts:
         return list(accumulate(seconds, initial=0.0))
 
     def _shape(self, depth: int) -> Shape:
-        return self.recipe.shape(depth, views.cached_size(self.recipe))
+        return self._shapes[depth]
+
+    @cached_property
+    def _shapes(self) -> list[Shape]:
+        side = views.cached_size(self.recipe)
+        return [self.recipe.shape(depth, side) for depth in range(self.layers + 1)]
 
     def _row_bytes(self, node: Node) -> int:
         return self._rows_bytes[node.depth]
@@ -271,12 +282,21 @@ class RecipeCosts:
             shape, precision = images, "uint8"
         return geometry(rows, shape, precision, cache.shard_mb << 20, node.form)
 
+    @cached_property
+    def _shards(self) -> Callable[[int, int], int]:
+        """Of a level of so many rows at a depth, in any profile."""
+        return cache(lambda depth, rows: self._geometry(Node(depth, "raw"), rows).shards)
+
     def _unpacked(self, node: Node) -> int:
         """Bytes of the training rows that a problem reads, all views."""
         return self._views(node) * self.train * self._row_bytes(node)
 
     def _views(self, node: Node) -> int:
-        return len(views.train_views(self.recipe)) if node.depth else 1
+        return self._every_view if node.depth else 1
+
+    @cached_property
+    def _every_view(self) -> int:
+        return len(views.train_views(self.recipe))
 
     def _levels(self, node: Node) -> list[int]:
         """Rows of every level of x_depth."""
