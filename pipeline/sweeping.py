@@ -82,8 +82,7 @@ def check_memory(
     held, steps = [], []
     for one in together:
         best = one.schedule.keep == "best"
-        parameters = one.layer.parameters + one.auxiliary.parameters
-        held.append(footprint.FLOAT * parameters * (2 + best))
+        held.append(footprint.held(one.layer, one.auxiliary, keep_best=best))
         peak = footprint.solving(
             one.layer,
             one.auxiliary,

@@ -80,7 +80,7 @@ def solving(
     """
     parameters = layer.parameters + auxiliary.parameters
     rows = FLOAT * batch * prod(shape)
-    constant = rows + FLOAT * parameters * (2 + keep_best)  # weights, momentum
+    constant = rows + held(layer, auxiliary, keep_best=keep_best)
     whole = FLOAT * parameters if divided else 0  # gradients of the micro-batches before
     width = ACTIVATION_BYTES[compute]
     convolutions = _convolutions(layer, auxiliary, shape, micro)
@@ -89,6 +89,11 @@ def solving(
     decayed = parameters if at_once else largest  # gradient + weight decay · weight
     update = FLOAT * (parameters + decayed)
     return constant + max(backward, update)
+
+
+def held(layer: LayerSpec, auxiliary: AuxiliarySpec, *, keep_best: bool = False) -> int:
+    """Bytes of a problem between two steps: weights, momentum, and the best iterate if kept."""
+    return FLOAT * (layer.parameters + auxiliary.parameters) * (2 + keep_best)
 
 
 def applying(
