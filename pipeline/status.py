@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import views
+from pipeline import baseline, views
 from pipeline.levels import keys_at, state_of
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
@@ -29,6 +29,7 @@ def status(overview: Overview) -> dict[str, Any]:
         "layers": [
             _layer(run, store, recipe, j, accuracy) for j in range(1, len(recipe.layers) + 1)
         ],
+        "baselines": baseline.known(run) if run else [],
     }
 
 

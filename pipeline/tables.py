@@ -185,6 +185,10 @@ def of_status(status: Mapping[str, Any]) -> Table:
             _percent(layer["ensemble_accuracy"]),
         )
         _add_levels(table, head, layer["levels"])
+    for found in status["baselines"]:
+        done = "" if found["epochs"] is None else f", epochs: {found['epochs']}"
+        test = _percent(found["test_accuracy"])
+        table.add_row(f"baseline {found['variant']}", found["state"] + done, test)
     return table
 
 
