@@ -44,10 +44,11 @@ MODES = ("always", "never", "auto")
 MOST_ABOVE, LEAST_FASTER = 1.05, 2.5
 
 
-def strata(place: Path, *arguments: object, slow: bool = False) -> dict[str, Any]:
-    """A command, its answer as JSON; in a group of its own where the disk is to be slow."""
+def strata(
+    place: Path, *arguments: object, enter: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """A command, its answer as JSON; in a control group where the disk is to be slow."""
     line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--json"]
-    enter = scenarios.enter_group if slow else None
     done = subprocess.run(line, capture_output=True, cwd=place, preexec_fn=enter, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
@@ -62,9 +63,11 @@ def one(place: Path, name: str, rounds: int, quick: bool) -> dict[str, Any]:
     slow, count = scenario.slow_disk, scenario.images // (10 if quick else 1)
     more = min(1, scenario.problems) if quick else scenario.problems
     data, made = scenarios.images(place, count), scenarios.recipe(place, name, count)
+    enter = scenarios.enter_group if slow else None
     if slow:
         scenarios.make_groups()
-    strata(place, "calibrate", made, "--store", place / "rates", slow=slow)
+    on_disk = scenarios.enter_disk if slow else None
+    strata(place, "calibrate", made, "--store", place / "rates", enter=on_disk)
     flags = ["--machine", place / "rates/machine.toml", "--data", f"npz:{data}"]
     flags += ["--loader", scenario.loader, "--problems", 1 + more]
     flags += ["--memory-budget", scenarios.BUDGET] if slow else []
@@ -72,12 +75,12 @@ def one(place: Path, name: str, rounds: int, quick: bool) -> dict[str, Any]:
     def run(mode: str) -> dict[str, Any]:
         where = ("--run", place / mode, "--store", place / f"store-{mode}")
         before = scenarios.read_from_disk() if slow else 0
-        strata(place, "run", made, *where, "--cache", mode, *flags, slow=slow)
+        strata(place, "run", made, *where, "--cache", mode, *flags, enter=enter)
         found = strata(place, "report", made, *where)
 
         def problem(j: int, seed: int) -> float:
             which = ("--layer", j, "--vary", f"seed={seed}", "--cache", mode)
-            swept = strata(place, "sweep", made, *where, *which, *flags, slow=slow)
+            swept = strata(place, "sweep", made, *where, *which, *flags, enter=enter)
             return swept["variants"][0]["seconds"]
 
         layers = range(1, 1 + len(found["layers"]))
