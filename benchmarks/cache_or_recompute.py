@@ -74,6 +74,8 @@ def one(place: Path, name: str, rounds: int, quick: bool) -> dict[str, Any]:
 
     def run(mode: str) -> dict[str, Any]:
         where = ("--run", place / mode, "--store", place / f"store-{mode}")
+        for leftover in where[1::2]:  # of a call that was stopped
+            shutil.rmtree(leftover, ignore_errors=True)
         before = scenarios.read_from_disk() if slow else 0
         strata(place, "run", made, *where, "--cache", mode, *flags, enter=enter)
         found = strata(place, "report", made, *where)
@@ -86,7 +88,7 @@ def one(place: Path, name: str, rounds: int, quick: bool) -> dict[str, Any]:
         layers = range(1, 1 + len(found["layers"]))
         problems = [problem(j, 1 + n) for j in layers for n in range(more)]
         cached = sorted({p.name.split("-")[0] for p in (place / f"store-{mode}").glob("x_[1-9]*")})
-        for leftover in (place / mode, place / f"store-{mode}"):
+        for leftover in where[1::2]:
             shutil.rmtree(leftover)
         return {
             "cached": cached,
