@@ -6,134 +6,53 @@ Claim: the steps of a run with `--cache auto` take at most 5 % longer than those
 computed again. What was expected of each step: bytes within 2 %, peak of tensors within 15 %,
 seconds within 25 % in the median over the steps.
 
-Method: `cli.py calibrate`, then `cli.py run --cache always|never|auto`, each a process of its own
+Method: `cli.py calibrate`, then `cli.py run --cache auto|always|never`, each a process of its own
 with a run and a store of its own, on images of CIFAR-10 (JPEG), in turn; `seconds` are those of
 solving and writing, without reading the images into x_0. Where auto caches what `always` or `never`
-do, it is that run, and is not timed again. With several rounds, seconds are medians. `slow disk`
-runs in a control group (cgroup v1, root) that reads 25 MB/s and has little memory for page cache.
+do, it is that run, and that way is not run again. With several rounds, seconds are medians.
+
+`problems` then solves eight more problems at each depth, `cli.py sweep --vary seed=…`, a process
+for each, and adds the seconds of their epochs. `jpeg` enlarges the images to 256×256 and reads them
+with `--loader ffcv`, which decodes them for every batch; writing its file is part of layer 1, in
+every mode. `mixed` runs in a control group (cgroup v1, root) that reads 25 MB/s and has little
+memory for page cache; what it really read is in the result.
 
     STRATA_TEST_DATA=FOLDER python benchmarks/cache_or_recompute.py [SCENARIO …] [--rounds N]
         [--quick] [--work DIR] [--json] [--out FILE]
+
+Other scenarios that are in FILE already stay there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import scenarios
 from measuring import RESULTS, keep
-from PIL import Image
+from scenarios import ROOT, SCENARIOS
 
-ROOT = Path(__file__).resolve().parent.parent
 MODES = ("always", "never", "auto")
-READ_BYTES, MEMORY_BYTES = 25_000_000, 900_000_000
-GROUPS = Path("/sys/fs/cgroup")
 MOST_ABOVE, LEAST_FASTER = 1.05, 2.5
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """Changes of cifar10-small, and how it is run."""
-
-    what: str
-    changes: dict[str, str]
-    images: int = 4_000
-    slow_disk: bool = False
-
-
-NARROW = {
-    "layers": "8",
-    "width": "32",
-    "downsample": "[3]",
-    "k": "1",
-    "epochs": "4",
-}
-SCENARIOS = {
-    "small": Scenario("three layers, k = 2, canvas", {}),
-    "narrow": Scenario("eight narrow layers, k = 1, canvas", NARROW),
-    "views": Scenario("eight narrow layers, four fixed views", NARROW | {"views": "4"}),
-    "two epochs": Scenario("eight narrow layers, read twice", NARROW | {"epochs": "2"}),
-    "slow disk": Scenario(
-        "three layers from 25 MB/s, more than memory holds", {"epochs": "3"}, 8_000, True
-    ),
-}
-
-
-# ---- images, recipes, processes -----------------------------------------------------------------
-
-
-def images(place: Path, count: int) -> Path:
-    """The first training and a tenth as many test images of every class, as one .npz."""
-    path = place / f"cifar-{count}.npz"
-    if path.exists():
-        return path
-    arrays: dict[str, list[Any]] = {f"{a}_{s}": [] for a in "xy" for s in ("train", "test")}
-    most, classes = {"train": count // 10, "test": count // 100}, {}
-    with tarfile.open(Path(os.environ["STRATA_TEST_DATA"]) / "cifar10-jpeg.tar.xz") as tar:
-        for member in tar:
-            found = re.search(r"(train|test)/([^/]+)/(\d+)\.jpg$", member.name)
-            if not found or int(found[3]) >= most[found[1]]:
-                continue
-            data = tar.extractfile(member)
-            assert data is not None
-            split = found[1]
-            arrays[f"x_{split}"].append(np.asarray(Image.open(BytesIO(data.read())).convert("RGB")))
-            arrays[f"y_{split}"].append(classes.setdefault(found[2], len(classes)))
-    np.savez(path, **{name: np.array(values) for name, values in arrays.items()})
-    return path
-
-
-def recipe(place: Path, name: str, scenario: Scenario) -> Path:
-    text = (ROOT / "pipeline/recipes/cifar10-small.toml").read_text("utf-8")
-    for key, value in scenario.changes.items():
-        text, count = re.subn(rf"(?m)^{key} = [^#\n]*", f"{key} = {value} ", text)
-        assert count, key
-    path = place / f"{name.replace(' ', '-')}.toml"
-    path.write_text(text, "utf-8")
-    return path
-
-
-def strata(place: Path, *arguments: object, slow: bool = False) -> dict[str, Any]:
-    """A command, its answer as JSON; in a group of its own where the disk is to be slow."""
+def strata(
+    place: Path, *arguments: object, enter: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """A command, its answer as JSON; in a control group where the disk is to be slow."""
     line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--json"]
-    done = subprocess.run(
-        line, capture_output=True, cwd=place, preexec_fn=enter_group if slow else None, check=False
-    )
+    done = subprocess.run(line, capture_output=True, cwd=place, preexec_fn=enter, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
     return json.loads(done.stdout)
-
-
-def make_groups() -> None:
-    """What reads at READ_BYTES a second and holds MEMORY_BYTES, page cache included."""
-    device = Path(tempfile.gettempdir()).stat().st_dev
-    disk = f"{os.major(device)}:{os.minor(device)}"
-    for kind, name, value in (
-        ("blkio", "blkio.throttle.read_bps_device", f"{disk} {READ_BYTES}"),
-        ("memory", "memory.limit_in_bytes", str(MEMORY_BYTES)),
-    ):
-        group = GROUPS / kind / "strata-benchmark"
-        group.mkdir(exist_ok=True)
-        (group / name).write_text(value, "ascii")
-
-
-def enter_group() -> None:
-    for kind in ("blkio", "memory"):
-        (GROUPS / kind / "strata-benchmark/cgroup.procs").write_text(str(os.getpid()), "ascii")
 
 
 # ---- one scenario -------------------------------------------------------------------------------
@@ -141,23 +60,44 @@ def enter_group() -> None:
 
 def one(place: Path, name: str, rounds: int, quick: bool) -> dict[str, Any]:
     scenario = SCENARIOS[name]
-    count = scenario.images // (10 if quick else 1)
-    data, made = images(place, count), recipe(place, name, scenario)
-    rates = place / "rates"
-    budget = ("--memory-budget", "200MB") if scenario.slow_disk else ()
-    if scenario.slow_disk:
-        make_groups()
-    strata(place, "calibrate", made, "--store", rates, slow=scenario.slow_disk)
-    machine = ("--machine", rates / "machine.toml", "--data", f"npz:{data}", *budget)
+    slow, count = scenario.slow_disk, scenario.images // (10 if quick else 1)
+    more = min(1, scenario.problems) if quick else scenario.problems
+    data, made = scenarios.images(place, count), scenarios.recipe(place, name, count)
+    enter = scenarios.enter_group if slow else None
+    if slow:
+        scenarios.make_groups()
+    on_disk = scenarios.enter_disk if slow else None
+    strata(place, "calibrate", made, "--store", place / "rates", enter=on_disk)
+    flags = ["--machine", place / "rates/machine.toml", "--data", f"npz:{data}"]
+    flags += ["--loader", scenario.loader, "--problems", 1 + more]
+    flags += ["--memory-budget", scenarios.BUDGET] if slow else []
 
     def run(mode: str) -> dict[str, Any]:
         where = ("--run", place / mode, "--store", place / f"store-{mode}")
-        strata(place, "run", made, *where, "--cache", mode, *machine, slow=scenario.slow_disk)
+        for leftover in where[1::2]:  # of a call that was stopped
+            shutil.rmtree(leftover, ignore_errors=True)
+        before = scenarios.read_from_disk() if slow else 0
+        strata(place, "run", made, *where, "--cache", mode, *flags, enter=enter)
         found = strata(place, "report", made, *where)
+
+        def problem(j: int, seed: int) -> float:
+            which = ("--layer", j, "--vary", f"seed={seed}", "--cache", mode)
+            swept = strata(place, "sweep", made, *where, *which, *flags, enter=enter)
+            return swept["variants"][0]["seconds"]
+
+        layers = range(1, 1 + len(found["layers"]))
+        problems = [problem(j, 1 + n) for j in layers for n in range(more)]
         cached = sorted({p.name.split("-")[0] for p in (place / f"store-{mode}").glob("x_[1-9]*")})
-        for leftover in (place / mode, place / f"store-{mode}"):
+        for leftover in where[1::2]:
             shutil.rmtree(leftover)
-        return {"cached": cached, "outcomes": found["outcomes"], "epochs": last_epochs(found)}
+        return {
+            "cached": cached,
+            "layers": len(layers),
+            "outcomes": found["outcomes"],
+            "epochs": last_epochs(found),
+            "problems": problems,
+            "read": (scenarios.read_from_disk() if slow else 0) - before,
+        }
 
     return {"what": scenario.what, "images": count, **compared(run, rounds)}
 
@@ -168,33 +108,39 @@ def last_epochs(report: dict[str, Any]) -> list[float]:
 
 
 def compared(run: Callable[[str], dict[str, Any]], rounds: int) -> dict[str, Any]:
-    """Every mode in turn; auto only where it is neither of the others."""
-    taken: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
-    same = None
+    """Every mode in turn, but for that which auto is, if it is one of the others."""
+    taken: dict[str, list[dict[str, Any]]] = {"auto": [run("auto")]}
+    first = taken["auto"][0]
+    every = [f"x_{j}" for j in range(1, first["layers"])]
+    same = {"always": every, "never": []}
+    named = next((mode for mode, depths in same.items() if depths == first["cached"]), None)
+    others = [mode for mode in ("always", "never") if mode != named]
     for number in range(rounds):
-        for mode in MODES:
-            if mode != "auto" or same is None:
-                taken[mode].append(run(mode))
-        if number == 0:
-            chosen = taken["auto"][0]["cached"]
-            same = next((m for m in MODES[:2] if taken[m][0]["cached"] == chosen), None)
-    if same:
-        taken["auto"] = taken[same]
-    seconds = {mode: statistics.median(map(total, runs)) for mode, runs in taken.items()}
+        for mode in ("auto", *others):
+            if number or mode != "auto":
+                taken.setdefault(mode, []).append(run(mode))
+    measured = [run for runs in taken.values() for run in runs]
+    if named:
+        taken[named] = taken["auto"]
+    seconds = {mode: statistics.median(map(total, taken[mode])) for mode in MODES}
     better = min(seconds["always"], seconds["never"])
     fastest = [min(run["epochs"]) for mode in ("never", "always") for run in taken[mode][-1:]]
     return {
         "rounds": rounds,
         "seconds": {mode: round(value, 2) for mode, value in seconds.items()},
-        "auto": {"caches": taken["auto"][0]["cached"], "is": same or "neither"},
+        "problems": 1 + len(first["problems"]) // first["layers"],
+        "read_from_disk": {mode: taken[mode][0]["read"] for mode in MODES if first["read"]},
+        "auto": {"caches": first["cached"], "is": named or "neither"},
         "auto_over_better": round(seconds["auto"] / better, 3),
         "last_layer_epoch_never_over_always": round(fastest[0] / fastest[1], 2),
-        "expected": errors([run for runs in taken.values() for run in runs]),
+        "expected": errors(measured),
     }
 
 
 def total(run: dict[str, Any]) -> float:
-    return sum(outcome["measured"]["seconds"] for outcome in run["outcomes"])
+    """Seconds of the steps of a run, and of the problems solved after it."""
+    steps = sum(outcome["measured"]["seconds"] for outcome in run["outcomes"])
+    return steps + sum(run["problems"])
 
 
 def errors(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -232,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS))
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="few images; for trying it out")
+    parser.add_argument("--quick", action="store_true", help="few images: does it run")
     parser.add_argument("--work", type=Path, help="keeps the images from one call to the next")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)

@@ -5,7 +5,7 @@ What is missing is decided first (plan.py), then done, as make does. Nothing flo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from pipeline.evaluation import evaluate
 from pipeline.ingest import ensure_images
@@ -18,8 +18,8 @@ from pipeline.session import Session
 from pipeline.train import solve
 
 
-def execute(session: Session, todo: Sequence[Step], *, evict: bool = False) -> None:
-    """Do the steps that :func:`pipeline.plan.steps` found missing, in their order.
+def execute(session: Session, todo: tuple[Step, ...], *, evict: bool = False) -> tuple[Step, ...]:
+    """Do the steps that :func:`pipeline.plan.steps` found missing, in their order; returns them.
 
     Args:
         evict: remove the features below once x_j is complete, to stay within a disk budget.
@@ -35,6 +35,8 @@ def execute(session: Session, todo: Sequence[Step], *, evict: bool = False) -> N
             materialize(session, step.j)
             for below in range(1, step.j if evict else 1):
                 _evict(session, below)
+    refer_to(session.run, session.store)
+    return todo
 
 
 def make(
@@ -47,18 +49,13 @@ def make(
 ) -> tuple[Step, ...]:
     """Have layers 1 … ``solve`` solved and x_``write`` complete; returns what that took."""
     have = inventory(session.run, session.store)
-    todo = steps(have, solve=solve, write=write, cached=cached)
-    execute(session, todo, evict=evict)
-    refer_to(session.run, session.store)
-    return todo
+    return execute(session, steps(have, solve=solve, write=write, cached=cached), evict=evict)
 
 
 def prepare(session: Session, j: int, *, cached: Collection[int] | None = None) -> tuple[Step, ...]:
     """Have all there that solving layer j needs; returns what that took."""
-    todo = steps_below(inventory(session.run, session.store), j, cached=cached)
-    execute(session, todo)
-    refer_to(session.run, session.store)
-    return todo
+    have = inventory(session.run, session.store)
+    return execute(session, steps_below(have, j, cached=cached))
 
 
 def _evict(session: Session, j: int) -> None:

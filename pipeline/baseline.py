@@ -3,15 +3,19 @@ compare. No torch here; pipeline/end_to_end.py trains."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from pipeline import work
 from pipeline.errors import OptionRange
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
-from pipeline.rundir import Run
+from pipeline.rundir import CHECKPOINT, NOTE, Run
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,31 @@ def current(run: Run | None, name: str) -> dict[str, Any] | None:
     if run is None or record is None or record["input"] != run.nodes()[0].fingerprint:
         return None
     return record
+
+
+def known(run: Run) -> list[dict[str, Any]]:
+    """Of every variant that was trained or begun: its name, ``trained``, ``partial``, or ``stale``
+    where the images have changed since; epochs done, and test top-1."""
+    return [_known(run, name) for name in run.baselines()]
+
+
+def _known(run: Run, name: str) -> dict[str, Any]:
+    record, epochs = run.baseline(name), run.recipe.schedule.epochs
+    if record is None:
+        done = _epochs_done(run.baseline_directory(name) / CHECKPOINT)
+        return {"variant": name, "state": "partial", "epochs": done, "test_accuracy": None}
+    state = "trained" if current(run, name) else "stale"
+    top1 = record["test"]["top1"]
+    return {"variant": name, "state": state, "epochs": epochs, "test_accuracy": top1}
+
+
+def _epochs_done(checkpoint: Path) -> int | None:
+    """By the note in its header, without torch; None: there is none that can be read."""
+    try:
+        with safe_open(str(checkpoint), framework="numpy") as file:
+            return json.loads(file.metadata()[NOTE])["progress"]["epoch"]
+    except (OSError, SafetensorError):
+        return None
 
 
 def greedy(found: Overview) -> dict[str, Any] | None:

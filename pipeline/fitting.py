@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline import views
 from pipeline.errors import BudgetError
 from pipeline.progress import size
 from pipeline.recipe import Recipe
@@ -34,12 +35,18 @@ def named_device(recipe: Recipe) -> Device:
     return Device("float32" if precision == "auto" else precision, cuda=False)
 
 
-def peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
-    """Bytes of tensors that solving layer j takes, with a step in so many micro-batches."""
+def peak(recipe: Recipe, j: int, device: Device, accumulate: int, base: int | None = None) -> int:
+    """Bytes of tensors that solving layer j takes, with a step in so many micro-batches.
+
+    Args:
+        base: depth of the levels that x_{j-1} is computed from, which a divided step does in its
+            middle; None: x_{j-1} itself is read.
+    """
     micro = -(-recipe.schedule.batch // accumulate)
-    return footprint.solving(
-        recipe.layers[j - 1],
-        recipe.auxiliaries[j - 1],
+    layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    step = footprint.solving(
+        layer,
+        auxiliary,
         recipe.shape(j - 1, recipe.augment.crop),
         batch=micro,  # the feed makes no more of a batch at a time
         micro=micro,
@@ -48,6 +55,21 @@ def peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
         keep_best=recipe.schedule.keep == "best",
         at_once=device.cuda,
     )
+    below = recipe.layers[j - 1 if base is None else base : j - 1]
+    if accumulate == 1 or not below:
+        return step
+    made = footprint.applying(
+        below,
+        recipe.shape(j - 1 - len(below), views.cached_size(recipe)),
+        block=recipe.cache.block,
+        compute=device.compute,
+        precision=recipe.cache.precision,
+        images=base == 0,
+    )
+    held = footprint.held(layer, auxiliary, keep_best=recipe.schedule.keep == "best")
+    gradients = footprint.FLOAT * (layer.parameters + auxiliary.parameters)
+    frozen = footprint.FLOAT * sum(other.parameters for other in below)
+    return max(step + frozen, held + gradients + made)
 
 
 def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ def of_solving(session: Session, j: int, base: int) -> dict[str, Any]:
         base: depth of the levels that x_{j-1} is read or computed from.
     """
     run, costs = session.run, _costs(session)
-    peak = fitting.peak(run.recipe, j, session.room, run.accumulate[j - 1])
+    peak = fitting.peak(run.recipe, j, session.room, run.accumulate[j - 1], base)
     return figures(costs and costs.solve(_node(session, base), j), None, peak)
 
 

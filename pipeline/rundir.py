@@ -44,6 +44,8 @@ EVALUATION = "evaluation.json"
 BASELINE, RESULT = "baseline", "result.json"
 CHECKPOINT, QUANTISER = "checkpoint.safetensors", "quantiser.safetensors"
 CURVE, LOGITS = "epochs.jsonl", "test_logits.npy"
+NOTE = "strata"
+"""In the header of a .safetensors: what is not tensors, as JSON."""
 UNVOUCHED = (LAYER, RESULT, FEATURES, CHECKPOINT, CURVE)
 """Files of a layer that vouch for themselves, come and go, or are only looked at."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import swept, views
+from pipeline import baseline, swept, views
 from pipeline.levels import keys_at, state_of
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
@@ -30,6 +30,7 @@ def status(overview: Overview) -> dict[str, Any]:
             _layer(run, store, recipe, j, accuracy) for j in range(1, len(recipe.layers) + 1)
         ],
         "finals": _finals(run) if run else [],
+        "baselines": baseline.known(run) if run else [],
     }
 
 

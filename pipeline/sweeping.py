@@ -118,8 +118,7 @@ def check_memory(
     divided = run.accumulate[:j][-1]
     for one in together:
         best = one.schedule.keep == "best"
-        parameters = (one.layer.parameters if one.layer else 0) + one.auxiliary.parameters
-        held.append(footprint.FLOAT * parameters * (2 + best))
+        held.append(footprint.held(one.layer, one.auxiliary, keep_best=best))
         peak = footprint.solving(
             one.layer,
             one.auxiliary,

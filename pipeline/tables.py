@@ -118,6 +118,10 @@ def of_status(status: Mapping[str, Any]) -> Table:
         _add_levels(table, head, layer["levels"])
     for one in status["finals"]:
         table.add_row(f"final {one['name']}", one["state"], _percent(one["test_accuracy"]))
+    for found in status["baselines"]:
+        done = "" if found["epochs"] is None else f", epochs: {found['epochs']}"
+        test = _percent(found["test_accuracy"])
+        table.add_row(f"baseline {found['variant']}", found["state"] + done, test)
     return table
 
 

@@ -12,11 +12,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.errors import NotThereYet
+from pipeline.rundir import NOTE
 from store.errors import LevelDamaged
 from store.fingerprint import digest_arrays
 from store.publish import make_directory, replace
-
-NOTE = "strata"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:

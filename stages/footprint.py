@@ -83,9 +83,9 @@ def solving(
         keep_best: the best iterate is kept beside the present one.
         at_once: all weights are updated in one call, as on a GPU; not one by one.
     """
-    parameters = (layer.parameters if layer else 0) + auxiliary.parameters
+    parameters = _parameters(layer, auxiliary)
     rows = FLOAT * batch * prod(shape)
-    constant = rows + FLOAT * parameters * (2 + keep_best)  # weights, momentum
+    constant = rows + held(layer, auxiliary, keep_best=keep_best)
     whole = FLOAT * parameters if divided else 0  # gradients of the micro-batches before
     width = ACTIVATION_BYTES[compute]
     convolutions = _convolutions(layer, auxiliary, shape, micro)
@@ -96,6 +96,15 @@ def solving(
     decayed = parameters if at_once else largest  # gradient + weight decay · weight
     update = FLOAT * (parameters + decayed)
     return constant + max(backward, update)
+
+
+def held(layer: LayerSpec | None, auxiliary: AuxiliarySpec, *, keep_best: bool = False) -> int:
+    """Bytes of a problem between two steps: weights, momentum, and the best iterate if kept."""
+    return FLOAT * _parameters(layer, auxiliary) * (2 + keep_best)
+
+
+def _parameters(layer: LayerSpec | None, auxiliary: AuxiliarySpec) -> int:
+    return (layer.parameters if layer else 0) + auxiliary.parameters
 
 
 def applying(

@@ -200,11 +200,12 @@ class Solver(Generic[Network]):
         """
         micro = -(-len(y) // self.schedule.accumulate)
         loss_sum, correct = 0.0, 0
-        for part, target in zip(x.split(micro), y.split(micro), strict=True):
+        parts = iter(x.split(micro))  # none is held here while the next one is made
+        for target in y.split(micro):
             with torch.autocast(
                 self.device.type, self.compute, enabled=self.compute != torch.float32
             ):
-                logits = self.problem(part.contiguous(memory_format=torch.channels_last))
+                logits = self.problem(next(parts).contiguous(memory_format=torch.channels_last))
             loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
             self.scaler.scale(loss / len(y)).backward()
             loss_sum += loss.item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from stages.baseline import EndToEnd, build_end_to_end
 from stages.network import Layer
 from stages.solve import Schedule, Solver
 from stages.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
+from store.publish import replace, sealed, unseal
 
 CPU = torch.device("cpu")
 X = torch.randn(48, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -240,6 +242,37 @@ def test_verify_sees_its_files_and_repair_makes_room_for_a_new_one(place: Path) 
     assert not weights.parent.exists()
     assert do(place, "baseline").rc == 0
     assert weights.read_bytes() == good
+
+
+def test_status_names_it_and_what_was_begun(place: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(place, tmp_path / "other")
+    top1 = do(other, "baseline", "--json").json["result"]["test"]["top1"]
+    plain = {"variant": "plain", "state": "trained", "epochs": 1, "test_accuracy": top1}
+    begun = {"variant": "micro-32", "state": "partial", "epochs": 0, "test_accuracy": None}
+    assert do(other, "status", "--json").json["baselines"] == [plain]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.end_to_end._finish", _killed)
+        patched.setattr("pipeline.train.CHECKPOINT_SECONDS", -1.0)
+        with pytest.raises(ZeroDivisionError):
+            do(other, "baseline", "--micro-batch", 32)
+    assert do(other, "status", "--json").json["baselines"] == [{**begun, "epochs": 1}, plain]
+    (other / "run/baseline/micro-32/checkpoint.safetensors").write_bytes(b"no header")
+    assert do(other, "status", "--json").json["baselines"] == [{**begun, "epochs": None}, plain]
+    row = next(line for line in do(other, "status").out.splitlines() if "baseline plain" in line)
+    assert "trained, epochs: 1" in row
+    assert f"{100 * top1:.2f} %" in row
+
+
+def test_status_says_whether_the_images_have_changed(place: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(place, tmp_path / "other")
+    path = other / "run/baseline/plain/result.json"
+    replace(path.parent, path.name, sealed({**unseal(path), "input": "0" * 64}))
+    (found,) = do(other, "status", "--json").json["baselines"]
+    assert found["state"] == "stale"
+
+
+def _killed(*_: object) -> None:
+    raise ZeroDivisionError
 
 
 def test_clean_names_it_and_removes_it_with_the_run_only(place: Path) -> None:

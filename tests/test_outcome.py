@@ -49,6 +49,21 @@ def test_bytes_and_peaks_are_as_expected(
             assert expected["bytes"] == pytest.approx(measured["bytes"], rel=0.02), step
 
 
+@pytest.mark.parametrize(("precision", "views"), [("float16", '"canvas"'), ("uint8", 2)])
+def test_a_divided_step_computes_its_features_meanwhile(
+    tmp_path: Path, precision: str, views: object
+) -> None:
+    """Frozen layers are in memory too, where a micro-batch is computed inside the step."""
+    text = tiny(precision=precision, views=views)
+    divided = text.replace("batch = 64", "batch = 64\naccumulate = 4")
+    (tmp_path / "tiny.toml").write_text(divided, "utf-8")
+    do(tmp_path, "run", "--cache", "never")
+    for step, outcome in outcomes(tmp_path).items():
+        expected, measured = outcome["expected"]["peak_bytes"], outcome["measured"]["peak_bytes"]
+        print(step, expected, measured, expected / measured)
+        assert expected == pytest.approx(measured, rel=0.15), step
+
+
 def test_seconds_are_expected_where_rates_are_known(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(tiny(layers=2), "utf-8")
     do(tmp_path, "run", "--machine", MACHINE)
