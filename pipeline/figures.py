@@ -95,7 +95,7 @@ def accuracy_against_depth(report: Report) -> str:
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=2)
 
-    return _draw("depth", (6.6, 3.7), f"Test top-1 against depth: {', '.join(spoken)}", paint)
+    return draw("depth", (6.6, 3.7), f"Test top-1 against depth: {', '.join(spoken)}", paint)
 
 
 def training_curves(report: Report) -> str:
@@ -121,7 +121,7 @@ def training_curves(report: Report) -> str:
         handles, names = accuracy.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper left", ncols=2)
 
-    return _draw("training", (6.6, 4.6), label, paint)
+    return draw("training", (6.6, 4.6), label, paint)
 
 
 def cost_per_step(report: Report) -> str:
@@ -142,7 +142,7 @@ def cost_per_step(report: Report) -> str:
         time.set_yticks(range(len(steps)), names)
         time.set_ylim(len(steps) - 0.4, -0.6)
 
-    return _draw("cost", (6.6, 0.9 + 0.23 * len(steps)), label, paint)
+    return draw("cost", (6.6, 0.9 + 0.23 * len(steps)), label, paint)
 
 
 def confusion(report: Report) -> str:
@@ -164,10 +164,10 @@ def confusion(report: Report) -> str:
         axes.set_xlabel("Predicted class")
         axes.set_ylabel("True class")
 
-    return _draw("confusion", (6.0, 5.4), label, paint)
+    return draw("confusion", (6.0, 5.4), label, paint)
 
 
-def _draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figure], None]) -> str:
+def draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figure], None]) -> str:
     from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
