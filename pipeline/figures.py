@@ -138,7 +138,7 @@ def cost_per_step(report: Report) -> str:
         time.set_xlabel(f"Time ({unit})")
         unit = _bars(space, [one["bytes"] for one in steps], BLUE, BYTES, human_bytes)
         space.set_xlabel(f"Written ({unit})")
-        names = [_drawable(one["step"], str(place)) for place, one in enumerate(steps, 1)]
+        names = [drawable(one["step"], str(place)) for place, one in enumerate(steps, 1)]
         time.set_yticks(range(len(steps)), names)
         time.set_ylim(len(steps) - 0.4, -0.6)
 
@@ -282,14 +282,15 @@ def _class_names(axes: Axes, classes: list[str]) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    names = [_drawable(name, str(place)) for place, name in enumerate(classes)]
+    names = [drawable(name, str(place)) for place, name in enumerate(classes)]
     places = np.arange(len(classes)) + 0.5
     axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
     axes.set_yticks(places, names)
     axes.tick_params(length=0, labelsize=8 if len(classes) <= ANNOTATED else 6)
 
 
-def _drawable(name: str, otherwise: str) -> str:
+def drawable(name: str, otherwise: str) -> str:
+    """A name on one line of at most 18 letters; ``otherwise`` where the font lacks one of them."""
     from matplotlib.font_manager import findfont, get_font
 
     name = " ".join(name.split())

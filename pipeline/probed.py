@@ -118,6 +118,9 @@ def greedy(run: Run) -> Network:
 def end_to_end(run: Run) -> Network:
     """The network trained end to end; of several variants the plain one, or else the first.
 
+    It was trained on crops, whatever the recipe caches for the greedy one: so its features are
+    those of the centre crop, never cut from a canvas.
+
     Raises:
         NotThereYet: there is none.
     """
@@ -126,7 +129,8 @@ def end_to_end(run: Run) -> Network:
         if (record := baseline.current(run, name)) is not None:
             place = run.baseline_directory(name) / NETWORK
             origin = fingerprint([record["input"], record["weights"]])
-            shown = Run(place, run.name, run.recipe, run.facts)
+            crops = replace(run.recipe, augment=replace(run.recipe.augment, views=0))
+            shown = _of_recipe(replace(run, directory=place), crops)
             return Network(f"end to end, {name}", shown, [origin] * run.layers, name)
     raise NotThereYet(
         f"{run.directory} has no network trained end to end. Run: strata baseline {run.name}"
@@ -154,7 +158,10 @@ def _weights(run: Run) -> list[str]:
 
 def with_classes(run: Run, classes: int) -> Run:
     """The same run with another number of classes to tell apart."""
-    recipe = replace(run.recipe, data=replace(run.recipe.data, classes=classes))
+    return _of_recipe(run, replace(run.recipe, data=replace(run.recipe.data, classes=classes)))
+
+
+def _of_recipe(run: Run, recipe: Recipe) -> Run:
     return replace(run, recipe=recipe, facts={**run.facts, "science": recipe.science()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline import levels, probed, separability, work
 from pipeline.answer import Answer
@@ -11,9 +12,11 @@ from pipeline.images import unchanged
 from pipeline.overview import Overview
 from pipeline.probed import Kind, Network
 from pipeline.rundir import Run
-from pipeline.session import Session
 from pipeline.work import Options
 from store.feature_store import Store
+
+if TYPE_CHECKING:
+    from pipeline.session import Session
 
 
 def probe(options: Options) -> Answer:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline import probed, rundir
 from pipeline.errors import RunConflict
-from pipeline.figures import draw
+from pipeline.figures import draw, drawable
 from pipeline.probed import Kind, Result
 from pipeline.rundir import RUN, Run
 from store.errors import LevelDamaged
@@ -155,7 +155,8 @@ def _plot(axes: Axes, one: dict[str, Any], number: int) -> None:
 def _title(one: dict[str, Any], *, short: bool = False) -> str:
     parts = [one["of"]]
     if one["images"]:
-        parts.append(f"on {one['images']}")
+        folder = one["images"].partition(":")[2] or one["images"]
+        parts.append(f"on {drawable(folder, 'other images')}")
     if one["kind"] != "linear" or not short:
         parts.append("linear" if one["kind"] == "linear" else f"p = {Kind.of(one['kind']).hidden}")
     return ", ".join(parts)
