@@ -25,7 +25,7 @@ from stages import probe
 from stages.errors import Diverged
 from stages.evaluate import accuracies, cross_entropy
 from stages.featurize import pooled
-from stages.network import Auxiliary, blank_auxiliary, initialise
+from stages.network import Auxiliary, build_auxiliary
 from stages.solve import Solver, logits_of
 from store.order import generator, key_of
 from store.publish import make_directory
@@ -122,9 +122,8 @@ def _linear_test(session: Session, j: int, found: probe.LinearProbe) -> float:
 
 def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
     run, recipe = session.run, session.run.recipe
-    classifier = blank_auxiliary(kind.classifier(recipe, j))
     seed = key_of("probe weights", run.seed, j, kind.hidden) % 2**63
-    initialise(classifier, torch.Generator().manual_seed(seed))
+    classifier = build_auxiliary(kind.classifier(recipe, j), seed)
     schedule = schedule_of(recipe.schedule, recipe.schedule.accumulate)
     solver = Solver(classifier, schedule, session.device, session.compute)
     directory = run.probe_directory(j) / kind.name

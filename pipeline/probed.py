@@ -33,7 +33,7 @@ from pipeline.recipe import Recipe
 from pipeline.rundir import BASELINE, RESULT, RUN, Run, damaged_beside
 from pipeline.variants import NOT_RESULTS
 from stages import probe
-from stages.spec import AuxiliarySpec
+from stages.spec import AuxiliarySpec, described
 from store.errors import LevelDamaged
 from store.fingerprint import fingerprint
 from store.publish import unseal
@@ -66,8 +66,15 @@ class Kind:
     def classifier(self, recipe: Recipe, j: int) -> AuxiliarySpec:
         """L A ρW̃ … ρW̃ with p convolutions, on x_j. Their width is M̃ of layer 1, or M where the
         recipe has none (k = 1): the same at every depth, so that only x_j differs."""
-        width = recipe.auxiliary.width or recipe.network.width
-        return replace(recipe.auxiliaries[j - 1], k=self.hidden + 1, width=width)
+        width, own = recipe.auxiliary.width or recipe.network.width, recipe.auxiliary
+        return AuxiliarySpec(
+            recipe.layers[j - 1].width,
+            self.hidden + 1,
+            width,
+            recipe.data.classes,
+            own.batch_norm,
+            own.bias,
+        )
 
     def settings(self, recipe: Recipe, j: int) -> dict[str, Any]:
         """All that decides the result beside x_j and the seed, as JSON."""
@@ -79,7 +86,7 @@ class Kind:
             }
         schedule = dataclasses.asdict(recipe.schedule)
         return {
-            "classifier": dataclasses.asdict(self.classifier(recipe, j)),
+            "classifier": described(self.classifier(recipe, j)),
             "schedule": {k: v for k, v in schedule.items() if k not in NOT_RESULTS},
         }
 
