@@ -183,6 +183,21 @@ def baseline(**options: Any) -> None:
 
 
 @main.command()
+@work
+@only_layer
+@click.option("--kind", default="linear", type=click.Choice(["linear", "cnn"]), help="Classifier.")
+@click.option("--p", type=click.IntRange(1), help="Hidden layers of the CNN.  [1]")
+@click.option("--of", default="run", type=click.Choice(["run", "baseline"]), help="Whose layers.")
+@click.option("--transfer", metavar="SOURCE", help="Other labelled images: imagefolder:PATH, …")
+@click.option("--materialize", is_flag=True, help="Write the x_j that are probed first.")
+def probe(**options: Any) -> None:
+    """Train a classifier on x_j of every depth: how separable it is. Nothing else is trained."""
+    from pipeline import probing
+
+    answer(options, probing.probe(options))
+
+
+@main.command()
 @where
 def evaluate(**options: Any) -> None:
     """Top-1 and top-5 of every layer and of the ensembles, on the test images."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from pipeline import swept
 from pipeline.overview import Overview
-from pipeline.rundir import Run
+from pipeline.probed import TRANSFER
+from pipeline.rundir import RESULT, Run
 from store.feature_store import used_bytes
 from store.layout import depth_directory
 
@@ -25,6 +26,8 @@ class Removal:
     """Problems whose variants go, and what they are called; J + 1: final classifiers."""
     baselines: tuple[str, ...]
     """Networks trained end to end that go."""
+    probes: int
+    """How many go, with the whole run."""
     whole_run: bool
     nbytes: int
 
@@ -33,12 +36,14 @@ class Removal:
         levels = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in self.features]
         trained = [f"layer {j}" for j in self.layers]
         trained += [f"baseline {variant}" for variant in self.baselines]
-        return levels + trained + [f"the sweep of {whose}" for whose in self.sweeps.values()]
+        trained += [f"the sweep of {whose}" for whose in self.sweeps.values()]
+        probes = [f"{self.probes} probe{'s' * (self.probes > 1)}"] if self.probes else []
+        return levels + trained + probes
 
     @property
     def is_costly(self) -> bool:
         """Does anything trained go, which takes time to make again?"""
-        return bool(self.layers or self.baselines or self.sweeps)
+        return bool(self.layers or self.baselines or self.sweeps or self.probes)
 
 
 def removal(
@@ -67,8 +72,11 @@ def removal(
     places = [depth_directory(root, j, fp) for j, fp in stored]
     places += [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in gone]
     places += [run.baseline_directory(variant) for variant in baselines]
+    probes = sum(1 for _ in run.directory.glob(f"**/probe_*/*/{RESULT}")) if whole else 0
+    if whole:
+        places += [*map(run.probe_directory, layers), run.directory / TRANSFER]
     nbytes = sum(map(used_bytes, places))
-    return Removal(tuple(stored), tuple(trained), called, baselines, whole, nbytes)
+    return Removal(tuple(stored), tuple(trained), called, baselines, probes, whole, nbytes)
 
 
 def _fingerprints(run: Run, j: int) -> set[str]:

@@ -95,7 +95,7 @@ def accuracy_against_depth(report: Report) -> str:
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=2)
 
-    return _draw("depth", (6.6, 3.7), f"Test top-1 against depth: {', '.join(spoken)}", paint)
+    return draw("depth", (6.6, 3.7), f"Test top-1 against depth: {', '.join(spoken)}", paint)
 
 
 def training_curves(report: Report) -> str:
@@ -121,7 +121,7 @@ def training_curves(report: Report) -> str:
         handles, names = accuracy.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper left", ncols=2)
 
-    return _draw("training", (6.6, 4.6), label, paint)
+    return draw("training", (6.6, 4.6), label, paint)
 
 
 def cost_per_step(report: Report) -> str:
@@ -138,11 +138,11 @@ def cost_per_step(report: Report) -> str:
         time.set_xlabel(f"Time ({unit})")
         unit = _bars(space, [one["bytes"] for one in steps], BLUE, BYTES, human_bytes)
         space.set_xlabel(f"Written ({unit})")
-        names = [_drawable(one["step"], str(place)) for place, one in enumerate(steps, 1)]
+        names = [drawable(one["step"], str(place)) for place, one in enumerate(steps, 1)]
         time.set_yticks(range(len(steps)), names)
         time.set_ylim(len(steps) - 0.4, -0.6)
 
-    return _draw("cost", (6.6, 0.9 + 0.23 * len(steps)), label, paint)
+    return draw("cost", (6.6, 0.9 + 0.23 * len(steps)), label, paint)
 
 
 def confusion(report: Report) -> str:
@@ -164,10 +164,10 @@ def confusion(report: Report) -> str:
         axes.set_xlabel("Predicted class")
         axes.set_ylabel("True class")
 
-    return _draw("confusion", (6.0, 5.4), label, paint)
+    return draw("confusion", (6.0, 5.4), label, paint)
 
 
-def _draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figure], None]) -> str:
+def draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figure], None]) -> str:
     from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -282,14 +282,15 @@ def _class_names(axes: Axes, classes: list[str]) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    names = [_drawable(name, str(place)) for place, name in enumerate(classes)]
+    names = [drawable(name, str(place)) for place, name in enumerate(classes)]
     places = np.arange(len(classes)) + 0.5
     axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
     axes.set_yticks(places, names)
     axes.tick_params(length=0, labelsize=8 if len(classes) <= ANNOTATED else 6)
 
 
-def _drawable(name: str, otherwise: str) -> str:
+def drawable(name: str, otherwise: str) -> str:
+    """A name on one line of at most 18 letters; ``otherwise`` where the font lacks one of them."""
     from matplotlib.font_manager import findfont, get_font
 
     name = " ".join(name.split())

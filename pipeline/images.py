@@ -14,7 +14,7 @@ from store.feature_store import Store
 def have_images(run: Run, store: Store) -> bool:
     """x_0 is complete, and its source is unchanged as far as can be told without reading it."""
     known = run.data()
-    return known is not None and not missing_at(run, store, 0) and _unchanged(run, known)
+    return known is not None and not missing_at(run, store, 0) and unchanged(run, known)
 
 
 def stamp(source: str) -> list[int] | None:
@@ -26,8 +26,9 @@ def stamp(source: str) -> list[int] | None:
     return None
 
 
-def _unchanged(run: Run, known: dict[str, Any]) -> bool:
-    """A file by size and time, a folder by those of all its files; built in or gone: yes."""
+def unchanged(run: Run, known: dict[str, Any]) -> bool:
+    """Is the source still what a record of the images says, as far as can be told without reading
+    it? A file by size and time, a folder by those of all its files; built in or gone: yes."""
     kind, _, place = run.source.partition(":")
     path = Path(place).expanduser()
     if run.source != known["source"]:

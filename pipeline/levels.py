@@ -15,15 +15,20 @@ from store.level import geometry_of, read_commit
 from store.references import refer, reference
 
 
-def keys_at(run: Run, depth: int) -> list[LevelKey]:
-    """Every level x_depth has; empty if the layers up to it are not solved."""
+def keys_at(run: Run, depth: int, *, clean: bool = False) -> list[LevelKey]:
+    """Every level x_depth has; empty if the layers up to it are not solved.
+
+    Args:
+        clean: those of the un-augmented images instead, which probes read.
+    """
     nodes = run.nodes()
     if depth >= len(nodes):
         return []
     name = nodes[depth].fingerprint
-    return [
-        LevelKey(depth, name, split, view) for split, view in views.levels_at(run.recipe, depth)
-    ]
+    wanted = (
+        views.clean_levels(run.recipe) if clean and depth else views.levels_at(run.recipe, depth)
+    )
+    return [LevelKey(depth, name, split, view) for split, view in wanted]
 
 
 def state_of(store: Store, key: LevelKey) -> LevelState:
@@ -63,9 +68,9 @@ def profile_at(run: Run, store: Store, depth: int) -> str | None:
     return next(filter(None, found), None)
 
 
-def missing_at(run: Run, store: Store, depth: int) -> list[LevelKey]:
-    """Levels of x_depth that must be written; its layer must be solved."""
-    return [key for key in keys_at(run, depth) if not is_current(store, key)]
+def missing_at(run: Run, store: Store, depth: int, *, clean: bool = False) -> list[LevelKey]:
+    """Levels of x_depth that must be written; its layer must be solved. ``clean`` as above."""
+    return [key for key in keys_at(run, depth, clean=clean) if not is_current(store, key)]
 
 
 def refer_to(run: Run, store: Store) -> None:

@@ -56,17 +56,20 @@ def _profile(session: Session, j: int) -> str:
     return there or session.profiles.get(j, "raw")
 
 
-def materialize(session: Session, j: int) -> None:
+def materialize(session: Session, j: int, *, clean: bool = False) -> None:
     """Write what is missing of x_j.
+
+    Args:
+        clean: of the levels of the un-augmented images alone.
 
     Raises:
         DiskFull: before writing anything if it cannot fit; later, with every finished shard kept.
         NotFinite: a feature does not fit the stored precision.
         KeyboardInterrupt: somebody asked to stop; finished shards are kept.
     """
-    if views.mode(session.run.recipe) == "fresh":
+    if views.mode(session.run.recipe) == "fresh" and not clean:
         session.report.say(f"x_{j}: fresh draws are not cached; only the test images are written")
-    missing = levels.missing_at(session.run, session.store, j)
+    missing = levels.missing_at(session.run, session.store, j, clean=clean)
     _check_space(session, j, missing)
     write(session, missing)
 
@@ -81,7 +84,7 @@ def write(
     Args:
         damaged: of levels that are committed, the files to write again.
     """
-    written, base = {}, nearest(session, keys[0].depth - 1, keys[0].split) if keys else 0
+    written, base = {}, _base(session, keys[0]) if keys else 0
     for key in keys:
         shape = levels.geometry_at(session.store, key)
         shape = shape or level_geometry(session, key.depth, key.split)
@@ -90,6 +93,11 @@ def write(
             written[key.name] = done
     if written:
         _record(session, keys, written, base)
+
+
+def _base(session: Session, key: LevelKey) -> int:
+    """Depth of what a level is computed from."""
+    return nearest(session, key.depth - 1, key.split, clean=key.view == "clean")
 
 
 def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
@@ -106,7 +114,7 @@ def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
 
 def _content(session: Session, key: LevelKey, shape: Geometry) -> Content:
     """What goes into a level of x_j, computed from the nearest level below."""
-    source = features(session, key.depth, key.split)
+    source = features(session, key.depth, key.split, clean=key.view == "clean")
     view = "clean" if source.base == 0 else key.view
     base = source.levels[view]
     shards = partial(_shards, session, key, shape, source, view)

@@ -18,8 +18,10 @@ from pipeline.figures import (
     human_seconds,
     training_curves,
 )
+from pipeline.separability import separability
 
 TEMPLATE = "report.html.j2"
+PAINTERS = (accuracy_against_depth, separability, training_curves, cost_per_step, confusion)
 LISTED = 200  # broken files and classes shown by name before the page only counts them
 
 
@@ -67,10 +69,7 @@ def _figures(report: Report) -> dict[str, Any]:
     from markupsafe import Markup
 
     # matplotlib escapes the text of its SVG, so it goes into the page as it is.
-    return {
-        paint.__name__: Markup(paint(report))
-        for paint in (accuracy_against_depth, training_curves, cost_per_step, confusion)
-    }
+    return {paint.__name__: Markup(paint(report)) for paint in PAINTERS}
 
 
 def _claims(report: Report) -> Iterator[tuple[str, str, str, str]]:

@@ -60,23 +60,30 @@ def _pieces(part: np.ndarray, accumulate: int) -> list[np.ndarray]:
 class ProblemFeed:
     """Batches for layer depth + 1. Close it, or use it in a with statement."""
 
-    def __init__(self, session: Session, depth: int, *, cached: bool = True) -> None:
+    def __init__(
+        self, session: Session, depth: int, *, cached: bool = True, augmented: bool = True
+    ) -> None:
         """
         Args:
             depth: of the features; the problem is that of layer depth + 1.
             cached: False computes x_depth from the images in every batch.
+            augmented: False gives the un-augmented images in every epoch.
         """
         self.session, self.depth = session, depth
         self.recipe, self.seed = session.run.recipe, session.run.seed
         images = ingest.levels(session)["train"]
         self.labels, self.ids = images.array("labels"), images.array("sample_id")
         self.samples = int(self.ids.max()) + 1
+        self._augmented = augmented
         self._mode = "fresh" if depth == 0 else views.mode(self.recipe)
-        self.features = features(session, depth, "train", cached=cached and self._mode != "fresh")
+        if self._mode == "fixed" and not augmented:
+            self._mode = "fresh"
+        cached = cached and (self._mode != "fresh" or not augmented)
+        self.features = features(session, depth, "train", cached=cached, clean=not augmented)
         self.mixing = self._mixing()
         self.batch = self.recipe.schedule.batch
         self.batches = max(1, batch_count(len(self.ids), self.batch, drop_last=True))
-        self.delivery = self.features.delivery(self._names)
+        self.delivery = self.features.delivery(self._names if augmented else ())
         choice = self.delivery.choice
         session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(self.mixing)}")
 
@@ -135,6 +142,8 @@ class ProblemFeed:
         return mixing(replace(shape, profile="lz4" if profile == "auto" else profile))
 
     def _plan(self, epoch: int) -> EpochPlan:
+        if not self._augmented:
+            return self._still()
         nothing = np.zeros(self.samples, np.int64)
         if self._mode == "fresh":
             # Layer 1 sees fresh draws in every mode: augmenting images costs next to nothing.
@@ -213,18 +222,21 @@ class ProblemFeed:
         return Crops(offsets, self.recipe.augment.crop // scale_at(self.recipe.layers, self.depth))
 
 
-def clean_batches(session: Session, depth: int, *, cached: bool = True) -> Iterator[Tensor]:
-    """x_depth of the test images as layer depth + 1 sees them, in row order, float32 on the device.
+def clean_batches(
+    session: Session, depth: int, split: str = "test", *, cached: bool = True
+) -> Iterator[Tensor]:
+    """x_depth of the un-augmented images of a split as layer depth + 1 sees them, in row order,
+    float32 on the device.
 
     In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
     """
     recipe = session.run.recipe
-    ids = ingest.levels(session)["test"].array("sample_id")
+    ids = ingest.levels(session)[split].array("sample_id")
     samples = int(ids.max()) + 1
     draws = level_draws(recipe, session.run.seed, "clean", samples)
     if depth == 0:
         draws = views.centre_draws(recipe, samples)
-    source = features(session, depth, "test", cached=cached)
+    source = features(session, depth, split, cached=cached, clean=True)
     parts = batches(np.arange(len(ids)), recipe.cache.block, drop_last=False)
     scale = scale_at(recipe.layers, depth)
     with source.delivery(once=True) as delivery:

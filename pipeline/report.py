@@ -10,9 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline import views
+from pipeline import separability, views
 from pipeline.overview import Overview
 from pipeline.page import render
+from pipeline.probed import source_name
 from pipeline.rundir import CURVE, Run
 from pipeline.status import status
 from store.publish import replace
@@ -57,10 +58,11 @@ def collect(overview: Overview) -> dict[str, Any]:
         "data": {
             k: data[k] for k in ("digest", "train", "test", "classes", "broken", "broken_count")
         }
-        | {"source": _without_folders(run.source)},
+        | {"source": source_name(run.source)},
         "claim": recipe["claim"],
         "layers": layers,
         "confusion": evaluation["confusion"],
+        "probes": separability.curves(run),
         "steps": steps,
         "outcomes": outcomes,
         "seconds": sum(step["seconds"] for step in steps),
@@ -124,12 +126,6 @@ def _outcomes(run: Run) -> list[dict[str, Any]]:
             if record and "outcome" in record:
                 found.append({"step": name, **record["outcome"]})
     return found
-
-
-def _without_folders(source: str) -> str:
-    """``imagefolder:cifar10.tar.xz``: a report is for others, who do not have our folders."""
-    kind, colon, place = source.partition(":")
-    return kind + colon + Path(place).name
 
 
 def _own_version() -> str:

@@ -14,9 +14,12 @@
                 checkpoint.safetensors  only while the layer is being solved
         sweep_1/NAME/…                  variants of layer 1 (pipeline/swept.py)
         sweep_final/NAME/…              classifiers of x_J, layer J frozen
+        probe_1/linear/ cnn-2/ …        probes of x_1 (pipeline/probed.py)
         evaluation.json  report.json  report.html
         baseline/plain/                     the network trained end to end: weights, curve, test
                 result.json                 logits, and a record as of a layer; see baseline.py
+                network/                    its layers as a run, to be probed (pipeline/probed.py)
+        transfer/NAME/                      the run's layers as a run on other images
 
 No torch here: status and plan read runs too.
 """
@@ -92,6 +95,10 @@ class Run:
         are classifiers of x_J."""
         return self.directory / ("sweep_final" if j > self.layers else f"sweep_{j}")
 
+    def probe_directory(self, j: int) -> Path:
+        """Where probes of x_j lie; a probe of other layers' weights is not believed."""
+        return self.directory / f"probe_{j}"
+
     def data(self) -> dict[str, Any] | None:
         """What the images turned out to be, or None before they were read."""
         return _read(self.directory / DATA)
@@ -122,6 +129,14 @@ class Run:
     def write_baseline(self, variant: str, record: Mapping[str, Any]) -> None:
         """As :meth:`write_layer`."""
         self._vouch(self.baseline_directory(variant) / RESULT, record)
+
+    def probe(self, j: int, name: str) -> dict[str, Any] | None:
+        """The record of a probe of x_j, current or not; None if there is none."""
+        return _read(self.probe_directory(j) / name / RESULT)
+
+    def write_probe(self, j: int, name: str, record: Mapping[str, Any]) -> None:
+        """As :meth:`write_layer`."""
+        self._vouch(self.probe_directory(j) / name / RESULT, record)
 
     def write_layer(self, j: int, record: Mapping[str, Any]) -> None:
         """Write the record that vouches for layer j: what it says, and the hash of every file."""
@@ -175,21 +190,22 @@ class Run:
         """Files of layer j that are not what its records say, and what is wrong with them."""
         for name in (LAYER, FEATURES):
             yield from _damage(self.layer_directory(j) / name)
-        yield from _damaged_beside(self.layer_directory(j) / LAYER)
+        yield from damaged_beside(self.layer_directory(j) / LAYER)
 
     def damaged_records(self) -> Iterator[tuple[Path, str]]:
-        """Records of the whole run that do not match their own sha256, and files of baselines."""
-        for name in (DATA, EVALUATION):
+        """Records of the whole run that do not match their own sha256, and files of baselines and
+        probes."""
+        for name in (RUN, DATA, EVALUATION):
             yield from _damage(self.directory / name)
-        for variant in self.baselines():
-            path = self.baseline_directory(variant) / RESULT
+        baselines = (self.baseline_directory(name) / RESULT for name in self.baselines())
+        for path in (*baselines, *sorted(self.directory.glob(f"probe_*/*/{RESULT}"))):
             yield from _damage(path)
-            yield from _damaged_beside(path)
+            yield from damaged_beside(path)
 
     def tidy(self) -> None:
-        """Remove what a killed process was writing of a layer, variant or baseline. The run must be
-        locked."""
-        for place in ("layer_*", "sweep_*/*", f"{BASELINE}/*"):
+        """Remove what a killed process was writing of a layer, variant, probe or baseline. The run
+        must be locked."""
+        for place in ("layer_*", "sweep_*/*", "probe_*/*", f"{BASELINE}/*"):
             for path in self.directory.glob(f"{place}/{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
@@ -211,7 +227,7 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _damaged_beside(record: Path) -> Iterator[tuple[Path, str]]:
+def damaged_beside(record: Path) -> Iterator[tuple[Path, str]]:
     """Files that a record vouches for and that are not what it says."""
     files = {}
     with suppress(LevelDamaged):

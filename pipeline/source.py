@@ -138,10 +138,16 @@ def level_draws(recipe: Recipe, seed: int, view: str, samples: int) -> Draws:
     return views.view_draws(recipe, seed, int(view.removeprefix("v")), samples)
 
 
-def features(session: Session, depth: int, split: str, *, cached: bool = True) -> Features:
-    """x_depth from the nearest complete levels, or with ``cached=False`` from the images."""
-    base = nearest(session, depth, split) if cached else 0
-    names = _view_names(session.run.recipe, base, split)
+def features(
+    session: Session, depth: int, split: str, *, cached: bool = True, clean: bool = False
+) -> Features:
+    """x_depth from the nearest complete levels, or with ``cached=False`` from the images.
+
+    Args:
+        clean: only of the un-augmented images.
+    """
+    base = nearest(session, depth, split, clean=clean) if cached else 0
+    names = _view_names(session.run.recipe, base, split, clean=clean)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
     layers = [load_layer(session, j) for j in range(base + 1, depth + 1)]
     # All views have the same scales.
@@ -150,14 +156,16 @@ def features(session: Session, depth: int, split: str, *, cached: bool = True) -
     return Features(session, levels, base, stored, layers)
 
 
-def _view_names(recipe: Recipe, depth: int, split: str) -> tuple[str, ...]:
-    return ("clean",) if depth == 0 or split == "test" else views.train_views(recipe)
+def _view_names(recipe: Recipe, depth: int, split: str, *, clean: bool) -> tuple[str, ...]:
+    if depth == 0 or split == "test":
+        return ("clean",)
+    return (views.clean_view(recipe),) if clean else views.train_views(recipe)
 
 
-def nearest(session: Session, depth: int, split: str) -> int:
+def nearest(session: Session, depth: int, split: str, *, clean: bool = False) -> int:
     """Depth of the nearest complete levels at or below ``depth``: 0 where there are only images."""
     for d in range(depth, 0, -1):
-        names = _view_names(session.run.recipe, d, split)
+        names = _view_names(session.run.recipe, d, split, clean=clean)
         states = [session.store.state(session.key(d, split, view)).state for view in names]
         if states and all(state == "complete" for state in states):
             return d

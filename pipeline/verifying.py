@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import levels, swept
+from pipeline import levels, probed, swept
 from pipeline.overview import Overview
+from pipeline.probed import NETWORK, TRANSFER
 from pipeline.progress import Reporter
-from pipeline.rundir import BASELINE, FEATURES, Run
+from pipeline.rundir import BASELINE, DATA, FEATURES, RUN, Run
 from pipeline.upkeep import level_state
 from store.errors import LevelDamaged
 from store.feature_store import Store
@@ -112,6 +114,9 @@ def _run_damage(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
         found += [*run.damaged_files(j), *swept.damaged(run, j)]
     if layer is None:
         found += swept.damaged(run, run.layers + 1)
+    for inside in probed.replicas(run) if layer is None else ():
+        found += inside.damaged_records()
+        found += [damage for j in layers for damage in inside.damaged_files(j)]
     return tuple(found)
 
 
@@ -148,24 +153,22 @@ def repair(session: Session, findings: Findings) -> list[str]:
             one = variants[depth]
             keep(session, depth, one) if one else make(session, solve=depth)
         lines += _mend_depth(session, depth, findings.directories(store.root))
+    for network in probed.networks(run):
+        own = dataclasses.replace(session, run=network.run)
+        for depth in range(network.solved + 1):
+            lines += _mend_depth(own, depth, findings.directories(store.root))
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
     return lines + [f"{_mended(path)} {path}" for path, _ in findings.run]
 
 
 def _mended(path: Path) -> str:
-    if _of_variant(path):
+    if path.parent.parent.name.startswith("sweep_"):
         return "removed with its variant, for `sweep` or `final` to solve again:"
-    return "removed, for `baseline` to train again:" if _of_baseline(path) else "mended"
-
-
-def _of_baseline(path: Path) -> bool:
-    return path.parent.parent.name == BASELINE
-
-
-def _of_variant(path: Path) -> bool:
-    """Nothing of the run rests on it."""
-    return path.parent.parent.name.startswith("sweep_")
+    if path.parent.parent.name == BASELINE:
+        return "removed, for `baseline` to train again:"
+    of_probe = {NETWORK, TRANSFER} & set(path.parts) or "probe_" in path.parent.parent.name
+    return "removed, for `probe` to make again:" if of_probe else "mended"
 
 
 def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
@@ -173,11 +176,11 @@ def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
     that must be solved again."""
     layers = set()
     for path, _ in damaged:
-        if _of_baseline(path) or _of_variant(path):  # made again, if it is still wanted
-            shutil.rmtree(path.parent, ignore_errors=True)
-            continue
         number = path.parent.name.removeprefix("layer_")
-        if number.isdigit() and path.name != FEATURES:
+        rests = run.directory in (path.parent, path.parent.parent)
+        if not rests and path.name not in (RUN, DATA):  # nothing of the run rests on what is deeper
+            shutil.rmtree(path.parent, ignore_errors=True)
+        elif rests and number.isdigit() and path.name != FEATURES:
             layers.add(int(number))
         else:
             path.unlink(missing_ok=True)
@@ -193,7 +196,9 @@ def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[s
     from pipeline.materialize import write
 
     store, lines = session.store, []
-    keys = [key for key in levels.keys_at(session.run, depth) if key.directory(store.root) in where]
+    keys = levels.keys_at(session.run, depth)
+    keys += [k for k in levels.keys_at(session.run, depth, clean=True) if k not in keys]
+    keys = [key for key in keys if key.directory(store.root) in where]
     damaged = {key: check_level(store.root, key.directory(store.root), deep=True) for key in keys}
     roots = {key: _root(store, key) for key in keys if damaged[key] or not _committed(store, key)}
     if not roots:

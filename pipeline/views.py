@@ -53,6 +53,17 @@ def train_views(recipe: Recipe) -> tuple[str, ...]:
             return ("plain", "flipped") if recipe.augment.flip else ("plain",)
 
 
+def clean_view(recipe: Recipe) -> str:
+    """Name of the training level that holds the un-augmented images: in canvas mode the plain
+    canvas; else one of its own, which only probes read."""
+    return "plain" if mode(recipe) == "canvas" else "clean"
+
+
+def clean_levels(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """(split, view) of the levels of x_j that hold the un-augmented images."""
+    return ("train", clean_view(recipe)), ("test", "clean")
+
+
 def feature_levels(recipe: Recipe) -> tuple[tuple[str, str], ...]:
     """(split, view) of every level that x_j (j ≥ 1) has."""
     return (*(("train", view) for view in train_views(recipe)), ("test", "clean"))

@@ -9,9 +9,10 @@ so x_j computed from a cached x_{j-1} equals x_j computed from the images.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.errors import NotFinite
 from stages.network import Layer
@@ -96,3 +97,9 @@ def run_layer(layer: Layer, x: Tensor, compute: torch.dtype) -> Tensor:
     x = x.to(torch.float32).contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, compute, enabled=compute != torch.float32):
         return layer(x)
+
+
+def pooled(x: Float[Tensor, "b c h w"]) -> Float[np.ndarray, "b columns"]:
+    """A x of Eq. 2, flat: means over the four quadrants of each of the C channels, float32
+    (B, 4 · C), on the CPU."""
+    return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1).float().cpu().numpy()

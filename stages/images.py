@@ -9,6 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "Source",
     "Survey",
     "check_labels",
+    "check_probed",
     "open_source",
     "pixels",
     "survey",
@@ -39,6 +41,7 @@ _FORMS = {
     "npz": "npz:PATH",
 }
 _MODES = {1: "L", 3: "RGB"}
+_GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 # Samples handed to a thread at a time: enough that handing over costs next to nothing.
 _CHUNK = 32
 _NAMED = 3
@@ -134,6 +137,25 @@ def check_labels(source: Source, classes: int) -> None:
             )
     if len(source.classes) != classes:
         raise DataError(counts)
+
+
+def check_probed(source: Source, channels: int) -> None:
+    """Refuse images on which a trained network of `channels` channels could not be probed.
+
+    Grey images are repeated for a network of RGB ones, as ever; but colour is not thrown away for
+    a network of grey ones. Raises DataError for that, and for a single class.
+    """
+    if len(source.classes) < 2:
+        raise DataError(
+            f"the data set has one class, {''.join(source.classes)}: there is nothing to tell apart"
+        )
+    with suppress(BrokenImage):  # named later, with all others
+        mode = source.image("train", 0).mode
+        if channels == 1 and mode not in _GREY:
+            raise DataError(
+                f"{source.name('train', 0)} has colour ({mode}), and the network was trained on 1 "
+                "channel. Convert the images to grey first, or probe a network of RGB images"
+            )
 
 
 @dataclass(frozen=True)

@@ -276,6 +276,7 @@ OPTIONS = {
     "sweep": WORK | SOLVING | LAYER | {"--vary", "--keep"},
     "final": WORK | SOLVING | {"--vary"},
     "baseline": WORK | {"--checkpointing", "--micro-batch"},
+    "probe": WORK | LAYER | {"--kind", "--p", "--of", "--transfer", "--materialize"},
     "evaluate": WHERE,
     "export": WHERE | LAYER | {"--to", "--ensemble", "--features", "--final"},
     "report": WHERE,

@@ -51,6 +51,11 @@ def _layer(number: int, top5: float | None) -> dict[str, Any]:
     }
 
 
+def _probe(kind: str, images: str | None, spread: float | None) -> dict[str, Any]:
+    point = {"depth": 1, "test": 0.8, "train": 1.0, "spread": spread, "runs": 2 if spread else 1}
+    return {"of": "greedy", "images": images, "kind": kind, "points": [point]}
+
+
 def _matrix(classes: int) -> list[list[int]]:
     cells = [[0] * classes for _ in range(classes)]
     for row in range(classes):
@@ -91,6 +96,7 @@ def _report(layers: int = 4, classes: int = 10, top5: float | None = None) -> di
         | {"last_top5": None, "ensemble_top5": 50.0},
         "layers": [_layer(number, top5) for number in range(1, layers + 1)],
         "confusion": {"of": "ensemble (probabilities)", "matrix": _matrix(classes)},
+        "probes": [_probe("linear", None, 0.01), _probe("cnn-2", "imagefolder:flowers", None)],
         "steps": steps,
         "outcomes": [],
         "seconds": 345.6,
@@ -98,7 +104,7 @@ def _report(layers: int = 4, classes: int = 10, top5: float | None = None) -> di
 
 
 def _unfinished() -> dict[str, Any]:
-    return _report(layers=0) | {"confusion": None, "steps": []}
+    return _report(layers=0) | {"confusion": None, "steps": [], "probes": []}
 
 
 def _without_epochs() -> dict[str, Any]:
@@ -112,6 +118,7 @@ def _hostile() -> dict[str, Any]:
     report = _report(layers=1)
     names = [HOSTILE, "$a_b$", "\\$", "漢字", "--><b>", "", "a\nb", "\x07", "&amp;", "x" * 80]
     report["data"] |= {"classes": names, "broken": [f"{HOSTILE}.jpg: truncated"]}
+    report["probes"] = [_probe("linear", name, None) for name in names]
     report["claim"]["text"] = report["name"] = report["steps"][0]["step"] = HOSTILE
     report["recipe"]["data"] = {HOSTILE: [HOSTILE]}
     report["confusion"]["of"] = f'" onload="{HOSTILE}'
@@ -181,8 +188,8 @@ def test_figures_are_xml_with_a_label(pages: dict[str, str], name: str) -> None:
         root = ElementTree.fromstring(svg)
         assert root.get("role") == "img"
         assert root.get("aria-label")
-    expected = {"no layers": 0, "no epochs": 3}
-    assert len(drawn) == expected.get(name, 4)
+    expected = {"no layers": 0, "no epochs": 4}
+    assert len(drawn) == expected.get(name, 5)
 
 
 def test_same_report_gives_the_same_page(pages: dict[str, str]) -> None:
