@@ -15,6 +15,7 @@ import pytest
 from command import CLI, Story, environment, life, strata, thrift
 
 import cli
+from pipeline.recipes import names
 
 TODO = [
     "read images into x_0",
@@ -217,11 +218,12 @@ def test_a_tight_disk_budget_removes_each_level_once_the_next_is_complete(thrift
 # ---- built-in recipes ---------------------------------------------------------------------------
 
 
-def test_recipes_lists_the_five(tmp_path: Path) -> None:
-    names = ["digits", "cifar10-k1", "cifar10-k2", "cifar10-k3", "cifar10-small"]
-    assert list(strata(tmp_path, "recipes", "--json").json) == names
+def test_recipes_lists_all_with_their_claims(tmp_path: Path) -> None:
+    found = strata(tmp_path, "recipes", "--json").json
+    assert list(found) == names()
+    assert all(found.values())
     text = strata(tmp_path, "recipes").out
-    assert [name for name in names if f" {name} " not in text] == []
+    assert [name for name in names() if f" {name} " not in text] == []
 
 
 def test_the_plan_of_the_paper_needs_no_data(tmp_path: Path) -> None:
