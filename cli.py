@@ -222,8 +222,10 @@ def export(**options: Any) -> None:
 
 @main.command()
 @where
+@click.option("--paper", is_flag=True, help="Instead: the paper's tables, ours beside them.")
+@click.option("--runs", type=FOLDER, default="runs", help="Of --paper: RECIPE/SEED in it.")
 def report(**options: Any) -> None:
-    """Write report.json and report.html into the run."""
+    """Write report.json and report.html into the run; or the paper's tables with our figures."""
     from pipeline import commands
 
     answer(options, commands.report(options))

@@ -19,6 +19,7 @@ from pipeline import (
     fitting,
     machine,
     overview,
+    paper,
     plan,
     recipes,
     sweeping,
@@ -169,6 +170,8 @@ def evaluate(options: Options) -> Answer:
 
 
 def report(options: Options) -> Answer:
+    if options["paper"]:
+        return paper.report_paper(options["runs"])
     from pipeline.report import write_report
 
     page = write_report(work.find(options))

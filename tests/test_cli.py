@@ -281,7 +281,7 @@ OPTIONS = {
     "probe": WORK | LAYER | {"--kind", "--p", "--of", "--transfer", "--materialize"},
     "evaluate": WHERE,
     "export": WHERE | LAYER | {"--to", "--ensemble", "--features", "--final"},
-    "report": WHERE,
+    "report": WHERE | {"--paper", "--runs"},
     "clean": WHERE | LAYER | {"--features", "--sweeps", "--dry-run", "--yes"},
     "verify": WORK | LAYER | {"--deep", "--repair"},
     "explain": WHERE | LAYER,

@@ -1,0 +1,113 @@
+"""Do small networks show what the paper shows? k = 1, 2, 3 on CIFAR-10 (JPEG), from canvases.
+
+Claim: in the mean over seeds the small recipes keep the paper's order, k = 3 above k = 2 above
+k = 1 (last layer); the ensemble is at least as good as the last layer; and what a linear classifier
+gets out of x_j rises with j for k = 1.
+
+Method: `cli.py run cifar10-k{1,2,3}-small` on all images, one thread, every seed a run of its own;
+for k = 1 then `cli.py probe --kind linear`. Every run has a store of its own. Intervals
+are 95 % of Student's t over seeds. What is in the result file is not run again.
+
+    STRATA_TEST_DATA=FOLDER python benchmarks/paper_small.py [--seeds 3] [--at-once 2] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from augmentation import interval
+from measuring import RESULTS, keep
+
+ROOT = Path(__file__).resolve().parent.parent
+KS = (1, 2, 3)
+PROBED = 1
+"""k of the networks that a linear classifier is trained on."""
+
+
+def run(place: Path, k: int, seed: int) -> dict[str, Any]:
+    """Test accuracies in percent of every layer and of the last ensemble; probes for k = 1."""
+    here = place / f"k{k}-{seed}"
+    store = here / "features"
+    line = [f"cifar10-k{k}-small", "--seed", seed, "--run", here / "run", "--store", store]
+    line += ["--data", f"imagefolder:{os.environ['STRATA_TEST_DATA']}/cifar10-jpeg.tar.xz"]
+    strata("run", *line)
+    layers = json.loads((here / "run/report.json").read_text("utf-8"))["layers"]
+    found: dict[str, Any] = {
+        "layers": [round(100 * layer["test"]["top1"], 2) for layer in layers],
+        "ensemble": round(100 * layers[-1]["ensemble"]["probabilities"]["top1"], 2),
+        "bytes": sum(level["bytes"] for layer in layers for level in layer["levels"]),
+    }
+    if k == PROBED:
+        probes = strata("probe", *line, "--kind", "linear")["probes"]
+        found["linear"] = [round(100 * probe["test"]["top1"], 2) for probe in probes]
+    shutil.rmtree(here)
+    return found
+
+
+def strata(*arguments: object) -> dict[str, Any]:
+    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, env=environment, capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    by_k = {k: [found for name, found in runs.items() if name.startswith(f"{k} ")] for k in KS}
+    found = {f"k = {k}": of_one(mine) for k, mine in by_k.items() if mine}
+    return {"networks": found, "holds": holds(by_k) if all(by_k.values()) else {}}
+
+
+def of_one(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    def over_seeds(name: str) -> list[dict[str, Any]]:
+        return [interval(list(depth)) for depth in zip(*(r[name] for r in runs), strict=True)]
+
+    row = {"layers": over_seeds("layers"), "ensemble": interval([r["ensemble"] for r in runs])}
+    row["bytes"] = runs[0]["bytes"]
+    return row | ({"linear": over_seeds("linear")} if "linear" in runs[0] else {})
+
+
+def holds(by_k: dict[int, list[dict[str, Any]]]) -> dict[str, bool]:
+    last = [interval([r["layers"][-1] for r in by_k[k]])["mean"] for k in KS]
+    ensemble = [interval([r["ensemble"] for r in by_k[k]])["mean"] for k in KS]
+    linear = [one["mean"] for one in of_one(by_k[PROBED])["linear"]]
+    return {
+        "order": last == sorted(last),
+        "ensembles": all(e >= one for e, one in zip(ensemble, last, strict=True)),
+        "linear separability rises": linear == sorted(linear),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS / "paper_small.json")
+    options = parser.parse_args()
+    runs = json.loads(options.out.read_text("utf-8"))["runs"] if options.out.exists() else {}
+    todo = [(k, s) for s in range(options.seeds) for k in KS if f"{k} {s}" not in runs]
+    with tempfile.TemporaryDirectory(prefix="paper-small-", dir=Path.cwd()) as scratch:
+        place = Path(scratch)
+        with ThreadPoolExecutor(options.at_once) as pool:
+            started = {pool.submit(run, place, k, seed): f"{k} {seed}" for k, seed in todo}
+            try:
+                for done in as_completed(started):
+                    runs[started[done]] = done.result()
+                    keep(summary(runs) | {"runs": runs}, options.out, show=False)
+                    print(started[done], runs[started[done]], file=sys.stderr, flush=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+if __name__ == "__main__":
+    main()
