@@ -215,7 +215,7 @@ def test_the_layers_of_the_network_trained_end_to_end_are_probed(pair: Place) ->
         for layer in whole.layers:
             exact = layer(exact)
     found = torch.cat(list(clean_batches(session, 2)))
-    assert (found - exact).abs().max() < 0.02 * exact.max()
+    assert (found - exact).norm() < 0.02 * exact.norm()  # x_1 and x_2 are rounded to 254 steps
     assert found.shape[1:] == (16, 4, 4)
 
 

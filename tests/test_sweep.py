@@ -485,7 +485,7 @@ def test_verify_names_a_damaged_variant_and_repair_removes_it(swept: Place, tmp_
     assert str(path) in found.out
     mended = place.do("verify", "--repair")
     assert mended.rc == 0
-    assert f"removed with its variant, for `sweep` to solve again: {path}" in mended.out
+    assert f"removed with its variant, for `sweep` or `final` to solve again: {path}" in mended.out
     assert len(list((place.run / "sweep_2").iterdir())) == 15
 
 
