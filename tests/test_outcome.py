@@ -60,7 +60,6 @@ def test_a_divided_step_computes_its_features_meanwhile(
     do(tmp_path, "run", "--cache", "never")
     for step, outcome in outcomes(tmp_path).items():
         expected, measured = outcome["expected"]["peak_bytes"], outcome["measured"]["peak_bytes"]
-        print(step, expected, measured, expected / measured)
         assert expected == pytest.approx(measured, rel=0.15), step
 
 
