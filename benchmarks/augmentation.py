@@ -162,6 +162,20 @@ def holds(rows: list[dict[str, Any]]) -> dict[str, bool]:
     }
 
 
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows of docs/augmentation.md."""
+    return [
+        f"| {r['way']} | {r['precision']} | {' | '.join(map(text, r['layers'][1:]))} | "
+        f"{text(r['ensemble'])} | {text(r['minus_fresh'])} | {r['bytes_per_image'] / 1e3:.1f} kB |"
+        for r in rows
+        if r["layers"][0]["n"] > 1
+    ]
+
+
+def text(one: dict[str, Any] | None) -> str:
+    return "" if one is None else f"{one['mean']:.1f} ± {one['plus_minus']:.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, default=5)

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import scenarios
+from cifar_images import images
 from measuring import RESULTS, keep
 from scenarios import ROOT, SCENARIOS
 
@@ -62,7 +63,7 @@ def one(place: Path, name: str, rounds: int, quick: bool) -> dict[str, Any]:
     scenario = SCENARIOS[name]
     slow, count = scenario.slow_disk, scenario.images // (10 if quick else 1)
     more = min(1, scenario.problems) if quick else scenario.problems
-    data, made = scenarios.images(place, count), scenarios.recipe(place, name, count)
+    data, made = images(place, count, count // 10), scenarios.recipe(place, name, count)
     enter = scenarios.enter_group if slow else None
     if slow:
         scenarios.make_groups()

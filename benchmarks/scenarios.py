@@ -25,15 +25,9 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
 import tempfile
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -100,28 +94,7 @@ SCENARIOS = {
 }
 
 
-# ---- images and recipes -------------------------------------------------------------------------
-
-
-def images(place: Path, count: int) -> Path:
-    """The first training and a tenth as many test images of every class, as one .npz."""
-    path = place / f"cifar-{count}.npz"
-    if path.exists():
-        return path
-    arrays: dict[str, list[Any]] = {f"{a}_{s}": [] for a in "xy" for s in ("train", "test")}
-    most, classes = {"train": count // 10, "test": count // 100}, {}
-    with tarfile.open(Path(os.environ["STRATA_TEST_DATA"]) / "cifar10-jpeg.tar.xz") as tar:
-        for member in tar:
-            found = re.search(r"(train|test)/([^/]+)/(\d+)\.jpg$", member.name)
-            if not found or int(found[3]) >= most[found[1]]:
-                continue
-            data = tar.extractfile(member)
-            assert data is not None
-            split = found[1]
-            arrays[f"x_{split}"].append(np.asarray(Image.open(BytesIO(data.read())).convert("RGB")))
-            arrays[f"y_{split}"].append(classes.setdefault(found[2], len(classes)))
-    np.savez(path, **{name: np.array(values) for name, values in arrays.items()})
-    return path
+# ---- recipes -------------------------------------------------------------------------------------
 
 
 def recipe(place: Path, name: str, count: int) -> Path:

@@ -1,0 +1,35 @@
+"""The figures of docs/augmentation.md are those of the committed runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from augmentation import interval, summary, table  # noqa: E402
+
+RESULT = json.loads((ROOT / "benchmarks/results/augmentation.json").read_text("utf-8"))
+
+
+def test_the_table_is_that_of_the_runs() -> None:
+    page = (ROOT / "docs/augmentation.md").read_text("utf-8")
+    rows = table(summary(RESULT["runs"]))
+    assert len(rows) >= 6
+    assert [row for row in rows if row not in page] == []
+
+
+def test_what_is_claimed_held() -> None:
+    assert RESULT["holds"] == {"accuracy": True, "bytes": True}
+    assert RESULT["ways"] == summary(RESULT["runs"])
+
+
+def test_an_interval_is_that_of_student() -> None:
+    """t for 4 degrees of freedom is 2.776; the deviation of 1 … 5 is √2.5."""
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found["mean"] == 3.0
+    assert found["plus_minus"] == pytest.approx(2.776 * 2.5**0.5 / 5**0.5, abs=0.01)
