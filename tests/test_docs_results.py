@@ -1,0 +1,56 @@
+"""Figures of docs/augmentation.md and docs/sweep.md are those of the committed runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from augmentation import interval, summary, table  # noqa: E402
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text("utf-8"))
+
+
+RESULT = result("augmentation")
+CASES = ("packed", "recomputed", "disk", "raw")
+"""As docs/sweep.md has them; nothing is claimed of the last one."""
+
+
+def test_the_table_is_that_of_the_runs() -> None:
+    page = (ROOT / "docs/augmentation.md").read_text("utf-8")
+    rows = table(summary(RESULT["runs"]))
+    assert len(rows) >= 6
+    assert [row for row in rows if row not in page] == []
+
+
+def test_what_is_claimed_held() -> None:
+    assert RESULT["holds"] == {"accuracy": True, "bytes": True}
+    assert RESULT["ways"] == summary(RESULT["runs"])
+
+
+def test_an_interval_is_that_of_student() -> None:
+    """t for 4 degrees of freedom is 2.776; the deviation of 1 … 5 is √2.5."""
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found["mean"] == 3.0
+    assert found["plus_minus"] == pytest.approx(2.776 * 2.5**0.5 / 5**0.5, abs=0.01)
+
+
+def test_what_eight_problems_on_one_read_save() -> None:
+    page = (ROOT / "docs/sweep.md").read_text("utf-8")
+    section = page.split("## What it saves")[1].split("##")[0].splitlines()
+    cases = result("sweep")["cases"]
+    shown = [line.split(" | ")[1].rstrip(" |") for line in section if line.startswith("| ")]
+    found = [cases[name]["ratio_together_to_apart"] for name in CASES]
+    assert shown[1:] == [
+        f"{r['median']:.2f} ({r['quartiles'][0]:.2f} … {r['quartiles'][1]:.2f})" for r in found
+    ]
+    assert all(cases[name]["same_bits"] for name in CASES)
+    assert all(cases[name]["holds"] for name in CASES[:3])
