@@ -8,7 +8,11 @@ and 5,000 test images of CIFAR-10 (JPEG); three layers of 24, 48 and 48 channels
 each. Runs of a seed share initial weights and the order of images. A gap is paired: a way minus
 fresh of the same seed, with the 95 % interval of Student's t over the seeds. Fresh draws cache
 nothing; every layer's output is rounded to float16 then. Bytes are those of the training levels of
-one image, summed over x_1 and x_2. What is in the result file is not run again.
+one image, summed over x_1 and x_2. Three ways differ from another in their draws alone:
+`-alternated` mirrors a sample in every other epoch, `4-random` draws the flip of every view, and
+`fresh-stride-4` has the offsets only that a canvas has at x_2. Networks from canvases are tested a
+second time, exported, on crops of the test images, without the canvas around them (`crops`). What
+is in the result file is not run again.
 
     STRATA_TEST_DATA=FOLDER python benchmarks/augmentation.py [--seeds 5] [--only WAY]
         [--at-once 2] [--out FILE]
@@ -30,15 +34,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from cifar_images import images
 from measuring import RESULTS, keep
 from scipy.stats import t as student
+from torch import nn
+
+from pipeline import plain_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN, TEST = 4_000, 5_000
 NETWORK = {"width": "24", "epochs": "8", "test_every": "0"}
-WAYS = ("fresh", "1", "2", "4", "8", "canvas")
+WAYS: dict[str, dict[str, str]] = {
+    "fresh": {"views": "0"},
+    "fresh-alternated": {"views": "0", "flips": '"alternated"'},
+    "fresh-stride-4": {"views": "0", "stride": "4"},
+    "1": {"views": "1"},
+    "2": {"views": "2"},
+    "4": {"views": "4"},
+    "4-random": {"views": "4", "flips": '"random"'},
+    "8": {"views": "8"},
+    "canvas": {"views": '"canvas"'},
+    "canvas-alternated": {"views": '"canvas"', "flips": '"alternated"'},
+}
+"""Keys of [augment]."""
 PRECISIONS = ("uint8", "uint4", "float16")
+MORE = 'allow_single_view = true\nflips = "auto"\nstride = 1'
+ONCE = ("fresh-alternated", "fresh-stride-4", "4-random", "canvas-alternated")
+"""In the first precision alone."""
 FRESH = "float16"
 POINTS, TIMES_ONE_VIEW = 0.5, 3.2
 
@@ -59,19 +83,19 @@ class Case:
 
 def cases(seeds: int, only: str | None) -> list[Case]:
     """Seed by seed within a precision, so that whatever has been run so far can be compared."""
-    found = [Case("fresh", FRESH, seed) for seed in range(seeds)]
+    fresh = [way for way in WAYS if way.startswith("fresh")]
+    found = [Case(way, FRESH, seed) for seed in range(seeds) for way in fresh]
     for precision in PRECISIONS:
-        for seed in range(seeds):
-            found += [Case(way, precision, seed) for way in WAYS if way != "fresh"]
+        ways = [w for w in WAYS if w not in fresh and (w not in ONCE or precision == PRECISIONS[0])]
+        found += [Case(way, precision, seed) for seed in range(seeds) for way in ways]
     return [case for case in found if only in (None, case.way)]
 
 
 def recipe(place: Path, case: Case) -> Path:
     """cifar10-small, smaller, with another way to augment."""
-    views = {"fresh": "0", "canvas": '"canvas"'}.get(case.way, case.way)
-    changes = NETWORK | {"views": views, "precision": f'"{case.precision}"'}
+    changes = NETWORK | WAYS[case.way] | {"precision": f'"{case.precision}"'}
     text = (ROOT / "pipeline/recipes/cifar10-small.toml").read_text("utf-8")
-    text = text.replace("flip = true", "flip = true\nallow_single_view = true")
+    text = text.replace("flip = true", "flip = true\n" + MORE)
     text = text.replace("epochs = 5", "epochs = 5\ntest_every = 1")
     for key, value in changes.items():
         text, count = re.subn(rf"(?m)^{key} = [^#\n]*", f"{key} = {value} ", text)
@@ -86,15 +110,37 @@ def run(place: Path, data: Path, case: Case) -> dict[str, Any]:
     here = place / case.name.replace(" ", "-")
     here.mkdir()
     made = recipe(here, case)
-    line = [sys.executable, str(ROOT / "cli.py"), "run", str(made), "--data", f"npz:{data}"]
-    line += ["--seed", str(case.seed), "--run", "run", "--store", "features", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=here, env=environment, capture_output=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
+    options = ("--data", f"npz:{data}", "--seed", case.seed, "--run", "run", "--store", "features")
+    strata(here, "run", made, *options)
     found = known(json.loads((here / "run/report.json").read_text("utf-8")))
+    if case.way.startswith("canvas"):
+        strata(here, "export", made, *options, "--to", "plain")
+        found["crops"] = on_crops(here / "plain", data)
     shutil.rmtree(here)
     return found
+
+
+def strata(place: Path, *arguments: object) -> None:
+    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=place, env=environment, capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
+
+
+@torch.no_grad()
+def on_crops(exported: Path, data: Path) -> float:
+    """Test accuracy in percent of a network whose layers see no canvas: the images as they are."""
+    network = plain_model.load(exported)
+    for block in network.children():
+        for name, part in list(block.named_children()):
+            if isinstance(part, (nn.ZeroPad2d, plain_model.Crop)):
+                setattr(block, name, nn.Identity())
+    with np.load(data) as arrays:
+        x, y = torch.from_numpy(arrays["x_test"]), torch.from_numpy(arrays["y_test"])
+    parts = zip(x.permute(0, 3, 1, 2).split(500), y.split(500), strict=True)
+    right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in parts)
+    return round(100 * right / len(y), 2)
 
 
 def known(report: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +186,7 @@ def row(runs: dict[str, Any], way: str, precision: str, seeds: list[int]) -> dic
     ]
     depths = zip(*(m["layers"] for m in mine), strict=True)
     gaps = [ours - fresh for ours, fresh in paired]
+    crops = [m["crops"] - m["layers"][-1] for m in mine if "crops" in m]
     return {
         "way": way,
         "precision": precision,
@@ -147,7 +194,7 @@ def row(runs: dict[str, Any], way: str, precision: str, seeds: list[int]) -> dic
         "ensemble": interval([m["ensemble"] for m in mine]),
         "minus_fresh": interval(gaps) if gaps and way != "fresh" else None,
         "bytes_per_image": mine[0]["bytes_per_image"],
-    }
+    } | ({"crops_minus_canvas": interval(crops)} if crops else {})
 
 
 def holds(rows: list[dict[str, Any]]) -> dict[str, bool]:

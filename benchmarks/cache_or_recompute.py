@@ -9,7 +9,8 @@ seconds within 25 % in the median over the steps.
 Method: `cli.py calibrate`, then `cli.py run --cache auto|always|never`, each a process of its own
 with a run and a store of its own, on images of CIFAR-10 (JPEG), in turn; `seconds` are those of
 solving and writing, without reading the images into x_0. Where auto caches what `always` or `never`
-do, it is that run, and that way is not run again. With several rounds, seconds are medians.
+do, it is that run, and that way is not run again. With several rounds, each begins with another
+way, and seconds are medians.
 
 `problems` then solves eight more problems at each depth, `cli.py sweep --vary seed=…`, a process
 for each, and adds the seconds of their epochs. `jpeg` enlarges the images to 256×256 and reads them
@@ -39,7 +40,7 @@ from typing import Any
 import scenarios
 from cifar_images import images
 from measuring import RESULTS, keep
-from scenarios import ROOT, SCENARIOS
+from scenarios import EVERY, ROOT, SCENARIOS
 
 MODES = ("always", "never", "auto")
 MOST_ABOVE, LEAST_FASTER = 1.05, 2.5
@@ -59,8 +60,8 @@ def strata(
 # ---- one scenario -------------------------------------------------------------------------------
 
 
-def one(place: Path, name: str, rounds: int, quick: bool) -> dict[str, Any]:
-    scenario = SCENARIOS[name]
+def one(place: Path, name: str, rounds: int, quick: bool, device: str = "auto") -> dict[str, Any]:
+    scenario = EVERY[name]
     slow, count = scenario.slow_disk, scenario.images // (10 if quick else 1)
     more = min(1, scenario.problems) if quick else scenario.problems
     data, made = images(place, count, count // 10), scenarios.recipe(place, name, count)
@@ -68,8 +69,9 @@ def one(place: Path, name: str, rounds: int, quick: bool) -> dict[str, Any]:
     if slow:
         scenarios.make_groups()
     on_disk = scenarios.enter_disk if slow else None
-    strata(place, "calibrate", made, "--store", place / "rates", enter=on_disk)
-    flags = ["--machine", place / "rates/machine.toml", "--data", f"npz:{data}"]
+    on_device = ["--device", device]
+    strata(place, "calibrate", made, "--store", place / "rates", *on_device, enter=on_disk)
+    flags = ["--machine", place / "rates/machine.toml", "--data", f"npz:{data}", *on_device]
     flags += ["--loader", scenario.loader, "--problems", 1 + more]
     flags += ["--memory-budget", scenarios.BUDGET] if slow else []
 
@@ -116,8 +118,9 @@ def compared(run: Callable[[str], dict[str, Any]], rounds: int) -> dict[str, Any
     same = {"always": every, "never": []}
     named = next((mode for mode, depths in same.items() if depths == first["cached"]), None)
     others = [mode for mode in ("always", "never") if mode != named]
+    turn = ["auto", *others]
     for number in range(rounds):
-        for mode in ("auto", *others):
+        for mode in turn[number % len(turn) :] + turn[: number % len(turn)]:
             if number or mode != "auto":
                 taken.setdefault(mode, []).append(run(mode))
     measured = [run for runs in taken.values() for run in runs]

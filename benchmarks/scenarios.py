@@ -56,7 +56,7 @@ NARROW = {
 FEW = {
     "network.width": "32",
     "auxiliary.k": "1",
-    "schedule.epochs": "1",
+    "schedule.epochs": "2",
 }
 JPEG = {
     "data.size": "256",
@@ -88,10 +88,21 @@ SCENARIOS = {
     "narrow": Scenario("eight narrow layers, k = 1, canvas", NARROW),
     "views": Scenario("eight narrow layers, four fixed views", NARROW | {"augment.views": "4"}),
     "two epochs": Scenario("eight narrow layers, read twice", NARROW | {"schedule.epochs": "2"}),
-    "problems": Scenario("three narrow layers, nine problems each", FEW, 2_000, problems=8),
+    "problems": Scenario("three narrow layers, nine problems each", FEW, 4_000, problems=8),
     "jpeg": Scenario("four narrow layers, JPEGs of 256×256", JPEG, 1_500, loader="ffcv"),
     "mixed": Scenario("eight layers, 25 MB/s, wide x_1", MIXED, 2_000, slow_disk=True),
 }
+WIDE = {
+    "network.layers": "5",
+    "network.width": "256",
+    "network.downsample": "[2, 3]",
+    "network.batch_norm": "true",
+    "network.bias": "false",
+    "auxiliary.k": "1",
+    "schedule.epochs": "6",
+}
+ON_GPU = {"wide": Scenario("five layers of full width, k = 1, canvas", WIDE, 20_000)}
+EVERY = SCENARIOS | ON_GPU
 
 
 # ---- recipes -------------------------------------------------------------------------------------
@@ -101,7 +112,7 @@ def recipe(place: Path, name: str, count: int) -> Path:
     """The recipe of a scenario, for so many images: they decide about the choice too."""
     text = (ROOT / "pipeline/recipes/cifar10-small.toml").read_text("utf-8")
     counts = {"data.train": str(count), "data.test": str(count // 10)}
-    for key, value in (counts | SCENARIOS[name].changes).items():
+    for key, value in (counts | EVERY[name].changes).items():
         text = _changed(text, *key.split("."), value)
     path = place / f"{name.replace(' ', '-')}.toml"
     path.write_text(text, "utf-8")

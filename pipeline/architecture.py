@@ -56,7 +56,7 @@ class Network:
 
     def science(self) -> dict[str, Any]:
         """Its part of :meth:`pipeline.recipe.Recipe.science`."""
-        return _without_later_defaults(self, ("pool", "widths"))
+        return without_later_defaults(self, ("pool", "widths"))
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ class Auxiliary:
 
     def science(self) -> dict[str, Any]:
         """Its part of :meth:`pipeline.recipe.Recipe.science`."""
-        return _without_later_defaults(self, ("half_resolution", "final_hidden"))
+        return without_later_defaults(self, ("half_resolution", "final_hidden"))
 
 
-def _without_later_defaults(table: Network | Auxiliary, later: Sequence[str]) -> dict[str, Any]:
-    """What decides the result, as JSON. Keys that came ``later`` are left out at their default, so
+def without_later_defaults(table: Any, later: Sequence[str]) -> dict[str, Any]:
+    """A part of a recipe, as JSON. Keys that came ``later`` are left out at their default, so
     that runs made before there were any are still of their recipe."""
     default = {field.name: field.default for field in dataclasses.fields(table)}
     found = dataclasses.asdict(table)

@@ -86,5 +86,7 @@ def _preprocessing(recipe: Recipe, seed: int) -> dict[str, Any]:
         common["jpeg"] = recipe.data.jpeg
     if mode == "canvas":
         return common
-    # A fixed view is named by its number; its draws follow from the seed.
-    return common | {"crop": a.crop, "flip": a.flip, "seed": seed if mode == "fixed" else None}
+    crops = common | {"crop": a.crop, "flip": a.flip, "seed": seed if mode == "fixed" else None}
+    if mode == "fixed":  # a view is named by its number; its draws follow from the seed, and these
+        return crops | {k: v for k, v in a.science().items() if k in ("flips", "stride")}
+    return crops

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipeline.architecture import Auxiliary, Network
+from pipeline.architecture import Auxiliary, Network, without_later_defaults
 from pipeline.errors import RecipeError
 from pipeline.strict import one_of, positive, read, require
 from stages.spec import AuxiliarySpec, LayerSpec, Shape, scale_at, shape_at
@@ -64,16 +64,28 @@ class Augment:
     views: int | str = "canvas"
     """0: fresh draws every epoch, recomputing the layers below. V: V fixed draws, cached.
     ``canvas``: the whole canvas is cached, and cropped in feature space."""
+    flips: str = "auto"
+    """``random``: drawn anew in every epoch, or for every fixed view; ``alternated``: a sample's
+    first is drawn, and each is the other way round than the one before; ``auto``: alternated
+    between fixed views, random otherwise."""
+    stride: int = 1
+    """Offsets of random crops are multiples of this many pixels. In canvas mode they are multiples
+    of the downsampling so far, too."""
     allow_single_view: bool = False
     """Permit ``views = 1`` with random draws: the same crop and flip in every epoch."""
 
     def __post_init__(self) -> None:
-        positive("augment", crop=self.crop)
+        positive("augment", crop=self.crop, stride=self.stride)
+        one_of("augment.flips", self.flips, ("auto", "random", "alternated"))
         require(self.pad >= 0, f"'augment.pad' is {self.pad}; it must be 0 or more")
         if isinstance(self.views, str):
             one_of("augment.views", self.views, ("canvas",))
         else:
             require(self.views >= 0, f"'augment.views' is {self.views}; it must be 0 or more")
+
+    def science(self) -> dict[str, Any]:
+        """Its part of :meth:`Recipe.science`."""
+        return without_later_defaults(self, ("flips", "stride"))
 
 
 @dataclass(frozen=True)
@@ -238,7 +250,8 @@ class Recipe:
         """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
         table = dataclasses.asdict(self)
         del table["claim"], table["data"]["source"]
-        return table | {"network": self.network.science(), "auxiliary": self.auxiliary.science()}
+        parts = ("augment", "network", "auxiliary")
+        return table | {part: getattr(self, part).science() for part in parts}
 
 
 def parse(text: str, name: str) -> Recipe:

@@ -12,6 +12,7 @@ A view is crop(flip(canvas), offset). A draw never depends on a worker or on a r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 
@@ -86,21 +87,30 @@ def epoch_draws(recipe: Recipe, seed: int, epoch: int, samples: int, scale: int 
         scale: offsets are multiples of this many pixels, the downsampling at the depth of the crop.
     """
     uniform = generator("epoch draws", seed, epoch).random((samples, 3))
-    flipped = (uniform[:, 0] < 0.5) & recipe.augment.flip
-    return Draws(flipped, _offsets(recipe, uniform[:, 1:], scale))
+    flipped = uniform[:, 0] < 0.5
+    if recipe.augment.flips == "alternated":
+        flipped = _alternated(seed, epoch, samples)
+    return Draws(flipped & recipe.augment.flip, _offsets(recipe, uniform[:, 1:], scale))
 
 
 def view_draws(recipe: Recipe, seed: int, view: int, samples: int) -> Draws:
-    """The draws of fixed view ``view``. Flips alternate from one view of a sample to its next."""
+    """The draws of fixed view ``view``."""
     uniform = generator("view draws", seed, view).random((samples, 2))
-    first = generator("first flip", seed).random(samples) < 0.5
-    flipped = (first ^ bool(view % 2)) & recipe.augment.flip
-    return Draws(flipped, _offsets(recipe, uniform, 1))
+    flipped = _alternated(seed, view, samples)
+    if recipe.augment.flips == "random":
+        flipped = generator("view flip", seed, view).random(samples) < 0.5
+    return Draws(flipped & recipe.augment.flip, _offsets(recipe, uniform, 1))
+
+
+def _alternated(seed: int, number: int, samples: int) -> np.ndarray:
+    """bool (n,): the other way round than in the epoch, or the view, before."""
+    return (generator("first flip", seed).random(samples) < 0.5) ^ bool(number % 2)
 
 
 def _offsets(recipe: Recipe, uniform: np.ndarray, scale: int) -> np.ndarray:
-    positions = (recipe.canvas - recipe.augment.crop) // scale + 1
-    return (uniform * positions).astype(np.int64) * scale
+    step = lcm(scale, recipe.augment.stride)
+    positions = (recipe.canvas - recipe.augment.crop) // step + 1
+    return (uniform * positions).astype(np.int64) * step
 
 
 def centre_draws(recipe: Recipe, samples: int) -> Draws:

@@ -90,12 +90,13 @@ def solving(
     width = ACTIVATION_BYTES[compute]
     convolutions = _convolutions(layer, auxiliary, shape, micro)
     backward = whole + _backward(convolutions, width, resized=_resizes(layer))
+    forward = whole + FLOAT * micro * prod(shape) * _shuffles(layer)
     connected = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
     backward += (FLOAT + width * (width < FLOAT)) * sum(connected)  # their gradients come first
     largest = max([*connected, *(c.weights for c in convolutions)], default=0)
     decayed = parameters if at_once else largest  # gradient + weight decay · weight
     update = FLOAT * (parameters + decayed)
-    return constant + max(backward, update)
+    return constant + max(forward, backward, update)
 
 
 def held(layer: LayerSpec | None, auxiliary: AuxiliarySpec, *, keep_best: bool = False) -> int:
@@ -136,7 +137,8 @@ def applying(
         if layer.pool == "max":
             pooled = block * layer.channels * prod(layer.output(shape)[1:])
             resized = (FLOAT + POSITION) * pooled
-        convolved = before + max(resized + outputs, outputs * (1 + layer.batch_norm))
+        shuffled = FLOAT * inputs * _shuffles(layer)
+        convolved = before + max(shuffled, resized + outputs, outputs * (1 + layer.batch_norm))
         rounded = held + outputs + stored.rounding * outputs // width
         peak = max(peak, convolved, rounded)
         parameters += layer.parameters
@@ -146,6 +148,12 @@ def applying(
 
 def _resizes(layer: LayerSpec | None) -> bool:
     return layer is not None and layer.downsamplings > 0
+
+
+def _shuffles(layer: LayerSpec | None) -> int:
+    """Values that lie there as large as the input while P is applied: one P's output is the next
+    one's input. Max pooling's are smaller than what comes later."""
+    return min(2, layer.downsamplings) if layer and layer.pool == "invertible" else 0
 
 
 def _convolutions(

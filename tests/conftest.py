@@ -36,6 +36,25 @@ def place(sound: "Place", tmp_path: Path) -> "Place":
     return sound.copy(tmp_path / "place")
 
 
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> "Place":
+    """Layer 1 of two is solved, and x_1 written. Not to be changed."""
+    from house import made
+    from sweeps import TEXT
+
+    return made(tmp_path_factory.mktemp("base") / "place", 1, TEXT)
+
+
+@pytest.fixture(scope="session")
+def swept(base: "Place", tmp_path_factory: pytest.TempPathFactory) -> "Place":
+    """Sixteen variants of its layer 2, solved together. Not to be changed."""
+    from sweeps import MANY, sweep
+
+    place = base.copy(tmp_path_factory.mktemp("swept") / "place")
+    assert sweep(place, *MANY).rc == 0
+    return place
+
+
 @pytest.fixture(autouse=True)
 def no_global_state(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that moves numpy's or torch's global generator, or torch's thread count.

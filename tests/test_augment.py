@@ -1,12 +1,14 @@
 """Augmentation with a cache: the same draw gives the same feature whichever mode made it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import views
+from pipeline import lineage, views
 from pipeline.recipe import Recipe, parse
 from pipeline.source import image_views
 from pipeline.views import Draws
@@ -168,6 +170,44 @@ def test_fixed_views_are_used_in_turn_and_flips_alternate() -> None:
     assert (flips[0] != flips[1]).all()
     assert (flips[0] == flips[2]).all()
     assert 0.4 < flips[0].mean() < 0.6
+
+
+def drawing(views_: str = "0", **changes: str | int) -> Recipe:
+    """The recipe with other keys of [augment]."""
+    r = recipe(views_)
+    return replace(r, augment=replace(r.augment, **changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_flips_are_alternated_or_drawn_as_the_recipe_says() -> None:
+    def of_epochs(r: Recipe) -> np.ndarray:
+        return np.stack([views.epoch_draws(r, 0, epoch, 500).flipped for epoch in range(4)])
+
+    alternated, drawn = of_epochs(drawing(flips="alternated")), of_epochs(drawing())
+    assert (alternated[0] != alternated[1]).all()
+    assert (alternated[0] == alternated[2]).all()
+    assert 0.4 < alternated[0].mean() < 0.6
+    assert 0.4 < (drawn[0] != drawn[1]).mean() < 0.6
+    np.testing.assert_array_equal(drawn, of_epochs(drawing(flips="random")))
+    some = drawing("4", flips="random")
+    flips = np.stack([views.view_draws(some, 0, view, 500).flipped for view in range(2)])
+    assert 0.4 < (flips[0] != flips[1]).mean() < 0.6
+    assert not views.epoch_draws(drawing(flips="alternated", flip=False), 0, 0, 500).flipped.any()
+
+
+@pytest.mark.parametrize(("scale", "step"), [(1, 4), (2, 4), (8, 8)])
+def test_offsets_are_multiples_of_the_recipes_stride(scale: int, step: int) -> None:
+    offsets = views.epoch_draws(drawing(stride=4), 1, 0, 2000, scale).offsets
+    assert set(np.unique(offsets)) == set(range(0, 9, step))
+
+
+def test_fixed_views_drawn_otherwise_are_other_levels() -> None:
+    def first(r: Recipe) -> str:
+        images_ = lineage.images_node(r, "data")
+        return lineage.feature_node(r, 0, "float32", images_, "weights", None).fingerprint
+
+    ways = [drawing("4"), drawing("4", flips="random"), drawing("4", stride=2)]
+    assert len({first(way) for way in ways}) == 3
+    assert first(drawing("4", flips="auto", stride=1)) == first(recipe("4"))
 
 
 def test_adding_a_view_changes_no_other() -> None:

@@ -17,7 +17,7 @@ from stages.memory import watched
 from stages.network import build_auxiliary, build_problem
 from stages.quantise import Codec, codec
 from stages.solve import WATCHED_STEPS, Schedule, Solver
-from stages.spec import Shape
+from stages.spec import AuxiliarySpec, LayerSpec, Shape
 
 CPU = torch.device("cpu")
 
@@ -92,6 +92,25 @@ def test_a_classifier_alone_takes_what_was_predicted(name: str, accumulate: int)
     micro, divided = -(-batch // accumulate), accumulate > 1
     found = solving(None, auxiliary, shape, batch=batch, micro=micro, divided=divided)
     assert found == pytest.approx(measured, rel=0.04)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_p_several_times_holds_two_of_its_outputs(times: int) -> None:
+    """As in a stem: x, and what one P gives the next; more than the narrow convolution makes."""
+    layer, auxiliary = (
+        LayerSpec(1, 3, 8, times, False, True),
+        AuxiliarySpec(8, 1, 0, 10, False, True),
+    )
+    shape, rows = (3, 64, 64), 16
+    measured = stepped(build_problem(layer, auxiliary, 0), shape, rows, 1, torch.float32)
+    step = solving(layer, auxiliary, shape, batch=rows, micro=rows, divided=False)
+    assert step == pytest.approx(measured, rel=0.04)
+    frozen = Frozen(build_problem(layer, auxiliary, 0).layer.eval(), coded("float32", 8))
+    x = torch.zeros(rows, *shape)
+    with watched(CPU, [x, *frozen.layer.parameters()]) as peak:
+        encoded([frozen], x, block=rows, compute=torch.float32)
+    found = applying([layer], shape, block=rows, images=True)
+    assert found == pytest.approx(peak.nbytes, rel=0.04)
 
 
 def coded(precision: str, channels: int) -> Codec:
