@@ -1,8 +1,8 @@
 """Do small networks show what the paper shows? k = 1, 2, 3 on CIFAR-10 (JPEG), from canvases.
 
 Claim: in the mean over seeds the small recipes keep the paper's order, k = 3 above k = 2 above
-k = 1 (last layer); the ensemble is at least as good as the last layer; and what a linear classifier
-gets out of x_j rises with j for k = 1.
+k = 1 (last layer); the ensemble, Σ 2^j z_j, is at least as good as the last layer; and for k = 1
+what a linear classifier gets out of x_j rises with j.
 
 Method: `cli.py run cifar10-k{1,2,3}-small` on all images, one thread, every seed a run of its own;
 for k = 1 then `cli.py probe --kind linear`. Every run has a store of its own. Intervals
@@ -43,7 +43,7 @@ def run(place: Path, k: int, seed: int) -> dict[str, Any]:
     layers = json.loads((here / "run/report.json").read_text("utf-8"))["layers"]
     found: dict[str, Any] = {
         "layers": [round(100 * layer["test"]["top1"], 2) for layer in layers],
-        "ensemble": round(100 * layers[-1]["ensemble"]["probabilities"]["top1"], 2),
+        "ensemble": round(100 * layers[-1]["ensemble"]["logits"]["top1"], 2),
         "bytes": sum(level["bytes"] for layer in layers for level in layer["levels"]),
     }
     if k == PROBED:

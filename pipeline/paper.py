@@ -41,6 +41,8 @@ class System:
     """The same system for two CPU cores."""
     of: str = "greedy"
     """Or ``baseline``: the same network trained end to end."""
+    ensemble: str = "probabilities"
+    """What is summed, with weights 2^j: these, or ``logits`` (Z of Sec. 3)."""
     top1: float | None = None
     ensemble_top1: float | None = None
     top5: float | None = None
@@ -108,20 +110,20 @@ def _runs(root: Path, name: str, left_out: list[str]) -> Iterator[Run]:
             left_out.append(f"{name}/{seed}: {error}")
 
 
-def _greedy(run: Run) -> Found | None:
+def _greedy(run: Run, ensemble: str = "probabilities") -> Found | None:
     evaluation = run.evaluation()
     solved = [(run.layer(j) or {}).get("weights") for j in range(1, run.solved() + 1)]
     if evaluation is None or len(solved) < run.layers or evaluation["solved"] != solved:
         return None
-    layers = [_percent(layer) for layer in evaluation["layers"]]
+    layers = [_percent(layer, ensemble) for layer in evaluation["layers"]]
     return _found(run, run.directory / EVALUATION, layers[-1], layers)
 
 
-def _baseline(run: Run) -> Found | None:
+def _baseline(run: Run, ensemble: str) -> Found | None:
     record = current(run, "plain")
     if record is None:
         return None
-    return _found(run, run.baseline_directory("plain") / RESULT, _percent(record))
+    return _found(run, run.baseline_directory("plain") / RESULT, _percent(record, ensemble))
 
 
 def _found(run: Run, record: Path, values: dict[str, float | None], layers: Any = ()) -> Found:
@@ -131,10 +133,10 @@ def _found(run: Run, record: Path, values: dict[str, float | None], layers: Any 
     return Found(what, run.seed, date, values, layers)
 
 
-def _percent(record: Mapping[str, Any]) -> dict[str, float | None]:
-    ensemble = record.get("ensemble", {}).get("probabilities", {})
+def _percent(record: Mapping[str, Any], ensemble: str) -> dict[str, float | None]:
+    joint = record.get("ensemble", {}).get(ensemble, {})
     found = {k: record["test"].get(k) for k in ("top1", "top5")}
-    found |= {f"ensemble_{k}": ensemble.get(k) for k in ("top1", "top5")}
+    found |= {f"ensemble_{k}": joint.get(k) for k in ("top1", "top5")}
     return {k: None if v is None else round(100 * v, 2) for k, v in found.items()}
 
 
@@ -146,7 +148,7 @@ def _rows(system: System, known: Mapping[str, Sequence[Run]]) -> Iterator[dict[s
     paper = {metric: getattr(system, metric) for metric in METRICS}
     look = _baseline if system.of == "baseline" else _greedy
     for name in filter(None, (system.recipe, system.small)):
-        found = [one for one in map(look, known[name]) if one]
+        found = [one for run in known[name] if (one := look(run, system.ensemble))]
         head: dict[str, Any] = {
             "place": system.place,
             "what": system.what,

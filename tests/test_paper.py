@@ -32,6 +32,13 @@ def test_its_figures_are_those_that_recipes_claim() -> None:
     assert checked >= 7
 
 
+def test_cifar_sums_logits_and_imagenet_probabilities() -> None:
+    """Z of Sec. 3, and the authors' code."""
+    kinds = {system.recipe: system.ensemble for system in paper.systems() if system.ensemble_top1}
+    assert kinds["cifar10-k3"] == "logits"
+    assert kinds["imagenet-k3"] == kinds["vgg11"] == "probabilities"
+
+
 def test_without_runs_every_cell_of_ours_is_empty(tmp_path: Path) -> None:
     value = beside(tmp_path)
     assert len(value["rows"]) >= len(paper.systems())
@@ -69,6 +76,17 @@ def test_ours_is_the_mean_over_seeds_of_the_evaluation(runs: Path, sound: Place)
     (figure,) = beside(runs)["figure_2"]
     wanted = [layer["test"]["top5"] for layer in report]
     assert figure["top5"] == [None if v is None else round(100 * v, 2) for v in wanted]
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_an_ensemble_sums_what_the_system_names(
+    runs: Path, sound: Place, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    system = System("Table 9", "tiny", "tiny", ensemble=kind)
+    monkeypatch.setattr(paper, "systems", lambda: [system])
+    (row,) = beside(runs)["rows"]
+    joint = sound.do("evaluate", "--json").json["layers"][-1]["ensemble"][kind]["top1"]
+    assert row["ours"]["ensemble_top1"]["mean"] == pytest.approx(100 * joint, abs=0.005)
 
 
 def test_another_recipe_of_that_name_is_left_out_and_named(runs: Path) -> None:
