@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import views
-from pipeline.recipe import Recipe
+from pipeline.recipe import DRAWS, Recipe
 from stages.spec import described
 from store.fingerprint import fingerprint
 
@@ -88,5 +88,5 @@ def _preprocessing(recipe: Recipe, seed: int) -> dict[str, Any]:
         return common
     crops = common | {"crop": a.crop, "flip": a.flip, "seed": seed if mode == "fixed" else None}
     if mode == "fixed":  # a view is named by its number; its draws follow from the seed, and these
-        return crops | {k: v for k, v in a.science().items() if k in ("flips", "stride")}
+        return crops | {k: v for k, v in a.science().items() if k in DRAWS}
     return crops

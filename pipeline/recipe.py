@@ -53,6 +53,10 @@ class Data:
         require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
 
 
+DRAWS = ("flips", "stride")
+"""Keys of ``[augment]`` that say how a fixed view is drawn beyond the seed; they came later."""
+
+
 @dataclass(frozen=True)
 class Augment:
     crop: int
@@ -85,7 +89,7 @@ class Augment:
 
     def science(self) -> dict[str, Any]:
         """Its part of :meth:`Recipe.science`."""
-        return without_later_defaults(self, ("flips", "stride"))
+        return without_later_defaults(self, DRAWS)
 
 
 @dataclass(frozen=True)
