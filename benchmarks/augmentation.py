@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -37,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from cifar_images import images
-from measuring import RESULTS, keep
+from measuring import ONE_THREAD, RESULTS, keep, strata
 from scipy.stats import t as student
 from torch import nn
 
@@ -110,22 +108,14 @@ def run(place: Path, data: Path, case: Case) -> dict[str, Any]:
     here = place / case.name.replace(" ", "-")
     here.mkdir()
     made = recipe(here, case)
-    options = ("--data", f"npz:{data}", "--seed", case.seed, "--run", "run", "--store", "features")
-    strata(here, "run", made, *options)
+    where = ("--seed", case.seed, "--run", "run", "--store", "features")
+    strata(here, "run", made, *where, "--data", f"npz:{data}", environment=ONE_THREAD)
     found = known(json.loads((here / "run/report.json").read_text("utf-8")))
     if case.way.startswith("canvas"):
-        strata(here, "export", made, *options, "--to", "plain")
+        strata(here, "export", made, *where, "--to", "plain", environment=ONE_THREAD)
         found["crops"] = on_crops(here / "plain", data)
     shutil.rmtree(here)
     return found
-
-
-def strata(place: Path, *arguments: object) -> None:
-    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=place, env=environment, capture_output=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
 
 
 @torch.no_grad()

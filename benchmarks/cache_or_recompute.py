@@ -30,8 +30,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,22 +37,11 @@ from typing import Any
 
 import scenarios
 from cifar_images import images
-from measuring import RESULTS, keep
-from scenarios import EVERY, ROOT, SCENARIOS
+from measuring import RESULTS, keep, strata
+from scenarios import EVERY, SCENARIOS
 
 MODES = ("always", "never", "auto")
 MOST_ABOVE, LEAST_FASTER = 1.05, 2.5
-
-
-def strata(
-    place: Path, *arguments: object, enter: Callable[[], None] | None = None
-) -> dict[str, Any]:
-    """A command, its answer as JSON; in a control group where the disk is to be slow."""
-    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--json"]
-    done = subprocess.run(line, capture_output=True, cwd=place, preexec_fn=enter, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
-    return json.loads(done.stdout)
 
 
 # ---- one scenario -------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
-"""What benchmarks share: time, ratios, peak memory, and the machine that a result is from."""
+"""What benchmarks share: time, ratios, peak memory, commands, and the machine of a result."""
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,37 @@ from pipeline import device
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).resolve().parent / "results"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""For runs of which several are at work at once."""
 
 
 def seconds(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
+
+
+def strata(
+    place: Path,
+    *arguments: object,
+    environment: Mapping[str, str] | None = None,
+    enter: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """A command, in a process of its own, and its answer as JSON.
+
+    Args:
+        place: its working directory.
+        environment: what is other than in ours.
+        enter: called in the process before it begins, e.g. to join a control group.
+    """
+    line = [sys.executable, str(RESULTS.parent.parent / "cli.py"), *map(str, arguments), "--json"]
+    env = os.environ | (environment or {})
+    done = subprocess.run(
+        line, cwd=place, env=env, capture_output=True, preexec_fn=enter, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
+    return json.loads(done.stdout)
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from augmentation import interval
-from measuring import RESULTS, keep
+from measuring import ONE_THREAD, RESULTS, keep, strata
 
-ROOT = Path(__file__).resolve().parent.parent
 KS = (1, 2, 3)
 PROBED = 1
 """k of the networks that a linear classifier is trained on."""
@@ -39,7 +37,7 @@ def run(place: Path, k: int, seed: int) -> dict[str, Any]:
     store = here / "features"
     line = [f"cifar10-k{k}-small", "--seed", seed, "--run", here / "run", "--store", store]
     line += ["--data", f"imagefolder:{os.environ['STRATA_TEST_DATA']}/cifar10-jpeg.tar.xz"]
-    strata("run", *line)
+    strata(Path(), "run", *line, environment=ONE_THREAD)
     layers = json.loads((here / "run/report.json").read_text("utf-8"))["layers"]
     found: dict[str, Any] = {
         "layers": [round(100 * layer["test"]["top1"], 2) for layer in layers],
@@ -47,19 +45,11 @@ def run(place: Path, k: int, seed: int) -> dict[str, Any]:
         "bytes": sum(level["bytes"] for layer in layers for level in layer["levels"]),
     }
     if k == PROBED:
-        probes = strata("probe", *line, "--kind", "linear")["probes"]
+        answer = strata(Path(), "probe", *line, "--kind", "linear", environment=ONE_THREAD)
+        probes = answer["probes"]
         found["linear"] = [round(100 * probe["test"]["top1"], 2) for probe in probes]
     shutil.rmtree(here)
     return found
-
-
-def strata(*arguments: object) -> dict[str, Any]:
-    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, env=environment, capture_output=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
-    return json.loads(done.stdout)
 
 
 def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:

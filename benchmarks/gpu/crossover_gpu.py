@@ -23,8 +23,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
-from cache_or_recompute import one, strata  # noqa: E402
-from measuring import RESULTS, keep  # noqa: E402
+from cache_or_recompute import one  # noqa: E402
+from measuring import RESULTS, keep, strata  # noqa: E402
 
 
 def planned(place: Path, name: str) -> dict[str, Any]:
