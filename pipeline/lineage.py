@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import views
-from pipeline.recipe import DRAWS, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_tables import DRAWS
 from stages.spec import described
 from store.fingerprint import fingerprint
 

@@ -21,7 +21,7 @@ from pipeline import calibration, judging, outcome, weights
 from pipeline.errors import BudgetError, remedy
 from pipeline.problem_feed import ProblemFeed
 from pipeline.progress import Tick, duration, size
-from pipeline.recipe import Schedule as RecipeSchedule
+from pipeline.recipe_tables import Schedule as RecipeSchedule
 from pipeline.rundir import CHECKPOINT, LOGITS, write_curve
 from pipeline.session import Session
 from stages.errors import Diverged

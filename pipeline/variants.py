@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from pipeline.errors import OptionRange, RecipeError
-from pipeline.recipe import Recipe, Schedule
+from pipeline.recipe import Recipe
+from pipeline.recipe_tables import Schedule
 from pipeline.strict import did_you_mean
 from stages.spec import AuxiliarySpec, LayerSpec, described, scale_at
 
