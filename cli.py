@@ -26,7 +26,7 @@ from cli_options import (
     work,
     worth,
 )
-from pipeline import errors
+from pipeline import errors, launch
 
 
 class Strata(click.Group):
@@ -41,7 +41,7 @@ class Strata(click.Group):
             code = errors.exit_code(error)
             if code is None:
                 raise
-            click.echo(f"Error: {errors.one_line(error)}", err=True)
+            click.echo(f"Error: {launch.voice()}{errors.one_line(error)}", err=True)
             ctx.exit(code)
 
 
@@ -59,7 +59,10 @@ def main() -> None:
 
 
 def answer(options: dict[str, Any], found: Any) -> None:
-    """Print the answer of a command: one JSON object for machines, tables and lines for people."""
+    """Print the answer of a command: one JSON object for machines, tables and lines for people. Of
+    several ranks the first one speaks."""
+    if launch.number("RANK"):
+        return
     from rich.console import Console
 
     # Without wrapping to 80 columns where nobody looks.

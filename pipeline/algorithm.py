@@ -24,19 +24,30 @@ def execute(session: Session, todo: tuple[Step, ...], *, evict: bool = False) ->
     Args:
         evict: remove the features below once x_j is complete, to stay within a disk budget.
     """
+    ranks = session.ranks
     for step in todo:
-        refer_to(session.run, session.store)  # what another run wrote is only read, and used too
-        if step.kind == "images":
-            ensure_images(session)
-        elif step.kind == "solve":
+        if ranks.leads:
+            refer_to(session.run, session.store)  # what another run wrote is only read, and used
+        if step.kind == "solve":
             solve(session, step.j)
-            evaluate(session.run, session.store)
-        else:
-            materialize(session, step.j)
-            for below in range(1, step.j if evict else 1):
-                _evict(session, below)
-    refer_to(session.run, session.store)
+        if ranks.leads:
+            _alone(session, step, evict)
+        ranks.wait()
+    if ranks.leads:
+        refer_to(session.run, session.store)
     return todo
+
+
+def _alone(session: Session, step: Step, evict: bool) -> None:
+    """What one process does for all of them."""
+    if step.kind == "images":
+        ensure_images(session)
+    elif step.kind == "solve":
+        evaluate(session.run, session.store)
+    else:
+        materialize(session, step.j)
+        for below in range(1, step.j if evict else 1):
+            _evict(session, below)
 
 
 def make(
@@ -49,7 +60,8 @@ def make(
 ) -> tuple[Step, ...]:
     """Have layers 1 … ``solve`` solved and x_``write`` complete; returns what that took."""
     have = inventory(session.run, session.store)
-    return execute(session, steps(have, solve=solve, write=write, cached=cached), evict=evict)
+    todo = session.ranks.told(lambda: steps(have, solve=solve, write=write, cached=cached))
+    return execute(session, todo, evict=evict)
 
 
 def prepare(session: Session, j: int, *, cached: Collection[int] | None = None) -> tuple[Step, ...]:

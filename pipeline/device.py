@@ -27,7 +27,7 @@ def pick(name: str) -> torch.device:
         DeviceError: CUDA was asked for and is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         built = f"torch {torch.__version__} sees no GPU"
         raise DeviceError(f"--device cuda was asked for, but {built}. Use --device cpu or auto")

@@ -97,12 +97,13 @@ class ProblemFeed:
         self.delivery.close()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches, from batch ``start``: x float (B, C, H, W) and y int64 (B,).
+        """Shuffled batches, from batch ``start``: x float (B, C, H, W) and y int64 (B,); of several
+        ranks, every one has its part of each.
 
         The last, smaller batch is left out, unless it is the only one.
         """
         plan = self._plan(epoch)
-        return self._run(self._parts(epoch, start, plan), plan)
+        return self._run([self._mine(part) for part in self._parts(epoch, start, plan)], plan)
 
     def epoch_in_parts(
         self, epoch: int, start: int, accumulate: int
@@ -114,11 +115,11 @@ class ProblemFeed:
             accumulate: micro-batches in a batch.
         """
         plan = self._plan(epoch)
-        whole = self._parts(epoch, start, plan)
-        pieces = [_pieces(part, accumulate) for part in whole]
+        pieces = [_pieces(part, accumulate) for part in self._parts(epoch, start, plan)]
+        pieces = [[self._mine(piece) for piece in some] for some in pieces]
         made = self._values([piece for some in pieces for piece in some], plan)
-        for part, some in zip(whole, pieces, strict=True):
-            yield Parts(islice(made, len(some)), len(some[0])), self._labels(part)
+        for some in pieces:
+            yield Parts(islice(made, len(some)), len(some[0])), self._labels(np.concatenate(some))
 
     def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
@@ -190,6 +191,11 @@ class ProblemFeed:
     def _sorted(self, part: np.ndarray, plan: EpochPlan) -> np.ndarray:
         """In a batch, rows are sorted by view and then by row, wherever they come from."""
         return np.sort(plan.view[self.ids[part]] * len(self.ids) + part)
+
+    def _mine(self, rows: np.ndarray) -> np.ndarray:
+        """This rank's part, of the size of every other one's."""
+        ranks = self.session.ranks
+        return np.split(rows, ranks.count)[ranks.rank]
 
     def _run(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
         made = self._values(parts, plan)

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from pipeline import device, fitting, rundir
+from pipeline import device, fitting, launch, rundir
 from pipeline.delivery import Machine
 from pipeline.interrupt import Interruptions
 from pipeline.machine import Machine as Rates
 from pipeline.overview import Overview
 from pipeline.progress import Reporter, size
 from pipeline.rundir import Run
+from stages.ranks import Ranks
 from store.feature_store import Store
 from store.layout import LevelKey
 
@@ -49,6 +50,8 @@ class Session:
     """Most bytes of tensors on the device; None: what it has."""
     memory_budget: int | None = None
     """Most bytes of the host's memory for levels; None: what is free."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """Who solves layers together."""
 
     @cached_property
     def compute(self) -> torch.dtype:
@@ -62,7 +65,7 @@ class Session:
             self.tier,
             self.loader,
             device_bytes=self._bytes_for_rows(),
-            memory_bytes=self.memory_budget,
+            memory_bytes=self._bytes_for_copies(),
         )
 
     @cached_property
@@ -77,6 +80,14 @@ class Session:
         run = self.run
         peaks = (fitting.peak(run.recipe, j, self.room, n) for j, n in enumerate(run.accumulate, 1))
         return max(0, self.gpu_memory - max(peaks))
+
+    def _bytes_for_copies(self) -> int | None:
+        """Ranks on one machine share its memory."""
+        ranks = launch.number("LOCAL_WORLD_SIZE")
+        if ranks == 1:
+            return self.memory_budget
+        given = self.memory_budget or device.available_memory()
+        return given // ranks
 
     def key(self, depth: int, split: str, view: str) -> LevelKey:
         """The level of this run's lineage; the layers up to ``depth`` must be solved."""
@@ -104,6 +115,7 @@ def open_session(
     source: str | None,
     report: Reporter,
     gpu_memory: int | None = None,
+    ranks: Ranks | None = None,
     **rest: Any,
 ) -> Session:
     """Take up the run that a command speaks of, or make it.
@@ -111,6 +123,7 @@ def open_session(
     Args:
         source: other images than the recipe names; None for the run's own.
         gpu_memory: bytes; a new run divides its steps so that they fit, and keeps to that.
+        ranks: who solves layers together; None: this process alone.
         rest: the other fields of :class:`Session`.
 
     Raises:
@@ -134,7 +147,8 @@ def open_session(
         device.limit_memory(chosen, gpu_memory)
     if chosen.type == "cpu":
         device.keep_freed_memory()
-    return Session(run, overview.store, chosen, report, gpu_memory=gpu_memory, **rest)
+    who = {"gpu_memory": gpu_memory, "ranks": ranks or Ranks()}
+    return Session(run, overview.store, chosen, report, **who, **rest)
 
 
 def _divided(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pipeline import calibration, judging, outcome, weights
+from pipeline import calibration, judging, launch, outcome, weights
 from pipeline.errors import BudgetError, remedy
 from pipeline.problem_feed import ProblemFeed
 from pipeline.progress import Tick, duration, size
@@ -78,7 +78,8 @@ class Solving:
     def save(self) -> None:
         self.solver.progress.seconds += time.monotonic() - self.resumed_at
         self.resumed_at = self.saved_at = time.monotonic()
-        weights.write(self.checkpoint, self.solver.tensors(), self.note())
+        if self.session.ranks.leads:
+            weights.write(self.checkpoint, self.solver.tensors(), self.note())
 
     def note(self) -> dict[str, Any]:
         """The state that is not tensors."""
@@ -91,7 +92,8 @@ class Solving:
 
     def save_good(self) -> None:
         """After a divergence: leave the last good state where the checkpoint would be."""
-        if self.good is not None and not self.checkpoint.exists():
+        leads = self.session.ranks.leads
+        if leads and self.good is not None and not self.checkpoint.exists():
             weights.write(self.checkpoint, *self.good)
 
     def outcome(self) -> outcome.Outcome:
@@ -127,11 +129,13 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     seed = key_of("initial weights", session.run.seed, j) % 2**63
     problem = build_problem(recipe.layers[j - 1], recipe.auxiliaries[j - 1], seed)
     schedule = schedule_of(recipe.schedule, session.run.accumulate[j - 1])
-    solver = Solver(problem, schedule, session.device, session.compute)
+    solver = Solver(problem, schedule, session.device, session.compute, ranks=session.ranks)
     solving = Solving(session, j, solver, f"layer {j}", session.run.layer_directory(j))
     solving.load()
     advice = f"It was layer {j}: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
     with ProblemFeed(session, j - 1, cached=cached) as feed, keeping_good(solving, advice):
+        rows = min(feed.batch, len(feed.ids))
+        launch.check_parts(rows, schedule.accumulate, session.ranks.count)
         solving.expected = outcome.of_solving(session, j, feed.features.base)
         train(solving, feed)
         _finish(solving, feed)
@@ -198,18 +202,19 @@ def _epoch(solving: Solving, feed: ProblemFeed, epoch: int) -> None:
 
 
 def _after_batch(solving: Solving, samples: int, tick: Tick) -> None:
-    progress = solving.solver.progress
-    tick(samples, f"loss {progress.loss_sum / progress.samples:.3f}")
-    cap = solving.session.gpu_memory
+    session, progress = solving.session, solving.solver.progress
+    tick(samples * session.ranks.count, f"loss {progress.loss_sum / progress.samples:.3f}")
+    cap = session.gpu_memory
     if cap is not None and progress.peak_bytes > cap:
         raise BudgetError(
             f"a step of {solving.title} took {size(progress.peak_bytes)} of device memory; "
             f"--gpu-memory is {size(cap)}. Raise it, or lower 'schedule.batch'"
         )
-    asked = solving.session.stop.asked
+    asked = session.ranks.any(session.stop.asked)  # all stop after the same batch
     if asked or time.monotonic() - solving.saved_at > CHECKPOINT_SECONDS:
         solving.save()
-    solving.session.stop.check()
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _epoch_seconds(solving: Solving) -> float:
@@ -229,7 +234,7 @@ def _epoch_text(line: dict[str, Any], samples: int) -> str:
 
 def _test_accuracy(session: Session, j: int, problem: nn.Module, epoch: int) -> float | None:
     every = session.run.recipe.schedule.test_every
-    if not every or epoch % every:
+    if not every or epoch % every or not session.ranks.leads:
         return None
     return accuracies(*logits_of_tests(session, j, problem))["top1"]
 
@@ -241,14 +246,15 @@ def logits_of_tests(session: Session, j: int, problem: nn.Module) -> tuple[np.nd
 
 
 def _risk(session: Session, feed: ProblemFeed, problem: nn.Module) -> float:
-    (risk,) = judging.risks(session, feed, [problem])
-    return risk
+    return session.ranks.told(lambda: judging.risks(session, feed, [problem])[0])
 
 
 def _finish(solving: Solving, feed: ProblemFeed) -> None:
     """Write weights, scales, curve and test logits; the record that vouches for them comes last."""
     session, j = solving.session, solving.j
     problem = solving.solver.finish()
+    if not session.ranks.leads:
+        return
     logits, labels = logits_of_tests(session, j, problem)
     if not np.isfinite(logits).all():
         raise Diverged(solving.solver.schedule.epochs, solving.solver.progress.last_good)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline import overview, plan
+from pipeline import launch, overview, plan
 from pipeline.caching import Caching, caching, known_machine
 from pipeline.errors import NotThereYet
 from pipeline.levels import refer_to
@@ -16,7 +16,9 @@ from pipeline.overview import Overview
 from pipeline.progress import Reporter, reporter
 
 if TYPE_CHECKING:
+    from pipeline.interrupt import Interruptions
     from pipeline.session import Session
+    from stages.ranks import Ranks
 
 Options = Mapping[str, Any]
 """Flags of the command line, by name."""
@@ -60,13 +62,25 @@ def missing(options: Options, **goal: int) -> Missing:
 
 def perform(options: Options, **goal: int) -> tuple[Overview, list[str]]:
     """Do what is missing, and say what that was. Where nothing is, torch is not even imported."""
+    if not launch.together():
+        return _perform(options, goal, None)
+    with launch.ranks(options["device"]) as ranks:
+        quiet = options["as_json"] or not ranks.leads
+        return _perform({**options, "as_json": quiet}, goal, ranks)
+
+
+def _perform(
+    options: Options, goal: Mapping[str, int], ranks: Ranks | None
+) -> tuple[Overview, list[str]]:
     asked = missing(options, **goal)
     found, todo = asked.found, asked.steps
+    if ranks:
+        ranks.wait()  # all have seen the same, before the leader changes it
     if todo or (found.run and options["data"] not in (None, found.run.source)):
         from pipeline.algorithm import make
 
         how = asked.caching
-        with at_work(found, options, how.profiles) as session:
+        with at_work(found, options, how.profiles, ranks) as session:
             done = make(session, evict=how.evict, cached=how.depths, **goal)
             todo = [str(step) for step in done]
     elif found.run:
@@ -84,7 +98,10 @@ def _rates(options: Options) -> Machine | None:
 
 @contextmanager
 def at_work(
-    found: Overview, options: Options, profiles: Mapping[int, str] | None = None
+    found: Overview,
+    options: Options,
+    profiles: Mapping[int, str] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Session]:
     """A session that has the run to itself; Ctrl-C stops it between two batches or shards.
 
@@ -92,30 +109,47 @@ def at_work(
 
     Args:
         profiles: how x_depth is stored, where the recipe leaves that open.
+        ranks: who has the run together; None: this process alone.
+
+    Raises:
+        OptionRange: torchrun has started several processes, and ``ranks`` is None.
     """
     from pipeline.interrupt import interruptions
-    from pipeline.session import open_session, patience
+    from pipeline.session import patience
     from store.lock import hold
 
-    with interruptions() as stop:
-        session = open_session(
-            found,
-            seed=options["seed"],
-            device_name=options["device"],
-            source=options["data"],
-            report=reporting(options),
-            stop=stop,
-            data_root=options["data_root"],
-            download=options["download"],
-            skip_broken=options["skip_broken"],
-            tier=options["tier"],
-            loader=options["loader"],
-            rates=_rates(options),
-            gpu_memory=options["gpu_memory"],
-            memory_budget=options["memory_budget"],
-            profiles=profiles or {},
-        )
+    if ranks is None:
+        launch.refuse_ranks()
+    with interruptions(passed_on=launch.together()) as stop:
+        if ranks and not ranks.leads:
+            ranks.wait()  # until the leader has the run
+            yield _opened(find(options), options, stop, profiles=profiles or {}, ranks=ranks)
+            return
+        session = _opened(found, options, stop, profiles=profiles or {}, ranks=ranks)
         lock = session.run.directory / "LOCK"
         with hold(lock, f"the run {session.run.directory}", patience(session)):
             session.run.tidy()
+            session.ranks.wait()
             yield session
+
+
+def _opened(found: Overview, options: Options, stop: Interruptions, **rest: Any) -> Session:
+    from pipeline.session import open_session
+
+    return open_session(
+        found,
+        seed=options["seed"],
+        device_name=options["device"],
+        source=options["data"],
+        report=reporting(options),
+        stop=stop,
+        data_root=options["data_root"],
+        download=options["download"],
+        skip_broken=options["skip_broken"],
+        tier=options["tier"],
+        loader=options["loader"],
+        rates=_rates(options),
+        gpu_memory=options["gpu_memory"],
+        memory_budget=options["memory_budget"],
+        **rest,
+    )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stages.errors import Diverged
 from stages.memory import watched
+from stages.ranks import Ranks
 
 Network = TypeVar("Network", bound=nn.Module)
 """What is trained: an auxiliary problem, or a whole network."""
@@ -102,9 +103,12 @@ class Solver(Generic[Network]):
     """What :attr:`Progress.seconds` said when the last epoch ended."""
     watched: int = 0
     """Steps whose memory this process has measured."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """Those who solve it together; what :meth:`step` is given is this one's part of the batch."""
 
     def __post_init__(self) -> None:
         self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        self.ranks.share_norms(self.problem, self.device)
         self.optimiser = torch.optim.SGD(
             self.problem.parameters(),
             lr=self.schedule.lr,
@@ -202,24 +206,29 @@ class Solver(Generic[Network]):
         loss_sum, correct = 0.0, 0
         parts = iter(x.split(micro))  # none is held here while the next one is made
         for target in y.split(micro):
-            with torch.autocast(
-                self.device.type, self.compute, enabled=self.compute != torch.float32
-            ):
-                logits = self.problem(next(parts).contiguous(memory_format=torch.channels_last))
-            loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
-            self.scaler.scale(loss / len(y)).backward()
-            loss_sum += loss.item()
-            correct += int((logits.argmax(1) == target).sum())
+            loss, right = self._backward(next(parts), target, len(y))
+            loss_sum, correct = loss_sum + loss, correct + right
+        self.ranks.average(self.problem.parameters())
+        loss_sum, correct, samples = self.ranks.total(loss_sum, correct, len(y))
         if not torch.isfinite(torch.tensor(loss_sum)):
             self.optimiser.zero_grad(set_to_none=True)
             raise Diverged(self.progress.epoch + 1, self.progress.last_good)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        self.progress.last_good = loss_sum / len(y)
+        self.progress.last_good = loss_sum / samples
         self.progress.loss_sum += loss_sum
-        self.progress.correct += correct
-        self.progress.samples += len(y)
+        self.progress.correct += int(correct)
+        self.progress.samples += int(samples)
+
+    def _backward(self, x: Tensor, target: Tensor, rows: int) -> tuple[float, int]:
+        """Gradients of a micro-batch in a batch of so many ``rows``; its Σ loss and hits."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
+            logits = self.problem(x)
+        loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
+        self.scaler.scale(loss / rows).backward()
+        return loss.item(), int((logits.argmax(1) == target).sum())
 
     def finish_epoch(self) -> dict[str, float]:
         """Mean training loss and accuracy of the epoch whose last batch was trained on."""
