@@ -61,7 +61,7 @@ def main() -> None:
 def answer(options: dict[str, Any], found: Any) -> None:
     """Print the answer of a command: one JSON object for machines, tables and lines for people. Of
     several ranks the first one speaks."""
-    if launch.number("RANK"):
+    if not launch.leads():
         return
     from rich.console import Console
 

@@ -17,6 +17,7 @@ from pipeline import (
     errors,
     explaining,
     fitting,
+    launch,
     machine,
     overview,
     paper,
@@ -138,7 +139,7 @@ def final(options: Options) -> Answer:
 def run(options: Options) -> Answer:
     found, done = work.perform(options, solve=len(work.find(options).recipe.layers))
     page = found.directory / "report.html"
-    if done or not page.exists():
+    if launch.leads() and (done or not page.exists()):
         from pipeline.report import write_report
 
         page = write_report(work.find(options))

@@ -33,6 +33,11 @@ def together() -> bool:
     return number("WORLD_SIZE") > 1
 
 
+def leads() -> bool:
+    """Are we the one that writes and speaks?"""
+    return number("RANK") == 0
+
+
 def voice() -> str:
     """What an error of one of several begins with."""
     return f"rank {number('RANK')}: " if together() else ""
