@@ -14,9 +14,12 @@ from typing import Any
 
 from pipeline.architecture import Auxiliary, Network
 from pipeline.errors import RecipeError
-from pipeline.recipe_tables import Augment, Cache, Claim, Data, Schedule
+from pipeline.recipe_tables import Augment, Cache, Claim, Compress, Data, Schedule
 from pipeline.strict import read, require
 from stages.spec import AuxiliarySpec, LayerSpec, Shape, scale_at, shape_at
+
+ProblemSpec = tuple[LayerSpec, AuxiliarySpec]
+"""Layer j and C_j."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,11 @@ class Recipe:
     schedule: Schedule
     cache: Cache = field(default_factory=Cache)
     claim: Claim = field(default_factory=Claim)
+    compress: Compress | None = None
 
     def __post_init__(self) -> None:
+        if self.compress:
+            self.compress.check(self.network.layers)
         a = self.augment
         require(
             a.crop <= self.canvas,
@@ -82,12 +88,42 @@ class Recipe:
         return self.augment.flip or self.canvas > self.augment.crop
 
     @cached_property
-    def layers(self) -> tuple[LayerSpec, ...]:
+    def _given(self) -> tuple[LayerSpec, ...]:
+        """The layers of [network], before any filter is removed."""
         return self.network.specs(self.data.channels)
 
     @cached_property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """As they are kept: what x_1 … x_J are made with."""
+        return self.compress.layers(self._given) if self.compress else self._given
+
+    @cached_property
     def auxiliaries(self) -> tuple[AuxiliarySpec, ...]:
-        return self.auxiliary.specs(self.layers, self.data.classes, self.final_side)
+        """As they are kept, for the layers above."""
+        found = self.auxiliary.specs(self._given, self.data.classes, self.final_side)
+        if not self.compress:
+            return found
+        pairs = zip(found, self.layers, strict=True)
+        return tuple(dataclasses.replace(c, channels=layer.width) for c, layer in pairs)
+
+    @cached_property
+    def problems(self) -> tuple[ProblemSpec, ...]:
+        """As they are solved: on x_{j-1} as it is kept, before [compress] removes filters of layer
+        j itself."""
+        pairs = zip(self.layers, self.auxiliaries, strict=True)
+        if not self.compress:
+            return tuple(pairs)
+        return tuple(
+            as_wide(pair, given.width) for pair, given in zip(pairs, self._given, strict=True)
+        )
+
+    def fine_tuned(self, j: int) -> tuple[ProblemSpec, ...]:
+        """Problem j after each removal of filters, as it is fine-tuned; the last is what is kept.
+        Empty where none are removed."""
+        if not self.compress:
+            return ()
+        problem = self.problems[j - 1]
+        return tuple(as_wide(problem, n) for n in self.compress.widths(j, problem[0].width))
 
     def shape(self, depth: int, size: int) -> Shape:
         """Shape of x_depth for an image (crop or canvas) of side ``size``."""
@@ -97,8 +133,16 @@ class Recipe:
         """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
         table = dataclasses.asdict(self)
         del table["claim"], table["data"]["source"]
+        if not self.compress:
+            del table["compress"]
         parts = ("augment", "network", "auxiliary")
         return table | {part: getattr(self, part).science() for part in parts}
+
+
+def as_wide(problem: ProblemSpec, width: int) -> ProblemSpec:
+    """The same problem with so many filters in its layer."""
+    layer, auxiliary = problem
+    return dataclasses.replace(layer, width=width), dataclasses.replace(auxiliary, channels=width)
 
 
 def parse(text: str, name: str) -> Recipe:

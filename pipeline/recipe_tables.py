@@ -1,15 +1,18 @@
-"""A recipe's tables of plain values: [data], [augment], [schedule], [cache] and [claim], checked.
+"""A recipe's tables of plain values, checked: [data], [augment], [schedule], [compress], [cache] and
+[claim].
 
 What a table cannot know of another is checked by :class:`pipeline.recipe.Recipe`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.architecture import without_later_defaults
 from pipeline.strict import one_of, positive, require
+from stages.spec import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,54 @@ class Schedule:
         require(
             self.accumulate <= self.batch,
             f"'schedule.accumulate' is {self.accumulate}; 'schedule.batch' is only {self.batch}",
+        )
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Layer-wise compression (Sec. 4.3): once layer j is solved, filters of it are removed by the
+    Taylor criterion, and it is fine-tuned with C_j, before x_j is written."""
+
+    keep: float | tuple[float, ...]
+    """Share of its filters that a layer keeps, above 0 and at most 1; or a list, one per layer."""
+    epochs: int
+    """Of fine-tuning, after every removal."""
+    lr: float
+    """Rate that fine-tuning begins with; all else is as in [schedule]."""
+    rounds: int = 1
+    """Removals, of as many filters each time."""
+
+    def __post_init__(self) -> None:
+        positive("compress", epochs=self.epochs, lr=self.lr, rounds=self.rounds)
+        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        require(
+            bool(shares) and all(0 < share <= 1 for share in shares),
+            f"'compress.keep' is {self.keep if shares is not self.keep else list(shares)}; a share "
+            "of the filters must be above 0 and at most 1",
+        )
+
+    def check(self, layers: int) -> None:
+        """Refuse a list that is not for so many layers. Raises RecipeError."""
+        require(
+            not isinstance(self.keep, tuple) or len(self.keep) == layers,
+            f"'compress.keep' has {len(self.keep) if isinstance(self.keep, tuple) else 1} values; "
+            f"the network has {layers} layers",
+        )
+
+    def widths(self, j: int, solved: int) -> tuple[int, ...]:
+        """Filters of layer j, which was solved with so many, after each removal that takes any."""
+        share = self.keep[j - 1] if isinstance(self.keep, tuple) else self.keep
+        gone = solved - max(1, round(share * solved))
+        after = {solved - round(gone * n / self.rounds) for n in range(1, self.rounds + 1)}
+        return tuple(sorted(after - {solved}, reverse=True))
+
+    def layers(self, solved: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
+        """What is left of the layers; each sees the channels that are left of the one below."""
+        kept = [min((one.width, *self.widths(one.index, one.width))) for one in solved]
+        inputs = (solved[0].channels, *kept)
+        return tuple(
+            replace(one, channels=channels, width=width)
+            for one, channels, width in zip(solved, inputs, kept, strict=False)
         )
 
 

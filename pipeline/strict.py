@@ -90,6 +90,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
 
 def _first_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
     for kind in kinds:
+        if dataclasses.is_dataclass(kind):  # an optional table, which says best what is wrong in it
+            return _convert(kind, value, path)
         try:
             return _convert(kind, value, path)
         except RecipeError:
@@ -98,4 +100,10 @@ def _first_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
     raise RecipeError(f"'{path}' must be {wanted}, got {value!r}")
 
 
-_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+_NAMES = {
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    tuple[float, ...]: "a list of numbers",
+}

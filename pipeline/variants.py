@@ -136,6 +136,7 @@ def _key(recipe: Recipe, word: str) -> str:
         return key
     may = f"may vary: {', '.join(SHORT)}"
     tables = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    tables = {name: table for name, table in tables.items() if table is not None}
     keys = [f"{name}.{f.name}" for name, t in tables.items() for f in dataclasses.fields(t)]
     if key in keys or key in tables:
         raise OptionRange(
