@@ -16,7 +16,7 @@ from pipeline import tiers, views
 from pipeline.choice import Node
 from pipeline.errors import BudgetError
 from pipeline.machine import Machine, RowRate
-from pipeline.recipe import Recipe
+from pipeline.recipe import ProblemSpec, Recipe
 from stages.spec import Shape
 from store.layout import Geometry, geometry
 from store.order import batch_count
@@ -26,18 +26,35 @@ RISK_ROWS = 10_000
 """Training samples on which ``keep = "best"`` compares iterates."""
 SCALE_ROWS = 4096
 """Most training rows that scales are chosen on."""
+SCORE_ROWS = 8192
+"""Most training rows that filters are judged on before some are removed."""
 
 
 def operations(recipe: Recipe, j: int) -> int:
-    """Multiply-adds of a forward pass of problem j for one crop."""
-    inputs = recipe.shape(j - 1, recipe.augment.crop)
-    layer = recipe.layers[j - 1]
-    return layer.operations(inputs) + recipe.auxiliaries[j - 1].operations(layer.output(inputs))
+    """Multiply-adds of a forward pass of problem j, as it is solved, for one crop."""
+    return _operations(recipe, recipe.problems[j - 1])
+
+
+def _operations(recipe: Recipe, problem: ProblemSpec) -> int:
+    layer, auxiliary = problem
+    inputs = recipe.shape(layer.index - 1, recipe.augment.crop)
+    return layer.operations(inputs) + auxiliary.operations(layer.output(inputs))
+
+
+def passes(recipe: Recipe, j: int) -> tuple[int, float]:
+    """How often problem j goes through the training set, and how many of its first epochs that is
+    worth in multiply-adds: fine-tuning after filters were removed takes fewer."""
+    epochs, whole = recipe.schedule.epochs, operations(recipe, j)
+    if not recipe.compress:
+        return epochs, float(epochs)
+    left = [_operations(recipe, problem) / whole for problem in recipe.fine_tuned(j)]
+    tuned = recipe.compress.epochs
+    return epochs + tuned * len(left), epochs + tuned * sum(left)
 
 
 def kind(recipe: Recipe, j: int) -> str:
     """What decides about the rate of layer j and its auxiliary classifier, whatever the recipe."""
-    layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    layer, auxiliary = recipe.problems[j - 1]
     channels, height, width = layer.output(recipe.shape(j - 1, recipe.augment.crop))
     how = ", max pooled" * (layer.pool == "max")
     c = f"k {auxiliary.k} of {auxiliary.width}" + " at half of it" * auxiliary.half_resolution
@@ -125,8 +142,9 @@ class RecipeCosts:
 
     def solve(self, base: Node, j: int) -> float:
         below, (step, look) = self._forward(base.depth, j - 1), self._problems[j - 1]
-        training = self.epoch(base, below + step) * self.recipe.schedule.epochs
-        looking = self._looked_at() * self._seconds(base, below + look)
+        epochs, worth = passes(self.recipe, j)
+        training = self.epoch(base, below + step * worth / epochs) * epochs
+        looking = self._looked_at(j) * self._seconds(base, below + look)
         return self.problems * (training + looking)
 
     @cached_property
@@ -154,15 +172,16 @@ class RecipeCosts:
         """Seconds of an epoch that does nothing but compute x_depth from a level below."""
         return self.epoch(base, self._forward(base.depth, depth))
 
-    def _looked_at(self) -> int:
+    def _looked_at(self, j: int) -> int:
         """Rows that are read without training on them: test images after epochs and at the end, the
-        risk that picks the best iterate, and those that scales are chosen on."""
+        risk that picks the best iterate, and those that scales are chosen on, or filters."""
         schedule, precision = self.recipe.schedule, self.recipe.cache.precision
-        every = schedule.test_every
-        tests = self.test * (1 + (schedule.epochs // every if every else 0))
-        risks = min(RISK_ROWS, self.train) * (schedule.epochs + 1) * (schedule.keep == "best")
+        every, removals = schedule.test_every, len(self.recipe.fine_tuned(j))
+        epochs, _ = passes(self.recipe, j)
+        tests = self.test * (1 + (epochs // every if every else 0) + 2 * removals)
+        risks = min(RISK_ROWS, self.train) * (epochs + 1 + removals) * (schedule.keep == "best")
         scales = min(SCALE_ROWS, self.train) * precision.startswith("uint")
-        return tests + risks + scales
+        return tests + risks + scales + removals * min(SCORE_ROWS, self.train)
 
     def _seconds(self, base: Node, compute: float) -> float:
         """Of one row that is read from ``base``; infinite where the tier asked for has no room."""

@@ -43,7 +43,7 @@ def peak(recipe: Recipe, j: int, device: Device, accumulate: int, base: int | No
             middle; None: x_{j-1} itself is read.
     """
     micro = -(-recipe.schedule.batch // accumulate)
-    layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    layer, auxiliary = recipe.problems[j - 1]
     step = footprint.solving(
         layer,
         auxiliary,

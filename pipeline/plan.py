@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import views
+from pipeline.economics import operations, passes
 from pipeline.errors import BudgetError
 from pipeline.fitting import named_device, peak
 from pipeline.inventory import Inventory
@@ -98,7 +99,7 @@ class DepthPlan:
     parameters: int
     auxiliary_parameters: int
     steps: int
-    """SGD steps to solve the layer; 0 for x_0."""
+    """SGD steps to solve the layer, fine-tuning included; 0 for x_0."""
     operations: float
     """Multiply-adds to solve the layer: forward and backward, all epochs, without those below."""
     below: float
@@ -194,13 +195,11 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
         levels[name] = geometry(counts[split], shape, cache.precision, cache.shard_mb << 20).nbytes
     crop = geometry(counts["train"], recipe.shape(j, recipe.augment.crop), cache.precision, 1 << 26)
     batches = max(1, batch_count(counts["train"], recipe.schedule.batch, drop_last=True))
-    inputs = recipe.shape(j - 1, recipe.augment.crop)
-    forward = layer.operations(inputs) + auxiliary.operations(layer.output(inputs))
+    epochs, worth = passes(recipe, j)
     frozen = sum(
         below.operations(recipe.shape(i, recipe.augment.crop))
         for i, below in enumerate(recipe.layers[: j - 1])
     )
-    images = recipe.schedule.epochs * counts["train"]
     return DepthPlan(
         j,
         shape,
@@ -208,9 +207,9 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
         crop.rows * crop.row_bytes,
         layer.parameters,
         auxiliary.parameters,
-        recipe.schedule.epochs * batches,
-        3.0 * forward * images,
-        float(frozen * images),
+        epochs * batches,
+        3.0 * operations(recipe, j) * worth * counts["train"],
+        float(frozen * epochs * counts["train"]),
         peak(recipe, j, named_device(recipe), recipe.schedule.accumulate),
     )
 

@@ -138,7 +138,7 @@ def _read_cold(paths: list[Path]) -> float:
 
 
 def _layer(recipe: Recipe, j: int, device: torch.device, compute: torch.dtype) -> LayerRate:
-    layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    layer, auxiliary = recipe.problems[j - 1]
     shape = recipe.shape(j - 1, recipe.augment.crop)
     problem = build_problem(layer, auxiliary, 0)
     schedule = Schedule("step", 10**6, recipe.schedule.batch, 1e-6, 0.9, 0.0)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pipeline import calibration, judging, launch, outcome, weights
+from pipeline import calibration, compressing, judging, launch, outcome, weights
 from pipeline.errors import BudgetError, remedy
 from pipeline.problem_feed import ProblemFeed
 from pipeline.progress import Tick, duration, size
@@ -58,6 +58,10 @@ class Solving:
     expected: dict[str, Any] = field(default_factory=dict)
     good: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     """State at the end of the last epoch, for when the next one diverges."""
+    before: int = 0
+    """Epochs in the history that an earlier solver did; see compressing.py."""
+    compression: dict[str, Any] = field(default_factory=dict)
+    """What was removed so far, as the layer's record has it; empty: nothing."""
 
     @property
     def checkpoint(self) -> Path:
@@ -67,6 +71,12 @@ class Solving:
     def input(self) -> str:
         """Fingerprint of x_{j-1}."""
         return self.session.run.nodes()[self.j - 1].fingerprint
+
+    @property
+    def kept_epoch(self) -> int | None:
+        """Whose iterate is the result, counted over the whole history."""
+        own = self.solver.kept_epoch
+        return None if own is None else self.before + own
 
     def worth_saying(self, *, last: bool) -> bool:
         """The first and the last epoch of a layer, and otherwise one every now and then."""
@@ -83,7 +93,13 @@ class Solving:
 
     def note(self) -> dict[str, Any]:
         """The state that is not tensors."""
-        return {**self.solver.snapshot(), "history": self.history, "input": self.input}
+        removed = {"compression": self.compression} if self.compression else {}
+        return {
+            **self.solver.snapshot(),
+            "history": self.history,
+            "input": self.input,
+            **removed,
+        }
 
     def remember(self) -> None:
         """Keep the present state in host memory; a checkpoint may be 20 seconds old."""
@@ -127,17 +143,21 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     """
     recipe = session.run.recipe
     seed = key_of("initial weights", session.run.seed, j) % 2**63
-    problem = build_problem(recipe.layers[j - 1], recipe.auxiliaries[j - 1], seed)
+    problem = build_problem(*recipe.problems[j - 1], seed)
     schedule = schedule_of(recipe.schedule, session.run.accumulate[j - 1])
     solver = Solver(problem, schedule, session.device, session.compute, ranks=session.ranks)
     solving = Solving(session, j, solver, f"layer {j}", session.run.layer_directory(j))
+    compressing.take_up(solving)
     solving.load()
     advice = f"It was layer {j}: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
+    if recipe.compress:
+        advice += f", or 'compress.lr' ({recipe.compress.lr:g}) if it was fine-tuned"
     with ProblemFeed(session, j - 1, cached=cached) as feed, keeping_good(solving, advice):
         rows = min(feed.batch, len(feed.ids))
         launch.check_parts(rows, schedule.accumulate, session.ranks.count)
         solving.expected = outcome.of_solving(session, j, feed.features.base)
         train(solving, feed)
+        compressing.compress(solving, feed, train, _top1)
         _finish(solving, feed)
 
 
@@ -178,12 +198,13 @@ def _epoch(solving: Solving, feed: ProblemFeed, epoch: int) -> None:
     with session.report.task(title, feed.batches * feed.batch, "images") as tick:
         tick(done * feed.batch)
         parts = solver.schedule.accumulate
-        batches = feed.epoch_in_parts(epoch, done, parts) if parts > 1 else feed.epoch(epoch, done)
+        at = solving.before + epoch
+        batches = feed.epoch_in_parts(at, done, parts) if parts > 1 else feed.epoch(at, done)
         result = solver.run_epoch(batches, feed.batches, lambda n: _after_batch(solving, n, tick))
     seconds = _epoch_seconds(solving)
     rate = solver.schedule.rate((epoch + 1) * feed.batches - 1, feed.batches)
     line = {
-        "epoch": epoch + 1,
+        "epoch": solving.before + epoch + 1,
         "lr": rate,
         "train_loss": result["loss"],
         "train_top1": result["top1"],
@@ -239,6 +260,11 @@ def _test_accuracy(session: Session, j: int, problem: nn.Module, epoch: int) -> 
     return accuracies(*logits_of_tests(session, j, problem))["top1"]
 
 
+def _top1(solving: Solving) -> float:
+    logits, labels = logits_of_tests(solving.session, solving.j, solving.solver.problem)
+    return accuracies(logits, labels)["top1"]
+
+
 def logits_of_tests(session: Session, j: int, problem: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """What a network that sees x_{j-1} says of the test images, float32 (n, classes); labels."""
     (logits,) = judging.logits_on_test(session, j, [problem])
@@ -273,7 +299,7 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
         **quantised,
         "parameters": sum(p.numel() for p in problem.layer.parameters()),
         "auxiliary_parameters": sum(p.numel() for p in problem.auxiliary.parameters()),
-        "kept_epoch": solving.solver.kept_epoch,
+        "kept_epoch": solving.kept_epoch,
         "train": {
             "loss": solving.history[-1]["train_loss"],
             "top1": solving.history[-1]["train_top1"],
@@ -283,6 +309,8 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
         "peak_memory_bytes": solving.solver.progress.peak_bytes,
         "outcome": solving.outcome(),
     }
+    if solving.compression:
+        record["compression"] = solving.compression
     replace(directory, LOGITS, npy(logits))
     session.run.write_layer(j, record)
     solving.checkpoint.unlink(missing_ok=True)
