@@ -14,6 +14,7 @@ from pipeline import (
     baseline,
     caching,
     cleaning,
+    compressed,
     errors,
     explaining,
     fitting,
@@ -52,7 +53,9 @@ def make_plan(options: Options) -> Answer:
     space = {"needed_bytes": found.to_write(costs), "free_bytes": found.store.free_bytes()}
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
     shown = [tables.of_plan(found.recipe, costs), tables.plan_summary(found.recipe, costs, todo)]
-    shown.append(tables.space(**space))
+    saved, lines = compressed.saved(found.recipe, costs, found.data(), options)
+    value |= {"compression": saved} if saved else {}
+    shown += [*lines, tables.space(**space)]
     refused = None
     if options["gpu_memory"] is not None:
         refused = _fitted(found, options["gpu_memory"], value, shown)
@@ -123,6 +126,7 @@ def materialize(options: Options) -> Answer:
 def sweep(options: Options) -> Answer:
     found, j, keep = work.find(options), options["layer"], options["keep"]
     found.check_layer(j)
+    compressed.check_sweep(found.name, found.recipe)
     wanted = variants.variants(found.recipe, j, options["vary"], options["seed"])
     if keep:
         variants.check_keep(found.recipe, j, wanted, keep)

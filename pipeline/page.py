@@ -53,6 +53,7 @@ def _values(report: Report) -> dict[str, Any]:
     return {
         "r": report,
         "last": layers[-1] if layers else None,
+        "compressed": [layer for layer in layers if layer.get("compression")],
         "coded": [layer for layer in layers if layer.get("quantiser")],
         "written": sum(level["bytes"] or 0 for level in levels),
         "claims": list(_claims(report)),

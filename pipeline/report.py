@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline import separability, views
+from pipeline import compressed, separability, views
 from pipeline.overview import Overview
 from pipeline.page import render
 from pipeline.probed import source_name
@@ -42,7 +42,7 @@ def collect(overview: Overview) -> dict[str, Any]:
         _layer(run, j, evaluation["layers"][j - 1], states["layers"][j - 1])
         for j in range(1, run.solved() + 1)
     ]
-    recipe = dataclasses.asdict(run.recipe)
+    recipe = {k: table for k, table in dataclasses.asdict(run.recipe).items() if table is not None}
     steps = _steps(layers)
     outcomes = _outcomes(run)
     return {
@@ -82,6 +82,7 @@ def _layer(run: Run, j: int, evaluation: dict[str, Any], state: dict[str, Any]) 
         "auxiliary_parameters": record["auxiliary_parameters"],
         "kept_epoch": record["kept_epoch"],
         "variant": record.get("variant"),
+        "compression": compressed.summary(record),
         "train": record["train"],
         "test": evaluation["test"],
         "ensemble": evaluation["ensemble"],

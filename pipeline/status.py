@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import baseline, swept, views
+from pipeline import baseline, compressed, swept, views
 from pipeline.levels import keys_at, state_of
 from pipeline.overview import Overview
 from pipeline.recipe import Recipe
@@ -45,6 +45,7 @@ def _layer(
         "trained": solved,
         "test_accuracy": found.get("test", {}).get("top1"),
         "ensemble_accuracy": found.get("ensemble", {}).get("probabilities", {}).get("top1"),
+        "compression": compressed.summary(run.layer(j)) if run and solved else None,
         "levels": _levels(run, store, recipe, j),
     }
 

@@ -109,10 +109,13 @@ def of_status(status: Mapping[str, Any]) -> Table:
     table.title = f"{status['recipe']} in {status['run']}, levels in {status['store']}"
     _add_levels(table, ("x_0", "", "", ""), status["images"])
     for layer in status["layers"]:
+        lost = layer["compression"]
+        filters = f", {lost['filters']} of {lost['of']} filters" if lost else ""
+        cost = f" ({lost['points']:+.2f} by compression)" if lost else ""
         head = (
-            f"layer {layer['layer']}",
+            f"layer {layer['layer']}{filters}",
             layer["state"],
-            _percent(layer["test_accuracy"]),
+            _percent(layer["test_accuracy"]) + cost,
             _percent(layer["ensemble_accuracy"]),
         )
         _add_levels(table, head, layer["levels"])
