@@ -21,7 +21,6 @@ from pipeline import weights
 from pipeline.economics import SCORE_ROWS
 from pipeline.problem_feed import ProblemFeed
 from stages.errors import Diverged
-from stages.evaluate import accuracies
 from stages.network import Problem, build_problem
 from stages.prune import narrowed, strongest, taylor
 from stages.solve import Solver
@@ -89,13 +88,13 @@ def _remove(solving: Solving, feed: ProblemFeed, width: int, judge: Judge) -> No
     _narrow(solving, {**found, "kept": kept, "removals": [*earlier, removal]}, problem, chosen)
     solving.solver.progress.peak_bytes = peak
     removal["test_removed"] = judge(solving)
+    solving.good, solving.resumed_at = None, time.monotonic()
+    solving.save()
     gone = problem.layer.convolution.out_channels - width
     solving.session.report.say(
         f"layer {solving.j}: removed {gone} filters, test {_percent(before)} → "
         f"{_percent(removal['test_removed'])}"
     )
-    solving.good, solving.resumed_at = None, time.monotonic()
-    solving.save()
 
 
 def _narrow(

@@ -68,9 +68,7 @@ def strongest(scores: Tensor, count: int) -> Tensor:
     return order[:count].sort().values
 
 
-def narrowed(
-    problem: Problem, layer: LayerSpec, auxiliary: AuxiliarySpec, kept: Tensor
-) -> Problem:
+def narrowed(problem: Problem, layer: LayerSpec, auxiliary: AuxiliarySpec, kept: Tensor) -> Problem:
     """The problem with the kept filters alone: physically smaller, the weights as they were.
 
     Args:

@@ -1,4 +1,4 @@
-"""Figures of docs/augmentation.md and docs/sweep.md are those of the committed runs."""
+"""Figures of docs/augmentation.md, sweep.md and compression.md are those of the committed runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import compression  # noqa: E402
 from augmentation import interval, summary, table  # noqa: E402
 
 
@@ -54,3 +55,43 @@ def test_what_eight_problems_on_one_read_save() -> None:
     ]
     assert all(cases[name]["same_bits"] for name in CASES)
     assert all(cases[name]["holds"] for name in CASES[:3])
+
+
+def test_what_compression_costs_and_saves() -> None:
+    """The rows are those of the runs; where none were made, the page has none."""
+    page = (ROOT / "docs/compression.md").read_text("utf-8")
+    section = page.split("| way |")[1].split("\n\n")[0]
+    shown = [line for line in section.splitlines()[2:] if line.startswith("| ")]
+    if not (ROOT / "benchmarks/results/compression.json").exists():
+        assert shown == []
+        return
+    found = result("compression")
+    assert shown == compression.table(compression.summary(found["runs"]))
+    assert found["holds"] == compression.summary(found["runs"])["holds"]
+    assert found["holds"] == {"accuracy": True, "bytes": True}
+
+
+def test_compression_is_compared_seed_by_seed() -> None:
+    """Made-up runs: 10 points between seeds, half a point between the ways; one level too large."""
+    runs = {}
+    for seed in range(3):
+        for way, points, nbytes in (
+            ("compressed", 0.0, 50),
+            ("whole", 0.5, 100),
+            ("longer", 2, 100),
+        ):
+            top1 = 60.0 + 10 * seed + points
+            facts = {"layers": [50.0, top1], "ensemble": top1, "parameters": 9, "seconds": 1.0}
+            runs[f"{way} {seed}"] = {**facts, "bytes": [nbytes], "as_planned": True}
+    runs["whole 3"] = runs["whole 2"]
+    found = compression.summary(runs)
+    assert found["points"]["against whole"] == interval([-0.5] * 3)
+    assert found["points"]["against longer"]["mean"] == -2.0
+    assert found["bytes_ratio"] == [0.5]
+    assert found["holds"] == {"accuracy": True, "bytes": True}
+    assert len(compression.table(found)) == 3
+    runs["longer 1"] = runs["longer 1"] | {"as_planned": False}
+    for seed in range(3):
+        runs[f"whole {seed}"]["layers"] = [50.0, 62.0 + 10 * seed]
+    assert compression.summary(runs)["holds"] == {"accuracy": False, "bytes": False}
+    assert compression.summary({"whole 0": runs["whole 0"]}) == {}

@@ -18,6 +18,7 @@ TWINS = {
     "cifar10-k1": "cifar10-k1-small",
     "cifar10-k2": "cifar10-k2-small",
     "cifar10-k3": "cifar10-k3-small",
+    "cifar10-k3-compress": "cifar10-k3-compress-small",
     "imagenet-k3": "imagenet-small",
     "separability-k1-m64": "separability-small",
     "vgg11": "vgg11-small",
@@ -31,6 +32,7 @@ def form(recipe: Recipe) -> tuple[object, ...]:
     return (
         *(n.layers, n.downsample, n.pool, n.batch_norm, n.bias, relative),
         *(a.k, a.batch_norm, a.bias, a.half_resolution, len(a.final_hidden)),
+        recipe.compress and (recipe.compress.keep, recipe.compress.rounds),
     )
 
 
