@@ -1,4 +1,4 @@
-"""What [compress] saves, for ``plan``, and what it cost, for ``status``. Arithmetic only; no torch."""
+"""What [compress] saves, for ``plan``, and what it cost, for ``status``. Arithmetic; no torch."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _scores(solving: Solving, feed: ProblemFeed, problem: Problem) -> Tensor:
             parts = solver.schedule.accumulate
             epoch = len(solving.history)
             made = feed.epoch_in_parts(epoch, 0, parts) if parts > 1 else feed.epoch(epoch)
-            with closing(made):  # it may be left before its end
+            with closing(made):  # pyright: ignore  # it may be left before its end
                 for x, y in itertools.islice(made, batches):
                     micro = -(-len(y) // parts)
                     yield from zip(x.split(micro), y.split(micro), strict=True)

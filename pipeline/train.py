@@ -262,7 +262,9 @@ def _test_accuracy(session: Session, j: int, problem: nn.Module, epoch: int) -> 
 
 def _top1(solving: Solving) -> float:
     logits, labels = logits_of_tests(solving.session, solving.j, solving.solver.problem)
-    return accuracies(logits, labels)["top1"]
+    share = accuracies(logits, labels)["top1"]
+    assert share is not None, "every data set has two classes"
+    return share
 
 
 def logits_of_tests(session: Session, j: int, problem: nn.Module) -> tuple[np.ndarray, np.ndarray]:

@@ -95,7 +95,7 @@ def test_removed_is_as_if_silent(layer: LayerSpec, auxiliary: AuxiliarySpec) -> 
 
 
 def test_the_order_of_linear_columns_matters() -> None:
-    """Were they pixel by pixel, the linear map would see other features, which shapes do not tell."""
+    """Were they pixel by pixel, the linear map would see other features; no shape tells."""
     layer, auxiliary = layer_of(), classifier(1)
     problem = solved(layer, auxiliary)
     less = narrowed(problem, *small(layer, auxiliary, len(KEPT)), KEPT)

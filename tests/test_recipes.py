@@ -120,6 +120,7 @@ def test_digits_is_the_default_and_all_are_there() -> None:
         f"separability-k{n}-m{w}" for n in k for w in m
     ]
     want += [f"cifar10-k{n}-small" for n in k]
+    want += ["cifar10-k3-compress", "cifar10-k3-compress-small"]
     want += ["cifar10-small", "imagenet-small", "vgg11-small", "separability-small"]
     assert names() == ["digits", *sorted(want)]
     assert all(load(name)[1].claim.text for name in names())
