@@ -32,6 +32,7 @@ from augmentation import interval
 from cifar_images import images
 from measuring import ONE_THREAD, RESULTS, keep, strata
 
+from pipeline.recipe import parse
 from pipeline.recipes import load, text_of
 
 WAYS = ("compressed", "whole", "longer")
@@ -45,10 +46,13 @@ def recipe(place: Path, name: str, way: str) -> Path:
     _, text = text_of(name)
     assert found.compress is not None, f"{name} has no [compress]"
     if way != "compressed":
-        text = re.sub(r"\[compress\][^\[]*", "", text)
+        text = re.sub(r"^\[compress\]\n[^\[]*", "", text, flags=re.MULTILINE)
     if way == "longer":
         total = found.schedule.epochs + found.compress.rounds * found.compress.epochs
-        text = text.replace(f"epochs = {found.schedule.epochs}", f"epochs = {total}")
+        text = text.replace(f"epochs = {found.schedule.epochs}", f"epochs = {total}", 1)
+    made = parse(text, way)
+    assert (made.compress is None) == (way != "compressed"), way
+    assert (made.schedule.epochs == found.schedule.epochs) == (way != "longer"), way
     path = place / f"{way}.toml"
     path.write_text(text, "utf-8")
     return path

@@ -1,5 +1,5 @@
-"""A recipe's tables of plain values: [data], [augment], [schedule], [compress], [cache] and [claim],
-checked.
+"""A recipe's tables of plain values, checked: [data], [augment], [schedule], [compress], [cache]
+and [claim].
 
 What a table cannot know of another is checked by :class:`pipeline.recipe.Recipe`.
 """
