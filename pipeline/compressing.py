@@ -120,7 +120,7 @@ def _narrow(
     schedule = replace(
         solving.solver.schedule, epochs=recipe.compress.epochs, lr=recipe.compress.lr
     )
-    solving.solver = Solver(smaller, schedule, session.device, session.compute)
+    solving.solver = Solver(smaller, schedule, session.device, session.compute, ranks=session.ranks)
     solving.compression, solving.before = found, found["removals"][-1]["epochs_before"]
     solving.title = f"layer {j}, fine-tuning {number} of {len(recipe.fine_tuned(j))}"
 
@@ -144,10 +144,11 @@ def _scores(solving: Solving, feed: ProblemFeed, problem: Problem) -> Tensor:
                 for x, y in itertools.islice(made, batches):
                     micro = -(-len(y) // parts)
                     yield from zip(x.split(micro), y.split(micro), strict=True)
-                    tick(len(y))
-                    session.stop.check()
+                    tick(len(y) * session.ranks.count)
+                    if session.ranks.any(session.stop.asked):  # what was trained is saved
+                        raise KeyboardInterrupt
 
-        scores = taylor(problem, rows(), session.device, session.compute)
+        scores = taylor(problem, rows(), session.device, session.compute, session.ranks)
     if not torch.isfinite(scores).all():
         raise Diverged(len(solving.history), solver.progress.last_good)
     return scores

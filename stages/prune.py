@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.network import Problem, blank_auxiliary, blank_layer
+from stages.ranks import Ranks
 from stages.spec import AuxiliarySpec, LayerSpec
 
 SCALE = 1024.0
@@ -22,6 +23,7 @@ def taylor(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     compute: torch.dtype,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """How much the loss would change without each filter, to first order (Molchanov's Eq. 8 and 9).
 
@@ -32,9 +34,10 @@ def taylor(
     Args:
         batches: x_{j-1} (B, C, H, W) float and labels (B,) int64, on the device; at least one.
         compute: dtype of the convolutions.
+        ranks: those who judge together, each on its part of the batches; None: this one alone.
 
     Returns:
-        float64 (width,) on the CPU; all 0 where no filter matters.
+        float64 (width,) on the CPU, the same on every rank; all 0 where no filter matters.
     """
     was_training = problem.training
     problem.eval()
@@ -44,7 +47,8 @@ def taylor(
         total += _changes(problem, x, y, device, compute).double().sum(0).cpu()
         examples += len(y)
     problem.train(was_training)
-    mean = total / examples
+    *sums, count = (ranks or Ranks()).total(*total.tolist(), examples)
+    mean = torch.tensor(sums, dtype=torch.float64) / count
     return mean / mean.norm().clamp_min(torch.finfo(torch.float64).tiny)
 
 

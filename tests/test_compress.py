@@ -16,6 +16,7 @@ from command import strata
 from house import Place, made, open_run, tiny
 from safetensors.numpy import load_file
 from test_cli_resume import leftovers, signalled, snapshot
+from test_ranks import with_ranks
 from test_straight_line import curve
 
 from pipeline import algorithm, levels
@@ -338,25 +339,17 @@ def test_memory_is_that_of_the_whole_layer(tmp_path: Path) -> None:
 
 
 class StopAt(Interruptions):
-    """Ends the work at the n-th look: as a kill does, or as Ctrl-C does, which saves first."""
+    """Ends the work when it is asked for the n-th time: as a kill does, or politely."""
 
     def __init__(self, at: int, *, polite: bool) -> None:
-        super().__init__()
         self.left, self.polite = at, polite
 
     @property
-    def asked(self) -> bool:
-        """The save before a look is that of the look."""
-        return self.polite and self.left <= 1
-
-    @asked.setter
-    def asked(self, value: bool) -> None:
-        pass
-
-    def check(self) -> None:
+    def asked(self) -> bool:  # pyright: ignore
         self.left -= 1
-        if self.left <= 0:
-            raise KeyboardInterrupt
+        if self.left == 0 and not self.polite:
+            raise KeyboardInterrupt  # before anything is saved
+        return self.left == 0
 
 
 SMALL = tiny(layers=1, downsample="[]", epochs=1, keep="best").replace("batch = 64", "batch = 480")
@@ -420,6 +413,32 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path: Path) -> None:
     want, found = snapshot(quiet), snapshot(rough)
     assert list(found) == list(want)
     assert [path for path in want if found[path] != want[path]] == []
+
+
+@pytest.mark.slow
+def test_two_ranks_remove_the_filters_that_one_removes(tmp_path: Path) -> None:
+    """At a rate at which rounding does not decide; each rank judges its part of every batch."""
+    found = []
+    for name in ("one", "two"):
+        cwd = tmp_path / name
+        cwd.mkdir()
+        table = {"compress__keep": 0.5, "compress__epochs": 1, "compress__lr": 0.01}
+        line = ["train", written(cwd, schedule__lr=0.01, **table), "--layer", 1]
+        if name == "one":
+            assert strata(cwd, *line).rc == 0
+        else:
+            rc, _, err = with_ranks(cwd, 2, *line)
+            assert rc == 0, err
+        record = json.loads((cwd / "runs/tiny/0/layer_1/layer.json").read_text())["body"]
+        found.append((record["compression"], record["train"]["loss"]))
+    (one, loss), (two, other) = found
+    assert one["kept"] == two["kept"]
+    assert other == pytest.approx(loss, rel=2e-3)
+    tops = [
+        [removal[k] for k in ("test_before", "test_removed", "test_after")]
+        for removal in (*one["removals"], *two["removals"])
+    ]
+    np.testing.assert_allclose(tops[0], tops[1], atol=0.01)
 
 
 # ---- with other commands ------------------------------------------------------------------------
