@@ -39,13 +39,13 @@ def _layer(
 ) -> dict[str, Any]:
     solved = run is not None and run.solved() >= j
     found = accuracy.get(j, {}) if solved else {}
-    return {
+    lost = compressed.summary(run.layer(j)) if run and solved else None
+    return ({"compression": lost} if lost else {}) | {
         "layer": j,
         "state": _layer_state(run, j, solved),
         "trained": solved,
         "test_accuracy": found.get("test", {}).get("top1"),
         "ensemble_accuracy": found.get("ensemble", {}).get("probabilities", {}).get("top1"),
-        "compression": compressed.summary(run.layer(j)) if run and solved else None,
         "levels": _levels(run, store, recipe, j),
     }
 

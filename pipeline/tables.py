@@ -109,7 +109,7 @@ def of_status(status: Mapping[str, Any]) -> Table:
     table.title = f"{status['recipe']} in {status['run']}, levels in {status['store']}"
     _add_levels(table, ("x_0", "", "", ""), status["images"])
     for layer in status["layers"]:
-        lost = layer["compression"]
+        lost = layer.get("compression")
         filters = f", {lost['filters']} of {lost['of']} filters" if lost else ""
         cost = f" ({lost['points']:+.2f} by compression)" if lost else ""
         head = (
