@@ -155,19 +155,30 @@ class BadChunk(ValueError):
     """A part of a shard is not what its own checksum or the index says."""
 
 
-def read_index(geometry: Geometry, shard: np.ndarray, rows: int) -> np.ndarray:
+def index_bytes(geometry: Geometry) -> int:
+    """Bytes of a shard's index and its checksum, with which it ends."""
+    return geometry.shard_rows // geometry.chunk_rows * 2 * INDEX_ENTRY.itemsize + CHECKSUM.itemsize
+
+
+def read_index(
+    geometry: Geometry, shard: np.ndarray, rows: int, nbytes: int | None = None
+) -> np.ndarray:
     """Offset and length of the inner chunks that hold ``rows`` rows: uint64 (chunks, 2).
+
+    Args:
+        shard: its bytes, uint8, or only the last of them.
+        nbytes: it has; None: all of them are given.
 
     Raises:
         BadChunk: the index fails its checksum, or points outside the file.
     """
     slots = geometry.shard_rows // geometry.chunk_rows
-    tail = shard[len(shard) - slots * 2 * INDEX_ENTRY.itemsize - CHECKSUM.itemsize :].tobytes()
+    tail = shard[len(shard) - index_bytes(geometry) :].tobytes()
     data, checksum = tail[: -CHECKSUM.itemsize], tail[-CHECKSUM.itemsize :]
     if len(data) != slots * 2 * INDEX_ENTRY.itemsize or _checksum(data) != checksum:
         raise BadChunk("its index fails its checksum")
     index = np.frombuffer(data, INDEX_ENTRY).reshape(slots, 2)[: -(-rows // geometry.chunk_rows)]
-    if int(index.sum(axis=1).max(initial=0)) > len(shard) - len(tail):
+    if int(index.sum(axis=1).max(initial=0)) > (nbytes or len(shard)) - len(tail):
         raise BadChunk("its index points outside the file")
     return index
 

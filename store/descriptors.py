@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from store.errors import LevelDamaged, refusals
-from store.level import Level, check_size
+from store.files import Opened
+from store.level import Level
 
 KEPT_OPEN = 512
 """Shards kept open; a process may usually have 1,024 files."""
@@ -33,9 +34,9 @@ class Descriptors:
             StoreRefused: the file system does not let us, for example for an I/O error.
         """
         wanted = sum(map(len, parts))
-        with refusals(self._path(number)):
+        with self._naming(number):
             file = self._open(number)  # held: if it is not kept, it closes when we forget it
-            found = os.preadv(file.descriptor, parts, offset)
+            found = file.read(parts, offset)
         if found < wanted:
             self._finish(number, offset, parts, found)
 
@@ -45,9 +46,9 @@ class Descriptors:
             rest, done = part[done:], max(0, done - len(part))
             offset += len(part) - len(rest)
             while len(rest):
-                with refusals(self._path(number)):
+                with self._naming(number):
                     file = self._open(number)
-                    found = os.preadv(file.descriptor, [rest], offset)
+                    found = file.read([rest], offset)
                 if not found:
                     path = self._path(number)
                     raise LevelDamaged(f"{path} ends at byte {offset:,}; its commit says otherwise")
@@ -55,36 +56,31 @@ class Descriptors:
 
     def fetch(self, number: int, offset: int, nbytes: int) -> None:
         """Let the kernel begin to read, and do not wait."""
-        with refusals(self._path(number)):
+        with self._naming(number):
             file = self._open(number)
-            os.posix_fadvise(file.descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
+            file.fetch(offset, nbytes)
 
     def check_sizes(self) -> None:
         """Raises LevelDamaged if a shard is gone or has not the size that its commit says."""
         for level in self._levels:
-            for number, shard in enumerate(level.shards):
-                check_size(level.path(number), shard["nbytes"])
+            level.check_sizes()
 
     def close(self) -> None:
         self._open.cache_clear()
 
+    @contextmanager
+    def _naming(self, number: int) -> Iterator[None]:
+        path = self._path(number)
+        with refusals(path):
+            try:
+                yield
+            except FileNotFoundError:
+                raise LevelDamaged(f"{path} is missing; its commit lists it") from None
+
     def _path(self, number: int) -> Path:
         return self._levels[number // self._shards].path(number % self._shards)
 
-    def _opened(self, number: int) -> _File:
-        try:
-            return _File(os.open(self._path(number), os.O_RDONLY))
-        except FileNotFoundError:
-            raise LevelDamaged(f"{self._path(number)} is missing; its commit lists it") from None
-
-
-class _File:
-    """Closed when nobody holds it: not while another thread reads, although it is not kept."""
-
-    __slots__ = ("descriptor",)
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
+    def _opened(self, number: int) -> Opened:
+        level, shard = self._levels[number // self._shards], number % self._shards
+        facts = level.shards[shard]
+        return level.files.open(level.path(shard), facts["nbytes"], facts["sha256"])

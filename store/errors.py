@@ -40,7 +40,7 @@ class LevelBusy(StoreError):
 
 
 class StoreRefused(StoreError):
-    """The file system refused a call: read-only, no rights, or failing."""
+    """The file system refused a call (read-only, no rights, or failing), or the object store did."""
 
 
 class DiskFull(StoreRefused):

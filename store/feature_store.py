@@ -10,10 +10,11 @@ from typing import Any
 
 from store.codec import profile_of
 from store.errors import LevelDamaged, refusals
-from store.files import DISK, Files
+from store.files import DISK, Files, WholeFiles
 from store.layout import Geometry, LevelKey, depth_directory, lock_path
 from store.level import CHECKSUMS, COMMIT, RECEIPTS, Level, read_commit
 from store.publish import unseal
+from store.shared_writer import SharedWriter
 from store.writer import ZARR, LevelWriter
 
 
@@ -57,7 +58,8 @@ class Store:
     def writer(
         self, key: LevelKey, geometry: Geometry, lineage: Sequence[Mapping[str, Any]]
     ) -> LevelWriter:
-        return LevelWriter(self.root, key, geometry, lineage, self.files)
+        kind = SharedWriter if self.remote else LevelWriter
+        return kind(self.root, key, geometry, lineage, self.files)
 
     def remove(self, depth: int, fingerprint: str) -> int:
         """Remove every level of one lineage at one depth; commits go first, so none is half valid.
@@ -94,6 +96,8 @@ class Store:
                 self.files.sync_directory(directory)
 
     def _remove_tree(self, directory: Path) -> None:
+        if isinstance(self.files, WholeFiles):
+            return self.files.remove_tree(directory)
         with refusals(directory):
             for path in walk(directory, self.files):
                 remove = self.files.remove_directory
@@ -108,9 +112,15 @@ class Store:
             with refusals(path):
                 self.files.unlink(path)
 
-    def free_bytes(self) -> int:
-        """Bytes free on the file system that holds (or will hold) the store."""
-        return self.files.free(self.root)
+    def free_bytes(self) -> int | None:
+        """Bytes free on the file system that holds (or will hold) the store; None: an object store
+        has no bound."""
+        return None if self.remote else self.files.free(self.root)
+
+    @property
+    def remote(self) -> bool:
+        """Is it in an object store?"""
+        return isinstance(self.files, WholeFiles)
 
 
 def complete(commit: dict[str, Any]) -> LevelState:
@@ -142,8 +152,8 @@ def walk(directory: Path, files: Files = DISK) -> Iterator[Path]:
 
 def used_bytes(directory: Path, files: Files = DISK) -> int:
     """Bytes of the files below a directory; 0 if there is none. A writer may be at work there."""
-    total = 0
-    for path in walk(directory, files):
+    total = sum((files.listed(directory) or {}).values())
+    for path in walk(directory, files) if not total else ():
         with suppress(FileNotFoundError):  # a temporary file, and it has its name now
             total += 0 if files.is_directory(path) else files.size(path)
     return total

@@ -8,10 +8,11 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,8 +33,45 @@ def _start_writing() -> Any:
 START_WRITING = _start_writing()
 
 
+class Opened(Protocol):
+    """A file that is read by position. Threads may share it."""
+
+    def read(self, parts: Sequence[Any], offset: int) -> int:
+        """Fill some buffers, one after another; returns the bytes that there were, or fewer."""
+        ...
+
+    def fetch(self, offset: int, nbytes: int) -> None:
+        """Some bytes are wanted soon: begin to read, and do not wait."""
+        ...
+
+
+class Descriptor:
+    """An open file. It closes when nobody holds it: not while another thread reads."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def read(self, parts: Sequence[Any], offset: int) -> int:
+        return os.preadv(self.descriptor, parts, offset)
+
+    def fetch(self, offset: int, nbytes: int) -> None:
+        os.posix_fadvise(self.descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class Files:
     """The real file system. Every method is one call that may fail with ``OSError``."""
+
+    mapped = True
+    """Is a map of a file its pages, at no cost but address space?"""
+    maps_kept = 16_384
+    """Shards mapped at a time; a process may have about 65,000 maps."""
+    requests = 1
+    """Small files looked at together: more than one where each is waited for."""
 
     # ---- calls that change something --------------------------------------------------------
 
@@ -96,6 +134,19 @@ class Files:
             return np.empty(0, np.uint8)
         return np.memmap(path, dtype=np.uint8, mode="r")
 
+    def map_shard(self, path: Path, nbytes: int, sha256: str) -> np.ndarray:
+        """As :meth:`map`, of a shard whose bytes are known."""
+        return self.map(path)
+
+    def open(self, path: Path, nbytes: int, sha256: str) -> Opened:
+        """A shard, whose bytes are known, to be read by position."""
+        return Descriptor(os.open(path, os.O_RDONLY))
+
+    def listed(self, directory: Path) -> Mapping[str, int] | None:
+        """Bytes of every file below a directory, by its path from there, where one request tells
+        them all; None: ask for each."""
+        return None
+
     def size(self, path: Path) -> int:
         """Bytes of a file."""
         return path.stat().st_size
@@ -123,6 +174,23 @@ class Files:
     ) -> AbstractContextManager[None]:
         """See :func:`store.lock.hold`."""
         return hold(path, what, waiting)
+
+
+class WholeFiles(Files, ABC):
+    """Where one call publishes a file, whole and durable, as object stores do."""
+
+    @abstractmethod
+    def put_exclusive(self, path: Path, data: bytes) -> bool:
+        """Publish a file. False if there is another one of that name, which is left alone; True
+        if there is one with these bytes: the answer to our own request may have been lost."""
+
+    @abstractmethod
+    def put(self, path: Path, data: bytes) -> None:
+        """Publish a file in place of what was there."""
+
+    @abstractmethod
+    def remove_tree(self, directory: Path) -> None:
+        """Everything below a name."""
 
 
 DISK = Files()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -35,8 +35,6 @@ SHARDS, CHECKSUMS = "shards", "crc32c"
 """Fields by which a commit and a receipt are told from other records."""
 FORMAT = 2
 """Version of what a commit says; a reader of another version refuses."""
-SHARDS_OPEN = 16_384
-"""Shards mapped at a time; a process may have about 65,000 maps."""
 CHUNKS_KEPT = 8
 """Decoded inner chunks kept, for readers that want a part of one after another."""
 
@@ -76,8 +74,7 @@ class Level:
         facts = {name: body[name] for name in ("content_root", "parent", "auxiliary", "shards")}
         level = cls(directory, key, geometry_of(body), **facts, files=files)
         read_hashed(directory / "zarr.json", body["zarr_json"]["sha256"], files)
-        for shard in level.shards:
-            check_size(directory / shard["key"], shard["nbytes"], files)
+        level.check_sizes()
         return level
 
     def __len__(self) -> int:
@@ -144,7 +141,7 @@ class Level:
 
     @cached_property
     def _raw(self) -> Callable[[int], np.ndarray]:
-        return lru_cache(SHARDS_OPEN)(self._map)
+        return lru_cache(self.files.maps_kept)(self._map)
 
     @cached_property
     def _chunk(self) -> Callable[[int, int], np.ndarray]:
@@ -176,8 +173,15 @@ class Level:
 
     def mapped(self, shard: int) -> np.ndarray:
         """The bytes of a shard, mapped: uint8, read-only. Raises LevelDamaged if it is missing."""
-        with _present(self.path(shard), "its commit lists it"):
-            return self.files.map(self.path(shard))
+        path, facts = self.path(shard), self.shards[shard]
+        with _present(path, "its commit lists it"):
+            return self.files.map_shard(path, facts["nbytes"], facts["sha256"])
+
+    def check_sizes(self) -> None:
+        """Raises LevelDamaged if a shard is gone or has not the size that the commit says."""
+        listed = self.files.listed(self.directory)
+        for number, shard in enumerate(self.shards):
+            check_size(self.path(number), shard["nbytes"], self.files, listed)
 
 
 def runs(groups: np.ndarray) -> Iterator[tuple[int, slice]]:
@@ -238,9 +242,19 @@ def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
     return data
 
 
-def check_size(path: Path, nbytes: int, files: Files = DISK) -> None:
-    """Raises LevelDamaged if a shard is not there or has another size than recorded."""
+def check_size(
+    path: Path, nbytes: int, files: Files = DISK, listed: Mapping[str, int] | None = None
+) -> None:
+    """
+    Args:
+        listed: of the shard's directory, if it was; see :meth:`store.files.Files.listed`.
+
+    Raises:
+        LevelDamaged: a shard is not there or has another size than recorded.
+    """
     with _present(path, f"its commit says {nbytes:,} bytes"):
-        size = files.size(path)
+        if listed is not None and path.name not in listed:
+            raise FileNotFoundError(str(path))
+        size = files.size(path) if listed is None else listed[path.name]
     if size != nbytes:
         raise LevelDamaged(f"{path} has {size:,} bytes; its commit says {nbytes:,}")

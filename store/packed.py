@@ -8,12 +8,15 @@ from threading import local
 
 import numpy as np
 
-from store.codec import BadChunk, read_index, unpack
+from store.codec import BadChunk, index_bytes, read_index, unpack
 from store.descriptors import Descriptors
 from store.errors import LevelDamaged
-from store.level import SHARDS_OPEN, Level
+from store.level import Level
 from store.mapped import same_geometry
 from store.memory import aligned
+
+INDICES_KEPT = 16_384
+"""Of shards: where their chunks lie."""
 
 
 class Chunks:
@@ -28,10 +31,12 @@ class Chunks:
         self.levels, self.geometry = tuple(levels), same_geometry(levels)
         self.per_level = -(-self.geometry.rows // self.geometry.chunk_rows)
         self._per_shard = self.geometry.shard_rows // self.geometry.chunk_rows
-        self._index = lru_cache(SHARDS_OPEN)(self._read_index)
+        files = levels[0].files
+        self._index = lru_cache(INDICES_KEPT)(self._read_index)
         self._files, self._memory = Descriptors(levels), local()
-        self._mapped, self._fetched = mapped, np.zeros(len(self), bool)
-        self._map = lru_cache(SHARDS_OPEN)(self._open_map)
+        self._mapped, self._by_map = mapped and files.mapped, files.mapped
+        self._fetched = np.zeros(len(self), bool)
+        self._map = lru_cache(files.maps_kept)(self._open_map)
         self.check_sizes, self.close = self._files.check_sizes, self._files.close
 
     def __len__(self) -> int:
@@ -112,9 +117,20 @@ class Chunks:
         shard = number % self.geometry.shards
         first, last = self.geometry.shard_range(shard)
         try:
-            return read_index(self.geometry, self._open_map(number), last - first)
+            end, nbytes = self._end_of(number)
+            return read_index(self.geometry, end, last - first, nbytes)
         except BadChunk as error:
             raise self._damaged(number, error) from None
+
+    def _end_of(self, number: int) -> tuple[np.ndarray, int | None]:
+        """A shard; or where a map of it costs more than pages, its index and its bytes."""
+        if self._by_map:
+            return self._open_map(number), None
+        view, shard = divmod(number, self.geometry.shards)
+        nbytes = self.levels[view].shards[shard]["nbytes"]
+        tail = np.zeros(min(nbytes, index_bytes(self.geometry)), np.uint8)
+        self._files.read(number, nbytes - len(tail), [tail])
+        return tail, nbytes
 
     def _damaged(self, number: int, error: BadChunk) -> LevelDamaged:
         view, shard = divmod(number, self.geometry.shards)

@@ -115,22 +115,28 @@ def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterato
     paths = {directory / name: sha for name, sha in expected.items()}
     for entry in body["shards"]:
         paths[receipt_path(directory, entry["shard"])] = entry["receipt"]
-    for path, sha in paths.items():
+
+    def check(path: Path) -> Damage | None:
         try:
-            read_hashed(path, sha, files)
+            read_hashed(path, paths[path], files)
         except LevelDamaged as error:
-            yield _damage(path, error, directory)
+            return _damage(path, error, directory)
+        return None
+
+    with ThreadPoolExecutor(files.requests) as pool:
+        yield from filter(None, pool.map(check, paths))
 
 
 def _shards(
     directory: Path, entries: Sequence[dict[str, Any]], deep: bool, files: Files, tick: Tick
 ) -> list[Damage]:
     """Shards by size, and ``deep`` by hash."""
+    listed = files.listed(directory)
 
     def check(entry: dict[str, Any]) -> Damage | None:
         path = directory / entry["key"]
         try:
-            check_size(path, entry["nbytes"], files)
+            check_size(path, entry["nbytes"], files, listed)
             if deep:
                 with refusals(path):
                     if sha256(files.read(path)) != entry["sha256"]:

@@ -212,7 +212,9 @@ class LevelWriter:
         path = receipt_path(self.directory, shard)
         if self.files.exists(path):  # somebody finished it since we asked what is missing
             return unseal(path, self.files)["nbytes"]
-        data = encode(self.geometry, rows)
+        return self._put(shard, encode(self.geometry, rows), rows)
+
+    def _put(self, shard: int, data: list[bytes | memoryview], rows: np.ndarray) -> int:
         # Hashing takes about as long as writing and syncing does, on another core.
         with ThreadPoolExecutor(1) as pool:
             receipt = pool.submit(self.receipt, shard, data, rows)
@@ -265,7 +267,7 @@ class LevelWriter:
         Raises:
             LevelDamaged: a shard has no receipt.
         """
-        shards = [self._entry(shard) for shard in range(self.geometry.shards)]
+        shards = self._entries()
         auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
         body = {
             "format": FORMAT,
@@ -284,6 +286,9 @@ class LevelWriter:
                 self.files.sync_directory(directory)
         put_exclusive(self.directory, COMMIT, sealed(body), self.files)
         return Level.open(self.root, self.key, self.files)
+
+    def _entries(self) -> list[dict[str, Any]]:
+        return [self._entry(shard) for shard in range(self.geometry.shards)]
 
     def _entry(self, shard: int) -> dict[str, Any]:
         """What a commit says of a shard: its receipt, by hash, and all but the rows' checksums."""

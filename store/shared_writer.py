@@ -1,0 +1,98 @@
+"""Writing a level of an object store, where two may do so at once: both end with one result.
+
+A lease saves the second the work; it does not keep anything safe, so nothing here rests on it.
+Whose shard is there first is there to stay: the other takes it as it is, and its receipt, which is
+a function of the bytes of the shard. So shards may come from two writers whose values differ in
+their low bits, and receipts and the commit still speak of what is there. What is not vouched for is
+therefore not removed, as on a disk, but looked at: an object is whole or not there.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from store.codec import decode
+from store.errors import LevelDamaged
+from store.level import CHECKSUMS, RECEIPTS, check_size, receipt_path, shard_name
+from store.publish import replace, sealed, unseal
+from store.writer import LevelWriter
+
+
+class SharedWriter(LevelWriter):
+    """As :class:`store.writer.LevelWriter`, for one of several."""
+
+    def missing(self) -> list[int]:
+        """Shards that are not there. One whose receipt is missing or speaks of other bytes (its
+        writer was killed between the two) is vouched for; one that cannot be read is removed."""
+        listed = self.files.listed(self.directory) or {}
+        with ThreadPoolExecutor(self.files.requests) as pool:
+            whole = pool.map(lambda shard: self._there(shard, listed), range(self.geometry.shards))
+            missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
+        for shard in missing:
+            if shard_name(shard) in listed or self._receipt_name(shard) in listed:
+                self.forget(shard)
+        return missing
+
+    def _there(self, shard: int, listed: Any) -> bool:
+        """Is a shard there and vouched for, if need be now?"""
+        name = shard_name(shard)
+        if name not in listed:
+            return False
+        if self._receipt_name(shard) in listed:
+            with suppress(LevelDamaged, FileNotFoundError):
+                receipt = unseal(receipt_path(self.directory, shard), self.files, CHECKSUMS)
+                if receipt["nbytes"] == listed[name]:
+                    return True
+        return self._adopted(shard) is not None
+
+    def _put(self, shard: int, data: list[bytes | memoryview], rows: np.ndarray) -> int:
+        """Have a shard and its receipt, ours or another's."""
+        whole = b"".join(data)
+        with ThreadPoolExecutor(1) as pool:
+            receipt = pool.submit(self.receipt, shard, [whole], rows)
+            if self._first(shard_name(shard), whole):
+                self.vouch(shard, receipt.result())
+                return len(whole)
+        adopted = self._adopted(shard)
+        if adopted is None:  # what is there cannot be read
+            replace(self.directory, shard_name(shard), whole, self.files)
+            self.vouch(shard, receipt.result())
+        return len(whole) if adopted is None else adopted
+
+    def _first(self, name: str, data: bytes) -> bool:
+        """Publish a file, or find it there; False if there is another one."""
+        return self.files.put_exclusive(self.directory / name, data)  # pyright: ignore
+
+    def _adopted(self, shard: int) -> int | None:
+        """Vouch for the shard that is there; returns its bytes. None: it cannot be read."""
+        first, last = self.geometry.shard_range(shard)
+        try:
+            data = self.files.read(self.directory / shard_name(shard))
+            rows = decode(self.geometry, np.frombuffer(data, np.uint8), last - first)
+        except (FileNotFoundError, ValueError):  # BadChunk, or bytes that are no such array
+            return None
+        self.vouch(shard, self.receipt(shard, [data], rows))
+        return len(data)
+
+    def vouch(self, shard: int, receipt: Any) -> None:
+        """Publish the receipt of a shard that is there. Another one speaks of another shard, which
+        was there once."""
+        path = receipt_path(self.directory, shard)
+        if not self._first(self._receipt_name(shard), sealed(receipt)):
+            replace(path.parent, path.name, sealed(receipt), self.files)
+
+    def _receipt_name(self, shard: int) -> str:
+        return f"{RECEIPTS}/{receipt_path(self.directory, shard).name}"
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """Of all receipts, whose shards must be there with so many bytes."""
+        listed = self.files.listed(self.directory)
+        with ThreadPoolExecutor(self.files.requests) as pool:
+            entries = list(pool.map(self._entry, range(self.geometry.shards)))
+        for entry in entries:
+            check_size(self.directory / entry["key"], entry["nbytes"], self.files, listed)
+        return entries
