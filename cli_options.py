@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,11 +24,22 @@ def sized(context: click.Context, parameter: click.Parameter, value: str | None)
         raise click.BadParameter(str(error)) from None
 
 
+class StoreName(click.ParamType):
+    """A directory, or the URL of an object store, which is none."""
+
+    name = "path|url"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path | str:
+        return value if isinstance(value, Path) or "://" in value else Path(value)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 layer_option = click.option("--layer", "-l", type=int, required=True, help="j, from 1.")
 only_layer = click.option("--layer", "-l", type=int, help="Only this layer.  [all]")
 budget_option = click.option("--disk-budget", callback=sized, help="Refuse to need more: 20GB.")
-store_option = click.option("--store", type=FOLDER, default="features", help="Runs may share it.")
+STORE_HELP = "A directory, or s3://BUCKET/PREFIX; runs may share it."
+store_option = click.option("--store", type=StoreName(), default="features", help=STORE_HELP)
+CACHE_HELP = "Local copies of shards from an object store: PATH[:BYTES].  [read-cache:20GB]"
 
 MEMORY = (
     click.option("--gpu-memory", callback=sized, help="Most on the device: divides steps to fit."),
@@ -37,6 +49,7 @@ WHERE = (
     click.argument("recipe", default="digits"),
     click.option("--run", "run_dir", type=FOLDER, help="Run directory.  [runs/RECIPE/SEED]"),
     store_option,
+    click.option("--read-cache", metavar="PATH[:BYTES]", help=CACHE_HELP),
     click.option("--seed", default=0, help="Of weights, order and augmentation."),
     json_option,
 )

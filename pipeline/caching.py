@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import fitting, hardware, machine, views
+from pipeline import fitting, hardware, machine, stores, views
 from pipeline.choice import Choice, Tabled, choose
 from pipeline.economics import RecipeCosts, kind
 from pipeline.errors import BudgetError, NotThereYet, RecipeError
@@ -50,7 +50,8 @@ def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
         NotThereYet: ``--cache auto`` knows no rates of this machine.
     """
     how = _depths(recipe, plan, options)
-    if recipe.cache.profile != "auto" or views.mode(recipe) == "fresh":
+    remote = stores.is_url(options["store"])  # where `materialize` packs what is left open
+    if remote or recipe.cache.profile != "auto" or views.mode(recipe) == "fresh":
         return how
     try:
         found = costs(recipe, plan, options)
@@ -130,7 +131,8 @@ def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
 
 
 def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
-    """The one of ``--machine``, or the one whose disk the store is on; None: not calibrated.
+    """The one of ``--machine``, or the one whose disk the store is on; None: not calibrated, as
+    object stores never are.
 
     Raises:
         NotThereYet: the figures in the store are another machine's, or cannot be read.
@@ -138,6 +140,8 @@ def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
     """
     if options["machine"] is not None:
         return machine.load(options["machine"])
+    if stores.is_url(options["store"]):
+        return None
     path = calibrated(options["store"])
     if not path.exists():
         return None

@@ -60,8 +60,8 @@ def removal(
     layers = [layer] if layer else list(range(1, run.layers + 1))
     everything = not (features or sweeps)
     named = [(j, fp) for j in layers for fp in sorted(_fingerprints(run, j))]
-    root = overview.store.root
-    stored = [(j, fp) for j, fp in named if depth_directory(root, j, fp).exists()]
+    root, files = overview.store.root, overview.store.files
+    stored = [(j, fp) for j, fp in named if files.exists(depth_directory(root, j, fp))]
     stored = stored if features or everything else []
     whole = layer is None and everything
     trained = [j for j in layers if run.layer_directory(j).exists() and everything]
@@ -69,13 +69,13 @@ def removal(
     gone = [j for j in problems if run.sweep_directory(j).exists() and (sweeps or whole)]
     called = {j: swept.title(run.recipe, j) for j in gone}
     baselines = tuple(run.baselines()) if whole else ()
-    places = [depth_directory(root, j, fp) for j, fp in stored]
-    places += [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in gone]
+    places = [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in gone]
     places += [run.baseline_directory(variant) for variant in baselines]
     probes = sum(1 for _ in run.directory.glob(f"**/probe_*/*/{RESULT}")) if whole else 0
     if whole:
         places += [*map(run.probe_directory, layers), run.directory / TRANSFER]
-    nbytes = sum(map(used_bytes, places))
+    nbytes = sum(used_bytes(depth_directory(root, j, fp), files) for j, fp in stored)
+    nbytes += sum(map(used_bytes, places))
     return Removal(tuple(stored), tuple(trained), called, baselines, probes, whole, nbytes)
 
 

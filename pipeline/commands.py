@@ -24,6 +24,7 @@ from pipeline import (
     paper,
     plan,
     recipes,
+    stores,
     sweeping,
     tables,
     upkeep,
@@ -92,6 +93,7 @@ def calibrate(options: Options) -> Answer:
     from pipeline import device
     from pipeline.rates import measure
 
+    stores.check_calibrated(options["store"])
     found, report = work.find(options), work.reporting(options)
     chosen = device.pick(options["device"])
     if chosen.type == "cpu":

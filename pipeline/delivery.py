@@ -175,7 +175,8 @@ class Delivery:
                 sum(level.nbytes for level in levels) <= CACHE_SHARE * devices.available_memory()
             )
             return Pool(levels, mapped=stays)
-        return ReadRows(levels) if self.choice.tier == "disk" else MappedRows(levels)
+        by_position = self.choice.tier == "disk" or not levels[0].files.mapped
+        return ReadRows(levels) if by_position else MappedRows(levels)
 
 
 def _as_tensors(batches: Iterator[np.ndarray]) -> Iterator[Tensor]:

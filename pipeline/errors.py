@@ -16,7 +16,7 @@
     store.DiskFull         6  make space and repeat the command: finished shards are kept
     store.LevelBusy        8  wait for the other process
     store.StoreError      10  a level or weights are damaged: verify --repair
-    store.StoreRefused    11  the disk is read-only or failing: another place
+    store.StoreRefused    11  the disk is read-only or failing, the object store not to be had
     KeyboardInterrupt    130  repeat the command: it goes on where it was
 
 1 is left for bugs (with a traceback) and 2 for usage.
@@ -96,7 +96,7 @@ Exit codes:
   0 done · 1 a bug · 2 usage, no such layer · 3 recipe · 4 images or labels
   5 over a budget · 6 disk full · 7 device or loader · 8 not there yet, or another run's directory
   9 training diverged · 10 a level or weights are damaged
-  11 the disk refuses (read-only, I/O error) · 130 stopped
+  11 the disk or object store refuses (read-only, I/O error, no bucket) · 130 stopped
 """
 """The same for the end of --help."""
 

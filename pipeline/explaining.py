@@ -107,12 +107,12 @@ def _nearest(run: Run, store: Store, key: LevelKey) -> tuple[str, Lineage] | Non
     record = run.features(key.depth) if key.depth else None
     last = record and depth_directory(store.root, key.depth, record["fingerprint"]).name
     found = []
-    for directory in level_directories(store.root):
+    for directory in level_directories(store.root, store.files):
         name = directory.parent.name
         if directory.name != key.name or not name.startswith(f"x_{key.depth}-"):
             continue
         try:
-            was = unseal(directory.parent / INTENT, field=LINEAGE)[LINEAGE]
+            was = unseal(directory.parent / INTENT, store.files, LINEAGE)[LINEAGE]
         except (FileNotFoundError, LevelDamaged):
             continue
         found.append((name != last, len(compare(was, now)), name, was))

@@ -78,20 +78,18 @@ def levels(session: Session) -> dict[str, Level]:
 
 def _survey(session: Session, source: Source) -> dict[str, Any]:
     """Digest, counts and good samples of a source, remembered while it is unchanged."""
-    signature = source.signature()
-    memo = (
-        session.store.root / "sources" / f"{fingerprint([session.run.source, signature])[:12]}.json"
-    )
+    signature, store = source.signature(), session.store
+    memo = store.root / "sources" / f"{fingerprint([session.run.source, signature])[:12]}.json"
     with suppress(FileNotFoundError, LevelDamaged):
-        remembered = unseal(memo)
+        remembered = unseal(memo, store.files)
         if not remembered["broken_count"] or session.skip_broken:
             return remembered
     found = _read_all(session, source) | {
         "signature": signature,
         "stamp": stamp(session.run.source),
     }
-    make_directory(memo.parent)
-    replace(memo.parent, memo.name, sealed(found))
+    make_directory(memo.parent, store.files)
+    replace(memo.parent, memo.name, sealed(found), store.files)
     return found
 
 

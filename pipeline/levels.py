@@ -80,4 +80,4 @@ def refer_to(run: Run, store: Store) -> None:
     """
     note = reference(run.directory, [(node.depth, node.fingerprint) for node in run.nodes()])
     with suppress(StoreRefused):
-        refer(store.root, note)
+        refer(store.root, note, store.files)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import device, ingest, levels, outcome, views
+from pipeline import device, ingest, levels, outcome, stores, views
 from pipeline.line import Line
 from pipeline.ring import Ring
 from pipeline.rundir import FEATURES
@@ -49,11 +49,11 @@ def level_geometry(session: Session, j: int, split: str) -> Geometry:
 
 def _profile(session: Session, j: int) -> str:
     """The recipe's; where that is left open, that of the levels there are, or what was chosen."""
-    profile = session.run.recipe.cache.profile
-    if profile != "auto":
-        return profile
-    there = levels.profile_at(session.run, session.store, j)
-    return there or session.profiles.get(j, "raw")
+    run, store = session.run, session.store
+    if run.recipe.cache.profile != "auto" and not store.remote:
+        return run.recipe.cache.profile
+    there = levels.profile_at(run, store, j) or session.profiles.get(j)
+    return there or stores.default_profile(store, run)
 
 
 def materialize(session: Session, j: int, *, clean: bool = False) -> None:
@@ -104,7 +104,7 @@ def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
     needed = -sum(session.store.state(key).nbytes for key in missing)
     needed += sum(level_geometry(session, j, key.split).nbytes for key in missing)
     free = session.store.free_bytes()
-    if missing and needed + SPARE_BYTES > free:
+    if missing and free is not None and needed + SPARE_BYTES > free:
         error = DiskFull(f"x_{j} in {session.store.root}", needed + SPARE_BYTES, free)
         error.add_note(
             "Make space, choose another --store, or lower 'cache.precision' or 'augment.views'"

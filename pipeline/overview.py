@@ -13,6 +13,7 @@ from pipeline.levels import is_current, keys_at
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe, parse
 from pipeline.rundir import Run
+from pipeline.stores import Place, open_store
 from store.feature_store import Store
 
 
@@ -73,7 +74,9 @@ class Overview:
         return found
 
 
-def find(recipe: str, directory: Path | None, store: Path, seed: int) -> Overview:
+def find(
+    recipe: str, directory: Path | None, store: Place, seed: int, read_cache: str | None = None
+) -> Overview:
     """Look up a recipe and its run.
 
     Raises:
@@ -83,6 +86,5 @@ def find(recipe: str, directory: Path | None, store: Path, seed: int) -> Overvie
     name, text = recipes.text_of(recipe)
     loaded = parse(text, name)
     place = directory or rundir.default_directory(name, seed)
-    return Overview(
-        name, loaded, place, rundir.find_matching(place, loaded, seed), Store(store), text
-    )
+    run = rundir.find_matching(place, loaded, seed)
+    return Overview(name, loaded, place, run, open_store(store, read_cache), text)

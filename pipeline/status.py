@@ -82,7 +82,7 @@ def _or_stale(run: Run | None, store: Store, key: LevelKey, state: LevelState) -
         return state
     earlier = LevelKey(key.depth, record["fingerprint"], key.split, key.view)
     found = LevelState("absent")
-    if depth_directory(store.root, earlier.depth, earlier.fingerprint).exists():
+    if store.files.exists(depth_directory(store.root, earlier.depth, earlier.fingerprint)):
         found = store.state(earlier)
     return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
 

@@ -83,8 +83,10 @@ def of_outcomes(found: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def space(needed_bytes: int, free_bytes: int) -> str:
+def space(needed_bytes: int, free_bytes: int | None) -> str:
     """Whether the disk has room for what is still to be written."""
+    if free_bytes is None:
+        return f"Still to write: {size(needed_bytes)}, to an object store."
     text = f"Still to write: {size(needed_bytes)}; free: {size(free_bytes)}"
     if needed_bytes <= free_bytes:
         return f"{text}."
@@ -176,9 +178,10 @@ def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
         )
     summary = (
         f"{size(found['total_bytes'])} in all, {size(found['quarantine_bytes'])} of it in "
-        f"quarantine, {size(found['beton_bytes'])} in copies for ffcv; "
-        f"{size(found['free_bytes'])} free"
+        f"quarantine, {size(found['beton_bytes'])} in copies for ffcv"
     )
+    if found["free_bytes"] is not None:
+        summary += f"; {size(found['free_bytes'])} free"
     return table, summary
 
 

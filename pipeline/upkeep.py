@@ -11,8 +11,10 @@ from typing import Any
 from pipeline.errors import NotThereYet, RunConflict, remedy
 from pipeline.overview import Overview
 from pipeline.rundir import RUN, Run
+from pipeline.stores import Place, open_store
 from store.errors import LevelBusy, LevelDamaged
 from store.feature_store import LevelState, Store, complete, partial, used_bytes
+from store.files import DISK, Files
 from store.layout import depth_directory
 from store.level import COMMIT, SHARDS, geometry_of
 from store.publish import unseal
@@ -30,34 +32,34 @@ def users(notes: Iterable[Reference], directory: str) -> list[str]:
     return [note.run for note in notes if directory in note.levels and is_live(note)]
 
 
-def existing(root: Path) -> Store:
+def existing(place: Place) -> Store:
     """A store that is there. Raises NotThereYet."""
-    if not root.is_dir():
-        raise NotThereYet(f"there is no store in {root}. Name one with --store")
-    return Store(root)
+    store = open_store(place)
+    if not store.files.is_directory(store.root):
+        raise NotThereYet(f"there is no store in {store.root}. Name one with --store")
+    return store
 
 
 def notes_in(store: Store) -> list[Reference]:
     """Every run's note. Raises LevelDamaged if one cannot be read: who knows what that run uses."""
     advice = "`materialize` of that run writes it again; if the run is gone, remove the note"
     with remedy(LevelDamaged, advice):
-        return references(store.root)
+        return references(store.root, store.files)
 
 
 # ---- du -----------------------------------------------------------------------------------------
 
 
-def disk_use(root: Path) -> dict[str, Any]:
+def disk_use(place: Place) -> dict[str, Any]:
     """Every level of a store with its bytes and users, as JSON."""
-    store = existing(root)
-    notes = notes_in(store)
-    levels = [_level(store, directory, notes) for directory in level_directories(store.root)]
+    store = existing(place)
+    root, files, notes = store.root, store.files, notes_in(store)
     return {
-        "store": str(store.root),
-        "levels": levels,
-        "quarantine_bytes": used_bytes(store.root / QUARANTINE),
-        "beton_bytes": _beton_bytes(store.root),
-        "total_bytes": used_bytes(store.root),
+        "store": str(root),
+        "levels": [_level(store, found, notes) for found in level_directories(root, files)],
+        "quarantine_bytes": used_bytes(root / QUARANTINE, files),
+        "beton_bytes": 0 if store.remote else _beton_bytes(root),
+        "total_bytes": used_bytes(root, files),
         "free_bytes": store.free_bytes(),
     }
 
@@ -72,24 +74,24 @@ def _beton_bytes(root: Path) -> int:
 
 
 def _level(store: Store, directory: Path, notes: list[Reference]) -> dict[str, Any]:
-    state, values = level_state(directory)
+    state, values = level_state(directory, store.files)
     return {
         "depth": directory.parent.name,
         "level": directory.name,
         "state": state.state,
         "rows": state.rows,
-        "bytes": used_bytes(directory),
+        "bytes": used_bytes(directory, store.files),
         "value_bytes": values,
         "runs": users(notes, directory.parent.name),
     }
 
 
-def level_state(directory: Path) -> tuple[LevelState, int | None]:
+def level_state(directory: Path, files: Files = DISK) -> tuple[LevelState, int | None]:
     """State, and the bytes that its values would take uncompressed, in one file each."""
     try:
-        body = unseal(directory / COMMIT, field=SHARDS)
+        body = unseal(directory / COMMIT, files, SHARDS)
     except FileNotFoundError:
-        return partial(directory), None
+        return partial(directory, files), None
     except LevelDamaged:
         return LevelState("damaged"), None
     shape = geometry_of(body)
@@ -111,19 +113,19 @@ class Garbage:
         return {"path": str(self.path), "why": self.why, "bytes": self.nbytes}
 
 
-def garbage(root: Path) -> list[Garbage]:
+def garbage(place: Place) -> list[Garbage]:
     """Levels that no run refers to, and what repairs set aside."""
-    store = existing(root)
-    notes = notes_in(store)
+    store = existing(place)
+    files, notes = store.files, notes_in(store)
     used = {name for note in notes if is_live(note) for name in note.levels}
     found = [
-        Garbage(path, _why(path.name, notes), used_bytes(path))
-        for path in sorted({directory.parent for directory in level_directories(store.root)})
+        Garbage(path, _why(path.name, notes), used_bytes(path, files))
+        for path in sorted({found.parent for found in level_directories(store.root, files)})
         if path.name not in used
     ]
-    for name in store.files.names(store.root / QUARANTINE):
+    for name in files.names(store.root / QUARANTINE):
         path = store.root / QUARANTINE / name
-        nbytes = used_bytes(path) if path.is_dir() else path.stat().st_size
+        nbytes = used_bytes(path, files) if files.is_directory(path) else files.size(path)
         found.append(Garbage(path, "set aside by a repair", nbytes))
     return found
 
@@ -133,12 +135,12 @@ def _why(name: str, notes: list[Reference]) -> str:
     return f"used by {gone[0]}, which is gone" if gone else "no run refers to it"
 
 
-def collect(root: Path, found: Iterable[Garbage]) -> list[Garbage]:
+def collect(place: Place, found: Iterable[Garbage]) -> list[Garbage]:
     """Remove garbage, and the notes of runs that are gone; returns what could not be removed.
 
     What somebody writes at this moment, or began to use since we looked, is left alone.
     """
-    store, busy = Store(root), []
+    store, busy = open_store(place), []
     for item in found:
         if item.path.parent.name == QUARANTINE:
             store.remove_file(item.path)
@@ -152,7 +154,7 @@ def collect(root: Path, found: Iterable[Garbage]) -> list[Garbage]:
             busy.append(item)
     for note in notes_in(store):
         if not is_live(note):
-            forget(store.root, note)
+            forget(store.root, note, store.files)
     return busy
 
 
@@ -172,7 +174,7 @@ def evict(overview: Overview, j: int, *, force: bool = False) -> int:
     if j >= len(nodes):
         raise NotThereYet(f"layer {j} is not solved, so x_{j} could not be made again")
     place = depth_directory(overview.store.root, j, nodes[j].fingerprint)
-    if not place.exists():
+    if not overview.store.files.exists(place):
         raise NotThereYet(f"x_{j} is not in {overview.store.root}: nothing to evict")
     _check_remakable(overview, run, j)
     others = others_using(overview.store, run, place.name)

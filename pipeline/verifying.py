@@ -84,14 +84,15 @@ def verify(
     """
     if layer:
         overview.check_layer(layer)
-    root, run = overview.store.root, overview.run
-    found = [d for d in level_directories(root) if layer is None or _depth(d) == layer]
-    states = {directory: level_state(directory)[0] for directory in found}
+    root, files, run = overview.store.root, overview.store.files, overview.run
+    found = [d for d in level_directories(root, files) if layer is None or _depth(d) == layer]
+    states = {directory: level_state(directory, files)[0] for directory in found}
     nbytes = sum(state.nbytes for state in states.values())
     damaged: list[Damage] = []
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
+        how: Any = {"deep": deep, "files": files, "tick": lambda done: tick(done // MB)}
         for directory in found:
-            damaged += check_level(root, directory, deep=deep, tick=lambda done: tick(done // MB))
+            damaged += check_level(root, directory, **how)
     partial = [d for d, s in states.items() if s.state in ("partial", "absent")]
     return Findings(
         len(found), nbytes, tuple(partial), _once(damaged), _run_damage(run, layer) if run else ()
@@ -138,7 +139,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
     from pipeline.keeping import keep
 
     run, store = session.run, session.store
-    aside = put_back(store.root, findings.damaged)
+    aside = put_back(store.root, findings.damaged, store.files)
     lines = [
         f"moved {d.path} to {'quarantine' if d.path in aside else 'where it belongs'}"
         for d in findings.damaged
@@ -199,7 +200,8 @@ def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[s
     keys = levels.keys_at(session.run, depth)
     keys += [k for k in levels.keys_at(session.run, depth, clean=True) if k not in keys]
     keys = [key for key in keys if key.directory(store.root) in where]
-    damaged = {key: check_level(store.root, key.directory(store.root), deep=True) for key in keys}
+    how: Any = {"deep": True, "files": store.files}
+    damaged = {key: check_level(store.root, key.directory(store.root), **how) for key in keys}
     roots = {key: _root(store, key) for key in keys if damaged[key] or not _committed(store, key)}
     if not roots:
         return []

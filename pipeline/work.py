@@ -14,6 +14,7 @@ from pipeline.levels import refer_to
 from pipeline.machine import Machine
 from pipeline.overview import Overview
 from pipeline.progress import Reporter, reporter
+from pipeline.stores import check_loader
 
 if TYPE_CHECKING:
     from pipeline.interrupt import Interruptions
@@ -31,6 +32,7 @@ def find(options: Options) -> Overview:
         directory=options["run_dir"],
         store=options["store"],
         seed=options["seed"],
+        read_cache=options.get("read_cache"),
     )
 
 
@@ -118,6 +120,7 @@ def at_work(
     from pipeline.session import patience
     from store.lock import hold
 
+    check_loader(found.store, options["loader"])
     if ranks is None:
         launch.refuse_ranks()
     with interruptions(passed_on=launch.together()) as stop:

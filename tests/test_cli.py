@@ -260,7 +260,7 @@ def test_looking_does_not_wait_for_heavy_libraries(tmp_path: Path, arguments: li
     assert json.loads(run.stderr) == []
 
 
-WHERE = {"--run", "--store", "--seed", "--json"}
+WHERE = {"--run", "--store", "--read-cache", "--seed", "--json"}
 WORK = WHERE | {"--device", "--data", "--data-root", "--download", "--skip-broken"}
 MEMORY = {"--gpu-memory", "--memory-budget"}
 WORK |= {"--tier", "--loader"} | MEMORY

@@ -1,0 +1,91 @@
+"""From what ``--store`` says to a store: a directory, or a part of a bucket."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from pipeline.errors import LoaderError, OptionRange
+from pipeline.progress import parse_size
+from pipeline.rundir import Run
+from store.feature_store import Store
+
+Place = Path | str
+"""A directory, or the URL of an object store: ``s3://bucket/prefix``."""
+READ_CACHE = "read-cache"
+CACHE_BYTES = 20 * 10**9
+"""Of local copies of an object store's shards, where nothing else is said."""
+
+
+def is_url(place: Place) -> bool:
+    return "://" in str(place)
+
+
+def open_store(place: Place, read_cache: str | None = None) -> Store:
+    """
+    Args:
+        read_cache: where copies of an object store's shards lie, and how many bytes they may take:
+            ``PATH``, ``PATH:20GB``.
+
+    Raises:
+        OptionRange: there is no such kind of store, or size.
+        StoreRefused: the environment says nothing sensible of the object store.
+    """
+    if not is_url(place):
+        return Store(Path(place))
+    directory, budget = _cache(read_cache or READ_CACHE)
+    return _remote(str(place), directory, budget)
+
+
+@cache
+def _remote(url: str, directory: Path, budget: int) -> Store:
+    """One client for all that a process does: it keeps its connections."""
+    from store.objects import Objects, object_path
+    from store.read_cache import ReadCache
+    from store.s3 import S3Bucket, parsed
+
+    try:
+        bucket, prefix, several = parsed(url)
+    except ValueError as error:
+        raise OptionRange(f"--store: {error}") from None
+    files = Objects(S3Bucket(bucket, conditional=several), ReadCache(directory, budget))
+    return Store(object_path(f"s3://{bucket}/{prefix}"), files)
+
+
+def _cache(text: str) -> tuple[Path, int]:
+    """``PATH`` or ``PATH:BYTES``."""
+    path, colon, size = text.rpartition(":")
+    if not colon:
+        return Path(text), CACHE_BYTES
+    try:
+        return Path(path), parse_size(size)
+    except ValueError as error:
+        raise OptionRange(f"--read-cache {text}: {error}. It is PATH or PATH:BYTES") from None
+
+
+def check_loader(store: Store, loader: str) -> None:
+    """Raises LoaderError if a loader cannot read a store."""
+    if store.remote and loader != "native":
+        raise LoaderError(
+            f"--loader {loader} reads files, and {store.root} has none. Use --loader native"
+        )
+
+
+def check_calibrated(place: Place) -> None:
+    """Raises OptionRange: the rates of an object store are not those of a disk."""
+    if is_url(place):
+        raise OptionRange(
+            f"--store {place}: calibrate measures a disk. Measure with a local --store, and name "
+            "the figures with --machine"
+        )
+
+
+def default_profile(store: Store, run: Run) -> str:
+    """How a run's features lie in a store where nothing else is known: packed in an object store,
+    which is slow and paid by the byte, unless the recipe names a profile."""
+    text = (run.directory / "recipe.toml").read_text("utf-8")
+    named = tomllib.loads(text).get("cache", {}).get("profile", "auto")
+    if store.remote and named == "auto":
+        return "zstd"
+    return "raw" if named == "auto" else named
