@@ -40,7 +40,7 @@ class LevelBusy(StoreError):
 
 
 class StoreRefused(StoreError):
-    """The file system refused a call (read-only, no rights, or failing), or the object store did."""
+    """The file system, or object store, refused a call: read-only, no rights, or failing."""
 
 
 class DiskFull(StoreRefused):

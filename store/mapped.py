@@ -41,11 +41,13 @@ class Mapped:
     def __init__(self, levels: Sequence[Level]) -> None:
         """
         Raises:
-            ValueError: a level is packed, or their geometries differ.
+            ValueError: a level is packed or no file, or their geometries differ.
             LevelDamaged: a shard is missing, or has not the size that its commit says.
             StoreRefused: the kernel refuses the maps; a process may have about 65,000, one a shard.
         """
         self.levels, self.geometry = tuple(levels), same_geometry(levels)
+        if not levels[0].files.mapped:
+            raise ValueError(f"{levels[0].directory} is in an object store, which cannot be mapped")
         if self.geometry.profile != "raw":
             raise ValueError(
                 f"{levels[0].key.label} is packed: its rows have no place of their own"

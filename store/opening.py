@@ -21,7 +21,7 @@ def open_level(directory: Path | str, files: Files = DISK) -> Level:
         LevelConflict: it was moved to where another level belongs.
         LevelDamaged: a file is missing or is not what the commit says.
     """
-    path = Path(directory).absolute()
+    path = (Path(directory) if isinstance(directory, str) else directory).absolute()
     try:
         key = LevelKey(**unseal(path / COMMIT, files, SHARDS)["level"])
     except FileNotFoundError:

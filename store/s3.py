@@ -28,7 +28,7 @@ REASONS = (
     ("NoSuchBucket", "there is no such bucket"),
     (
         "169.254.169.254|/latest/(api|meta)|[Cc]redential",
-        "no credentials: set AWS_ACCESS_KEY_ID and its secret",
+        "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     ),
     ("SlowDown|: 503|: 429", "it asks for fewer requests, also after waiting"),
     ("AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|: 403|: 401", "access is denied"),

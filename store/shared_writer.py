@@ -18,7 +18,7 @@ import numpy as np
 from store.codec import decode
 from store.errors import LevelDamaged
 from store.level import CHECKSUMS, RECEIPTS, check_size, receipt_path, shard_name
-from store.publish import replace, sealed, unseal
+from store.publish import put_exclusive, replace, sealed, unseal
 from store.writer import LevelWriter
 
 
@@ -54,7 +54,7 @@ class SharedWriter(LevelWriter):
         whole = b"".join(data)
         with ThreadPoolExecutor(1) as pool:
             receipt = pool.submit(self.receipt, shard, [whole], rows)
-            if self._first(shard_name(shard), whole):
+            if put_exclusive(self.directory, shard_name(shard), whole, self.files):
                 self.vouch(shard, receipt.result())
                 return len(whole)
         adopted = self._adopted(shard)
@@ -62,10 +62,6 @@ class SharedWriter(LevelWriter):
             replace(self.directory, shard_name(shard), whole, self.files)
             self.vouch(shard, receipt.result())
         return len(whole) if adopted is None else adopted
-
-    def _first(self, name: str, data: bytes) -> bool:
-        """Publish a file, or find it there; False if there is another one."""
-        return self.files.put_exclusive(self.directory / name, data)  # pyright: ignore
 
     def _adopted(self, shard: int) -> int | None:
         """Vouch for the shard that is there; returns its bytes. None: it cannot be read."""
@@ -82,7 +78,7 @@ class SharedWriter(LevelWriter):
         """Publish the receipt of a shard that is there. Another one speaks of another shard, which
         was there once."""
         path = receipt_path(self.directory, shard)
-        if not self._first(self._receipt_name(shard), sealed(receipt)):
+        if not put_exclusive(path.parent, path.name, sealed(receipt), self.files):
             replace(path.parent, path.name, sealed(receipt), self.files)
 
     def _receipt_name(self, shard: int) -> str:

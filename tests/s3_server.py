@@ -76,6 +76,8 @@ class Road:
     url: str = ""
     lost: list[str] = field(default_factory=list)
     """The next answer to such a request does not come back; each once."""
+    busy: list[str] = field(default_factory=list)
+    """The next such request is told to slow down; each once."""
     stripped: tuple[str, ...] = ()
     """Headers that do not arrive."""
     slow: str = "$^"
@@ -102,6 +104,11 @@ def road(target: str) -> Iterator[Road]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if re.search(way.slow, line):
                 time.sleep(0.5)
+            for pattern in way.busy:
+                if re.search(pattern, line):
+                    way.busy.remove(pattern)
+                    self.send_error(503, explain="<Code>SlowDown</Code>")
+                    return
             kept = {k: v for k, v in self.headers.items() if k.lower() not in way.stripped}
             server = http.client.HTTPConnection(place)
             server.request(self.command, self.path, body, kept)

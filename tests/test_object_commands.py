@@ -240,9 +240,8 @@ def test_after_kill_9_finished_shards_are_not_written_again(
 
 def both(places: list[Remote], *arguments: object) -> list[Result]:
     """The same command of all of them at once, in processes."""
-    started = [
-        start(place.root, *arguments[:1], *place.options, *arguments[1:]) for place in places
-    ]
+    command, *rest = arguments
+    started = [start(place.root, command, *place.options, *rest) for place in places]
     results = []
     for process in started:
         with process:

@@ -15,11 +15,12 @@ from s3_server import Road, connect, contents, new_bucket, road, serving, use
 from zarr.storage import MemoryStore
 
 from store import lease
-from store.errors import LevelBusy, LevelDamaged, StoreRefused
+from store.errors import LevelAbsent, LevelBusy, LevelDamaged, StoreRefused
 from store.feature_store import Store
 from store.fingerprint import fingerprint
 from store.layout import LevelKey, geometry
 from store.level import Level, receipt_path, shard_name
+from store.opening import open_level
 from store.pool import Pool
 from store.publish import put_exclusive, unseal
 from store.rows import LoadedRows, ReadRows, Rows, TakenRows
@@ -139,8 +140,21 @@ def test_no_such_bucket(bucket: str) -> None:
 
 def test_nobody_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "http://127.0.0.1:9")
-    with pytest.raises(StoreRefused, match="http://127.0.0.1:9: it cannot be reached"):
+    with pytest.raises(StoreRefused, match=r"http://127\.0\.0\.1:9: it cannot be reached"):
         connect(bucket).state(KEY)
+
+
+def test_a_server_that_wants_fewer_requests_is_waited_for_and_then_given_up(
+    bucket: str, way: Road
+) -> None:
+    store = connect(bucket)
+    way.busy = ["PUT .*/name"]
+    assert put_exclusive(store.root, "name", b"mine", store.files)
+    assert not way.busy
+    way.busy = [".*/name"] * 50
+    with pytest.raises(StoreRefused, match="it asks for fewer requests, also after waiting"):
+        store.files.read(store.root / "name")
+    assert len(way.busy) == 48
 
 
 def test_no_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,14 +293,28 @@ def test_rows_are_the_same_with_any_cache(
     assert (len(copies) > 1) == (budget > 0)
 
 
+def all_rows(kind: str, level: Level) -> np.ndarray:
+    source, out = rows(kind, level), np.empty((ROWS, level.geometry.row_bytes), np.uint8)
+    source.take(np.arange(ROWS), out)
+    source.close()
+    return out
+
+
+def test_a_level_is_opened_by_its_name_alone(bucket: str) -> None:
+    level = write(connect(bucket))
+    again = open_level(level.directory, connect(bucket).files)
+    assert again.read(0, ROWS).tobytes() == VALUES.tobytes()
+    with pytest.raises(LevelAbsent):
+        open_level(level.directory.parent / "none", level.files)
+
+
 def test_a_shard_that_is_gone_or_changed_is_named(bucket: str, tmp_path: Path) -> None:
     store = connect(bucket, tmp_path / "cache")
     level = write(store)
     flip(store, level.path(1))
     for kind in ("pool", "loaded", "taken"):
         with pytest.raises(LevelDamaged, match=str(level.path(1))):
-            source = rows(kind, store.open(KEY))
-            source.take(np.arange(ROWS), np.empty((ROWS, level.geometry.row_bytes), np.uint8))
+            all_rows(kind, store.open(KEY))
     store.files.unlink(level.path(1))
     with pytest.raises(LevelDamaged, match=f"{level.path(1)} is missing"):
         store.open(KEY)
