@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,10 @@ def find(recipe: str, directory: Path | None, store: Path, seed: int) -> Overvie
         RunConflict: the directory was made with another recipe or seed.
     """
     name, text = recipes.text_of(recipe)
-    loaded = parse(text, name)
+    loaded = parse(text, name, recipes.folder_of(recipe))
     place = directory or rundir.default_directory(name, seed)
-    return Overview(
-        name, loaded, place, rundir.find_matching(place, loaded, seed), Store(store), text
-    )
+    run = rundir.find_matching(place, loaded, seed)
+    if run is not None:  # the same network, and perhaps it knows its blocks
+        loaded = replace(loaded, network=run.recipe.network)
+    loaded.check_layers()
+    return Overview(name, loaded, place, run, Store(store), text)
