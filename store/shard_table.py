@@ -7,7 +7,7 @@ string of JSON and one array in memory; the entry of a shard is made when it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -16,6 +16,16 @@ from store.layout import Geometry, shard_name
 
 DIGEST = 32
 """Bytes of a sha256."""
+
+
+class Entry(NamedTuple):
+    """What a commit says of one shard; all else follows from its number."""
+
+    shard: int
+    nbytes: int
+    sha256: str
+    receipt: str
+    """sha256 of its receipt."""
 
 
 class Shards(Sequence[dict[str, Any]]):
@@ -33,20 +43,21 @@ class Shards(Sequence[dict[str, Any]]):
         self._digests, self._receipts = digests, receipts
 
     @classmethod
-    def of(cls, geometry: Geometry, entries: Iterable[tuple[int, str, str]]) -> Shards:
-        """From (bytes, sha256, sha256 of the receipt) of every shard, in their order."""
+    def of(cls, geometry: Geometry, entries: Iterable[Entry]) -> Shards:
+        """From the entry of every shard, in their order."""
         nbytes, digests, receipts = [], bytearray(), bytearray()
-        for size, digest, receipt in entries:
-            nbytes.append(size)
-            digests += bytes.fromhex(digest)
-            receipts += bytes.fromhex(receipt)
+        for entry in entries:
+            nbytes.append(entry.nbytes)
+            digests += bytes.fromhex(entry.sha256)
+            receipts += bytes.fromhex(entry.receipt)
         return cls(geometry, np.array(nbytes, np.int64), _rows(digests), _rows(receipts))
 
     @classmethod
     def from_json(cls, geometry: Geometry, value: Any) -> Shards:
         """From what a commit has; a list of entries is what format 2 had."""
         if isinstance(value, list):
-            return cls.of(geometry, ((e["nbytes"], e["sha256"], e["receipt"]) for e in value))
+            fields = ("shard", "nbytes", "sha256", "receipt")
+            return cls.of(geometry, (Entry(*(one[f] for f in fields)) for one in value))
         sizes, counts = np.array(value["nbytes"], np.int64).reshape(-1, 2).T
         digests, receipts = (_rows(bytes.fromhex(value[c])) for c in ("sha256", "receipts"))
         return cls(geometry, np.repeat(sizes, counts), digests, receipts)

@@ -17,27 +17,42 @@ from typing import Any
 
 import numpy as np
 
+from store.ahead import several
 from store.codec import encode, row_checksums, zarr_metadata
 from store.errors import LevelConflict, LevelDamaged, refusals
 from store.files import DISK, Files
-from store.fingerprint import canonical, sha256
-from store.layout import Geometry, LevelKey, lock_path
-from store.level import CHECKSUMS, COMMIT, FORMAT, RECEIPTS, Level, receipt_path, shard_name
+from store.fingerprint import sha256
+from store.layout import Geometry, LevelKey, lock_path, shard_name
+from store.level import (
+    CHECKSUMS,
+    COMMIT,
+    FORMAT,
+    RECEIPTS,
+    SHARDS,
+    Level,
+    check_size,
+    receipt_name,
+    receipt_path,
+)
 from store.publish import (
     TEMPORARY,
     Parts,
     make_directory,
     npy,
+    opened,
     put_exclusive,
     replace,
     sealed,
     unseal,
 )
+from store.shard_table import Entry, Shards
 
 INTENT, ZARR = "intent.json", "zarr.json"
 LINEAGE = "lineage"
 """Field by which an intent is told from other records."""
 HASH_THREADS = 2
+RECHECKED = 4 << 30
+"""Bytes of finished shards that a writer hashes before it goes on."""
 PUBLISHERS = 2
 """Shards on their way to the disk at a time: hashing one takes as long as writing it to a fast
 disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
@@ -141,17 +156,45 @@ class LevelWriter:
         return self.files.exists(self.directory / COMMIT)
 
     def missing(self) -> list[int]:
-        """Shards without a valid receipt. What a killed writer left half done is removed."""
-        with refusals(self.directory), ThreadPoolExecutor(HASH_THREADS) as pool:
+        """Shards without a receipt, or that are not what it says. What a killed writer left half
+        done is removed.
+
+        A receipt is published once its shard is durable, so that it is there says enough; no more
+        than the names are looked at, however many. The last shards, which a crash may have met, are
+        hashed as well, up to ``RECHECKED`` bytes of them: that is all of a level of a usual size.
+        """
+        with refusals(self.directory):
             for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
                 for name in self.files.names(directory):
                     if name.startswith(TEMPORARY):
                         self.files.unlink(directory / name)
-            whole = list(pool.map(self._whole, range(self.geometry.shards)))
-            missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
+            sizes = self.files.sizes(self.directory)
+            receipts = self.files.sizes(self.directory / RECEIPTS)
+            sound = self._vouched(sizes, receipts)
+            last = self._last(sizes, sound)
+            whole = zip(last, several(self._whole, last, HASH_THREADS), strict=True)
+            sound[[shard for shard, is_whole in whole if not is_whole]] = False
+            missing = np.flatnonzero(~sound).tolist()
             for shard in missing:
-                self.forget(shard)
+                if shard_name(shard) in sizes or receipt_name(shard) in receipts:
+                    self.forget(shard)
         return missing
+
+    def _vouched(self, sizes: Mapping[str, int], receipts: Mapping[str, int]) -> np.ndarray:
+        """bool (shards,): those that are there, and their receipts."""
+        shards = range(self.geometry.shards)
+        there = (shard_name(n) in sizes and receipts.get(receipt_name(n), 0) > 0 for n in shards)
+        return np.fromiter(there, bool, len(shards))
+
+    def _last(self, sizes: Mapping[str, int], sound: np.ndarray) -> list[int]:
+        """The last of the sound shards, as many as ``RECHECKED`` bytes hold; one at least."""
+        found, left = [], RECHECKED
+        for shard in np.flatnonzero(sound)[::-1].tolist():
+            left -= sizes[shard_name(shard)]
+            if found and left < 0:
+                break
+            found.append(shard)
+        return found[::-1]
 
     def _whole(self, shard: int) -> bool:
         """Does a shard lie on disk as its receipt says?"""
@@ -267,7 +310,7 @@ class LevelWriter:
         Raises:
             LevelDamaged: a shard has no receipt.
         """
-        shards = self._entries()
+        shards = Shards.of(self.geometry, self._entries())
         auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
         body = {
             "format": FORMAT,
@@ -276,8 +319,8 @@ class LevelWriter:
             "geometry": asdict(self.geometry),
             "zarr_json": {"nbytes": len(self.metadata), "sha256": sha256(self.metadata)},
             "auxiliary": auxiliary,
-            "shards": shards,
-            "content_root": sha256(canonical([shard["sha256"] for shard in shards])),
+            SHARDS: shards.as_json(),
+            "content_root": shards.content_root,
             "tool": dict(tool or {}),
         }
         # A writer that was killed may have linked any of these names and synced none of them.
@@ -287,18 +330,26 @@ class LevelWriter:
         put_exclusive(self.directory, COMMIT, sealed(body), self.files)
         return Level.open(self.root, self.key, self.files)
 
-    def _entries(self) -> list[dict[str, Any]]:
-        return [self._entry(shard) for shard in range(self.geometry.shards)]
+    def _entries(self) -> Iterator[Entry]:
+        """What the commit says of every shard, in their order.
 
-    def _entry(self, shard: int) -> dict[str, Any]:
-        """What a commit says of a shard: its receipt, by hash, and all but the rows' checksums."""
+        Raises:
+            LevelDamaged: a shard has no receipt, or is not as large as that says.
+        """
+        sizes = self.files.sizes(self.directory)
+        for entry in several(self._entry, range(self.geometry.shards), self.files.requests):
+            path = self.directory / shard_name(entry.shard)
+            check_size(path, entry.nbytes, self.files, sizes)
+            yield entry
+
+    def _entry(self, shard: int) -> Entry:
         path = receipt_path(self.directory, shard)
         try:
-            body = unseal(path, self.files)
+            data = self.files.read(path)
         except FileNotFoundError:
             raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
-        facts = {name: body[name] for name in ("shard", "key", "rows", "nbytes", "sha256")}
-        return {**facts, "receipt": sha256(sealed(body))}
+        body = opened(data, path)
+        return Entry(shard, body["nbytes"], body["sha256"], sha256(data))
 
     def _put_array(self, name: str, array: np.ndarray) -> dict[str, Any]:
         data = npy(array)
