@@ -16,8 +16,7 @@ from store.errors import LevelBusy, LevelDamaged
 from store.feature_store import LevelState, Store, complete, partial, used_bytes
 from store.files import DISK, Files
 from store.layout import depth_directory
-from store.level import COMMIT, SHARDS, geometry_of
-from store.publish import unseal
+from store.level import commit_of, geometry_of
 from store.references import Reference, forget, references
 from store.verify import QUARANTINE, level_directories
 
@@ -89,7 +88,7 @@ def _level(store: Store, directory: Path, notes: list[Reference]) -> dict[str, A
 def level_state(directory: Path, files: Files = DISK) -> tuple[LevelState, int | None]:
     """State, and the bytes that its values would take uncompressed, in one file each."""
     try:
-        body = unseal(directory / COMMIT, files, SHARDS)
+        body = commit_of(directory, files)
     except FileNotFoundError:
         return partial(directory, files), None
     except LevelDamaged:

@@ -125,8 +125,7 @@ class Store:
 
 def complete(commit: dict[str, Any]) -> LevelState:
     """The state of a level that has a commit."""
-    nbytes = sum(shard["nbytes"] for shard in commit["shards"])
-    rows = commit["geometry"]["rows"]
+    rows, nbytes = commit["geometry"]["rows"], commit["shards"].nbytes
     return LevelState("complete", rows, nbytes, commit["content_root"], commit["parent"])
 
 

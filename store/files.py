@@ -10,7 +10,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,6 +146,12 @@ class Files:
         """Bytes of every file below a directory, by its path from there, where one request tells
         them all; None: ask for each."""
         return None
+
+    def sizes(self, directory: Path) -> dict[str, int]:
+        """Bytes of every file in a directory, by its name; empty if there is none."""
+        with suppress(FileNotFoundError), os.scandir(directory) as entries:
+            return {e.name: e.stat().st_size for e in entries if e.is_file()}
+        return {}
 
     def size(self, path: Path) -> int:
         """Bytes of a file."""

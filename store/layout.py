@@ -47,6 +47,11 @@ class LevelKey:
         return depth_directory(root, self.depth, self.fingerprint) / self.name
 
 
+def shard_name(shard: int) -> str:
+    """Zarr's key of a shard, with flat keys: one directory to sync instead of four."""
+    return f"c.{shard}.0.0.0"
+
+
 def depth_directory(root: Path, depth: int, fingerprint: str) -> Path:
     return root / f"x_{depth}-{fingerprint[:12]}"
 

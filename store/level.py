@@ -25,16 +25,19 @@ from store.codec import CHECKSUM, BadChunk, read_index, unpack
 from store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusals
 from store.files import DISK, Files
 from store.fingerprint import sha256
-from store.layout import Geometry, LevelKey
+from store.layout import Geometry, LevelKey, shard_name
 from store.memory import aligned
 from store.publish import opened, unseal
+from store.shard_table import Shards
 
 COMMIT = "COMMIT.json"
 RECEIPTS = "receipts"
 SHARDS, CHECKSUMS = "shards", "crc32c"
 """Fields by which a commit and a receipt are told from other records."""
-FORMAT = 2
-"""Version of what a commit says; a reader of another version refuses."""
+FORMAT = 3
+"""Version of what a commit says."""
+READABLE = (2, FORMAT)
+"""Format 2 had an entry of JSON for every shard."""
 CHUNKS_KEPT = 8
 """Decoded inner chunks kept, for readers that want a part of one after another."""
 
@@ -52,7 +55,7 @@ class Level:
     """Fingerprint, name and content root of the level this one was computed from; None for x_0."""
     auxiliary: dict[str, dict[str, Any]]
     """Small arrays beside the level (labels, sample ids): name → bytes and sha256."""
-    shards: list[dict[str, Any]]
+    shards: Shards
     """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
     files: Files = field(default=DISK, repr=False)
 
@@ -67,9 +70,9 @@ class Level:
         """
         directory = key.directory(root)
         body = read_commit(directory, key, files)
-        if body["format"] != FORMAT:
+        if body["format"] not in READABLE:
             raise LevelConflict(
-                f"{directory} has format {body['format']}; this version reads {FORMAT}"
+                f"{directory} has format {body['format']}; this version reads up to {FORMAT}"
             )
         facts = {name: body[name] for name in ("content_root", "parent", "auxiliary", "shards")}
         level = cls(directory, key, geometry_of(body), **facts, files=files)
@@ -83,7 +86,7 @@ class Level:
     @property
     def nbytes(self) -> int:
         """Bytes of the shards on disk."""
-        return sum(shard["nbytes"] for shard in self.shards)
+        return self.shards.nbytes
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows into ``out``.
@@ -122,7 +125,7 @@ class Level:
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
-        return self.directory / self.shards[shard]["key"]
+        return self.directory / shard_name(shard)
 
     def checksums(self, shard: int) -> np.ndarray:
         """crc32c of every row of a shard, uint32 (rows,). Raises LevelDamaged if its receipt is not
@@ -179,9 +182,10 @@ class Level:
 
     def check_sizes(self) -> None:
         """Raises LevelDamaged if a shard is gone or has not the size that the commit says."""
-        listed = self.files.listed(self.directory)
-        for number, shard in enumerate(self.shards):
-            check_size(self.path(number), shard["nbytes"], self.files, listed)
+        found = self.files.sizes(self.directory)
+        for shard, nbytes in enumerate(self.shards.sizes.tolist()):
+            if found.get(shard_name(shard)) != nbytes:
+                check_size(self.path(shard), nbytes, self.files, found)
 
 
 def runs(groups: np.ndarray) -> Iterator[tuple[int, slice]]:
@@ -192,13 +196,12 @@ def runs(groups: np.ndarray) -> Iterator[tuple[int, slice]]:
             yield int(groups[begin]), slice(begin, end)
 
 
-def shard_name(shard: int) -> str:
-    """Zarr's key of a shard, with flat keys: one directory to sync instead of four."""
-    return f"c.{shard}.0.0.0"
+def receipt_name(shard: int) -> str:
+    return f"{shard:06d}.json"
 
 
 def receipt_path(directory: Path, shard: int) -> Path:
-    return directory / RECEIPTS / f"{shard:06d}.json"
+    return directory / RECEIPTS / receipt_name(shard)
 
 
 def checksums_of(receipt: dict[str, Any]) -> np.ndarray:
@@ -210,12 +213,23 @@ def read_commit(directory: Path, key: LevelKey, files: Files = DISK) -> dict[str
     """The body of a commit, which must be about ``key``. Raises as :meth:`Level.open` does."""
     with refusals(directory / COMMIT):
         try:
-            body = unseal(directory / COMMIT, files, SHARDS)
+            body = commit_of(directory, files)
         except FileNotFoundError:
             raise LevelAbsent(f"{key.label} ({key.fingerprint[:12]}) is not in the store") from None
     if body["level"] != asdict(key):
         raise LevelConflict(f"{directory} holds {body['level']}, not {asdict(key)}")
     return body
+
+
+def commit_of(directory: Path, files: Files = DISK) -> dict[str, Any]:
+    """The body of the commit in a directory, with its shards as :class:`Shards`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LevelDamaged: it is not what was written.
+    """
+    body = unseal(directory / COMMIT, files, SHARDS)
+    return body | {SHARDS: Shards.from_json(geometry_of(body), body[SHARDS])}
 
 
 def geometry_of(commit: dict[str, Any]) -> Geometry:
@@ -243,18 +257,18 @@ def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
 
 
 def check_size(
-    path: Path, nbytes: int, files: Files = DISK, listed: Mapping[str, int] | None = None
+    path: Path, nbytes: int, files: Files = DISK, sizes: Mapping[str, int] | None = None
 ) -> None:
     """
     Args:
-        listed: of the shard's directory, if it was; see :meth:`store.files.Files.listed`.
+        sizes: of the files in the shard's directory, if they were asked for.
 
     Raises:
         LevelDamaged: a shard is not there or has another size than recorded.
     """
     with _present(path, f"its commit says {nbytes:,} bytes"):
-        if listed is not None and path.name not in listed:
+        if sizes is not None and path.name not in sizes:
             raise FileNotFoundError(str(path))
-        size = files.size(path) if listed is None else listed[path.name]
+        size = files.size(path) if sizes is None else sizes[path.name]
     if size != nbytes:
         raise LevelDamaged(f"{path} has {size:,} bytes; its commit says {nbytes:,}")

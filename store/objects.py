@@ -227,6 +227,9 @@ class Objects(WholeFiles):
         prefix = key_of(directory)
         return {key[len(prefix) + 1 :]: nbytes for key, nbytes in self.bucket.below(prefix)}
 
+    def sizes(self, directory: Path) -> dict[str, int]:
+        return {name: nbytes for name, nbytes in self.listed(directory).items() if "/" not in name}
+
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
         """Threads that wait for the network."""

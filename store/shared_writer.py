@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from store.ahead import several
 from store.codec import decode
 from store.errors import LevelDamaged
-from store.level import CHECKSUMS, RECEIPTS, check_size, receipt_path, shard_name
+from store.layout import shard_name
+from store.level import CHECKSUMS, RECEIPTS, receipt_name, receipt_path
 from store.publish import put_exclusive, replace, sealed, unseal
 from store.writer import LevelWriter
 
@@ -29,9 +31,9 @@ class SharedWriter(LevelWriter):
         """Shards that are not there. One whose receipt is missing or speaks of other bytes (its
         writer was killed between the two) is vouched for; one that cannot be read is removed."""
         listed = self.files.listed(self.directory) or {}
-        with ThreadPoolExecutor(self.files.requests) as pool:
-            whole = pool.map(lambda shard: self._there(shard, listed), range(self.geometry.shards))
-            missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
+        shards = range(self.geometry.shards)
+        whole = several(lambda shard: self._there(shard, listed), shards, self.files.requests)
+        missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
         for shard in missing:
             if shard_name(shard) in listed or self._receipt_name(shard) in listed:
                 self.forget(shard)
@@ -82,13 +84,4 @@ class SharedWriter(LevelWriter):
             replace(path.parent, path.name, sealed(receipt), self.files)
 
     def _receipt_name(self, shard: int) -> str:
-        return f"{RECEIPTS}/{receipt_path(self.directory, shard).name}"
-
-    def _entries(self) -> list[dict[str, Any]]:
-        """Of all receipts, whose shards must be there with so many bytes."""
-        listed = self.files.listed(self.directory)
-        with ThreadPoolExecutor(self.files.requests) as pool:
-            entries = list(pool.map(self._entry, range(self.geometry.shards)))
-        for entry in entries:
-            check_size(self.directory / entry["key"], entry["nbytes"], self.files, listed)
-        return entries
+        return f"{RECEIPTS}/{receipt_name(shard)}"

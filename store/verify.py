@@ -9,30 +9,32 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from store.ahead import several
 from store.codec import decode
 from store.errors import LevelDamaged, refusals
 from store.files import DISK, Files
 from store.fingerprint import fingerprint, sha256
-from store.layout import LevelKey
+from store.layout import LevelKey, shard_name
 from store.level import (
     CHECKSUMS,
     COMMIT,
     RECEIPTS,
     SHARDS,
     check_size,
+    commit_of,
     read_hashed,
     receipt_path,
-    shard_name,
 )
 from store.publish import make_directory, unseal
-from store.writer import HASH_THREADS, INTENT, LINEAGE, ZARR, LevelWriter
+from store.unfinished import HASH_THREADS
+from store.writer import INTENT, LINEAGE, ZARR, LevelWriter
 
 QUARANTINE = "quarantine"
 NOT_ITSELF = "it does not match its own sha256, or is of another kind"
@@ -84,7 +86,7 @@ def check_level(
     if not files.exists(directory / COMMIT):
         return []
     try:
-        body = unseal(directory / COMMIT, files, SHARDS)
+        body = commit_of(directory, files)
     except LevelDamaged:
         damage = Damage(directory / COMMIT, NOT_ITSELF, directory)
         return [damage, *_check_intent(directory, files), *_by_receipts(directory, files, tick)]
@@ -116,19 +118,18 @@ def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterato
     """zarr.json, the small arrays and the receipts, by their hashes in the commit."""
     expected = {ZARR: body["zarr_json"]["sha256"]}
     expected |= {name: facts["sha256"] for name, facts in body["auxiliary"].items()}
-    paths = {directory / name: sha for name, sha in expected.items()}
-    for entry in body["shards"]:
-        paths[receipt_path(directory, entry["shard"])] = entry["receipt"]
+    small = ((directory / name, sha) for name, sha in expected.items())
+    receipts = ((receipt_path(directory, s["shard"]), s["receipt"]) for s in body["shards"])
 
-    def check(path: Path) -> Damage | None:
+    def check(file: tuple[Path, str]) -> Damage | None:
+        path, sha = file
         try:
-            read_hashed(path, paths[path], files)
+            read_hashed(path, sha, files)
         except LevelDamaged as error:
             return _damage(path, error, directory)
         return None
 
-    with ThreadPoolExecutor(files.requests) as pool:
-        yield from filter(None, pool.map(check, paths))
+    yield from filter(None, several(check, chain(small, receipts), files.requests))
 
 
 def _shards(
@@ -142,16 +143,15 @@ def _shards(
     """Shards by size, and ``deep`` by hash."""
     if deep and hashing is not None:
         return [damage for damage in hashing(directory, entries) if damage]
-    listed = files.listed(directory)
+    sizes = files.sizes(directory)
 
     def check(entry: dict[str, Any]) -> Damage | None:
-        damage = check_shard(directory, entry, deep=deep, files=files, listed=listed)
+        damage = check_shard(directory, entry, deep=deep, files=files, sizes=sizes)
         if deep and damage is None:
             tick(entry["nbytes"])
         return damage
 
-    with ThreadPoolExecutor(HASH_THREADS) as pool:
-        return [damage for damage in pool.map(check, entries) if damage]
+    return [damage for damage in several(check, entries, HASH_THREADS if deep else 1) if damage]
 
 
 def check_shard(
@@ -160,17 +160,17 @@ def check_shard(
     *,
     deep: bool,
     files: Files = DISK,
-    listed: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Damage | None:
     """A shard by its size, and ``deep`` by its hash; None: it is sound.
 
     Args:
         entry: what its commit, or its receipt, says of it.
-        listed: sizes of the files in the directory, if they were asked for.
+        sizes: of the files in the directory, if they were asked for.
     """
     path = directory / entry["key"]
     try:
-        check_size(path, entry["nbytes"], files, listed)
+        check_size(path, entry["nbytes"], files, sizes)
         if deep:
             with refusals(path):
                 if sha256(files.read(path)) != entry["sha256"]:
@@ -264,9 +264,9 @@ def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
     locked, and not yet begun: its ``zarr.json`` may be among the damaged.
     """
     files, directory = writer.files, writer.directory
-    known: dict[int, str] = {}
+    known: Sequence[dict[str, Any]] = ()
     with contextlib.suppress(LevelDamaged, FileNotFoundError):
-        known = {s["shard"]: s["sha256"] for s in unseal(directory / COMMIT, files, SHARDS)[SHARDS]}
+        known = commit_of(directory, files)[SHARDS]
     make_directory(directory / RECEIPTS, files)
     small = {d.path for d in damaged if d.shard is None and d.path.name != COMMIT}
     _remove(sorted(small), files)
@@ -280,8 +280,8 @@ def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
                 writer.forget(damage.shard)
         elif damage.path.parent.name == RECEIPTS:
             shard = int(damage.path.stem)
-            if shard in known and shard not in bad:
-                _vouch_again(writer, shard, known[shard])
+            if shard < len(known) and shard not in bad:
+                _vouch_again(writer, shard, known[shard]["sha256"])
 
 
 def _vouch_again(writer: LevelWriter, shard: int, expected: str) -> None:

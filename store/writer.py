@@ -17,27 +17,39 @@ from typing import Any
 
 import numpy as np
 
+from store.ahead import several
 from store.codec import encode, row_checksums, zarr_metadata
 from store.errors import LevelConflict, LevelDamaged, refusals
 from store.files import DISK, Files
-from store.fingerprint import canonical, sha256
-from store.layout import Geometry, LevelKey, lock_path
-from store.level import CHECKSUMS, COMMIT, FORMAT, RECEIPTS, Level, receipt_path, shard_name
+from store.fingerprint import sha256
+from store.layout import Geometry, LevelKey, lock_path, shard_name
+from store.level import (
+    CHECKSUMS,
+    COMMIT,
+    FORMAT,
+    RECEIPTS,
+    SHARDS,
+    Level,
+    check_size,
+    receipt_path,
+)
 from store.publish import (
     TEMPORARY,
     Parts,
     make_directory,
     npy,
+    opened,
     put_exclusive,
     replace,
     sealed,
     unseal,
 )
+from store.shard_table import Entry, Shards
+from store.unfinished import Unfinished
 
 INTENT, ZARR = "intent.json", "zarr.json"
 LINEAGE = "lineage"
 """Field by which an intent is told from other records."""
-HASH_THREADS = 2
 PUBLISHERS = 2
 """Shards on their way to the disk at a time: hashing one takes as long as writing it to a fast
 disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
@@ -141,13 +153,15 @@ class LevelWriter:
         return self.files.exists(self.directory / COMMIT)
 
     def missing(self) -> list[int]:
-        """Shards without a valid receipt. What a killed writer left half done is removed."""
+        """Shards that are to be written: see :mod:`store.unfinished`. What a killed writer left
+        half done is removed."""
         self.sweep()
-        with refusals(self.directory), ThreadPoolExecutor(HASH_THREADS) as pool:
-            whole = list(pool.map(self.is_whole, range(self.geometry.shards)))
-            missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
+        with refusals(self.directory):
+            found = Unfinished(self.directory, self.geometry, self.files)
+            missing = found.missing(self.is_whole)
             for shard in missing:
-                self.forget(shard)
+                if found.has_any(shard):
+                    self.forget(shard)
         return missing
 
     def sweep(self) -> None:
@@ -276,7 +290,7 @@ class LevelWriter:
         Raises:
             LevelDamaged: a shard has no receipt.
         """
-        shards = self._entries()
+        shards = Shards.of(self.geometry, self._entries())
         auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
         body = {
             "format": FORMAT,
@@ -285,8 +299,8 @@ class LevelWriter:
             "geometry": asdict(self.geometry),
             "zarr_json": {"nbytes": len(self.metadata), "sha256": sha256(self.metadata)},
             "auxiliary": auxiliary,
-            "shards": shards,
-            "content_root": sha256(canonical([shard["sha256"] for shard in shards])),
+            SHARDS: shards.as_json(),
+            "content_root": shards.content_root,
             "tool": dict(tool or {}),
         }
         # A writer that was killed may have linked any of these names and synced none of them.
@@ -296,18 +310,26 @@ class LevelWriter:
         put_exclusive(self.directory, COMMIT, sealed(body), self.files)
         return Level.open(self.root, self.key, self.files)
 
-    def _entries(self) -> list[dict[str, Any]]:
-        return [self._entry(shard) for shard in range(self.geometry.shards)]
+    def _entries(self) -> Iterator[Entry]:
+        """What the commit says of every shard, in their order.
 
-    def _entry(self, shard: int) -> dict[str, Any]:
-        """What a commit says of a shard: its receipt, by hash, and all but the rows' checksums."""
+        Raises:
+            LevelDamaged: a shard has no receipt, or is not as large as that says.
+        """
+        sizes = self.files.sizes(self.directory)
+        for entry in several(self._entry, range(self.geometry.shards), self.files.requests):
+            path = self.directory / shard_name(entry.shard)
+            check_size(path, entry.nbytes, self.files, sizes)
+            yield entry
+
+    def _entry(self, shard: int) -> Entry:
         path = receipt_path(self.directory, shard)
         try:
-            body = unseal(path, self.files)
+            data = self.files.read(path)
         except FileNotFoundError:
             raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
-        facts = {name: body[name] for name in ("shard", "key", "rows", "nbytes", "sha256")}
-        return {**facts, "receipt": sha256(sealed(body))}
+        body = opened(data, path)
+        return Entry(shard, body["nbytes"], body["sha256"], sha256(data))
 
     def _put_array(self, name: str, array: np.ndarray) -> dict[str, Any]:
         data = npy(array)

@@ -208,7 +208,7 @@ class Trial:
 @contextlib.contextmanager
 def inline() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for module in ("codec", "writer", "verify"):
+        for module in ("ahead", "codec", "writer"):
             stack.enter_context(patch(f"store.{module}.ThreadPoolExecutor", Inline))
         yield
 

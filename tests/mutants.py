@@ -20,6 +20,7 @@ from store.codec import encode
 from store.fingerprint import sha256
 from store.level import Level, receipt_path, shard_name
 from store.publish import sealed
+from store.shard_table import Entry
 from store.writer import LevelWriter
 
 
@@ -110,12 +111,11 @@ class CommitBeforeReceipts(LevelWriter):
     def vouch(self, shard: int, receipt: Any) -> None:
         self.__dict__.setdefault("kept", {})[shard] = receipt
 
-    def _entry(self, shard: int) -> dict[str, Any]:
+    def _entry(self, shard: int) -> Entry:
         body = self.__dict__.get("kept", {}).get(shard)
         if body is None:
             return super()._entry(shard)
-        facts = {name: body[name] for name in ("shard", "key", "rows", "nbytes", "sha256")}
-        return {**facts, "receipt": sha256(sealed(body))}
+        return Entry(shard, body["nbytes"], body["sha256"], sha256(sealed(body)))
 
     def commit(self, *arguments: Any, **named: Any) -> Level:
         level = super().commit(*arguments, **named)

@@ -243,6 +243,10 @@ class SimulatedDisk(Files):
     def map(self, path: Path) -> np.ndarray:
         return np.frombuffer(self.read(path), np.uint8)
 
+    def sizes(self, directory: Path) -> dict[str, int]:
+        found = [directory / name for name in self.names(directory)]
+        return {path.name: self.size(path) for path in found if not self.is_directory(path)}
+
     def size(self, path: Path) -> int:
         return len(self.read(path))
 

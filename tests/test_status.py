@@ -106,7 +106,7 @@ def test_shards_without_a_commit_are_partial(session: Session) -> None:
 
 def test_a_damaged_commit_is_seen(session: Session) -> None:
     path = session.key(2, "test", "clean").directory(session.store.root) / "COMMIT.json"
-    path.write_bytes(path.read_bytes().replace(b'"format": 2', b'"format": 7'))
+    path.write_bytes(path.read_bytes().replace(b'"format": 3', b'"format": 7'))
     assert states(session, 2) == ["complete", "damaged"]
 
 
