@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import os
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +30,7 @@ from store.level import (
     check_size,
     receipt_path,
 )
+from store.priority import step_back
 from store.publish import (
     TEMPORARY,
     Parts,
@@ -53,20 +51,6 @@ LINEAGE = "lineage"
 PUBLISHERS = 2
 """Shards on their way to the disk at a time: hashing one takes as long as writing it to a fast
 disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
-
-
-STEP_BACK = 5
-"""What is added to the niceness of threads that publish."""
-
-
-def _step_back() -> None:
-    """Let those who compute go first: a forward pass runs on all cores at once, and waits for the
-    one that was taken from it. Threads of this one step back with it."""
-    if sys.platform == "linux":  # where threads have a priority of their own
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):
-            nice = os.getpriority(os.PRIO_PROCESS, thread)
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, nice + STEP_BACK))
 
 
 class LevelWriter:
@@ -201,7 +185,7 @@ class LevelWriter:
             DiskFull, StoreRefused: of the first shard that was refused; the others are kept.
         """
         nbytes, waiting = 0, deque[Future[int]]()
-        with ThreadPoolExecutor(PUBLISHERS, initializer=_step_back) as pool:
+        with ThreadPoolExecutor(PUBLISHERS, initializer=step_back) as pool:
             for shard, rows in produced:
                 waiting.append(pool.submit(self.put, shard, rows))
                 if len(waiting) > PUBLISHERS:  # one more is made while all of them work

@@ -20,7 +20,8 @@ from store.files import Files
 from store.layout import Geometry
 from store.level import shard_name
 from store.publish import TEMPORARY
-from store.writer import PUBLISHERS, STEP_BACK, LevelWriter
+from store.priority import STEP_BACK
+from store.writer import PUBLISHERS, LevelWriter
 
 SHAPE = replace(SMALL, rows=40)  # ten shards
 ROWS = drawn(SHAPE)
