@@ -104,15 +104,21 @@ def _compressor(profile: str, itemsize: int) -> Any:
     return Blosc(cname="lz4", clevel=LZ4_LEVEL, shuffle=Blosc.NOSHUFFLE, typesize=itemsize)
 
 
-def encode(geometry: Geometry, rows: np.ndarray) -> list[bytes | memoryview]:
-    """One shard of (n, channel, y, x) stored elements, in pieces that need no copy."""
+def encode(
+    geometry: Geometry, rows: np.ndarray, threads: int = CODEC_THREADS
+) -> list[bytes | memoryview]:
+    """One shard of (n, channel, y, x) stored elements, in pieces that need no copy.
+
+    Args:
+        threads: that compress, which changes nothing of the bytes.
+    """
     rows = np.ascontiguousarray(rows)
     if geometry.profile == "raw":
         filled = -(-len(rows) // geometry.chunk_rows) * geometry.chunk_rows
         lengths = np.full(filled // geometry.chunk_rows, geometry.chunk_rows * geometry.row_bytes)
         poison = _poison(geometry, filled - len(rows))
         return [rows.data.cast("B"), poison.tobytes(), _index(geometry, lengths)]
-    with ThreadPoolExecutor(CODEC_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         starts = range(0, len(rows), geometry.chunk_rows)
         chunks = list(
             pool.map(lambda at: _pack(geometry, rows[at : at + geometry.chunk_rows]), starts)

@@ -52,8 +52,11 @@ class DiskFull(StoreRefused):
     """
 
     def __init__(self, where: str, needed: int, free: int) -> None:
-        self.needed, self.free = needed, free
-        super().__init__(f"no space left: {where} needs {needed:,} bytes, {free:,} are free")
+        super().__init__(where, needed, free)  # as they are, so that it survives pickling
+        self.where, self.needed, self.free = where, needed, free
+
+    def __str__(self) -> str:
+        return f"no space left: {self.where} needs {self.needed:,} bytes, {self.free:,} are free"
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -147,13 +147,13 @@ class LevelWriter:
                 for name in self.files.names(directory):
                     if name.startswith(TEMPORARY):
                         self.files.unlink(directory / name)
-            whole = list(pool.map(self._whole, range(self.geometry.shards)))
+            whole = list(pool.map(self.is_whole, range(self.geometry.shards)))
             missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
             for shard in missing:
                 self.forget(shard)
         return missing
 
-    def _whole(self, shard: int) -> bool:
+    def is_whole(self, shard: int) -> bool:
         """Does a shard lie on disk as its receipt says?"""
         path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
         with contextlib.suppress(FileNotFoundError, LevelDamaged):
@@ -202,13 +202,7 @@ class LevelWriter:
             DiskFull, StoreRefused: nothing of this shard is left behind.
             ValueError: shape or dtype is not the level's.
         """
-        first, last = self.geometry.shard_range(shard)
-        expected = (last - first, *self.geometry.stored)
-        if rows.shape != expected or rows.dtype != self.geometry.dtype:
-            raise ValueError(
-                f"shard {shard} wants {expected} {self.geometry.dtype}, "
-                f"got {rows.shape} {rows.dtype}"
-            )
+        self.check_rows(shard, rows)
         path = receipt_path(self.directory, shard)
         if self.files.exists(path):  # somebody finished it since we asked what is missing
             return unseal(path, self.files)["nbytes"]
@@ -221,6 +215,16 @@ class LevelWriter:
             self._publish(shard_name(shard), data)
         self.vouch(shard, receipt.result())
         return receipt.result()["nbytes"]
+
+    def check_rows(self, shard: int, rows: np.ndarray) -> None:
+        """Are these, by their shape and dtype, the rows of a shard? Raises ValueError."""
+        first, last = self.geometry.shard_range(shard)
+        expected = (last - first, *self.geometry.stored)
+        if rows.shape != expected or rows.dtype != self.geometry.dtype:
+            raise ValueError(
+                f"shard {shard} wants {expected} {self.geometry.dtype}, "
+                f"got {rows.shape} {rows.dtype}"
+            )
 
     def vouch(self, shard: int, receipt: Any) -> None:
         """Publish the receipt of a shard that is on disk."""

@@ -167,7 +167,7 @@ MUTANTS = {
     ),
     "receipts trusted": Mutant(
         "a shard is taken for whole because it has a receipt",
-        patches={"store.writer.LevelWriter._whole": is_named},
+        patches={"store.writer.LevelWriter.is_whole": is_named},
     ),
     "temporary files kept": Mutant(
         "nobody tidies up after a killed writer", patches={"store.writer.TEMPORARY": ".other-"}
