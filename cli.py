@@ -21,6 +21,7 @@ from cli_options import (
     layer_option,
     only_layer,
     solving,
+    spread,
     store_option,
     where,
     work,
@@ -128,6 +129,7 @@ def train(**options: Any) -> None:
 @main.command()
 @solving
 @layer_option
+@spread
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def materialize(**options: Any) -> None:
     """Write x_j, the features after layer j, and whatever that needs first."""
@@ -138,6 +140,7 @@ def materialize(**options: Any) -> None:
 
 @main.command()
 @solving
+@spread
 @budget_option
 def run(**options: Any) -> None:
     """Everything: solve every layer from cached features, evaluate, report."""
@@ -254,6 +257,7 @@ def clean(**options: Any) -> None:
 @main.command()
 @work
 @only_layer
+@spread
 @click.option("--deep", is_flag=True, help="Read every byte, not only sizes and small files.")
 @click.option("--repair", is_flag=True, help="Compute what is damaged again, and only that.")
 def verify(**options: Any) -> None:

@@ -71,6 +71,10 @@ WORTH = (
     click.option("--machine", type=FILE, help="TOML with its rates.  [as `calibrate` measured]"),
     click.option("--problems", type=click.IntRange(1), default=1, help="Per depth, to ask that."),
 )
+CLUSTER = (
+    click.option("--workers", type=click.IntRange(1), help="Of this machine, to share the work."),
+    click.option("--scheduler", metavar="tcp://…", help="Of a Dask cluster that shares the disk."),
+)
 CACHE = click.option("--cache", default="always", type=CACHED, help="What to write on the way.")
 
 
@@ -87,6 +91,11 @@ def work(command: Command) -> Command:
 def worth(command: Command) -> Command:
     """The options of what asks which levels are worth their disk."""
     return reduce(lambda decorated, option: option(decorated), reversed(WORTH), command)
+
+
+def spread(command: Command) -> Command:
+    """The options of what can be done by the workers of a cluster."""
+    return reduce(lambda decorated, option: option(decorated), reversed(CLUSTER), command)
 
 
 def bounded(command: Command) -> Command:

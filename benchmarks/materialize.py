@@ -151,8 +151,8 @@ class Through(Features):
 def trivial(kind: str) -> Callable[..., Features]:
     """In the place of ``pipeline.source.features``."""
 
-    def found(session: Session, depth: int, split: str) -> Features:
-        real = features(session, depth, split)
+    def found(session: Session, depth: int, split: str, **rest: bool) -> Features:
+        real = features(session, depth, split, **rest)
         if kind == "through":
             return Through(**vars(real))
         identity: Any = nn.Identity()

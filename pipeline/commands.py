@@ -14,6 +14,7 @@ from pipeline import (
     baseline,
     caching,
     cleaning,
+    cluster,
     compressed,
     errors,
     explaining,
@@ -35,6 +36,7 @@ from pipeline import (
     worth_tables,
 )
 from pipeline.answer import Answer
+from pipeline.interrupt import Interruptions
 from pipeline.progress import size
 from pipeline.work import Options
 from store.publish import replace
@@ -211,7 +213,9 @@ def clean(options: Options, confirm: Callable[[str], None]) -> Answer:
 def verify(options: Options) -> Answer:
     found = work.find(options)
     how: Mapping[str, Any] = {"deep": options["deep"], "layer": options["layer"]}
-    checked = verifying.verify(found, **how, report=work.reporting(options))
+    report = work.reporting(options)
+    with cluster.crew(options, report, Interruptions()) as crew:
+        checked = verifying.verify(found, **how, report=report, crew=crew)
     mended = []
     if options["repair"] and checked.count:
         found.existing()

@@ -6,6 +6,7 @@
     ├── NotThereYet        8  run the command that makes it
     ├── RunConflict        8  use another run directory
     ├── LoaderError        7  install ffcv, or use the native loader
+    ├── ClusterError      12  start workers, or mend what the named shards need
     ├── LayerRange         2  name a layer that exists
     └── OptionRange        2  give an option a value that can be
     from the floors below
@@ -55,6 +56,10 @@ class LoaderError(PipelineError):
     """The loader asked for cannot be had, cannot read this, or has failed."""
 
 
+class ClusterError(PipelineError):
+    """There is no cluster to work with, or workers could not do all that they were told."""
+
+
 class LayerRange(PipelineError):
     """The network has no such layer."""
 
@@ -78,6 +83,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (LevelBusy, 8),
     (StoreRefused, 11),
     (StoreError, 10),
+    (ClusterError, 12),
     (KeyboardInterrupt, 130),
 )
 """First match wins."""
@@ -96,7 +102,8 @@ Exit codes:
   0 done · 1 a bug · 2 usage, no such layer · 3 recipe · 4 images or labels
   5 over a budget · 6 disk full · 7 device or loader · 8 not there yet, or another run's directory
   9 training diverged · 10 a level or weights are damaged
-  11 the disk or object store refuses (read-only, I/O error, no bucket) · 130 stopped
+  11 the disk or object store refuses (read-only, I/O error, no bucket)
+  12 there is no cluster, or its workers failed · 130 stopped
 """
 """The same for the end of --help."""
 

@@ -6,26 +6,31 @@ level is a shuffled one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline import orders
 from pipeline.errors import RunConflict, remedy
 from pipeline.images import have_images, stamp
 from pipeline.levels import geometry_at
 from pipeline.line import Line
+from pipeline.recipe import Recipe
 from pipeline.rundir import DATA
 from pipeline.session import READ_THREADS, Session
 from pipeline.writing import Content, Shards, write_level
 from stages.errors import DataError
-from stages.images import SPLITS, Source, check_labels, open_source, pixels, survey
+from stages.images import SPLITS, Examined, Source, check_labels, open_source, pixels, survey
 from store.errors import LevelDamaged
 from store.fingerprint import fingerprint
-from store.layout import LevelKey, geometry
+from store.layout import Geometry, LevelKey, geometry
 from store.level import Level
+from store.mandate import Mandate
 from store.order import generator
 from store.publish import make_directory, replace, sealed, unseal
 from store.verify import Damage
@@ -60,12 +65,11 @@ def ensure_images(
                 f"made from (digest {known['digest'][:12]}, now {found['digest'][:12]}). Restore "
                 "them, or choose another directory with --run"
             )
-        kept = {split: np.array(found["kept"][split], np.int64) for split in SPLITS}
         facts = {k: v for k, v in found.items() if k != "kept"}
         session.run.write(session.run.directory / DATA, facts)
         for split in SPLITS:
             again = (damaged or {}).get(session.key(0, split, "clean"), ())
-            _write_split(session, source, split, kept[split], again)
+            _write_split(session, source, split, found, again)
 
 
 def levels(session: Session) -> dict[str, Level]:
@@ -79,12 +83,12 @@ def levels(session: Session) -> dict[str, Level]:
 def _survey(session: Session, source: Source) -> dict[str, Any]:
     """Digest, counts and good samples of a source, remembered while it is unchanged."""
     signature, store = source.signature(), session.store
-    memo = store.root / "sources" / f"{fingerprint([session.run.source, signature])[:12]}.json"
+    memo = _memo(session, signature)
     with suppress(FileNotFoundError, LevelDamaged):
         remembered = unseal(memo, store.files)
         if not remembered["broken_count"] or session.skip_broken:
             return remembered
-    found = _read_all(session, source) | {
+    found = _read_all(session, source, signature) | {
         "signature": signature,
         "stamp": stamp(session.run.source),
     }
@@ -93,8 +97,16 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
     return found
 
 
-def _read_all(session: Session, source: Source) -> dict[str, Any]:
+def _memo(session: Session, signature: str) -> Path:
+    """Where a survey is remembered."""
+    name = fingerprint([session.run.source, signature])[:12]
+    return session.store.root / "sources" / f"{name}.json"
+
+
+def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any]:
     total = sum(source.count(split) for split in SPLITS)
+    if session.crew is not None:
+        session.crew.begin()
     advice = "Mend or remove them, or pass --skip-broken to leave them out"
     with session.report.task("reading images", total, "images") as tick, remedy(DataError, advice):
 
@@ -102,7 +114,13 @@ def _read_all(session: Session, source: Source) -> dict[str, Any]:
             session.stop.check()
             tick(images)
 
-        result = survey(source, skip_broken=session.skip_broken, tick=done, workers=READ_THREADS)
+        result = survey(
+            source,
+            skip_broken=session.skip_broken,
+            tick=done,
+            workers=READ_THREADS,
+            examined=_examined(session, source, signature),
+        )
     if result.broken:
         session.report.say(
             f"left out {len(result.broken)} broken images, the first: {result.broken[0].name}"
@@ -122,29 +140,74 @@ def _read_all(session: Session, source: Source) -> dict[str, Any]:
 # ---- x_0 --------------------------------------------------------------------------------------
 
 
-def _write_split(
-    session: Session, source: Source, split: str, kept: np.ndarray, damaged: Sequence[Damage]
-) -> None:
-    """Write x_0 of one split, its rows in a seeded random order."""
-    key, data = session.key(0, split, "clean"), session.run.recipe.data
-    shuffled = generator("order of rows", key.fingerprint, split).permutation(len(kept))
-    samples = kept[shuffled]
-    shard_bytes = session.run.recipe.cache.shard_mb << 20
-    sample = (data.channels, data.size, data.size)
-    shape = geometry_at(session.store, key) or geometry(len(samples), sample, "uint8", shard_bytes)
+@dataclass(frozen=True)
+class Decoded:
+    """x_0 of one split, its rows in a seeded random order, as it is decoded."""
 
-    def decode(sample: np.int64) -> np.ndarray:
-        return pixels(source.image(split, int(sample)), data.size, data.channels)
+    recipe: Recipe
+    source: Source
+    split: str
+    samples: np.ndarray
+    """int64 (rows,): the sample of every row."""
+    shape: Geometry
+    threads: int = READ_THREADS
 
-    def shards(todo: Sequence[int], line: Line) -> Shards:
-        with ThreadPoolExecutor(READ_THREADS) as pool:
+    def shards(self, todo: Sequence[int], line: Line) -> Shards:
+        with ThreadPoolExecutor(self.threads) as pool:
             for shard in todo:
-                first, last = shape.shard_range(shard)
-                images = np.empty((last - first, *shape.sample), np.uint8)
-                for row, image in enumerate(pool.map(decode, samples[first:last])):
+                first, last = self.shape.shard_range(shard)
+                images = np.empty((last - first, *self.shape.sample), np.uint8)
+                for row, image in enumerate(pool.map(self._pixels, self.samples[first:last])):
                     images[row] = image
                     line.tick(1)
                 yield shard, images
 
+    def _pixels(self, sample: np.int64) -> np.ndarray:
+        data = self.recipe.data
+        return pixels(self.source.image(self.split, int(sample)), data.size, data.channels)
+
+
+def order_of_rows(key: LevelKey, found: Mapping[str, Any]) -> np.ndarray:
+    """The sample of every row of x_0: int64 (rows,).
+
+    Args:
+        found: what a survey found.
+    """
+    kept = np.array(found["kept"][key.split], np.int64)
+    shuffled = generator("order of rows", key.fingerprint, key.split).permutation(len(kept))
+    return kept[shuffled]
+
+
+def _write_split(
+    session: Session,
+    source: Source,
+    split: str,
+    found: Mapping[str, Any],
+    damaged: Sequence[Damage],
+) -> None:
+    """Write x_0 of one split."""
+    key, data = session.key(0, split, "clean"), session.run.recipe.data
+    samples = order_of_rows(key, found)
+    shard_bytes = session.run.recipe.cache.shard_mb << 20
+    sample = (data.channels, data.size, data.size)
+    shape = geometry_at(session.store, key) or geometry(len(samples), sample, "uint8", shard_bytes)
+    decoded = Decoded(session.run.recipe, source, split, samples, shape)
     arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
-    write_level(session, key, shape, lambda: Content("decoding", shards, arrays=arrays), damaged)
+
+    def told(mandate: Mandate) -> orders.ImagesOrder:
+        memo = _memo(session, found["signature"]).absolute()
+        return orders.ImagesOrder(orders.Place.of(session), mandate, memo, found["digest"])
+
+    content = Content("decoding", decoded.shards, arrays=arrays, told=told)
+    write_level(session, key, shape, lambda: content, damaged)
+
+
+def _examined(
+    session: Session, source: Source, signature: str
+) -> Iterator[tuple[str, int, Examined]] | None:
+    """The images, hashed and decoded by a cluster; None: there is none."""
+    if session.crew is None:
+        return None
+    from pipeline.spread import examined
+
+    return examined(session, source, orders.SurveyOrder(orders.Place.of(session), signature))

@@ -8,7 +8,7 @@ look at first.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from pipeline.progress import Tick, size
@@ -75,3 +75,38 @@ class Line:
         """The part that limits."""
         shares = self.shares
         return max(shares, key=lambda name: shares[name])
+
+
+class Together:
+    """The same of many workers: where the time of all of them went, and who did how much."""
+
+    def __init__(self, work: str) -> None:
+        self._seconds = {work: 1e-9}
+        self._rows: dict[str, int] = {}
+        self._begun = time.perf_counter()
+        self.peak_bytes = 0
+        """Of the worker that took most."""
+
+    def add(self, worker: str, rows: int, seconds: Mapping[str, float], peak_bytes: int) -> None:
+        """A shard that a worker has done."""
+        self._rows[worker] = self._rows.get(worker, 0) + rows
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+        for part, taken in seconds.items():
+            self._seconds[part] = self._seconds.get(part, 0.0) + taken
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """As of one line."""
+        whole = sum(self._seconds.values())
+        return {part: taken / whole for part, taken in self._seconds.items()}
+
+    @property
+    def limit(self) -> str:
+        """The part that takes most of the time."""
+        return max(self._seconds, key=lambda part: self._seconds[part])
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Rows per second of every worker that did any."""
+        taken = max(time.perf_counter() - self._begun, 1e-9)
+        return {worker: rows / taken for worker, rows in sorted(self._rows.items())}

@@ -10,24 +10,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from pipeline import device, ingest, levels, outcome, stores, views
-from pipeline.line import Line
-from pipeline.ring import Ring
+from pipeline import device, levels, orders, outcome, stores, views
+from pipeline.computed import Computed
 from pipeline.rundir import FEATURES
 from pipeline.session import Session
-from pipeline.source import Features, features, level_draws, naming_rows, nearest
-from pipeline.transfer import host_memory
-from pipeline.views import Draws
-from pipeline.writing import Content, Shards, write_level
-from stages.memory import watched
+from pipeline.source import features, nearest
+from pipeline.writing import Content, write_level
 from store.errors import DiskFull
 from store.layout import Geometry, LevelKey, geometry
 from store.verify import Damage
-from store.writer import PUBLISHERS
 
 SPARE_BYTES = 64 << 20
 """Kept free beyond what a level needs, for records and checkpoints."""
@@ -115,63 +106,12 @@ def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
 def _content(session: Session, key: LevelKey, shape: Geometry) -> Content:
     """What goes into a level of x_j, computed from the nearest level below."""
     source = features(session, key.depth, key.split, clean=key.view == "clean")
-    view = "clean" if source.base == 0 else key.view
-    base = source.levels[view]
-    shards = partial(_shards, session, key, shape, source, view)
+    computed = Computed.of(session, key, shape, source)
+    base = source.levels[computed.view]
     parent = levels.parent_of(base.key, base.content_root)
     arrays = {name: t.cpu().numpy() for name, t in source.layers[-1].stored.tensors().items()}
-    return Content("forward pass", shards, parent, arrays, device.versions())
-
-
-def _shards(
-    session: Session,
-    key: LevelKey,
-    shape: Geometry,
-    source: Features,
-    view: str,
-    todo: Sequence[int],
-    line: Line,
-) -> Shards:
-    """Stored elements of each shard. Their memory is used again once they are published."""
-    ids = ingest.levels(session)[key.split].array("sample_id")
-    draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
-    blocks = [_blocks(shape, shard, session.run.recipe.cache.block) for shard in todo]
-    memory = host_memory(session.device)
-    ring = Ring(shape.shard_rows * shape.row_bytes, PUBLISHERS + 1, memory)
-    with source.delivery([view], once=True) as delivery:
-        coming = line.reading(delivery.batches([part for parts in blocks for part in parts]))
-        for shard, parts in zip(todo, blocks, strict=True):
-            first, last = shape.shard_range(shard)
-            whole = ring.take()[: (last - first) * shape.row_bytes]
-            out = whole.view(shape.dtype).reshape(-1, *shape.stored)
-            del whole
-            for part, stored in zip(parts, coming, strict=False):
-                with naming_rows(key.label, key.split, part, ids):
-                    x = _encoded(session, source, stored, draws.of(ids[part]), line)
-                rows = torch.from_numpy(out[part[0] - first : part[-1] + 1 - first])
-                rows.copy_(x, non_blocking=True)
-                line.tick(len(part))
-            device.finish(session.device)
-            yield shard, out
-            del out, rows
-
-
-def _encoded(
-    session: Session, source: Features, stored: Tensor, draws: Draws, line: Line
-) -> Tensor:
-    """One block of a level; of the first, which is as large as any, tensors are counted."""
-    if line.peak_bytes:
-        return source.encoded(stored, draws)
-    frozen = [p for layer in source.layers for p in layer.layer.parameters()]
-    with watched(session.device, frozen) as peak:
-        x = source.encoded(stored, draws)
-    line.peak_bytes = peak.nbytes
-    return x
-
-
-def _blocks(shape: Geometry, shard: int, block: int) -> list[np.ndarray]:
-    first, last = shape.shard_range(shard)
-    return [np.arange(at, min(last, at + block)) for at in range(first, last, block)]
+    told = partial(orders.features, session, base)
+    return Content("forward pass", computed.shards, parent, arrays, device.versions(), told)
 
 
 def _record(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from pipeline.rundir import Run
 from stages.ranks import Ranks
 from store.feature_store import Store
 from store.layout import LevelKey
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Crew
 
 READ_THREADS = 2
 """Threads that decode images."""
@@ -52,6 +55,9 @@ class Session:
     """Most bytes of the host's memory for levels; None: what is free."""
     ranks: Ranks = field(default_factory=Ranks)
     """Who solves layers together."""
+
+    crew: Crew | None = None
+    """Workers that levels are written with; None: this process alone."""
 
     @cached_property
     def compute(self) -> torch.dtype:

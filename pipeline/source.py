@@ -147,6 +147,13 @@ def features(
         clean: only of the un-augmented images.
     """
     base = nearest(session, depth, split, clean=clean) if cached else 0
+    return features_above(session, base, depth, split, clean=clean)
+
+
+def features_above(
+    session: Session, base: int, depth: int, split: str, *, clean: bool = False
+) -> Features:
+    """As :func:`features`, from the levels of x_base."""
     names = _view_names(session.run.recipe, base, split, clean=clean)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
     layers = [load_layer(session, j) for j in range(base + 1, depth + 1)]

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 from pipeline import levels, probed, swept
 from pipeline.overview import Overview
 from pipeline.probed import NETWORK, TRANSFER
-from pipeline.progress import Reporter
+from pipeline.progress import Reporter, Tick
 from pipeline.rundir import BASELINE, DATA, FEATURES, RUN, Run
 from pipeline.upkeep import level_state
 from store.errors import LevelDamaged
 from store.feature_store import Store
 from store.layout import LevelKey
 from store.level import COMMIT
-from store.verify import Damage, check_level, level_directories, put_back
+from store.verify import Damage, Hashing, check_level, level_directories, put_back
 
 if TYPE_CHECKING:
+    from pipeline.cluster import Crew
     from pipeline.session import Session
 
 MB = 10**6
@@ -71,15 +72,22 @@ class Findings:
 
 
 def verify(
-    overview: Overview, *, deep: bool, layer: int | None = None, report: Reporter | None = None
+    overview: Overview,
+    *,
+    deep: bool,
+    layer: int | None = None,
+    report: Reporter | None = None,
+    crew: Crew | None = None,
 ) -> Findings:
     """Check every level of the store, and the records and weights of the run.
 
     Args:
         deep: every byte of every shard, not only its size.
         layer: only x_layer, and only that layer's weights.
+        crew: workers that hash the shards of a ``deep`` check; None: this process.
 
     Raises:
+        ClusterError: there are no workers, or they do not see the store.
         LayerRange: the network has no such layer.
     """
     if layer:
@@ -89,14 +97,26 @@ def verify(
     states = {directory: level_state(directory, files)[0] for directory in found}
     nbytes = sum(state.nbytes for state in states.values())
     damaged: list[Damage] = []
+    if deep and crew is not None:
+        crew.begin()
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
         how: Any = {"deep": deep, "files": files, "tick": lambda done: tick(done // MB)}
+        how["hashing"] = _hashing(crew if deep else None, tick)
         for directory in found:
             damaged += check_level(root, directory, **how)
     partial = [d for d, s in states.items() if s.state in ("partial", "absent")]
     return Findings(
         len(found), nbytes, tuple(partial), _once(damaged), _run_damage(run, layer) if run else ()
     )
+
+
+def _hashing(crew: Crew | None, tick: Tick) -> Hashing | None:
+    """Workers, where there are any."""
+    if crew is None:
+        return None
+    from pipeline.spread import hashing
+
+    return hashing(crew, lambda done: tick(done // MB))
 
 
 def _depth(directory: Path) -> int:

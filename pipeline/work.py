@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline import launch, overview, plan
+from pipeline import cluster, launch, overview, plan
 from pipeline.caching import Caching, caching, known_machine
 from pipeline.errors import NotThereYet
 from pipeline.levels import refer_to
@@ -51,6 +51,7 @@ class Missing:
 
 def missing(options: Options, **goal: int) -> Missing:
     """The run, and the steps it still needs; says what is there already."""
+    cluster.check(options)
     found = find(options)
     found.check_layer(max(goal.values()))
     costs = plan.make_plan(found.recipe, found.data())
@@ -128,12 +129,14 @@ def at_work(
             ranks.wait()  # until the leader has the run
             yield _opened(find(options), options, stop, profiles=profiles or {}, ranks=ranks)
             return
-        session = _opened(found, options, stop, profiles=profiles or {}, ranks=ranks)
-        lock = session.run.directory / "LOCK"
-        with hold(lock, f"the run {session.run.directory}", patience(session)):
-            session.run.tidy()
-            session.ranks.wait()
-            yield session
+        with cluster.crew(options, reporting(options), stop) as crew:
+            rest = {"profiles": profiles or {}, "ranks": ranks, "crew": crew}
+            session = _opened(found, options, stop, **rest)
+            lock = session.run.directory / "LOCK"
+            with hold(lock, f"the run {session.run.directory}", patience(session)):
+                session.run.tidy()
+                session.ranks.wait()
+                yield session
 
 
 def _opened(found: Overview, options: Options, stop: Interruptions, **rest: Any) -> Session:

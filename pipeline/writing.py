@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import levels
-from pipeline.line import Line
-from pipeline.progress import duration, size
+from pipeline.line import Line, Together
+from pipeline.orders import Order
+from pipeline.progress import Tick, duration, size
 from pipeline.session import Session, patience
 from store.layout import Geometry, LevelKey
 from store.level import Level
+from store.mandate import Mandate
 from store.verify import Damage, mend
 from store.writer import LevelWriter
 
@@ -38,6 +40,8 @@ class Content:
     parent: Mapping[str, Any] | None = None
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     tool: Mapping[str, str] = field(default_factory=dict)
+    told: Callable[[Mandate], Order] | None = None
+    """What workers of a cluster are told, to do the same; None: they cannot."""
 
 
 def write_level(
@@ -86,21 +90,47 @@ def write_level(
         "seconds": seconds,
         "shares": line.shares,
         "peak_bytes": line.peak_bytes,
-        "whole": rows == len(level),
+        "whole": rows == len(level) and isinstance(line, Line),  # not where many wrote it
     }
 
 
-def _fill(session: Session, writer: LevelWriter, content: Content) -> tuple[int, int, Level, Line]:
-    """Rows and bytes written, and the committed level."""
+def _fill(
+    session: Session, writer: LevelWriter, content: Content
+) -> tuple[int, int, Level, Line | Together]:
+    """Rows and bytes written, the committed level, and where the time went."""
     todo, shape = writer.missing(), writer.geometry
     rows = sum(b - a for a, b in map(shape.shard_range, todo))
+    helped = bool(todo) and session.crew is not None and content.told is not None
+    if helped and session.crew is not None:
+        session.crew.begin()
     with session.report.task(f"writing {writer.key.label}", rows, "images") as tick:
-        line = Line(content.work, shape.row_bytes, tick)
-
-        def produced() -> Shards:
-            for shard in line.publishing(content.shards(todo, line)):
-                yield shard
-                session.stop.check()
-
-        nbytes = writer.fill(produced())
+        if helped:
+            nbytes, line = _spread(session, writer, content, todo, tick)
+        else:
+            line = Line(content.work, shape.row_bytes, tick)
+            nbytes = _here(session, writer, content, todo, line)
     return rows, nbytes, writer.commit(content.parent, content.arrays, content.tool), line
+
+
+def _here(
+    session: Session, writer: LevelWriter, content: Content, todo: Sequence[int], line: Line
+) -> int:
+    """Publish shards from this process; returns their bytes."""
+
+    def produced() -> Shards:
+        for shard in line.publishing(content.shards(todo, line)):
+            yield shard
+            session.stop.check()
+
+    return writer.fill(produced())
+
+
+def _spread(
+    session: Session, writer: LevelWriter, content: Content, todo: Sequence[int], tick: Tick
+) -> tuple[int, Together]:
+    """Let workers publish shards; returns their bytes, and where the workers' time went."""
+    from pipeline.spread import publish
+
+    assert content.told is not None
+    told, together = content.told(Mandate.of(writer)), Together(content.work)
+    return publish(session, writer, told, todo, together, tick), together

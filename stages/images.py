@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,8 +29,10 @@ __all__ = [
     "Survey",
     "check_labels",
     "check_probed",
+    "examine",
     "open_source",
     "pixels",
+    "spans",
     "survey",
 ]
 
@@ -167,6 +169,10 @@ class Broken:
     reason: str
 
 
+Examined = list[str | Broken]
+"""Of each of some samples: its content's sha256 hex digest, or what is wrong with it."""
+
+
 @dataclass(frozen=True)
 class Survey:
     """What one pass over a source found.
@@ -186,18 +192,20 @@ def survey(
     skip_broken: bool,
     tick: Callable[[int], None] | None = None,
     workers: int = 2,
+    examined: Iterable[tuple[str, int, Examined]] | None = None,
 ) -> Survey:
     """Hash and decode every sample once, in `workers` threads.
 
-    `tick` is called in the calling thread with the number of samples done since its last call.
-    Memory is bounded by a line for each sample and the images in the threads. Raises DataError
-    for broken images, all of them counted first, unless `skip_broken`, and when leaving them out
-    empties a split or a class of train.
+    `examined` is that work, done elsewhere: split, first index and findings of all `spans`, in
+    their order. `tick` is called in the calling thread with the number of samples done since its
+    last call. Memory is bounded by a line for each sample and the images in the threads. Raises
+    DataError for broken images, all of them counted first, unless `skip_broken`, and when leaving
+    them out empties a split or a class of train.
     """
     lines: list[bytes] = []
     kept: dict[str, list[int]] = {split: [] for split in SPLITS}
     broken: list[Broken] = []
-    for split, start, results in _results(source, workers):
+    for split, start, results in _results(source, workers) if examined is None else examined:
         labels = source.labels(split)
         for i, result in enumerate(results, start):
             if isinstance(result, Broken):
@@ -219,27 +227,30 @@ def survey(
     return Survey(digest.hexdigest(), indices, tuple(broken))
 
 
-def _results(source: Source, workers: int) -> Iterator[tuple[str, int, list[str | Broken]]]:
+def spans(source: Source, length: int = _CHUNK) -> Iterator[tuple[str, range]]:
+    """All samples in their order, `length` at a time: split and indices."""
+    for split in SPLITS:
+        for start in range(0, source.count(split), length):
+            yield split, range(start, min(start + length, source.count(split)))
+
+
+def _results(source: Source, workers: int) -> Iterator[tuple[str, int, Examined]]:
     """(split, first index, results) chunk by chunk in sample order, few of them under way."""
-    spans = (
-        (split, range(start, min(start + _CHUNK, source.count(split))))
-        for split in SPLITS
-        for start in range(0, source.count(split), _CHUNK)
-    )
-    waiting: deque[tuple[str, int, Future[list[str | Broken]]]] = deque()
+    coming = spans(source)
+    waiting: deque[tuple[str, int, Future[Examined]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="survey") as pool:
         while True:
-            for split, span in islice(spans, 2 * workers - len(waiting)):
-                waiting.append((split, span.start, pool.submit(_examine, source, split, span)))
+            for split, span in islice(coming, 2 * workers - len(waiting)):
+                waiting.append((split, span.start, pool.submit(examine, source, split, span)))
             if not waiting:
                 return
             split, start, future = waiting.popleft()
             yield split, start, future.result()
 
 
-def _examine(source: Source, split: str, span: range) -> list[str | Broken]:
-    """Of each sample its content's sha256 hex digest, or what is wrong with it."""
-    found: list[str | Broken] = []
+def examine(source: Source, split: str, span: range) -> Examined:
+    """Hash and decode some samples."""
+    found: Examined = []
     for i in span:
         try:
             digest = hashlib.sha256(source.content(split, i)).hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ QUARANTINE = "quarantine"
 NOT_ITSELF = "it does not match its own sha256, or is of another kind"
 
 Tick = Callable[[int], None]
+Hashing = Callable[[Path, Sequence[dict[str, Any]]], Iterable["Damage | None"]]
+"""Checks shards of a level by hash: its directory, and what its commit says of each of them."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ def check_level(
     deep: bool = False,
     files: Files = DISK,
     tick: Tick = lambda nbytes: None,
+    hashing: Hashing | None = None,
 ) -> list[Damage]:
     """Every damaged file of a committed level; of one without a commit none, since it is not done.
 
     Args:
         deep: hash the shards, too.
         tick: called with the bytes of every shard that was hashed.
+        hashing: who hashes the shards of a ``deep`` check; None: we do.
     """
     if not files.exists(directory / COMMIT):
         return []
@@ -91,7 +95,7 @@ def check_level(
     return [
         *_check_intent(directory, files),
         *_small_files(directory, body, files),
-        *_shards(directory, body["shards"], deep, files, tick),
+        *_shards(directory, body["shards"], deep, files, tick, hashing),
     ]
 
 
@@ -128,26 +132,52 @@ def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterato
 
 
 def _shards(
-    directory: Path, entries: Sequence[dict[str, Any]], deep: bool, files: Files, tick: Tick
+    directory: Path,
+    entries: Sequence[dict[str, Any]],
+    deep: bool,
+    files: Files,
+    tick: Tick,
+    hashing: Hashing | None = None,
 ) -> list[Damage]:
     """Shards by size, and ``deep`` by hash."""
+    if deep and hashing is not None:
+        return [damage for damage in hashing(directory, entries) if damage]
     listed = files.listed(directory)
 
     def check(entry: dict[str, Any]) -> Damage | None:
-        path = directory / entry["key"]
-        try:
-            check_size(path, entry["nbytes"], files, listed)
-            if deep:
-                with refusals(path):
-                    if sha256(files.read(path)) != entry["sha256"]:
-                        raise LevelDamaged(f"{path} is not what was written: its sha256 differs")
-                tick(entry["nbytes"])
-        except LevelDamaged as error:
-            return _damage(path, error, directory, entry["shard"])
-        return None
+        damage = check_shard(directory, entry, deep=deep, files=files, listed=listed)
+        if deep and damage is None:
+            tick(entry["nbytes"])
+        return damage
 
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         return [damage for damage in pool.map(check, entries) if damage]
+
+
+def check_shard(
+    directory: Path,
+    entry: dict[str, Any],
+    *,
+    deep: bool,
+    files: Files = DISK,
+    listed: Mapping[str, int] | None = None,
+) -> Damage | None:
+    """A shard by its size, and ``deep`` by its hash; None: it is sound.
+
+    Args:
+        entry: what its commit, or its receipt, says of it.
+        listed: of the directory, if it was.
+    """
+    path = directory / entry["key"]
+    try:
+        check_size(path, entry["nbytes"], files, listed)
+        if deep:
+            with refusals(path):
+                if sha256(files.read(path)) != entry["sha256"]:
+                    raise LevelDamaged(f"{path} is not what was written: its sha256 differs")
+    except LevelDamaged as error:
+        return _damage(path, error, directory, entry["shard"])
+    return None
 
 
 def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None = None) -> Damage:

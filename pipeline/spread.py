@@ -1,0 +1,303 @@
+"""Keep workers busy with the items of an order: a few of them under way, answers as they come.
+
+A window of items is with the scheduler, so that a level of a million shards is no graph of a
+million tasks. An answer is read and let go at once: a result that is kept would be computed again
+when its worker dies. An item whose workers die is given up after some deaths, the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cluster import DEATHS, WORKERS_S, Crew
+from pipeline.errors import ClusterError, one_line
+from pipeline.line import NOTE_SECONDS, Together
+from pipeline.orders import (
+    Checked,
+    Done,
+    Failed,
+    FeaturesOrder,
+    HashOrder,
+    Order,
+    SurveyOrder,
+)
+from pipeline.progress import Tick, size
+from pipeline.session import Session
+from stages.images import Examined, Source, examine, spans
+from store.errors import StoreRefused
+from store.fingerprint import sha256
+from store.level import COMMIT
+from store.mandate import Published, unsettled
+from store.verify import Damage, check_shard
+from store.writer import LevelWriter
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+WINDOW = 3
+"""Items under way for every worker: one computes, one is published, one waits."""
+POLL_S = 0.2
+"""Between two looks at Ctrl-C while nothing comes."""
+LOOK_S = 5.0
+"""Between two looks at whether there are workers, while nothing comes."""
+ROUNDS = 3
+"""How often a shard is asked for that a worker has published and that is not to be seen here."""
+NAMED = 5
+"""Shards and workers that are named, of however many."""
+SPAN = 512
+"""Images that are examined in one task."""
+
+
+class Spread:
+    """Items of one order, under way."""
+
+    def __init__(self, crew: Crew, order: Order) -> None:
+        self._crew, self._order = crew, order
+        self._client: Client = crew.client
+        self._finished: SimpleQueue[Future] = SimpleQueue()
+        self._under_way: dict[Future, Any] = {}
+        self._workers = max(1, crew.count())
+        self._heard = self._looked = time.monotonic()
+        self.most = 0
+        """Items that were under way at once."""
+
+    def answers(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Every item with its answer, as they come; :class:`Failed` where there is none.
+
+        Raises:
+            ClusterError: the scheduler, or all workers, are gone.
+            KeyboardInterrupt: somebody asked to stop; what is under way is cancelled.
+        """
+        coming = iter(items)
+        try:
+            self._submit(coming)
+            while self._under_way:
+                self._look()
+                future = self._next()
+                item, answer = self._under_way[future], self._answer(future)
+                del self._under_way[future]
+                future.release()
+                self._submit(coming)
+                yield item, answer
+        finally:
+            with suppress(Exception):  # the scheduler may be gone
+                self._client.cancel(list(self._under_way), force=True)
+
+    def _submit(self, coming: Iterator[Any]) -> None:
+        from pipeline.worker import serve
+
+        gpu = isinstance(self._order, FeaturesOrder) and self._crew.on_gpu
+        room = WINDOW * self._workers - len(self._under_way)
+        for item in islice(coming, max(0, room)):
+            future = self._client.submit(
+                serve,
+                self._order,
+                item,
+                "cuda" if gpu else "cpu",
+                self._crew.threads,
+                pure=False,
+                resources={"GPU": 1} if gpu else None,
+            )
+            self._under_way[future] = item
+            future.add_done_callback(self._finished.put)
+        self.most = max(self.most, len(self._under_way))
+
+    def _next(self) -> Future:
+        while True:
+            self._crew.stop.check()
+            with suppress(Empty):
+                future = self._finished.get(timeout=POLL_S)
+                self._heard = time.monotonic()
+                return future
+            self._look()
+
+    def _answer(self, future: Future) -> Any:
+        from distributed import KilledWorker
+
+        while True:
+            self._crew.stop.check()
+            try:
+                return future.result(timeout=POLL_S)
+            except TimeoutError:
+                self._look()
+            except CancelledError:
+                raise self._lost() from None
+            except KilledWorker as error:
+                died = f"the workers that had it died, {DEATHS + 1} of them: of too little memory?"
+                return Failed(error.last_worker.address, ClusterError(died))
+            except Exception as error:
+                return Failed("a worker", error)
+
+    def _look(self) -> None:
+        """Is there still somebody to wait for?"""
+        if self._client.status not in ("running", "connecting"):
+            raise self._lost()
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked, there = now, 0
+        with suppress(OSError):
+            there = self._crew.count()
+        if there:
+            self._workers, self._heard = there, now
+        elif now - self._heard > WORKERS_S:
+            raise ClusterError(
+                f"all workers are gone, for {WORKERS_S:.0f} s. Start some and repeat the command: "
+                "what is finished is kept"
+            )
+
+    def _lost(self) -> ClusterError:
+        return ClusterError(
+            f"{self._crew.where} is gone. Start it and repeat the command: what is finished is kept"
+        )
+
+
+# ---- writing a level ----------------------------------------------------------------------------
+
+
+def publish(
+    session: Session,
+    writer: LevelWriter,
+    order: Order,
+    todo: Sequence[int],
+    together: Together,
+    tick: Tick,
+) -> int:
+    """Let workers publish shards of a level that is locked; returns their bytes.
+
+    Raises:
+        DiskFull, StoreRefused: of a worker; nothing more is begun, finished shards are kept.
+        ClusterError: names the shards that failed, once all others are finished.
+    """
+    assert session.crew is not None
+    progress = Progress(together, tick, len(todo))
+    published: dict[int, Published] = {}
+    failed: dict[int, Failed] = {}
+    for _ in range(ROUNDS):
+        for shard, answer in Spread(session.crew, order).answers(todo):
+            if isinstance(answer, Done):
+                published[shard] = Published(shard, answer.nbytes, answer.sha256)
+                progress.done(answer)
+            elif answer.for_all:
+                raise _refusal(answer)
+            else:
+                failed[shard] = answer
+        todo = unsettled(writer, published.values())
+        if not todo:
+            break
+    unseen = Failed("a worker", ClusterError("it was published, and is not to be seen here"))
+    failed |= dict.fromkeys(todo, unseen)
+    session.report.say(f"  {progress.workers()}")
+    if failed:
+        raise _named(writer, failed, len(published) - len(todo))
+    return sum(one.nbytes for one in published.values())
+
+
+class Progress:
+    """What people see of shards that workers publish."""
+
+    def __init__(self, together: Together, tick: Tick, shards: int) -> None:
+        self._together, self._tick, self._shards = together, tick, shards
+        self._begun = self._noted = time.perf_counter()
+        self._nbytes = self._count = 0
+        self._note = ""
+
+    def done(self, answer: Done) -> None:
+        self._together.add(answer.worker, answer.rows, answer.seconds, answer.peak_bytes)
+        self._nbytes, self._count = self._nbytes + answer.nbytes, self._count + 1
+        now = time.perf_counter()
+        if now - self._noted > NOTE_SECONDS:
+            self._noted = now
+            rate = size(self._nbytes / (now - self._begun))
+            self._note = f"shard {self._count} of {self._shards}, {rate}/s, {self.workers()}"
+        self._tick(answer.rows, self._note)
+
+    def workers(self) -> str:
+        """Images per second of every worker: ``"images/s by worker: 0 512, 1 498"``"""
+        rates = self._together.rates
+        named = [f"{worker} {rate:,.0f}" for worker, rate in islice(rates.items(), NAMED)]
+        return f"images/s by worker: {', '.join(named)}{' …' if len(rates) > NAMED else ''}"
+
+
+def _refusal(failed: Failed) -> Exception:
+    """What a worker refuses of every shard: by its disk as by ours, else for the cluster."""
+    if isinstance(failed.error, StoreRefused):
+        failed.error.add_note(f"So says the worker {failed.worker}; what is finished is kept")
+        return failed.error
+    return ClusterError(
+        f"the worker {failed.worker} refuses: {one_line(failed.error)}. What is finished is kept"
+    )
+
+
+def _named(writer: LevelWriter, failed: dict[int, Failed], finished: int) -> ClusterError:
+    named = []
+    for shard, why in sorted(failed.items())[:NAMED]:
+        first, last = writer.geometry.shard_range(shard)
+        named.append(f"shard {shard} (rows {first}…{last - 1}, on {why.worker}): {_why(why.error)}")
+    rest = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+    noun = "shard" if len(failed) == 1 else "shards"
+    return ClusterError(
+        f"{len(failed)} {noun} of {writer.key.label} failed, {finished} are finished and kept. "
+        f"{'; '.join(named)}{rest}. Mend that and repeat the command: only these are missing"
+    )
+
+
+def _why(error: Exception) -> str:
+    return one_line(error) if str(error) else type(error).__name__
+
+
+# ---- reading images, and hashing ----------------------------------------------------------------
+
+
+def examined(
+    session: Session, source: Source, order: SurveyOrder
+) -> Iterator[tuple[str, int, Examined]]:
+    """All images hashed and decoded by workers, in their order; what failed there is done here.
+
+    Raises:
+        ClusterError: a worker does not see the images.
+    """
+    assert session.crew is not None
+    waiting: dict[tuple[str, int], Examined] = {}
+    order_of = ((split, span.start) for split, span in spans(source, SPAN))
+    due = next(order_of, None)
+    for (split, span), answer in Spread(session.crew, order).answers(spans(source, SPAN)):
+        if isinstance(answer, Failed):
+            if answer.for_all:
+                raise _refusal(answer)
+            answer = examine(source, split, span)
+        waiting[split, span.start] = answer
+        while due in waiting:
+            yield *due, waiting.pop(due)
+            due = next(order_of, None)
+
+
+def hashing(crew: Crew, tick: Callable[[int], None]) -> Callable[..., Iterator[Damage | None]]:
+    """For :func:`store.verify.check_level`: workers hash; what failed there is hashed here.
+
+    Raises:
+        ClusterError: a worker does not see the level.
+    """
+
+    def hashed(directory: Path, entries: Sequence[dict[str, Any]]) -> Iterator[Damage | None]:
+        place = directory.absolute()
+        order = HashOrder(place, sha256((place / COMMIT).read_bytes()))
+        for entry, answer in Spread(crew, order).answers(entries):
+            if isinstance(answer, Failed) and answer.for_all:
+                raise _refusal(answer)
+            if isinstance(answer, Checked):
+                damage = answer.damage
+            else:
+                damage = check_shard(place, entry, deep=True)
+            tick(entry["nbytes"])
+            yield damage and replace(damage, path=directory / entry["key"], level=directory)
+
+    return hashed

@@ -1,0 +1,260 @@
+"""What runs in a worker of a cluster: it finds what an order names, and works a shard at a time.
+
+Layers and levels are opened once for all shards of an order, checked by digest, and kept by a
+plugin. One shard is computed at a time, with all threads that the worker may use, while others are
+published; so a worker wants two slots or more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from threading import BoundedSemaphore, Lock
+from typing import Any
+
+import numpy as np
+import torch
+from distributed import Worker, WorkerPlugin, get_worker
+
+from pipeline import device as devices
+from pipeline import rundir
+from pipeline.computed import Computed
+from pipeline.errors import ClusterError, exit_code
+from pipeline.ingest import Decoded, order_of_rows
+from pipeline.line import Line
+from pipeline.orders import (
+    Checked,
+    Done,
+    Failed,
+    FeaturesOrder,
+    HashOrder,
+    ImagesOrder,
+    Order,
+    Place,
+    SurveyOrder,
+)
+from pipeline.rundir import Run
+from pipeline.session import Session
+from pipeline.source import features_above
+from stages.images import Examined, Source, examine, open_source
+from store.errors import StoreRefused
+from store.feature_store import Store
+from store.fingerprint import sha256
+from store.level import COMMIT
+from store.mandate import Mandate
+from store.publish import unseal
+from store.verify import check_shard
+from store.writer import PUBLISHERS
+
+NAME = "strata"
+"""Of the plugin."""
+KEPT = 2
+"""Orders whose layers and levels a worker keeps: views of one x_j are written in turn."""
+
+
+def _code() -> str:
+    """sha256 of our source, as this process has read it."""
+    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for floor in ("pipeline", "stages", "store"):
+        for path in sorted(root.glob(f"{floor}/*.py")):
+            digest.update(f"{floor}/{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+CODE = _code()
+
+
+def facts() -> dict[str, str]:
+    """What must be the same wherever one level is written; builds for other devices are."""
+    versions = {name: v.partition("+")[0] for name, v in devices.versions().items()}
+    python = ".".join(versions.pop("python").split(".")[:2])
+    both = {name: version(name) for name in ("dask", "distributed")}
+    return {"python": python, **versions, **both, "code": CODE}
+
+
+class Bench(WorkerPlugin):
+    """What a worker keeps between shards."""
+
+    name = NAME
+    idempotent = True
+
+    def setup(self, worker: Worker) -> None:
+        self.label = str(worker.name).removeprefix("tcp://")
+        self.number = worker.name if isinstance(worker.name, int) else 0
+        self.slots = worker.state.nthreads
+        self.room = BoundedSemaphore(PUBLISHERS + 1)
+        """As many shards are in memory."""
+        self.computing, self._preparing = Lock(), Lock()
+        self._kept: OrderedDict[tuple[Order, str], Any] = OrderedDict()
+        devices.keep_freed_memory()
+
+    def teardown(self, worker: Worker) -> None:
+        while self._kept:
+            _close(self._kept.popitem()[1])
+
+    def prepared(self, order: Order, device: str, make: Callable[[Any, Any], Any]) -> Any:
+        """What an order needs, made once."""
+        with self._preparing:
+            if (order, device) not in self._kept:
+                self._kept[order, device] = make(order, self.device(device))
+                while len(self._kept) > KEPT:
+                    _close(self._kept.popitem(last=False)[1])
+            self._kept.move_to_end((order, device))
+            return self._kept[order, device]
+
+    def device(self, kind: str) -> torch.device:
+        """Workers of one machine that are numbered share its GPUs in turn; elsewhere
+        CUDA_VISIBLE_DEVICES says which is a worker's own."""
+        found = devices.pick(kind)
+        if found.type == "cuda":
+            return torch.device("cuda", self.number % torch.cuda.device_count())
+        return found
+
+
+def _close(kept: Any) -> None:
+    source = kept.source if isinstance(kept, Decoded) else kept
+    if hasattr(source, "close"):
+        source.close()
+
+
+def serve(order: Order, item: Any, device: str, threads: int | None) -> Any:
+    """Do one item of an order; what is refused is returned, whatever else fails is raised.
+
+    Args:
+        item: number of a shard, a span of images, or what a commit says of a shard.
+        device: ``cpu`` or ``cuda``.
+        threads: to compute with; None: as many as the worker has slots.
+    """
+    bench: Any = get_worker().plugins[NAME]
+    make, work = _WORK[type(order)]
+    try:
+        ready = bench.prepared(order, device, make)
+    except Exception as error:
+        if exit_code(error) is None:
+            raise
+        return Failed(bench.label, error, for_all=True)
+    try:
+        with bench.room:
+            return work(bench, order, ready, item, threads or bench.slots)
+    except Exception as error:
+        if exit_code(error) is None:
+            raise
+        return Failed(bench.label, error, for_all=isinstance(error, StoreRefused))
+
+
+# ---- finding what an order names ----------------------------------------------------------------
+
+
+def _run(place: Place, mandate: Mandate) -> Run:
+    """The run, which must give the level its name: so its recipe, layers and scales are those that
+    the command knows."""
+    mandate.check()
+    run = rundir.find(place.run)
+    if run is None:
+        raise ClusterError(f"there is no run in {place.run} here: it must lie on a shared disk")
+    nodes, depth = run.nodes(), mandate.key.depth
+    if depth >= len(nodes) or nodes[depth].fingerprint != mandate.key.fingerprint:
+        raise ClusterError(f"the run in {place.run} is, here, not the one that x_{depth} is of")
+    return run
+
+
+def _computed(order: FeaturesOrder, device: torch.device) -> Computed:
+    """The layers, by their digests, and the level below, by its content."""
+    key, run = order.mandate.key, _run(order.place, order.mandate)
+    records = [run.layer(j) for j in range(order.base.depth + 1, key.depth + 1)]
+    found = tuple(record["weights"] for record in records if record is not None)
+    if found != order.weights:
+        raise ClusterError(f"the layers in {order.place.run} have, here, other weights")
+    devices.check(run.compute, device)
+    session = Session(run, Store(order.place.store), device)
+    source = features_above(
+        session, order.base.depth, key.depth, key.split, clean=key.view == "clean"
+    )
+    computed = Computed.of(session, key, order.mandate.geometry, source)
+    base = source.levels[computed.view]
+    if (base.key, base.content_root) != (order.base, order.content_root):
+        raise ClusterError(f"{order.base.label} has, here, other values than the command knows")
+    return computed
+
+
+def _images(order: ImagesOrder, device: torch.device) -> Decoded:
+    run = _run(order.place, order.mandate)
+    found = unseal(order.survey)
+    if found["digest"] != order.digest:
+        raise ClusterError(f"{order.survey} is, here, of other images")
+    source, key = open_source(order.place.source, root=order.place.data_root), order.mandate.key
+    samples = order_of_rows(key, found)
+    return Decoded(run.recipe, source, key.split, samples, order.mandate.geometry)
+
+
+def _source(order: SurveyOrder, device: torch.device) -> Source:
+    source = open_source(order.place.source, root=order.place.data_root)
+    if source.signature() != order.signature:
+        source.close()
+        raise ClusterError(f"{order.place.source} holds, here, other files than the command sees")
+    return source
+
+
+def _commit(order: HashOrder, device: torch.device) -> Path:
+    try:
+        found = sha256((order.directory / COMMIT).read_bytes())
+    except OSError as error:
+        found = error.strerror
+    if found != order.commit:
+        raise ClusterError(f"{order.directory} is, here, not the level that the command sees")
+    return order.directory
+
+
+# ---- one item -----------------------------------------------------------------------------------
+
+
+def _write(bench: Bench, order: Any, ready: Computed | Decoded, shard: int, threads: int) -> Done:
+    """Compute a shard and publish it, unless another worker has."""
+    mandate: Mandate = order.mandate
+    first, last = mandate.geometry.shard_range(shard)
+    published, seconds, peak = mandate.done(shard), {}, 0
+    if published is None:
+        with bench.computing:
+            torch.set_num_threads(threads)
+            rows, seconds, peak = _rows(ready, shard, mandate.geometry.row_bytes)
+        begun = time.perf_counter()
+        published = mandate.publish(shard, rows, threads=threads)
+        seconds["publishing"] = time.perf_counter() - begun
+    return Done(bench.label, last - first, published.nbytes, published.sha256, seconds, peak)
+
+
+def _rows(
+    ready: Computed | Decoded, shard: int, row_bytes: int
+) -> tuple[np.ndarray, dict[str, float], int]:
+    """Stored elements of a shard, seconds by part of the work, and peak bytes of tensors."""
+    work = "forward pass" if isinstance(ready, Computed) else "decoding"
+    line, begun = Line(work, row_bytes, lambda done, note="": None), time.perf_counter()
+    ((_, rows),) = ready.shards([shard], line)
+    whole = time.perf_counter() - begun
+    reading = line.shares["reading"] * whole
+    return rows, {work: whole - reading, "reading": reading}, line.peak_bytes
+
+
+def _examine(
+    bench: Bench, order: SurveyOrder, source: Source, span: tuple[str, range], threads: int
+) -> Examined:
+    return examine(source, *span)
+
+
+def _hash(
+    bench: Bench, order: HashOrder, directory: Path, entry: dict[str, Any], threads: int
+) -> Checked:
+    return Checked(bench.label, check_shard(directory, entry, deep=True))
+
+
+_WORK: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    FeaturesOrder: (_computed, _write),
+    ImagesOrder: (_images, _write),
+    SurveyOrder: (_source, _examine),
+    HashOrder: (_commit, _hash),
+}
+"""By kind of order: what finds what it names, and what does one item of it."""
