@@ -100,11 +100,11 @@ def _fill(
     """Rows and bytes written, the committed level, and where the time went."""
     todo, shape = writer.missing(), writer.geometry
     rows = sum(b - a for a, b in map(shape.shard_range, todo))
-    helped = bool(todo) and session.crew is not None and content.told is not None
-    if helped and session.crew is not None:
-        session.crew.begin()
+    crew = session.crew if todo and content.told else None
+    if crew is not None:
+        crew.begin()
     with session.report.task(f"writing {writer.key.label}", rows, "images") as tick:
-        if helped:
+        if crew is not None:
             nbytes, line = _spread(session, writer, content, todo, tick)
         else:
             line = Line(content.work, shape.row_bytes, tick)
