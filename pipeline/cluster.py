@@ -162,7 +162,7 @@ class Crew:
                 threads_per_worker=SLOTS,
                 processes=True,
                 protocol="tcp://",
-                dashboard_address=None,  # pyright: ignore[reportArgumentType]
+                dashboard_address="127.0.0.1:0",  # any free port
                 memory_limit=0,  # what a worker holds is bounded by its slots
                 silence_logs=logging.CRITICAL,  # what becomes of a shard is for us to say
                 resources={"GPU": 1} if gpus else {},

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import DEATHS, WORKERS_S, Crew
+from pipeline.cluster import WORKERS_S, Crew
 from pipeline.errors import ClusterError, one_line
 from pipeline.line import NOTE_SECONDS, Together
 from pipeline.orders import (
@@ -131,7 +131,7 @@ class Spread:
             except CancelledError:
                 raise self._lost() from None
             except KilledWorker as error:
-                died = f"the workers that had it died, {DEATHS + 1} of them: of too little memory?"
+                died = f"workers died of it, {error.allowed_failures + 1} of them: out of memory?"
                 return Failed(error.last_worker.address, ClusterError(died))
             except Exception as error:
                 return Failed("a worker", error)
@@ -195,6 +195,7 @@ def publish(
             break
     unseen = Failed("a worker", ClusterError("it was published, and is not to be seen here"))
     failed |= dict.fromkeys(todo, unseen)
+    writer.sweep()  # what workers that died were at
     session.report.say(f"  {progress.workers()}")
     if failed:
         raise _named(writer, failed, len(published) - len(todo))

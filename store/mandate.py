@@ -25,7 +25,7 @@ from store.files import DISK, Files
 from store.fingerprint import sha256
 from store.layout import Geometry, LevelKey
 from store.level import CHECKSUMS, RECEIPTS, receipt_path, shard_name
-from store.publish import put_exclusive, replace, unseal
+from store.publish import put_exclusive, replace, sealed, unseal
 from store.writer import ZARR, LevelWriter
 
 
@@ -105,8 +105,11 @@ class Mandate:
             own = pool.submit(writer.receipt, shard, data, rows)
             first = put_exclusive(writer.directory, shard_name(shard), data, files)
         receipt = own.result()
-        if not first:
-            receipt = _adopted(writer, shard, receipt, data)
+        path = receipt_path(writer.directory, shard)
+        if first and put_exclusive(path.parent, path.name, sealed(receipt), files):
+            return _published(receipt)
+        # Somebody else was here, or is: what lies there now decides.
+        receipt = _adopted(writer, shard, receipt, data)
         writer.vouch(shard, receipt)
         return _published(receipt)
 

@@ -142,16 +142,21 @@ class LevelWriter:
 
     def missing(self) -> list[int]:
         """Shards without a valid receipt. What a killed writer left half done is removed."""
+        self.sweep()
         with refusals(self.directory), ThreadPoolExecutor(HASH_THREADS) as pool:
-            for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
-                for name in self.files.names(directory):
-                    if name.startswith(TEMPORARY):
-                        self.files.unlink(directory / name)
             whole = list(pool.map(self.is_whole, range(self.geometry.shards)))
             missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
             for shard in missing:
                 self.forget(shard)
         return missing
+
+    def sweep(self) -> None:
+        """Remove what killed writers were at. Nobody else may be writing."""
+        with refusals(self.directory):
+            for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
+                for name in self.files.names(directory):
+                    if name.startswith(TEMPORARY):
+                        self.files.unlink(directory / name)
 
     def is_whole(self, shard: int) -> bool:
         """Does a shard lie on disk as its receipt says?"""
