@@ -23,7 +23,6 @@ from pipeline.interrupt import Interruptions
 from pipeline.overview import Overview
 from pipeline.progress import Reporter
 from pipeline.session import Session
-from store.layout import LevelKey
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0
@@ -55,7 +54,7 @@ class Cluster:
     def start(self, workers: int) -> None:
         known = self.place / "scheduler.json"
         # No host but this one, no ports that another test may have.
-        words = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+        words = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
         self._run("dask_scheduler", *words, "--scheduler-file", known)
         self.address = json.loads(until(lambda: known.exists() and known.read_text()))["address"]
         for number in range(workers):
@@ -147,5 +146,3 @@ def go_on(pid: int) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
-def key_of(session: Session, depth: int, split: str, view: str) -> LevelKey:
-    return session.key(depth, split, view)

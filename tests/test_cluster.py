@@ -62,6 +62,7 @@ def test_levels_by_workers_are_those_of_one_process(
     assert sum(record["levels"]["test"]["shares"].values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_workers_of_this_machine(place: Place, sound: Place) -> None:
     """Four of them, which end with the command."""
     without(place, 1)
