@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ClusterError, OptionRange
 from pipeline.interrupt import Interruptions
+from pipeline.orders import call
 from pipeline.progress import Reporter
 
 if TYPE_CHECKING:
@@ -103,6 +106,7 @@ class Crew:
         Raises:
             ClusterError: there is no scheduler, no worker, or one with other versions.
         """
+        self._open.enter_context(_quiet())
         client = self._connected() if self._scheduler else self._started()
         with self._closing_if_refused():
             there = _wait_for_workers(client, self._scheduler)
@@ -157,16 +161,17 @@ class Crew:
             dask.config.set({"distributed.scheduler.allowed-failures": DEATHS})
         )
         try:
-            cluster = LocalCluster(
-                n_workers=self._workers,
-                threads_per_worker=SLOTS,
-                processes=True,
-                protocol="tcp://",
-                dashboard_address="127.0.0.1:0",  # any free port
-                memory_limit=0,  # what a worker holds is bounded by its slots
-                silence_logs=logging.CRITICAL,  # what becomes of a shard is for us to say
-                resources={"GPU": 1} if gpus else {},
-            )
+            with _deaf_children():
+                cluster = LocalCluster(
+                    n_workers=self._workers,
+                    threads_per_worker=SLOTS,
+                    processes=True,
+                    protocol="tcp://",
+                    dashboard_address="127.0.0.1:0",  # any free port
+                    memory_limit=0,  # what a worker holds is bounded by its slots
+                    silence_logs=logging.CRITICAL,
+                    resources={"GPU": 1} if gpus else {},
+                )
             self._open.enter_context(cluster)
             return self._open.enter_context(Client(cluster, set_as_default=False))
         except (OSError, RuntimeError) as error:
@@ -179,7 +184,6 @@ class Crew:
         from distributed import Client
         from distributed.versions import VersionMismatchWarning
 
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
         try:
             with warnings.catch_warnings():
                 # Other versions are refused, with their names, once the workers are known.
@@ -192,6 +196,34 @@ class Crew:
                 "Start one: dask scheduler; or let workers be started here: --workers 2"
             ) from error
         return self._open.enter_context(client)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Dask has no log here: what becomes of workers and shards is for us to say."""
+    import distributed  # it sets up its logs when it is imported
+
+    loggers = [logging.getLogger(name) for name in (distributed.__name__, "distributed.client")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started by threads that begin in the block do not hear Ctrl-C, which a terminal
+    sends to all of a command: we hear it, and let them go."""
+    resource_tracker.ensure_running()  # which would open the ears of the thread that starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for_workers(client: Client, address: str | None) -> list[str]:
@@ -212,7 +244,7 @@ def _check(client: Client, workers: list[str], address: str | None) -> None:
 
     from pipeline.worker import facts
 
-    asked = {w: client.submit(facts, workers=[w], pure=False) for w in workers}
+    asked = {w: client.submit(call, "facts", workers=[w], pure=False) for w in workers}
     with suppress(TimeoutError), client.as_current():
         wait(list(asked.values()), timeout=ANSWER_S)
     ours = facts()

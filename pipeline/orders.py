@@ -1,14 +1,14 @@
 """What a worker of a cluster is told, and what it answers: small, and never an array.
 
 An order names a run, a store and images by path, and what must be found there by digest: a worker
-loads weights itself and refuses others than those that the command knows. No torch here.
+loads weights itself and refuses others than those that the command knows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from store.layout import LevelKey
 from store.level import Level
@@ -102,6 +102,14 @@ class HashOrder:
 
 
 Order = FeaturesOrder | SurveyOrder | ImagesOrder | HashOrder
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """A function of ``worker.py``. A scheduler reads what it passes on: it needs this module, and
+    not that one, which needs torch."""
+    from pipeline import worker
+
+    return getattr(worker, function)(*arguments)
 
 
 # ---- answers ------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from pipeline.orders import (
     HashOrder,
     Order,
     SurveyOrder,
+    call,
 )
 from pipeline.progress import Tick, size
 from pipeline.session import Session
@@ -92,13 +93,12 @@ class Spread:
                 self._client.cancel(list(self._under_way), force=True)
 
     def _submit(self, coming: Iterator[Any]) -> None:
-        from pipeline.worker import serve
-
         gpu = isinstance(self._order, FeaturesOrder) and self._crew.on_gpu
         room = WINDOW * self._workers - len(self._under_way)
         for item in islice(coming, max(0, room)):
             future = self._client.submit(
-                serve,
+                call,
+                "serve",
                 self._order,
                 item,
                 "cuda" if gpu else "cpu",

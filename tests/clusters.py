@@ -30,7 +30,7 @@ DASK = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
     "DASK_LOGGING__DISTRIBUTED": "critical",
     "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
 }
 
 
@@ -41,6 +41,14 @@ def until(what: Callable[[], Any], patience: float = PATIENCE) -> Any:
         assert time.monotonic() < end, f"not within {patience:.0f} s"
         time.sleep(0.02)
     return found
+
+
+class Deadly:
+    """The number of a shard of which every worker dies."""
+
+    def __mul__(self, rows: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return rows
 
 
 @dataclass
@@ -62,7 +70,7 @@ class Cluster:
             scratch = self.place / f"worker{number}"
             self._run("dask_worker", self.address, *words, "--local-directory", scratch)
         with self.client() as client:
-            client.wait_for_workers(workers, timeout=PATIENCE)
+            until(lambda: len(client.scheduler_info()["workers"]) == workers)
 
     def _run(self, module: str, *words: object) -> None:
         line = [sys.executable, "-m", f"distributed.cli.{module}", *map(str, words)]
@@ -144,5 +152,3 @@ def stop(pid: int) -> None:
 
 def go_on(pid: int) -> None:
     os.kill(pid, signal.SIGCONT)
-
-

@@ -55,6 +55,9 @@ def test_levels_by_workers_are_those_of_one_process(
     assert place.weights() == sound.weights()
     assert f"2 workers at {dask.address}" in said.err
     assert "images/s by worker: 127.0.0.1:" in said.err
+    with dask.client() as client:
+        there = client.run_on_scheduler(eval, "'torch' in __import__('sys').modules")
+    assert not there, "a scheduler computes nothing"
     again = place.do("materialize", "--layer", 2, "--scheduler", "tcp://127.0.0.1:1")
     assert again.out == "nothing to do: everything is there\n", "nobody is connected to for nothing"
     record = json.loads((place.run / "layer_1/features.json").read_text())["body"]
@@ -84,7 +87,8 @@ def test_images_of_a_folder_named_from_here(
         said = here("materialize", name, *options, *words)
         assert said.rc == 0, said.err
         found[store] = {
-            str(path.relative_to(store)): path.read_bytes() for path in Path(store).rglob("x_*/*/*.*")
+            str(path.relative_to(store)): path.read_bytes()
+            for path in Path(store).rglob("x_*/*/*.*")
         }
     assert found["alone"] == found["shared"]
     assert len(found["alone"]) > 8

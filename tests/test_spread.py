@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import Cluster, cluster, crew_of, finished, go_on, session_of, stop, until
+from clusters import Cluster, Deadly, cluster, crew_of, finished, go_on, session_of, stop, until
 from command import CLI, environment, start
 from house import Place, made, tiny
 from test_cluster import order_for, without
@@ -108,18 +108,6 @@ def test_the_command_is_killed(dask: Cluster, place: Place, sound: Place) -> Non
     kept(place, seen)
     whole(place, sound)
     assert place.do("verify", "--deep").rc == 0
-
-
-class Deadly:
-    """Kills whoever unpickles it: a shard of which every worker dies."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.kill, (Suicide(), signal.SIGKILL)
-
-
-class Suicide:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.getpid, ()
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(dask: Cluster, place: Place) -> None:
