@@ -94,7 +94,7 @@ class Crew:
     @property
     def where(self) -> str:
         """For people."""
-        return f"the scheduler at {self._scheduler or 'this machine'}"
+        return f"the scheduler at {self._scheduler}" if self._scheduler else "that of --workers"
 
     def begin(self) -> None:
         """Have workers, which may take some seconds."""
