@@ -20,6 +20,7 @@ from pipeline.errors import ClusterError, OptionRange
 from pipeline.interrupt import Interruptions
 from pipeline.orders import call
 from pipeline.progress import Reporter
+from pipeline.stores import is_url
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -40,7 +41,7 @@ def check(options: Mapping[str, Any]) -> None:
         return
     if workers is not None and scheduler is not None:
         raise OptionRange("--workers starts workers here, --scheduler uses others: give one")
-    if str(options["store"]).startswith("s3:"):
+    if is_url(options["store"]):
         raise OptionRange(
             f"--store {options['store']} is no folder: workers need a store on a file system that "
             "all of them share. Leave out --workers and --scheduler"
@@ -93,7 +94,7 @@ class Crew:
     @property
     def where(self) -> str:
         """For people."""
-        return f"the scheduler at {self._scheduler or 'this machine'}"
+        return f"the scheduler at {self._scheduler}" if self._scheduler else "that of --workers"
 
     def begin(self) -> None:
         """Have workers, which may take some seconds."""

@@ -104,7 +104,7 @@ Exit codes:
   5 over a budget · 6 disk full · 7 device or loader · 8 not there yet, or another run's directory
   9 training diverged · 10 a level or weights are damaged
   11 the disk or object store refuses (read-only, I/O error, no bucket)
-  12 a cluster or its workers · 130 stopped
+  12 there is no cluster, or its workers failed · 130 stopped
 """
 """The same for the end of --help."""
 

@@ -11,7 +11,7 @@ the bytes that lie there. Whoever comes second comes to the same receipt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from store.codec import CODEC_THREADS, BadChunk, decode, encode
+from store.codec import CODEC_THREADS, encode
 from store.errors import LevelConflict, LevelDamaged, StoreRefused, refusals
 from store.files import DISK, Files
-from store.fingerprint import sha256
 from store.layout import Geometry, LevelKey
 from store.level import CHECKSUMS, RECEIPTS, receipt_path, shard_name
 from store.publish import put_exclusive, replace, sealed, unseal
+from store.shared_writer import SharedWriter
 from store.writer import ZARR, LevelWriter
 
 
@@ -109,35 +109,17 @@ class Mandate:
         if first and put_exclusive(path.parent, path.name, sealed(receipt), files):
             return _published(receipt)
         # Somebody else was here, or is: what lies there now decides.
-        receipt = _adopted(writer, shard, receipt, data)
-        writer.vouch(shard, receipt)
-        return _published(receipt)
+        if writer.adopt(shard) is None:  # it cannot be read: it is none, and vouches for nothing
+            replace(writer.directory, shard_name(shard), data, files)
+            writer.vouch(shard, receipt)
+        return _published(unseal(path, files))
 
-    def _writer(self, files: Files) -> LevelWriter:
-        return LevelWriter(self.root, self.key, self.geometry, (), files)
+    def _writer(self, files: Files) -> SharedWriter:
+        return SharedWriter(self.root, self.key, self.geometry, (), files)
 
 
 def _published(receipt: dict[str, Any]) -> Published:
     return Published(receipt["shard"], receipt["nbytes"], receipt["sha256"])
-
-
-def _adopted(
-    writer: LevelWriter, shard: int, own: dict[str, Any], data: Sequence[bytes | memoryview]
-) -> dict[str, Any]:
-    """The receipt of a shard that another has published. One that cannot be read is replaced by
-    ours, ``own`` and ``data``: it is none, and vouches for nothing."""
-    path = writer.directory / shard_name(shard)
-    with refusals(path):
-        found = writer.files.read(path)
-    if sha256(found) == own["sha256"]:
-        return own
-    first, last = writer.geometry.shard_range(shard)
-    try:
-        rows = decode(writer.geometry, np.frombuffer(found, np.uint8), last - first)
-    except (BadChunk, ValueError):
-        replace(path.parent, path.name, data, writer.files)
-        return own
-    return writer.receipt(shard, [found], rows)
 
 
 def unsettled(writer: LevelWriter, published: Iterable[Published]) -> list[int]:

@@ -49,7 +49,7 @@ class SharedWriter(LevelWriter):
                 receipt = unseal(receipt_path(self.directory, shard), self.files, CHECKSUMS)
                 if receipt["nbytes"] == listed[name]:
                     return True
-        return self._adopted(shard) is not None
+        return self.adopt(shard) is not None
 
     def _put(self, shard: int, data: list[bytes | memoryview], rows: np.ndarray) -> int:
         """Have a shard and its receipt, ours or another's."""
@@ -59,13 +59,13 @@ class SharedWriter(LevelWriter):
             if put_exclusive(self.directory, shard_name(shard), whole, self.files):
                 self.vouch(shard, receipt.result())
                 return len(whole)
-        adopted = self._adopted(shard)
+        adopted = self.adopt(shard)
         if adopted is None:  # what is there cannot be read
             replace(self.directory, shard_name(shard), whole, self.files)
             self.vouch(shard, receipt.result())
         return len(whole) if adopted is None else adopted
 
-    def _adopted(self, shard: int) -> int | None:
+    def adopt(self, shard: int) -> int | None:
         """Vouch for the shard that is there; returns its bytes. None: it cannot be read."""
         first, last = self.geometry.shard_range(shard)
         try:

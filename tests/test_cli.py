@@ -267,14 +267,15 @@ WORK |= {"--tier", "--loader"} | MEMORY
 LAYER = {"--layer", "-l"}
 WORTH = {"--machine", "--problems"}
 SOLVING = WORTH | {"--cache"}
+CLUSTER = {"--workers", "--scheduler"}
 OPTIONS = {
     "recipes": {"--json"},
     "plan": WHERE | WORTH | MEMORY | {"--disk-budget"},
     "calibrate": WHERE | {"--device"},
     "status": WHERE,
     "train": WORK | SOLVING | LAYER,
-    "materialize": WORK | SOLVING | LAYER | {"--dry-run"},
-    "run": WORK | SOLVING | {"--disk-budget"},
+    "materialize": WORK | SOLVING | LAYER | CLUSTER | {"--dry-run"},
+    "run": WORK | SOLVING | CLUSTER | {"--disk-budget"},
     "sweep": WORK | SOLVING | LAYER | {"--vary", "--keep"},
     "final": WORK | SOLVING | {"--vary"},
     "baseline": WORK | {"--checkpointing", "--micro-batch"},
@@ -283,7 +284,7 @@ OPTIONS = {
     "export": WHERE | LAYER | {"--to", "--ensemble", "--features", "--final"},
     "report": WHERE | {"--paper", "--runs"},
     "clean": WHERE | LAYER | {"--features", "--sweeps", "--dry-run", "--yes"},
-    "verify": WORK | LAYER | {"--deep", "--repair"},
+    "verify": WORK | LAYER | CLUSTER | {"--deep", "--repair"},
     "explain": WHERE | LAYER,
     "evict": WHERE | LAYER | {"--force"},
     "du": {"--store", "--json"},

@@ -19,8 +19,8 @@ from store.errors import DiskFull
 from store.files import Files
 from store.layout import Geometry
 from store.level import shard_name
-from store.publish import TEMPORARY
 from store.priority import STEP_BACK
+from store.publish import TEMPORARY
 from store.writer import PUBLISHERS, LevelWriter
 
 SHAPE = replace(SMALL, rows=40)  # ten shards
