@@ -5,7 +5,8 @@ StageError
 │   └── BrokenImage
 ├── DeviceError
 ├── Diverged
-└── NotFinite
+├── NotFinite
+└── UnusableNetwork
 """
 
 from __future__ import annotations
@@ -76,3 +77,7 @@ class NotFinite(StageError):
             f"sample {self.sample} of the batch has the feature {self.value:.6g} in channel "
             f"{self.channel}, which {self.precision} cannot hold"
         )
+
+
+class UnusableNetwork(StageError):
+    """A network that a recipe names cannot be had, or its blocks cannot be trained one by one."""

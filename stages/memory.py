@@ -39,13 +39,13 @@ def watched(device: torch.device, held: Iterable[Tensor] = ()) -> Iterator[Peak]
         yield peak
         peak.nbytes = torch.cuda.max_memory_allocated(device)
         return
-    with _TensorBytes(device) as counted:
+    with TensorBytes(device) as counted:
         counted.see(list(held))
         yield peak
     peak.nbytes = counted.peak
 
 
-class _TensorBytes(TorchDispatchMode):
+class TensorBytes(TorchDispatchMode):
     """Bytes of the storages on one device that calls have shown and that still live."""
 
     def __init__(self, device: torch.device) -> None:

@@ -11,13 +11,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.blocks import AnyLayer, Block
 
 Shape = tuple[int, int, int]
 """(channel, y, x)."""
 
 KERNEL = 9
 """Weights of a 3×3 kernel."""
+UNNAMED = {"described": False}
+"""Of a field of a specification: it does not decide about values, and no fingerprint has it."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,14 @@ class LayerSpec:
         """Channels that W sees: the invertible P turns each into 4."""
         return self.channels * (4**self.downsamplings if self.pool == "invertible" else 1)
 
+    @property
+    def factor(self) -> int:
+        """By how much x_j has fewer pixels a side than x_{j-1}."""
+        return 2**self.downsamplings
+
     def output(self, shape: Shape) -> Shape:
         """Shape of x_j from that of x_{j-1}."""
-        scale = 2**self.downsamplings
-        return self.width, shape[1] // scale, shape[2] // scale
+        return self.width, shape[1] // self.factor, shape[2] // self.factor
 
     @property
     def parameters(self) -> int:
@@ -115,13 +125,13 @@ class AuxiliarySpec:
         return kernels * self.pixels(shape) + maps
 
 
-def described(spec: LayerSpec | AuxiliarySpec) -> dict[str, Any]:
+def described(spec: LayerSpec | AuxiliarySpec | Block) -> dict[str, Any]:
     """A specification as JSON, without what is at its default: so that a network keeps its
-    fingerprints when specifications learn to say more."""
+    fingerprints when specifications learn to say more. And without what decides nothing."""
     return {
         field.name: getattr(spec, field.name)
         for field in dataclasses.fields(spec)
-        if getattr(spec, field.name) != field.default
+        if getattr(spec, field.name) != field.default and field.metadata != UNNAMED
     }
 
 
@@ -157,7 +167,7 @@ def layer_specs(
 
 
 def auxiliary_specs(
-    layers: Sequence[LayerSpec],
+    layers: Sequence[AnyLayer],
     *,
     k: int,
     width: int,
@@ -190,12 +200,12 @@ def auxiliary_specs(
     return tuple(specs)
 
 
-def scale_at(layers: Sequence[LayerSpec], depth: int) -> int:
+def scale_at(layers: Sequence[AnyLayer], depth: int) -> int:
     """How many pixels of x_0 one pixel of x_depth spans: 2^(downsamplings so far)."""
-    return int(2 ** sum(layer.downsamplings for layer in layers[:depth]))
+    return prod(layer.factor for layer in layers[:depth])
 
 
-def shape_at(layers: Sequence[LayerSpec], depth: int, channels: int, size: int) -> Shape:
+def shape_at(layers: Sequence[AnyLayer], depth: int, channels: int, size: int) -> Shape:
     """Shape of x_depth when x_0 is (channels, size, size)."""
     shape: Shape = (channels, size, size)
     for layer in layers[:depth]:
