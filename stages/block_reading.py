@@ -37,28 +37,34 @@ def read_blocks(source: Source, shape: Shape) -> tuple[Block, ...]:
     """
     made, blocks = made_by(source, None), []
     _check_apart(source, made)
+    known: dict[tuple[str, Shape], dict[str, Any]] = {}
     for index, (name, module) in enumerate(made, start=1):
         title = f"network {source.name}: block {index}, {name},"
-        output, work = _shown(module, shape, title)
-        blocks.append(
-            Block(
-                index=index,
-                channels=shape[0],
-                width=output[0],
-                factor=_factor(shape, output, title),
-                digest=digest(source, module),
-                name=name,
-                parameters=sum(p.numel() for p in module.parameters()),
-                side=shape[1],
-                work=work,
-                local=_is_local(module, shape[0], shape[1] // output[1]),
-                whole=moments(module, shape, torch.float32),
-                half=moments(module, shape, torch.bfloat16),
-                source=source,
-            )
-        )
-        shape = output
+        key = digest(source, module), shape
+        if key not in known:  # many networks have the same block many times
+            known[key] = _figures(module, shape, title)
+        one = Block(index=index, digest=key[0], name=name, source=source, **known[key])
+        blocks.append(one)
+        shape = one.output(shape)
     return tuple(blocks)
+
+
+def _figures(module: nn.Module, shape: Shape, title: str) -> dict[str, Any]:
+    """All of a block but what it is called."""
+    output, work = _shown(module, shape, title)
+    sizes = [parameter.numel() for parameter in module.parameters()]
+    return {
+        "channels": shape[0],
+        "width": output[0],
+        "factor": _factor(shape, output, title),
+        "parameters": sum(sizes),
+        "largest": max(sizes),
+        "side": shape[1],
+        "work": work,
+        "local": _is_local(module, shape[0], shape[1] // output[1]),
+        "whole": moments(module, shape, torch.float32),
+        "half": moments(module, shape, torch.bfloat16),
+    }
 
 
 def _check_apart(source: Source, made: Sequence[Named]) -> None:

@@ -68,6 +68,8 @@ class Block:
     name: str = field(metadata=UNNAMED)
     """What it is called where it comes from, and its class: ``layer1.0 (BasicBlock)``."""
     parameters: int = field(metadata=UNNAMED)
+    largest: int = field(metadata=UNNAMED)
+    """Values of its largest parameter."""
     side: int = field(metadata=UNNAMED)
     """Of the x_{j-1} that the figures below are of, in pixels."""
     work: int = field(metadata=UNNAMED)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from stages.blocks import AnyLayer, Block
 from stages.spec import AuxiliarySpec, LayerSpec, Shape
 
 FLOAT = 4
@@ -60,7 +61,7 @@ class _Convolution:
 
 
 def solving(
-    layer: LayerSpec | None,
+    layer: AnyLayer | None,
     auxiliary: AuxiliarySpec,
     shape: Shape,
     *,
@@ -70,8 +71,9 @@ def solving(
     compute: str = "float32",
     keep_best: bool = False,
     at_once: bool = False,
-) -> int:
-    """Peak bytes of solving layer j: layer, auxiliary classifier, optimiser, and the batch.
+) -> int | None:
+    """Peak bytes of solving layer j: layer, auxiliary classifier, optimiser, and the batch. None
+    for a block of which it is not known.
 
     Args:
         layer: None if only the classifier is solved.
@@ -88,36 +90,45 @@ def solving(
     constant = rows + held(layer, auxiliary, keep_best=keep_best)
     whole = FLOAT * parameters if divided else 0  # gradients of the micro-batches before
     width = ACTIVATION_BYTES[compute]
-    convolutions = _convolutions(layer, auxiliary, shape, micro)
-    backward = whole + _backward(convolutions, width, resized=_resizes(layer))
-    forward = whole + FLOAT * micro * prod(shape) * _shuffles(layer)
+    if isinstance(layer, Block):
+        convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
+        backward = _backward_of_block(layer, auxiliary, convolutions, shape, micro, compute)
+        if backward is None:
+            return None
+        backward, forward = whole + backward, 0
+    else:
+        convolutions = _convolutions(layer, auxiliary, shape, micro)
+        backward = whole + _backward(convolutions, width, resized=_resizes(layer))
+        forward = whole + FLOAT * micro * prod(shape) * _shuffles(layer)
     connected = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
     backward += (FLOAT + width * (width < FLOAT)) * sum(connected)  # their gradients come first
-    largest = max([*connected, *(c.weights for c in convolutions)], default=0)
+    own = [layer.largest] if isinstance(layer, Block) else []
+    largest = max([*connected, *own, *(c.weights for c in convolutions)], default=0)
     decayed = parameters if at_once else largest  # gradient + weight decay · weight
     update = FLOAT * (parameters + decayed)
     return constant + max(forward, backward, update)
 
 
-def held(layer: LayerSpec | None, auxiliary: AuxiliarySpec, *, keep_best: bool = False) -> int:
+def held(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, keep_best: bool = False) -> int:
     """Bytes of a problem between two steps: weights, momentum, and the best iterate if kept."""
     return FLOAT * _parameters(layer, auxiliary) * (2 + keep_best)
 
 
-def _parameters(layer: LayerSpec | None, auxiliary: AuxiliarySpec) -> int:
+def _parameters(layer: AnyLayer | None, auxiliary: AuxiliarySpec) -> int:
     return (layer.parameters if layer else 0) + auxiliary.parameters
 
 
 def applying(
-    layers: Sequence[LayerSpec],
+    layers: Sequence[AnyLayer],
     shape: Shape,
     *,
     block: int,
     compute: str = "float32",
     precision: str = "float32",
     images: bool = False,
-) -> int:
-    """Peak bytes of a forward pass of frozen layers, one block of rows at a time.
+) -> int | None:
+    """Peak bytes of a forward pass of frozen layers, one block of rows at a time. None if it is not
+    known of one of them.
 
     Args:
         shape: of the first layer's input.
@@ -132,18 +143,51 @@ def applying(
         inputs, outputs = block * prod(shape), width * block * prod(layer.output(shape))
         held = whole + stored.between * inputs * (number > 0)
         copied = FLOAT * (images if number == 0 else stored.between < FLOAT)
-        before = held + (copied + (width < FLOAT) * width) * inputs
-        resized = width * inputs * (layer.downsamplings > 0)
-        if layer.pool == "max":
-            pooled = block * layer.channels * prod(layer.output(shape)[1:])
-            resized = (FLOAT + POSITION) * pooled
-        shuffled = FLOAT * inputs * _shuffles(layer)
-        convolved = before + max(shuffled, resized + outputs, outputs * (1 + layer.batch_norm))
+        if isinstance(layer, Block):
+            moments = layer.moments(compute)
+            if moments is None:
+                return None
+            convolved = held + copied * inputs + layer.nbytes(moments.frozen, shape, block)
+        else:
+            convolved = held + copied * inputs + _convolving(layer, shape, block, width)
         rounded = held + outputs + stored.rounding * outputs // width
         peak = max(peak, convolved, rounded)
         parameters += layer.parameters
         shape = layer.output(shape)
     return FLOAT * parameters + peak
+
+
+def _convolving(layer: LayerSpec, shape: Shape, block: int, width: int) -> int:
+    """Most bytes of a frozen layer at work, beside its input in float32."""
+    inputs, outputs = block * prod(shape), width * block * prod(layer.output(shape))
+    resized = width * inputs * (layer.downsamplings > 0)
+    if layer.pool == "max":
+        pooled = block * layer.channels * prod(layer.output(shape)[1:])
+        resized = (FLOAT + POSITION) * pooled
+    shuffled = FLOAT * inputs * _shuffles(layer)
+    convolved = max(shuffled, resized + outputs, outputs * (1 + layer.batch_norm))
+    return (width < FLOAT) * width * inputs + convolved
+
+
+def _backward_of_block(
+    block: Block,
+    auxiliary: AuxiliarySpec,
+    convolutions: Sequence[_Convolution],
+    shape: Shape,
+    rows: int,
+    compute: str,
+) -> int | None:
+    """As :func:`_backward`, of a block and the convolutions of its classifier; or, if that is more,
+    bytes in its forward pass."""
+    moments = block.moments(compute)
+    if moments is None:
+        return None
+    kept, training, backward = (
+        block.nbytes(some, shape, rows)
+        for some in ((moments.kept,), moments.training, moments.backward)
+    )
+    classifier = _backward(convolutions, ACTIVATION_BYTES[compute], resized=False, below=True)
+    return max(training, kept + classifier, backward + FLOAT * auxiliary.parameters)
 
 
 def _resizes(layer: LayerSpec | None) -> bool:
@@ -176,13 +220,19 @@ def _convolutions(
     return found
 
 
-def _backward(convolutions: Sequence[_Convolution], width: int, *, resized: bool) -> int:
-    """Most bytes between the end of forward and the end of backward: activations and gradients."""
+def _backward(
+    convolutions: Sequence[_Convolution], width: int, *, resized: bool, below: bool = False
+) -> int:
+    """Most bytes between the end of forward and the end of backward: activations and gradients.
+
+    Args:
+        below: there is a block below, which made the input and wants its gradient.
+    """
     if not convolutions:
         return 0
     mixed = width < FLOAT
     copies = width * sum(c.weights for c in convolutions) * mixed
-    first = width * convolutions[0].inputs if resized or mixed else 0
+    first = width * convolutions[0].inputs if (resized or mixed) and not below else 0
     saved = first + copies + width * sum(c.saved for c in convolutions)
     gradient, peak, done = width * convolutions[-1].outputs, saved, 0
     for number in reversed(range(len(convolutions))):
@@ -193,7 +243,7 @@ def _backward(convolutions: Sequence[_Convolution], width: int, *, resized: bool
             saved -= out
             peak = max(peak, saved + 2 * out + done)
         saved -= out
-        gradient = width * c.inputs if number else 0
+        gradient = width * c.inputs if number or below else 0
         of_weights = FLOAT * c.weights
         peak = max(peak, saved + out + gradient + done + of_weights)
         done += of_weights
