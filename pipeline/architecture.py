@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.strict import one_of, positive, require
+from stages.blocks import AnyLayer
 from stages.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
 
 
@@ -50,8 +51,16 @@ class Network:
         require(given[0] == m, f"'network.widths' begins with {given[0]}; 'network.width' is {m}")
         require(min(given) > 0, f"'network.widths' is {list(given)}; each must be above 0")
 
-    def specs(self, channels: int) -> tuple[LayerSpec, ...]:
-        """The layers, for images of so many channels."""
+    downsampled_by: ClassVar[str] = "'network.downsample'"
+    """For messages: what to change so that maps are larger."""
+
+    @property
+    def said(self) -> str:
+        """For a column of layers."""
+        return str(self.layers)
+
+    def specs(self, channels: int, side: int) -> tuple[LayerSpec, ...]:
+        """The layers, for images of so many channels, and of any side."""
         return layer_specs(channels=channels, **dataclasses.asdict(self))
 
     def science(self) -> dict[str, Any]:
@@ -95,7 +104,7 @@ class Auxiliary:
         )
 
     def specs(
-        self, layers: Sequence[LayerSpec], classes: int, side: int
+        self, layers: Sequence[AnyLayer], classes: int, side: int
     ) -> tuple[AuxiliarySpec, ...]:
         """The auxiliary classifiers, where x_J has so many pixels a side."""
         given = dataclasses.asdict(self)

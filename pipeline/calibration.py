@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import ingest, views, weights
 from pipeline.economics import SCALE_ROWS
@@ -20,14 +20,13 @@ from pipeline.session import Session
 from pipeline.source import Features, level_draws, naming_rows
 from stages.calibrate import calibrate
 from stages.featurize import Frozen
-from stages.network import Layer
 from stages.quantise import Floats, needs_scales
 from store.order import batches, generator
 
 REPORT = "quantiser.json"
 
 
-def keep(session: Session, j: int, layer: Layer, below: Features) -> dict[str, Any]:
+def keep(session: Session, j: int, layer: nn.Module, below: Features) -> dict[str, Any]:
     """Choose the scales of x_j, keep them in the run, and say how good they are.
 
     Args:
@@ -52,7 +51,7 @@ def keep(session: Session, j: int, layer: Layer, below: Features) -> dict[str, A
     return {"scales": weights.digest(found.quantiser.tensors()), "quantiser": found.summary()}
 
 
-def _maps(session: Session, j: int, layer: Layer, below: Features) -> Iterator[Tensor]:
+def _maps(session: Session, j: int, layer: nn.Module, below: Features) -> Iterator[Tensor]:
     """x_j before rounding, of a fixed part of the training rows, as the first view holds it: a
     whole canvas in canvas mode; in fresh mode, which has no view, the centre crop."""
     recipe, seed = session.run.recipe, session.run.seed

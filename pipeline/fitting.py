@@ -35,8 +35,11 @@ def named_device(recipe: Recipe) -> Device:
     return Device("float32" if precision == "auto" else precision, cuda=False)
 
 
-def peak(recipe: Recipe, j: int, device: Device, accumulate: int, base: int | None = None) -> int:
-    """Bytes of tensors that solving layer j takes, with a step in so many micro-batches.
+def peak(
+    recipe: Recipe, j: int, device: Device, accumulate: int, base: int | None = None
+) -> int | None:
+    """Bytes of tensors that solving layer j takes, with a step in so many micro-batches. None where
+    it is not known of a block.
 
     Args:
         base: depth of the levels that x_{j-1} is computed from, which a divided step does in its
@@ -56,7 +59,7 @@ def peak(recipe: Recipe, j: int, device: Device, accumulate: int, base: int | No
         at_once=device.cuda,
     )
     below = recipe.layers[j - 1 if base is None else base : j - 1]
-    if accumulate == 1 or not below:
+    if step is None or accumulate == 1 or not below:
         return step
     made = footprint.applying(
         below,
@@ -66,10 +69,23 @@ def peak(recipe: Recipe, j: int, device: Device, accumulate: int, base: int | No
         precision=recipe.cache.precision,
         images=base == 0,
     )
+    if made is None:
+        return None
     held = footprint.held(layer, auxiliary, keep_best=recipe.schedule.keep == "best")
     gradients = footprint.FLOAT * (layer.parameters + auxiliary.parameters)
     frozen = footprint.FLOAT * sum(other.parameters for other in below)
     return max(step + frozen, held + gradients + made)
+
+
+def known_peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
+    """As :func:`peak`. Raises BudgetError if it is not known."""
+    found = peak(recipe, j, device, accumulate)
+    if found is None:
+        raise BudgetError(
+            f"--gpu-memory: it is not known how much memory solving layer {j} takes "
+            f"({getattr(recipe.layers[j - 1], 'name', '')}). Leave it out"
+        )
+    return found
 
 
 def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
@@ -84,14 +100,16 @@ def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
 def largest_peak(recipe: Recipe, cap: int) -> int:
     """Bytes of tensors of the largest problem, divided to fit into ``cap``. Raises as fit does."""
     device = named_device(recipe)
-    return max(peak(recipe, j, device, n) for j, n in enumerate(fit(recipe, device, cap), start=1))
+    return max(
+        known_peak(recipe, j, device, n) for j, n in enumerate(fit(recipe, device, cap), start=1)
+    )
 
 
 def _fewest(recipe: Recipe, j: int, device: Device, cap: int) -> int:
     batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
-    while peak(recipe, j, device, accumulate) > cap:
+    while known_peak(recipe, j, device, accumulate) > cap:
         if accumulate >= batch:
-            least = peak(recipe, j, device, batch)
+            least = known_peak(recipe, j, device, batch)
             raise BudgetError(
                 f"solving layer {j} needs {size(least)} of device memory with one row at a time; "
                 f"--gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
@@ -108,7 +126,7 @@ def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -
     """
     fit(recipe, device, cap)
     for j, count in enumerate(accumulate, start=1):
-        if (needed := peak(recipe, j, device, count)) > cap:
+        if (needed := known_peak(recipe, j, device, count)) > cap:
             rows = -(-recipe.schedule.batch // count)
             raise BudgetError(
                 f"this run solves layer {j} with {rows} rows at a time, which needs {size(needed)} "

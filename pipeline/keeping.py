@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from pipeline import calibration, outcome, swept
 from pipeline.evaluation import evaluate
 from pipeline.levels import refer_to
@@ -11,7 +13,6 @@ from pipeline.rundir import CHECKPOINT
 from pipeline.session import Session
 from pipeline.source import features, read_layer
 from pipeline.swept import Result
-from stages.network import Layer
 from store.publish import make_directory, replace
 
 
@@ -40,7 +41,7 @@ def keep(session: Session, j: int, one: Result) -> None:
     )
 
 
-def _layer(session: Session, j: int, one: Result) -> Layer:
+def _layer(session: Session, j: int, one: Result) -> nn.Module:
     path = swept.place(session.run, j, one["name"]) / swept.WEIGHTS
     return read_layer(session.run.recipe.layers[j - 1], path, one["weights"], session.device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,10 @@ def find(
         RunConflict: the directory was made with another recipe or seed.
     """
     name, text = recipes.text_of(recipe)
-    loaded = parse(text, name)
+    loaded = parse(text, name, recipes.folder_of(recipe))
     place = directory or rundir.default_directory(name, seed)
     run = rundir.find_matching(place, loaded, seed)
+    if run is not None:  # the same network, and perhaps it knows its blocks
+        loaded = replace(loaded, network=run.recipe.network)
+    loaded.check_layers()
     return Overview(name, loaded, place, run, open_store(store, read_cache), text)

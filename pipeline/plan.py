@@ -104,9 +104,9 @@ class DepthPlan:
     """Multiply-adds to solve the layer: forward and backward, all epochs, without those below."""
     below: float
     """Multiply-adds of the layers below, forward, all epochs: what reading x_{j-1} saves."""
-    memory: int
+    memory: int | None
     """Peak bytes of tensors while the layer is solved, with the recipe's micro-batches; 0 for
-    x_0. In float32, where the recipe leaves the dtype to the device."""
+    x_0. In float32, where the recipe leaves the dtype to the device. None: not known."""
 
     @property
     def nbytes(self) -> int:

@@ -66,7 +66,7 @@ class Kind:
     def classifier(self, recipe: Recipe, j: int) -> AuxiliarySpec:
         """L A ρW̃ … ρW̃ with p convolutions, on x_j. Their width is M̃ of layer 1, or M where the
         recipe has none (k = 1): the same at every depth, so that only x_j differs."""
-        width, own = recipe.auxiliary.width or recipe.network.width, recipe.auxiliary
+        width, own = recipe.auxiliary.width or recipe.layers[0].width, recipe.auxiliary
         return AuxiliarySpec(
             recipe.layers[j - 1].width,
             self.hidden + 1,

@@ -27,7 +27,7 @@ from pipeline.recipe import Recipe
 from pipeline.row_rates import seconds
 from pipeline.sample_rows import codec_for
 from stages.featurize import Frozen, featurize, run_layer
-from stages.network import Layer, build_problem
+from stages.network import build_problem
 from stages.quantise import Codec
 from stages.solve import Schedule, Solver
 from store.publish import put_exclusive
@@ -164,7 +164,9 @@ def _layer(recipe: Recipe, j: int, device: torch.device, compute: torch.dtype) -
 
 
 @torch.no_grad()
-def _rounding(recipe: Recipe, layer: Layer, x: torch.Tensor, compute: torch.dtype) -> Codec:
+def _rounding(
+    recipe: Recipe, layer: torch.nn.Module, x: torch.Tensor, compute: torch.dtype
+) -> Codec:
     """What its output is rounded to, stored or not."""
     maps = run_layer(layer, x, compute).float().cpu()
     return codec_for(recipe, recipe.cache.precision, maps).to(x.device)

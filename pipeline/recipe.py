@@ -10,15 +10,18 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pipeline.architecture import Auxiliary, Network
 from pipeline.errors import RecipeError
+from pipeline.named_network import NamedNetwork, named
 from pipeline.recipe_tables import Augment, Cache, Claim, Compress, Data, Schedule
 from pipeline.strict import read, require
+from stages.blocks import AnyLayer, Block
 from stages.spec import AuxiliarySpec, LayerSpec, Shape, scale_at, shape_at
 
-ProblemSpec = tuple[LayerSpec, AuxiliarySpec]
+ProblemSpec = tuple[AnyLayer, AuxiliarySpec]
 """Layer j and C_j."""
 
 
@@ -26,7 +29,7 @@ ProblemSpec = tuple[LayerSpec, AuxiliarySpec]
 class Recipe:
     data: Data
     augment: Augment
-    network: Network
+    network: Network | NamedNetwork
     auxiliary: Auxiliary
     schedule: Schedule
     cache: Cache = field(default_factory=Cache)
@@ -35,7 +38,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.compress:
-            self.compress.check(self.network.layers)
+            self.compress.check(self._table("[compress] removes filters of its layers").layers)
         a = self.augment
         require(
             a.crop <= self.canvas,
@@ -47,16 +50,40 @@ class Recipe:
             "'augment.views' is 1 with random crops or flips: every epoch would see the same draw. "
             "Use 4 or more views, \"canvas\", or set 'augment.allow_single_view'",
         )
+        if isinstance(self.network, Network):
+            self.check_layers()
+
+    def check_layers(self) -> None:
+        """Refuse layers that do not suit the images. Of a named network this makes the blocks, so it
+        is done when somebody asks for them. Raises RecipeError."""
+        a = self.augment
         self._check_divisible("augment.crop", a.crop, len(self.layers))
         require(
             self.final_side >= 2 or not self.auxiliary.final_hidden,
             f"'auxiliary.final_hidden' begins with max pooling over 2×2 pixels, and x_J has "
-            f"{self.final_side}; enlarge 'augment.crop' or shorten 'network.downsample'",
+            f"{self.final_side}; enlarge 'augment.crop' or shorten {self.network.downsampled_by}",
         )
         if a.views == "canvas":
             self._check_divisible("the canvas", self.canvas, len(self.layers))
             self._check_divisible(
                 "the border of the centre crop", self.centre, len(self.layers) - 1
+            )
+            self._check_local()
+
+    def _table(self, why: str) -> Network:
+        """The table [network]. Raises RecipeError if there is a name in its place."""
+        if isinstance(self.network, Network):
+            return self.network
+        raise RecipeError(f"{why}: 'network' must be a table, not the name {self.network.name!r}")
+
+    def _check_local(self) -> None:
+        """The last block's features are never cut."""
+        for block in self.layers[:-1]:
+            require(
+                not isinstance(block, Block) or block.local,
+                f"'augment.views' is \"canvas\", but block {block.index}, {block.name}, sees more "
+                "than the pixels around a place, so what it makes of a canvas is not what it makes of "
+                "a crop. Use fixed views or 0",
             )
 
     def _check_divisible(self, what: str, pixels: int, depth: int) -> None:
@@ -64,7 +91,7 @@ class Recipe:
         require(
             pixels % scale == 0,
             f"{what} is {pixels} pixels, which {scale} (2^downsamplings up to x_{depth}) does not "
-            "divide; change 'augment.crop', 'augment.pad' or 'network.downsample'",
+            f"divide; change 'augment.crop', 'augment.pad' or {self.network.downsampled_by}",
         )
 
     @property
@@ -88,14 +115,16 @@ class Recipe:
         return self.augment.flip or self.canvas > self.augment.crop
 
     @cached_property
-    def _given(self) -> tuple[LayerSpec, ...]:
+    def _given(self) -> tuple[AnyLayer, ...]:
         """The layers of [network], before any filter is removed."""
-        return self.network.specs(self.data.channels)
+        return self.network.specs(self.data.channels, self.augment.crop)
 
     @cached_property
-    def layers(self) -> tuple[LayerSpec, ...]:
+    def layers(self) -> tuple[AnyLayer, ...]:
         """As they are kept: what x_1 … x_J are made with."""
-        return self.compress.layers(self._given) if self.compress else self._given
+        if not self.compress:
+            return self._given
+        return self.compress.layers([one for one in self._given if isinstance(one, LayerSpec)])
 
     @cached_property
     def auxiliaries(self) -> tuple[AuxiliarySpec, ...]:
@@ -145,13 +174,21 @@ def as_wide(problem: ProblemSpec, width: int) -> ProblemSpec:
     return dataclasses.replace(layer, width=width), dataclasses.replace(auxiliary, channels=width)
 
 
-def parse(text: str, name: str) -> Recipe:
+def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
     """A recipe from TOML text; ``name`` is for messages.
 
+    Args:
+        folder: where a Python file lies that the recipe names; None: here.
+
     Raises:
-        RecipeError: not TOML, an unknown or missing key, a wrong type or a value out of bounds.
+        RecipeError: not TOML, an unknown or missing key, a wrong type or a value out of bounds; or
+            the file cannot be read.
     """
     try:
-        return read(Recipe, tomllib.loads(text))
+        tables = tomllib.loads(text)
+        network = tables.get("network")
+        if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
+            tables["network"] = named(network, folder or Path())
+        return read(Recipe, tables)
     except (tomllib.TOMLDecodeError, RecipeError) as error:
         raise RecipeError(f"recipe {name}: {error}") from None

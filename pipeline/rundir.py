@@ -1,6 +1,7 @@
 """A run: one recipe and seed in one directory, as small sealed files.
 
     RUN/recipe.toml                     the text it was made from
+        network.json  FILE.py           of a named network: its blocks, a copy of its file
         run.json                        science, seed, device and compute dtype, source of the data
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
@@ -34,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import lineage
+from pipeline import lineage, network_record
 from pipeline.errors import RunConflict
 from pipeline.lineage import Node
 from pipeline.recipe import Recipe, parse
@@ -195,7 +196,7 @@ class Run:
     def damaged_records(self) -> Iterator[tuple[Path, str]]:
         """Records of the whole run that do not match their own sha256, and files of baselines and
         probes."""
-        for name in (RUN, DATA, EVALUATION):
+        for name in (RUN, DATA, EVALUATION, network_record.NETWORK):
             yield from _damage(self.directory / name)
         baselines = (self.baseline_directory(name) / RESULT for name in self.baselines())
         for path in (*baselines, *sorted(self.directory.glob(f"probe_*/*/{RESULT}"))):
@@ -256,10 +257,11 @@ def find(directory: Path) -> Run | None:
     facts = _read(directory / RUN)
     if facts is None:
         return None
-    recipe = parse((directory / "recipe.toml").read_text("utf-8"), facts["recipe"])
+    recipe = parse((directory / "recipe.toml").read_text("utf-8"), facts["recipe"], directory)
+    recipe = network_record.recalled(directory, recipe)
     if edited := differences(facts["science"], recipe.science()):
         raise RunConflict(
-            f"{directory / 'recipe.toml'} was edited since the run was made: "
+            f"{directory / 'recipe.toml'}, or a file it names, was edited since the run was made: "
             f"{'; '.join(edited[:3])}. Restore it, or start a new run from a copy of it"
         )
     return Run(directory, facts["recipe"], recipe, facts)
@@ -292,15 +294,18 @@ def create(
     seed: int,
     source: str | None,
     facts: Mapping[str, Any],
+    recipe: Recipe | None = None,
 ) -> Run:
     """Make a run directory from a recipe's TOML ``text``.
 
     Args:
         facts: kept beside what identifies the run: ``compute`` dtype, device, versions.
+        recipe: the text as it was read, if it was.
     """
-    recipe = parse(text, name)
+    recipe = recipe or parse(text, name)
     make_directory(directory)
     replace(directory, "recipe.toml", text.encode())
+    network_record.keep(directory, recipe)
     body = {
         "recipe": name,
         "science": recipe.science(),

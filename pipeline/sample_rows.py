@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import views
 from pipeline.caching import FEATURES
@@ -21,7 +21,7 @@ from pipeline.recipe import Recipe
 from pipeline.source import read_layer
 from stages import augment
 from stages.calibrate import calibrate
-from stages.network import Layer, blank_layer, initialise
+from stages.network import build_layer
 from stages.quantise import Codec, codec, needs_scales
 from store.layout import LevelKey
 
@@ -67,19 +67,17 @@ def _images(found: Overview, most: int) -> np.ndarray | None:
     return level.read(0, min(len(level), most))
 
 
-def _layer(found: Overview) -> Layer:
+def _layer(found: Overview) -> nn.Module:
     """Layer 1 in eval mode if it is solved; else as it begins, its statistics those of a batch."""
     spec, run = found.recipe.layers[0], found.run
     if run and run.solved() and (record := run.layer(1)):
         path = run.layer_directory(1) / "weights.safetensors"
         return read_layer(spec, path, record["weights"], torch.device("cpu"))
-    layer = blank_layer(spec)
-    initialise(layer, torch.Generator().manual_seed(0))
-    return layer.train()
+    return build_layer(spec, 0).train()
 
 
 @torch.no_grad()
-def _features(layer: Layer, x: Tensor) -> Tensor:
+def _features(layer: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([layer(part) for part in x.split(BATCH)])
 
 

@@ -78,7 +78,8 @@ class Session:
         if self.gpu_memory is None:
             return None
         run = self.run
-        peaks = (fitting.peak(run.recipe, j, self.room, n) for j, n in enumerate(run.accumulate, 1))
+        counts = enumerate(run.accumulate, 1)
+        peaks = (fitting.known_peak(run.recipe, j, self.room, n) for j, n in counts)
         return max(0, self.gpu_memory - max(peaks))
 
     def _bytes_for_copies(self) -> int | None:
@@ -137,7 +138,8 @@ def open_session(
         report.say(f"convolutions in {compute}: {reason}")
         facts = {"compute": compute, **device.facts(chosen)}
         facts |= _divided(overview, compute, chosen, gpu_memory, report)
-        run = rundir.create(overview.directory, overview.name, overview.text, seed, source, facts)
+        who = overview.directory, overview.name, overview.text
+        run = rundir.create(*who, seed, source, facts, overview.recipe)
     elif (wanted := source or _known_source(overview, run)) != run.source:
         run = rundir.with_source(run, wanted)
     device.check(run.compute, chosen)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import views, weights
 from pipeline.delivery import Delivery
@@ -24,11 +24,11 @@ from pipeline.rundir import QUANTISER, Run
 from pipeline.session import Session
 from pipeline.views import Draws
 from stages import augment
+from stages.blocks import AnyLayer
 from stages.errors import NotFinite
 from stages.featurize import Frozen, encoded, featurize
-from stages.network import Layer, blank_layer
+from stages.network import blank_layer
 from stages.quantise import Codec, codec
-from stages.spec import LayerSpec
 from store.level import Level
 
 
@@ -192,7 +192,7 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
     return Frozen(layer, codec(recipe.cache.precision, scales or {}).to(device))
 
 
-def read_layer(spec: LayerSpec, path: Path, digest: str, device: torch.device) -> Layer:
+def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
     """A frozen layer from its weights, on the device, in eval mode.
 
     Raises:

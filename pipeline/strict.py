@@ -71,6 +71,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
     origin = get_origin(kind)
+    if dataclasses.is_dataclass(type(value)):
+        return value  # read already, by who knows more about it
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise RecipeError(f"'{path}' must be a table, got {value!r}")

@@ -130,6 +130,8 @@ def check_memory(
             keep_best=best,
             at_once=device.cuda,
         )
+        if peak is None:
+            raise BudgetError(f"--gpu-memory: how much memory layer {j} takes is not known")
         steps.append(peak - held[-1])
     needed = sum(held) + max(steps)
     if needed > cap:

@@ -22,7 +22,7 @@ def of_recipes(found: Mapping[str, Recipe]) -> Table:
         table.add_row(
             name,
             r.data.source,
-            str(r.network.layers),
+            r.network.said,
             str(r.auxiliary.k),
             str(r.augment.views),
             r.claim.text,
@@ -44,7 +44,7 @@ def of_plan(recipe: Recipe, plan: Plan) -> Table:
             f"{d.parameters:,} + {d.auxiliary_parameters:,}" if d.depth else "",
             f"{d.steps:,}" if d.depth else "",
             f"{d.operations:.2g}" if d.depth else "",
-            size(d.memory) if d.depth else "",
+            ("unknown" if d.memory is None else size(d.memory)) if d.depth else "",
         )
     return table
 

@@ -18,7 +18,8 @@ from pipeline.errors import OptionRange, RecipeError
 from pipeline.recipe import Recipe
 from pipeline.recipe_tables import Schedule
 from pipeline.strict import did_you_mean
-from stages.spec import AuxiliarySpec, LayerSpec, described, scale_at
+from stages.blocks import AnyLayer, Block
+from stages.spec import AuxiliarySpec, described, scale_at
 
 M, K, AUXILIARY_M, SEED = "width", "auxiliary.k", "auxiliary.width", "seed"
 SCHEDULE = ("lr", "momentum", "nesterov", "weight_decay", "kind", "epochs", "decay", "every")
@@ -46,7 +47,7 @@ class Variant:
     """``lr=0.1,k=2,seed=1``: stable, and safe as the name of a directory."""
     changes: Mapping[str, Any]
     """What was asked for, by full key."""
-    layer: LayerSpec | None
+    layer: AnyLayer | None
     """None: layer J is frozen, and only a classifier of x_J is trained."""
     auxiliary: AuxiliarySpec
     schedule: Schedule
@@ -171,7 +172,12 @@ def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Vari
         )
     if k == 1:
         changes.pop(AUXILIARY_M, None)  # there is no C with a width: the same problem
-    layer = dataclasses.replace(layer, width=changes.get(M, layer.width))
+    if M in changes and isinstance(layer, Block):
+        raise OptionRange(
+            f"--vary {M}: layer {j} is a block of {layer.source.name}, which has its width from there; "
+            f"vary {AUXILIARY_M}, or copy the recipe"
+        )
+    layer = dataclasses.replace(layer, **({"width": changes[M]} if M in changes else {}))
     auxiliary = dataclasses.replace(
         auxiliary,
         channels=layer.width,

@@ -19,15 +19,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stages.network import Auxiliary, Layer, blank_auxiliary, blank_layer, initialise
-from stages.spec import AuxiliarySpec, LayerSpec
+from stages.block_source import fresh_blocks
+from stages.blocks import AnyLayer, Block
+from stages.network import Auxiliary, blank_auxiliary, blank_layer, build_auxiliary, initialise
+from stages.spec import AuxiliarySpec
+
+NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore
 
 
 class EndToEnd(nn.Module):
     """Layers 1 … J and a classifier, from x_0 (B, C, H, W) to logits z_J."""
 
     def __init__(
-        self, layers: Sequence[Layer], auxiliary: Auxiliary, *, checkpointing: bool
+        self, layers: Sequence[nn.Module], auxiliary: Auxiliary, *, checkpointing: bool
     ) -> None:
         super().__init__()
         self.layers, self.auxiliary = nn.ModuleList(layers), auxiliary
@@ -42,10 +46,14 @@ class EndToEnd(nn.Module):
 
 
 def build_end_to_end(
-    layers: Sequence[LayerSpec], auxiliary: AuxiliarySpec, seed: int, *, checkpointing: bool = False
+    layers: Sequence[AnyLayer], auxiliary: AuxiliarySpec, seed: int, *, checkpointing: bool = False
 ) -> EndToEnd:
     """A freshly initialised network. The same seed gives the same weights on every machine, with
     checkpointing or without."""
+    blocks = [layer for layer in layers if isinstance(layer, Block)]
+    if blocks:
+        made, last = fresh_blocks(blocks, seed), build_auxiliary(auxiliary, seed)
+        return EndToEnd(made, last, checkpointing=checkpointing)
     network = EndToEnd(
         [blank_layer(spec) for spec in layers],
         blank_auxiliary(auxiliary),
@@ -77,7 +85,7 @@ def _running_statistics_stay(layer: nn.Module) -> Iterator[None]:
     With momentum 0 the running statistics are multiplied by 1. Taking them away instead would
     change what is saved for backward, and checkpointing insists on the same.
     """
-    norms = [part for part in layer.modules() if isinstance(part, nn.BatchNorm2d)]
+    norms = [part for part in layer.modules() if isinstance(part, NORMS)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -78,7 +78,9 @@ def _check_apart(source: Source, made: Sequence[Named]) -> None:
                     f"{title} shares weights with block {owner[id(parameter)]}: each is trained alone"
                 )
         if not any(p.requires_grad for p in module.parameters()):
-            raise UnusableNetwork(f"{title} has no weights to train: make it a part of the next one")
+            raise UnusableNetwork(
+                f"{title} has no weights to train: make it a part of the next one"
+            )
         if loose := _loose(module):
             raise UnusableNetwork(
                 f"{title} keeps the tensor {loose} beside its parameters and buffers, so it would not "
@@ -135,7 +137,9 @@ def _shown(module: nn.Module, shape: Shape, title: str) -> tuple[Shape, int]:
             "take its dropout away, or set it to 0"
         )
     if changed:
-        raise UnusableNetwork(f"{title} changes its input in place: let its first operation make a copy")
+        raise UnusableNetwork(
+            f"{title} changes its input in place: let its first operation make a copy"
+        )
     if not isinstance(y, Tensor) or y.ndim != 4 or len(y) != rows:
         gives = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise UnusableNetwork(f"{title} must give one tensor N×C×H×W, and gives {gives}")

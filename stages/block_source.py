@@ -127,7 +127,9 @@ def _of_file(source: Source) -> list[Named]:
     if callable(found) and not isinstance(found, nn.Module):
         found = found(**dict(source.arguments))
     elif source.arguments:
-        raise UnusableNetwork(f"network {source.name}: {name} is no function, and takes no arguments")
+        raise UnusableNetwork(
+            f"network {source.name}: {name} is no function, and takes no arguments"
+        )
     if not isinstance(found, (list, tuple, nn.Sequential, nn.ModuleList)) or not len(found):
         raise UnusableNetwork(
             f"network {source.name}: {name} must be or return a list of blocks, got "

@@ -15,7 +15,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from stages.errors import NotFinite
-from stages.network import Layer
 from stages.quantise import Codec
 
 
@@ -23,7 +22,7 @@ from stages.quantise import Codec
 class Frozen:
     """A solved layer, in eval mode, and what its output is rounded to: each has its own scales."""
 
-    layer: Layer
+    layer: nn.Module
     stored: Codec
 
 
@@ -92,7 +91,7 @@ def _forward(
     return finish(run_layer(layers[-1].layer, part, compute))[:rows]
 
 
-def run_layer(layer: Layer, x: Tensor, compute: torch.dtype) -> Tensor:
+def run_layer(layer: nn.Module, x: Tensor, compute: torch.dtype) -> Tensor:
     """One layer in eval mode under the numeric policy; float32 in and out of the mixed region."""
     x = x.to(torch.float32).contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, compute, enabled=compute != torch.float32):

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stages.block_source import blank_block, fresh_block
+from stages.blocks import AnyLayer, Block
 from stages.spec import AuxiliarySpec, LayerSpec
 
 
@@ -67,7 +69,7 @@ def _linear(spec: AuxiliarySpec) -> nn.Module:
 class Problem(nn.Module):
     """The auxiliary problem at layer j: z_j = C_γ(ρ W_θ P x_{j-1})."""
 
-    def __init__(self, layer: Layer, auxiliary: Auxiliary) -> None:
+    def __init__(self, layer: nn.Module, auxiliary: Auxiliary) -> None:
         super().__init__()
         self.layer, self.auxiliary = layer, auxiliary
 
@@ -75,8 +77,15 @@ class Problem(nn.Module):
         return self.auxiliary(self.layer(x))
 
 
-def build_problem(layer: LayerSpec, auxiliary: AuxiliarySpec, seed: int) -> Problem:
-    """A freshly initialised problem. The same seed gives the same weights on every machine."""
+def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int) -> Problem:
+    """A freshly initialised problem. The same seed gives the same weights on every machine. A block
+    of a named network is initialised as its own constructor does it.
+
+    Raises:
+        UnusableNetwork: it is another block than the one that was read.
+    """
+    if isinstance(layer, Block):
+        return Problem(fresh_block(layer, seed), build_auxiliary(auxiliary, seed))
     problem = Problem(blank_layer(layer), blank_auxiliary(auxiliary))
     initialise(problem, torch.Generator().manual_seed(seed))
     return problem
@@ -89,8 +98,19 @@ def build_auxiliary(spec: AuxiliarySpec, seed: int) -> Auxiliary:
     return auxiliary
 
 
-def blank_layer(spec: LayerSpec) -> Layer:
+def build_layer(spec: AnyLayer, seed: int) -> nn.Module:
+    """A freshly initialised layer. Seed as above."""
+    if isinstance(spec, Block):
+        return fresh_block(spec, seed)
+    layer = blank_layer(spec)
+    initialise(layer, torch.Generator().manual_seed(seed))
+    return layer
+
+
+def blank_layer(spec: AnyLayer) -> nn.Module:
     """A layer whose weights are to be loaded or initialised; no generator is touched."""
+    if isinstance(spec, Block):
+        return blank_block(spec)
     with torch.device("meta"):
         layer = Layer(spec)
     return layer.to_empty(device="cpu")

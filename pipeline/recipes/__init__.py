@@ -40,7 +40,12 @@ def text_of(recipe: str) -> tuple[str, str]:
     )
 
 
+def folder_of(recipe: str) -> Path:
+    """Where a Python file lies that a recipe names: beside it."""
+    return Path(__file__).parent if recipe in names() else Path(recipe).parent
+
+
 def load(recipe: str) -> tuple[str, Recipe]:
     """Name and recipe, from a built-in name or a path."""
     name, text = text_of(recipe)
-    return name, parse(text, name)
+    return name, parse(text, name, folder_of(recipe))
