@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import views, weights
 from pipeline.rundir import Run
 from pipeline.source import frozen_layer
 from pipeline.swept import AUXILIARY
-from stages.chain import Part, chain, rounding
+from stages.blocks import Block
+from stages.chain import Part, chain, rounding, whole
+from stages.errors import StageError
 from stages.featurize import Frozen
 from stages.network import blank_auxiliary
 from stages.spec import AuxiliarySpec, scale_at
@@ -50,6 +52,15 @@ class Assembly:
     def as_json(self) -> dict[str, Any]:
         blocks = {name: [part.as_json() for part in parts] for name, parts in self.blocks.items()}
         return {"blocks": blocks, "steps": self.steps}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Parts that only code of others can make, by their names in the network."""
+        return {
+            f"{block}.{part.name}": part.module
+            for block, parts in self.blocks.items()
+            for part in parts
+            if part.module is not None
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer, by the name that the network has for it."""
@@ -96,7 +107,7 @@ def assemble(
     for j, frozen in enumerate(layers, 1):
         own = not features and (ensemble or j == last) and not (final and j == last)
         goes_on = j < last or features or final is not None
-        layer = chain(frozen.layer, run.recipe.shape(j - 1, run.recipe.augment.crop))
+        layer = _layer(run, j, frozen.layer)
         y = x
         if own:
             y = made.call("y", f"crop_{j - 1}", x, _centre(run, j - 1))
@@ -118,6 +129,17 @@ def assemble(
 def frozen_layers(run: Run, j: int) -> list[Frozen]:
     """Layers 1 … j on the CPU. Raises LevelDamaged if one is not what its record speaks of."""
     return [frozen_layer(run, i, CPU) for i in range(1, j + 1)]
+
+
+def _layer(run: Run, j: int, module: nn.Module) -> list[Part]:
+    """Its parts; a block that is no chain of torch's own modules is one part."""
+    spec = run.recipe.layers[j - 1]
+    try:
+        return chain(module, run.recipe.shape(j - 1, run.recipe.augment.crop))
+    except StageError:
+        if isinstance(spec, Block):
+            return whole(module, spec.name)
+        raise
 
 
 def _image(run: Run) -> list[Part]:

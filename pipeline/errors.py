@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stages.errors import DataError, DeviceError, StageError
+from stages.errors import DataError, DeviceError, StageError, UnusableNetwork
 from store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError, StoreRefused
 
 
@@ -74,6 +74,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (LoaderError, 7),
     (NotThereYet, 8),
     (RunConflict, 8),
+    (UnusableNetwork, 3),
     (StageError, 9),
     (LevelBusy, 8),
     (StoreRefused, 11),

@@ -38,6 +38,8 @@ from pipeline.rundir import LOGITS, Run
 from pipeline.source import image_views, level_draws
 from pipeline.strict import did_you_mean
 from pipeline.work import Options
+from stages.block_source import first_line
+from stages.errors import UnusableNetwork
 from stages.evaluate import ensemble
 from stages.featurize import Frozen, featurize
 from stages.spec import AuxiliarySpec
@@ -103,17 +105,20 @@ def export(options: Options) -> Answer:
     expected = _expected(wanted, layers, images)
     with _appearing(place) as partial:
         weights.write(partial / WEIGHTS, made.tensors())
-        replace(partial, CODE, Path(plain_model.__file__).read_bytes())
         value = _description(wanted, made, judged, list(expected.shape[1:]))
-        network = plain_model.build(value, weights.read(partial / WEIGHTS)[0])
-        _trace(network, images, partial / PROGRAM)
+        network = plain_model.build(value, weights.read(partial / WEIGHTS)[0], made.modules())
+        with _named(wanted, made):
+            _trace(network, images, partial / PROGRAM)
+        if not made.modules():
+            replace(partial, CODE, Path(plain_model.__file__).read_bytes())
         program = torch.export.load(partial / PROGRAM).module()
         value["compared"] = _compared(wanted, [network, program], images, expected)
-        files = {name: sha256((partial / name).read_bytes()) for name in (WEIGHTS, PROGRAM, CODE)}
+        names = [name for name in (WEIGHTS, PROGRAM, CODE) if (partial / name).exists()]
+        files = {name: sha256((partial / name).read_bytes()) for name in names}
         value["files"] = files
         replace(partial, DESCRIPTION, (json.dumps(value, indent=1) + "\n").encode())
     said = f"exported {wanted.text} to {place}: {', '.join((*files, DESCRIPTION))}"
-    return Answer({"to": str(place), **value}, (said, _said(value["compared"])))
+    return Answer({"to": str(place), **value}, (said, *_left_out(made), _said(value["compared"])))
 
 
 def _wanted(options: Options) -> Wanted:
@@ -230,6 +235,31 @@ def _trace(network: torch.nn.Module, images: Tensor, path: Path) -> None:
         warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
         torch.export.save(program, buffer)
     replace(path.parent, path.name, buffer.getvalue())
+
+
+@contextmanager
+def _named(wanted: Wanted, made: Assembly) -> Iterator[None]:
+    """Say of code of others that torch.export does not take it."""
+    try:
+        yield
+    except Exception as error:
+        if not made.modules():
+            raise
+        network, why = wanted.run.recipe.network.said, first_line(error)
+        raise UnusableNetwork(
+            f"network {network} cannot be exported: torch.export does not take one of its blocks: "
+            f"{type(error).__name__}: {why}"
+        ) from error
+
+
+def _left_out(made: Assembly) -> list[str]:
+    """For people: why there is no model.py."""
+    names = [
+        parts[0].arguments["name_in_code"] for parts in made.blocks.values() if parts[0].module
+    ]
+    if not names:
+        return []
+    return [f"no {CODE}: it cannot make {names[0]}, which is no chain of torch's own modules"]
 
 
 # ---- does it give what the run has? --------------------------------------------------------------

@@ -1,9 +1,9 @@
 """``network = "torchvision:vgg13_bn"`` or ``"FILE.py:blocks"``: any network, as a chain of blocks.
 
 In a recipe the string stands in place of the table ``[network]``; a table with ``name`` and
-``arguments`` gives the function that makes the network arguments of its own. The file lies beside the
-recipe, or below; a run keeps a copy of it, and what its blocks are, so that looking at a run needs
-neither the file nor torch. docs/networks.md says what a block must be.
+``arguments`` gives the function that makes the network arguments of its own. The file lies beside
+the recipe, or below; a run keeps a copy of it, and what its blocks are, so that looking at a run
+needs neither the file nor torch. docs/networks.md says what a block must be.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
     Raises:
         RecipeError: it is no name of that kind, or the file cannot be read.
     """
-    table = {"name": asked} if isinstance(asked, str) else dict(asked)
+    table: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
     name, arguments = table.pop("name"), table.pop("arguments", {})
     require(not table, f"unknown key 'network.{next(iter(table), '')}' beside 'network.name'")
     require(
@@ -103,8 +103,8 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
     for key, value in arguments.items():
         require(
             isinstance(value, VALUES) and key not in ("weights", "progress"),
-            f"'network.arguments.{key}' is {value!r}; it must be a number, a string, true or false, "
-            "and weights are always random",
+            f"'network.arguments.{key}' is {value!r}; it must be a number, a string, true or "
+            "false, and weights are always random",
         )
     file = file_of(name)
     return NamedNetwork(name, arguments, file and _text(folder, file))

@@ -3,8 +3,8 @@
     RUN/residual.py      where the recipe beside it looks for it
         network.json     the blocks: names, shapes, digests, operations, memory
 
-So a run goes on wherever it is moved, and commands that only look at it make no block. The weights of a
-block are loaded into what its source makes today, if that has the digest that is kept here.
+So a run goes on wherever it is moved, and commands that only look at it make no block. The weights
+of a block are loaded into what its source makes today, if that has the digest that is kept here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NETWORK = "network.json"
 
 
 def keep(directory: Path, recipe: Recipe) -> None:
-    """Write what is not there yet. Raises RecipeError if the blocks are to be made, and cannot be."""
+    """Write what is not there yet. Raises RecipeError if blocks are to be made, and cannot be."""
     network = recipe.network
     if not isinstance(network, NamedNetwork):
         return
@@ -36,8 +36,8 @@ def keep(directory: Path, recipe: Recipe) -> None:
 
 
 def recalled(directory: Path, recipe: Recipe) -> Recipe:
-    """The recipe with the blocks that were kept. A record that is damaged is as none: `verify` names
-    it."""
+    """The recipe with the blocks that were kept. A record that is damaged is as none: `verify`
+    names it."""
     network = recipe.network
     if not isinstance(network, NamedNetwork):
         return recipe

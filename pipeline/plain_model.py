@@ -89,14 +89,19 @@ OWN = {kind.__name__: kind for kind in (Normalise, Crop, Round, Codes)}
 class Network(nn.Module):
     """Blocks, and the steps from one to the next."""
 
-    def __init__(self, description: Mapping[str, Any]) -> None:
+    def __init__(
+        self, description: Mapping[str, Any], own: Mapping[str, nn.Module] | None = None
+    ) -> None:
         """
         Args:
             description: the object in export.json.
+            own: by ``block.part``, modules that are not made from it.
         """
         super().__init__()
         for name, parts in description["blocks"].items():
-            self.add_module(name, nn.Sequential(OrderedDict(_named(part) for part in parts)))
+            modules = ((p["name"], (own or {}).get(f"{name}.{p['name']}")) for p in parts)
+            whole = [(n, m or _made(p)) for (n, m), p in zip(modules, parts, strict=True)]
+            self.add_module(name, nn.Sequential(OrderedDict(whole)))
         self.steps: list[tuple[str, str, str]] = [tuple(step) for step in description["steps"]]
         self.output: dict[str, float] = description["output"]["weights"]
         self.expected: tuple[int, ...] = tuple(description["input"]["shape"][1:])
@@ -126,16 +131,20 @@ class Network(nn.Module):
         return torch.stack(weighted).sum(0)
 
 
-def _named(part: Mapping[str, Any]) -> tuple[str, nn.Module]:
+def _made(part: Mapping[str, Any]) -> nn.Module:
     arguments = {key: value for key, value in part.items() if key not in ("name", "kind")}
     kind = OWN.get(part["kind"]) or getattr(nn, part["kind"])
-    return part["name"], kind(**arguments)
+    return kind(**arguments)
 
 
-def build(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Network:
+def build(
+    description: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    own: Mapping[str, nn.Module] | None = None,
+) -> Network:
     """The network in eval mode, on the CPU. Nothing is drawn from a random generator."""
     with torch.device("meta"):
-        network = Network(description)
+        network = Network(description, own)
     network.load_state_dict(weights, assign=True)
     # Convolutions add up in another order where kernels lie in another one: as when trained.
     return network.eval().to(memory_format=torch.channels_last)  # pyright: ignore

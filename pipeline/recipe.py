@@ -54,8 +54,8 @@ class Recipe:
             self.check_layers()
 
     def check_layers(self) -> None:
-        """Refuse layers that do not suit the images. Of a named network this makes the blocks, so it
-        is done when somebody asks for them. Raises RecipeError."""
+        """Refuse layers that do not suit the images. Of a named network this makes the blocks, so
+        it is done when somebody asks for them. Raises RecipeError."""
         a = self.augment
         self._check_divisible("augment.crop", a.crop, len(self.layers))
         require(
@@ -77,13 +77,13 @@ class Recipe:
         raise RecipeError(f"{why}: 'network' must be a table, not the name {self.network.name!r}")
 
     def _check_local(self) -> None:
-        """The last block's features are never cut."""
-        for block in self.layers[:-1]:
+        blocks = (layer for layer in self.layers if isinstance(layer, Block))
+        for block in blocks:
             require(
-                not isinstance(block, Block) or block.local,
+                block.local,
                 f"'augment.views' is \"canvas\", but block {block.index}, {block.name}, sees more "
-                "than the pixels around a place, so what it makes of a canvas is not what it makes of "
-                "a crop. Use fixed views or 0",
+                "of a map than what lies around a place: what it makes of a canvas is not what it "
+                "makes of its crops. Use fixed views, or 0",
             )
 
     def _check_divisible(self, what: str, pixels: int, depth: int) -> None:

@@ -174,8 +174,8 @@ def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Vari
         changes.pop(AUXILIARY_M, None)  # there is no C with a width: the same problem
     if M in changes and isinstance(layer, Block):
         raise OptionRange(
-            f"--vary {M}: layer {j} is a block of {layer.source.name}, which has its width from there; "
-            f"vary {AUXILIARY_M}, or copy the recipe"
+            f"--vary {M}: layer {j} is a block of {layer.source.name}, and has its width from "
+            f"there; vary {AUXILIARY_M}, or copy the recipe"
         )
     layer = dataclasses.replace(layer, **({"width": changes[M]} if M in changes else {}))
     auxiliary = dataclasses.replace(

@@ -1,8 +1,9 @@
 """Memory of a block by a step on tensors without content.
 
 Every tensor of a forward and backward pass is as large as its rows make it, beside what has no rows
-(weights, their gradients, their copies in another dtype). So two such steps, of two and of four rows,
-tell both for every moment, and a peak for any number of rows is arithmetic (stages/footprint.py).
+(weights, their gradients, their copies in another dtype). So two such steps, of two and of four
+rows, tell both for every moment, and a peak for any number of rows is arithmetic
+(stages/footprint.py).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What blocks are, read off from the modules: shapes, operations, memory, and whether they will do.
 
 A block is shown a tensor without content in training mode. It must take one (N, C, H, W) and give
-one, of a side that divides the input's; it must draw nothing, leave its input as it is, and keep all
-its tensors where weights are kept. What is refused here would otherwise show as weights that cannot be
-repeated, or as features that are not those of the network.
+one, of a side that divides the input's; it must draw nothing, leave its input as it is, and keep
+all its tensors where weights are kept. What is refused here would otherwise show as weights that
+cannot be repeated, or as features that are not those of the network.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _check_apart(source: Source, made: Sequence[Named]) -> None:
         for parameter in module.parameters():
             if owner.setdefault(id(parameter), index) != index:
                 raise UnusableNetwork(
-                    f"{title} shares weights with block {owner[id(parameter)]}: each is trained alone"
+                    f"{title} shares weights with block {owner[id(parameter)]}, which is trained "
+                    "alone"
                 )
         if not any(p.requires_grad for p in module.parameters()):
             raise UnusableNetwork(
@@ -83,8 +84,8 @@ def _check_apart(source: Source, made: Sequence[Named]) -> None:
             )
         if loose := _loose(module):
             raise UnusableNetwork(
-                f"{title} keeps the tensor {loose} beside its parameters and buffers, so it would not "
-                "be kept with its weights: use register_buffer, persistent"
+                f"{title} has the tensor {loose} beside its parameters and buffers, so it would "
+                "not be kept with them: use register_buffer, persistent"
             )
 
 
@@ -133,8 +134,8 @@ def _shown(module: nn.Module, shape: Shape, title: str) -> tuple[Shape, int]:
         ) from error
     if draws.name:
         raise UnusableNetwork(
-            f"{title} draws random numbers in training ({draws.name}), which a run could not repeat: "
-            "take its dropout away, or set it to 0"
+            f"{title} draws random numbers in training ({draws.name}), which a run could not "
+            "repeat: take its dropout away, or set it to 0"
         )
     if changed:
         raise UnusableNetwork(
@@ -154,22 +155,22 @@ def _factor(shape: Shape, output: Shape, title: str) -> int:
     (_, before, _), (channels, height, width) = shape, output
     if height != width or height < 2:
         raise UnusableNetwork(
-            f"{title} turns {'×'.join(map(str, shape))} into {channels}×{height}×{width}; its sides "
+            f"{title} turns {'×'.join(map(str, shape))} into {channels}×{height}×{width}; sides "
             "must be equal, and 2 or more pixels: enlarge 'augment.crop', or leave out blocks"
         )
     factor = before // height
     if factor * height != before:
         raise UnusableNetwork(
-            f"{title} turns a side of {before} pixels into {height}, which does not divide it: pad its "
-            "convolutions, or change 'augment.crop'"
+            f"{title} turns a side of {before} pixels into {height}, which does not divide it: pad "
+            "its convolutions, or change 'augment.crop'"
         )
     return factor
 
 
 @torch.no_grad()
 def _is_local(module: nn.Module, channels: int, factor: int) -> bool:
-    """Does a pixel in one corner leave the values at the opposite one alone? If not (global averages,
-    attention, positions that are learnt), the features of a canvas are not those of its crops."""
+    """Does a pixel in one corner leave the values at the opposite one alone? If not (global
+    averages, attention, learnt positions), the features of a canvas are not those of its crops."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         bound = 1 / math.sqrt(max(1, parameter[:1].numel()))

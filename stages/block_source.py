@@ -1,8 +1,8 @@
 """Blocks of a network that a Python file or torchvision makes: modules, one after another.
 
-A constructor draws its weights from torch's own generator. Here that generator is another one for as
-long as the constructor runs: of a given seed, or, where weights are loaded afterwards, one that is
-never asked. Weights are always random, never pretrained.
+A constructor draws its weights from torch's own generator. As long as it runs, that generator goes
+on from a given seed, and afterwards from where it was; where weights are loaded later, it is not
+asked at all. Weights are always random, never pretrained.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def _checked(block: Block, made: Sequence[Named]) -> nn.Module:
     name, module = made[block.index - 1] if block.index <= len(made) else ("", None)
     if module is None or digest(block.source, module) != block.digest:
         raise UnusableNetwork(
-            f"network {block.source.name}: block {block.index} is {name or 'missing'} here, and not "
-            f"what the run was made with ({block.name}, {block.digest[:12]}): another version of "
-            "torchvision, or of what the file imports"
+            f"network {block.source.name}: block {block.index}, {name or 'missing'} here, is not "
+            f"what the run was made with ({block.name}, {block.digest[:12]}). Is this another "
+            "version of torchvision, or of what the file imports?"
         )
     return module
 
@@ -146,10 +146,10 @@ def _of_file(source: Source) -> list[Named]:
 def _executed(source: Source, path: str) -> ModuleType:
     """The file as a module of its own. Its directory is not searched for imports: what it needs
     beside installed packages is in it, so that its text tells all."""
-    assert source.code is not None and source.digest is not None
-    module = ModuleType(f"strata_network_{source.digest[:12]}")
+    code = source.code or ""
+    module = ModuleType(f"strata_network_{sha256(code.encode()).hexdigest()[:12]}")
     sys.modules[module.__name__] = module  # dataclasses look there for the types of their fields
-    exec(compile(source.code, path, "exec"), module.__dict__)
+    exec(compile(code, path, "exec"), module.__dict__)
     return module
 
 

@@ -19,15 +19,18 @@ from stages.errors import StageError
 from stages.quantise import Codec, Floats
 
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups", "bias")
+CONVOLUTION += ("dilation", "padding_mode")
+POOLING = ("kernel_size", "stride", "padding", "ceil_mode")
+NORM = ("num_features", "eps", "affine", "track_running_stats")
 ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: CONVOLUTION,
-    nn.BatchNorm2d: ("num_features", "eps"),
-    nn.BatchNorm1d: ("num_features", "eps"),
+    nn.BatchNorm2d: NORM,
+    nn.BatchNorm1d: NORM,
     nn.Linear: ("in_features", "out_features", "bias"),
     nn.PixelUnshuffle: ("downscale_factor",),
     nn.AdaptiveAvgPool2d: ("output_size",),
-    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode"),
-    nn.MaxPool2d: ("kernel_size", "stride", "padding", "ceil_mode"),
+    nn.AvgPool2d: (*POOLING, "count_include_pad", "divisor_override"),
+    nn.MaxPool2d: (*POOLING, "dilation"),
     nn.Flatten: ("start_dim",),
     nn.ReLU: (),
 }
@@ -39,6 +42,9 @@ FUNCTIONS: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
     "adaptive_avg_pool2d": lambda output_size: ("AdaptiveAvgPool2d", {"output_size": output_size}),
 }
 """Functions and methods of tensors: the module that does the same, from their arguments."""
+
+BLOCK = "Block"
+"""Kind of a part that is code of somebody else's."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Part:
     """Of its constructor, as JSON."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """Its parameters and buffers."""
+    module: nn.Module | None = None
+    """Itself, where its class is none of torch's: then it cannot be made from its arguments."""
 
     def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "kind": self.kind, **self.arguments}
@@ -82,6 +90,15 @@ def chain(module: nn.Module, shape: Sequence[int]) -> list[Part]:
     if result is not listener.last:
         raise StageError(f"{type(module).__name__} is no chain: its result is not its last part's")
     return [part for called in listener.called for part in called()]
+
+
+def whole(module: nn.Module, name: str) -> list[Part]:
+    """A module that is no chain of known parts, as one part.
+
+    Args:
+        name: for people.
+    """
+    return [Part("block", BLOCK, {"name_in_code": name}, dict(module.state_dict()), module)]
 
 
 def rounding(codec: Codec) -> list[Part]:
@@ -149,5 +166,8 @@ def _of_module(name: str, module: nn.Module) -> list[Part]:
 def _of_function(name: str, rest: tuple[Any, ...], named: dict[str, Any], number: int) -> Part:
     if name not in FUNCTIONS:
         raise StageError(f"{name}() is a function that stages/chain.py does not know")
-    kind, arguments = FUNCTIONS[name](*rest, **named)
+    try:
+        kind, arguments = FUNCTIONS[name](*rest, **named)
+    except TypeError:
+        raise StageError(f"{name}() has arguments that stages/chain.py does not know") from None
     return Part(f"{name.rstrip('_')}_{number}", kind, arguments)

@@ -6,9 +6,9 @@ module (a residual block, a dense block) stays whole. Then a block is
 
     pooling that lies before it · a part with weights · norms and activations that follow it
 
-so pooling opens the next block, as P does in a layer (Sec. 4.3, VGG). From the first part on that is
-shown or gives no map any more, a model is its own classifier; that is left out, since every block has
-an auxiliary classifier instead. So is pooling that closes the last block.
+so pooling opens the next block, as P does in a layer (Sec. 4.3, VGG). From the first part on that
+is shown or gives no map any more, a model is its own classifier; that is left out, since every
+block has an auxiliary classifier instead. So is pooling that closes the last block.
 """
 
 from __future__ import annotations

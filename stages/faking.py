@@ -1,7 +1,7 @@
 """A module at work on tensors without content: shapes, operations and memory, for nothing.
 
-Fake tensors have shapes, strides, dtypes and a device, and kernels give such tensors again; so what a
-step would take is known without taking it. The module itself stays as it is.
+Fake tensors have shapes, strides, dtypes and a device, and kernels give such tensors again; so what
+a step would take is known without taking it. The module itself stays as it is.
 """
 
 from __future__ import annotations
