@@ -65,7 +65,7 @@ def _tuned(solving: Solving, judge: Judge) -> None:
     last["test_after"] = judge(solving)
     solving.session.report.say(
         f"layer {solving.j}: test {_percent(last['test_after'])} with "
-        f"{problem.layer.convolution.out_channels} of {found['solved_filters']} filters, "
+        f"{problem.filters} of {found['solved_filters']} filters, "
         f"{_percent(found['removals'][0]['test_before'])} with all"
     )
 
@@ -75,8 +75,8 @@ def _remove(solving: Solving, feed: ProblemFeed, width: int, judge: Judge) -> No
     solving.save()  # scoring can be repeated; what was trained is not lost
     problem: Problem = solving.solver.finish()
     found = solving.compression or {
-        "solved_filters": problem.layer.convolution.out_channels,
-        "kept": list(range(problem.layer.convolution.out_channels)),
+        "solved_filters": problem.filters,
+        "kept": list(range(problem.filters)),
         "removals": [],
     }
     earlier = found["removals"]
@@ -90,7 +90,7 @@ def _remove(solving: Solving, feed: ProblemFeed, width: int, judge: Judge) -> No
     removal["test_removed"] = judge(solving)
     solving.good, solving.resumed_at = None, time.monotonic()
     solving.save()
-    gone = problem.layer.convolution.out_channels - width
+    gone = problem.filters - width
     solving.session.report.say(
         f"layer {solving.j}: removed {gone} filters, test {_percent(before)} → "
         f"{_percent(removal['test_removed'])}"

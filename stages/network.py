@@ -73,6 +73,12 @@ class Problem(nn.Module):
         super().__init__()
         self.layer, self.auxiliary = layer, auxiliary
 
+    @property
+    def filters(self) -> int:
+        """Of W_θ. The layer must be a :class:`Layer`."""
+        assert isinstance(self.layer, Layer)
+        return self.layer.convolution.out_channels
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         return self.auxiliary(self.layer(x))
 

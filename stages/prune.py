@@ -10,9 +10,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from stages.blocks import AnyLayer
 from stages.network import Problem, blank_auxiliary, blank_layer
 from stages.ranks import Ranks
-from stages.spec import AuxiliarySpec, LayerSpec
+from stages.spec import AuxiliarySpec
 
 SCALE = 1024.0
 """On the loss, so that gradients in float16 do not vanish; normalising takes it away again."""
@@ -41,7 +42,7 @@ def taylor(
     """
     was_training = problem.training
     problem.eval()
-    total = torch.zeros(problem.layer.convolution.out_channels, dtype=torch.float64)
+    total = torch.zeros(problem.filters, dtype=torch.float64)
     examples = 0
     for x, y in batches:
         total += _changes(problem, x, y, device, compute).double().sum(0).cpu()
@@ -72,7 +73,7 @@ def strongest(scores: Tensor, count: int) -> Tensor:
     return order[:count].sort().values
 
 
-def narrowed(problem: Problem, layer: LayerSpec, auxiliary: AuxiliarySpec, kept: Tensor) -> Problem:
+def narrowed(problem: Problem, layer: AnyLayer, auxiliary: AuxiliarySpec, kept: Tensor) -> Problem:
     """The problem with the kept filters alone: physically smaller, the weights as they were.
 
     Args:
@@ -80,7 +81,7 @@ def narrowed(problem: Problem, layer: LayerSpec, auxiliary: AuxiliarySpec, kept:
         kept: numbers of filters, int64, ascending.
     """
     found = Problem(blank_layer(layer), blank_auxiliary(auxiliary))
-    channels = problem.layer.convolution.out_channels
+    channels = problem.filters
     found.layer.load_state_dict(_rows(problem.layer.state_dict(), kept))
     found.auxiliary.load_state_dict(_columns(problem.auxiliary.state_dict(), channels, kept))
     return found.train(problem.training)
