@@ -20,6 +20,7 @@ from pipeline import (
     fitting,
     launch,
     machine,
+    named_network,
     overview,
     paper,
     plan,
@@ -57,6 +58,9 @@ def make_plan(options: Options) -> Answer:
     saved, lines = compressed.saved(found.recipe, costs, found.data(), options)
     value |= {"compression": saved} if saved else {}
     shown += [*lines, tables.space(**space)]
+    if blocks := named_network.listed(found.recipe.layers):
+        value["blocks"] = blocks
+        shown.insert(1, tables.of_blocks(found.recipe.network.said, blocks))
     refused = None
     if options["gpu_memory"] is not None:
         refused = _fitted(found, options["gpu_memory"], value, shown)

@@ -8,7 +8,7 @@ needs neither the file nor torch. docs/networks.md says what a block must be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from pipeline.errors import RecipeError
 from pipeline.strict import require
-from stages.blocks import Block, Source
+from stages.blocks import AnyLayer, Block, Source
 from stages.errors import UnusableNetwork
 
 TORCHVISION = "torchvision:"
@@ -66,6 +66,13 @@ class NamedNetwork:
         """Its part of :meth:`pipeline.recipe.Recipe.science`."""
         parts = {"arguments": dict(self.arguments), "code": self.source.digest}
         return {"name": self.name, **{key: value for key, value in parts.items() if value}}
+
+
+def listed(layers: Sequence[AnyLayer]) -> list[dict[str, Any]]:
+    """What `plan` says of those layers that are blocks, as JSON."""
+    said = ("index", "name", "factor", "local", "digest")
+    blocks = (layer for layer in layers if isinstance(layer, Block))
+    return [{name: getattr(block, name) for name in said} for block in blocks]
 
 
 @cache

@@ -49,6 +49,12 @@ def of_plan(recipe: Recipe, plan: Plan) -> Table:
     return table
 
 
+def of_blocks(name: str, found: Sequence[Mapping[str, Any]]) -> str:
+    """Of a named network: which of its modules are layers."""
+    blocks = ", ".join(f"{one['index']} {one['name']}" for one in found)
+    return f"{name} has {len(found)} blocks, each a layer: {blocks}."
+
+
 def plan_summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
     """Totals, and what is left to do."""
     last = plan.depths[-1].depth

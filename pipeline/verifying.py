@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import levels, probed, swept
+from pipeline import levels, network_record, probed, swept
 from pipeline.overview import Overview
 from pipeline.probed import NETWORK, TRANSFER
 from pipeline.progress import Reporter
@@ -147,6 +147,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
     ]
     variants = {j: swept.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
+    network_record.keep(run.directory, run.recipe)
     if run.data() is None:
         ensure_images(session)
     for depth in range(run.layers + 1):
