@@ -17,7 +17,6 @@ from pipeline.choice import Node
 from pipeline.errors import BudgetError
 from pipeline.machine import Machine, RowRate
 from pipeline.recipe import ProblemSpec, Recipe
-from stages.blocks import Block
 from stages.spec import Shape
 from store.layout import Geometry, geometry
 from store.order import batch_count
@@ -57,14 +56,10 @@ def kind(recipe: Recipe, j: int) -> str:
     """What decides about the rate of layer j and its auxiliary classifier, whatever the recipe."""
     layer, auxiliary = recipe.problems[j - 1]
     channels, height, width = layer.output(recipe.shape(j - 1, recipe.augment.crop))
-    if isinstance(layer, Block):
-        how, inputs = f", {layer.name} {layer.digest[:12]}", layer.channels
-    else:
-        how, inputs = ", max pooled" * (layer.pool == "max"), layer.convolved_channels
     c = f"k {auxiliary.k} of {auxiliary.width}" + " at half of it" * auxiliary.half_resolution
     if auxiliary.hidden:
         c = f"hidden {' '.join(map(str, auxiliary.hidden))}"
-    return f"{inputs} to {channels} at {height}x{width}{how}, {c}"
+    return f"{layer.convolved_channels} to {channels} at {height}x{width}{layer.remark}, {c}"
 
 
 @dataclass(frozen=True)

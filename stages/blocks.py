@@ -82,6 +82,16 @@ class Block:
     """Memory with convolutions in bfloat16 or float16; None: not known."""
     source: Source = field(metadata=UNNAMED)
 
+    @property
+    def convolved_channels(self) -> int:
+        """Channels that it sees."""
+        return self.channels
+
+    @property
+    def remark(self) -> str:
+        """What decides about its speed beside its shapes."""
+        return f", {self.name} {self.digest[:12]}"
+
     def output(self, shape: Shape) -> Shape:
         """Shape of x_j from that of x_{j-1}."""
         return self.width, shape[1] // self.factor, shape[2] // self.factor

@@ -53,6 +53,11 @@ class LayerSpec:
         """By how much x_j has fewer pixels a side than x_{j-1}."""
         return 2**self.downsamplings
 
+    @property
+    def remark(self) -> str:
+        """What decides about its speed beside its shapes."""
+        return ", max pooled" * (self.pool == "max")
+
     def output(self, shape: Shape) -> Shape:
         """Shape of x_j from that of x_{j-1}."""
         return self.width, shape[1] // self.factor, shape[2] // self.factor

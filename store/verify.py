@@ -180,32 +180,6 @@ def check_shard(
     return None
 
 
-def check_shard(
-    directory: Path,
-    entry: dict[str, Any],
-    *,
-    deep: bool,
-    files: Files = DISK,
-    listed: Mapping[str, int] | None = None,
-) -> Damage | None:
-    """A shard by its size, and ``deep`` by its hash; None: it is sound.
-
-    Args:
-        entry: what its commit, or its receipt, says of it.
-        listed: of the directory, if it was.
-    """
-    path = directory / entry["key"]
-    try:
-        check_size(path, entry["nbytes"], files, listed)
-        if deep:
-            with refusals(path):
-                if sha256(files.read(path)) != entry["sha256"]:
-                    raise LevelDamaged(f"{path} is not what was written: its sha256 differs")
-    except LevelDamaged as error:
-        return _damage(path, error, directory, entry["shard"])
-    return None
-
-
 def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None = None) -> Damage:
     return Damage(path, str(error).removeprefix(f"{path} "), directory, shard)
 

@@ -14,6 +14,7 @@ import cli
 from pipeline import overview, rundir
 from pipeline.ingest import ensure_images
 from pipeline.overview import Overview
+from pipeline.recipe import parse
 from pipeline.session import Session
 from store.feature_store import Store
 
@@ -77,7 +78,8 @@ def open_run(place: Path, text: str, *, device: str = "cpu", compute: str = "flo
     run = rundir.find(directory)
     if run is None:
         facts = {"compute": compute, "device": device, "machine": {}, "versions": {}}
-        run = rundir.create(directory, "tiny", text, 0, None, facts)
+        recipe = parse(text, "tiny", place)
+        run = rundir.create(directory, "tiny", text, 0, None, facts, recipe)
     session = Session(run, Store(place / "store"), torch.device(device))
     ensure_images(session)
     return session

@@ -1,4 +1,4 @@
-"""Recipes that name a network: the tiny recipe of house.py with blocks in the place of its table."""
+"""Recipes that name a network: the tiny recipe of house.py with blocks in place of its table."""
 
 from __future__ import annotations
 

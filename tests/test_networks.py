@@ -60,6 +60,7 @@ class Excited(nn.Module):
 def blocks():
     return {0}
 """
+LAST = len(CODE.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +191,12 @@ def test_weights_of_another_block_are_not_loaded_into_this_one(residual) -> None
         ("conv(1, 4), nn.ReLU()", ["block 2, blocks[1] (ReLU)", "no weights"]),
         ("*[conv(1, 1)] * 2", ["block 2", "shares weights with block 1"]),
         ("Scaled()", ["scale", "register_buffer"]),
-        ("Chooses()", ["block 1", "cannot take 1×8×8", "GuardOnDataDependentSymNode"]),
+        ("Chooses()", ["block 1", "cannot take 1×8×8", "DataDependent"]),
         ("conv(3, 4)", ["cannot take 1×8×8", "3 channels"]),
         ("3", ["block 1 is a int"]),
         ("", ["list of blocks"]),
-        ("1 / 0", ["line 35, ZeroDivisionError"]),
-        ("import other", ["line 35, SyntaxError"]),
+        ("1 / 0", [f"line {LAST}, ZeroDivisionError"]),
+        ("import other", [f"line {LAST}, SyntaxError"]),
         ("__import__('residual')", ["ModuleNotFoundError", "residual"]),
     ],
 )
@@ -350,7 +351,9 @@ def test_a_forward_pass_takes_what_was_predicted(residual, precision: str) -> No
     rows, side = 64, 24
     for first in range(3):
         some, shape = residual[first:], shape_at(residual, first, 1, side)
-        layers = [Frozen(blank_layer(b).eval(), coded(precision, b.width)) for b in some]
+        modules = [blank_layer(b).eval().to(memory_format=torch.channels_last) for b in some]
+        codecs = [coded(precision, b.width) for b in some]
+        layers = [Frozen(*pair) for pair in zip(modules, codecs, strict=True)]
         weights = [p for frozen in layers for p in frozen.layer.parameters()]
         x = stored = torch.zeros(rows, *shape)
         if first:
