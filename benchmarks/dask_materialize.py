@@ -148,8 +148,8 @@ def main() -> None:
         if len(times["alone"]) >= count:
             continue
         with tempfile.TemporaryDirectory(prefix="dask-", dir=Path.cwd()) as place:
-            for times in rounds(Path(place), case, images, times, count):
-                found[case] = figures(case, images, times)
+            for done in rounds(Path(place), case, images, times, count):
+                found[case] = figures(case, images, done)
                 print(case, json.dumps(found[case]), file=sys.stderr, flush=True)
                 if out:  # whoever stops it keeps what there is
                     keep({**found, **verdict(found)}, out, show=False)
