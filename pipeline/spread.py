@@ -57,6 +57,10 @@ SPAN = 512
 """Images that are examined in one task."""
 
 
+class WorkersDied(ClusterError):
+    """Of one item, again and again."""
+
+
 class Spread:
     """Items of one order, under way."""
 
@@ -77,25 +81,36 @@ class Spread:
             ClusterError: the scheduler, or all workers, are gone.
             KeyboardInterrupt: somebody asked to stop; what is under way is cancelled.
         """
-        coming = iter(items)
+        killed: list[Any] = []
         try:
-            self._submit(coming)
-            while self._under_way:
-                self._look()
-                future = self._next()
-                item, answer = self._under_way[future], self._answer(future)
-                del self._under_way[future]
-                future.release()
-                self._submit(coming)
-                yield item, answer
+            for item, answer in self._in_a_window(iter(items)):
+                if isinstance(answer, Failed) and isinstance(answer.error, WorkersDied):
+                    killed.append(item)
+                else:
+                    yield item, answer
+            # Dask suspects all that a dead worker was given: alone, it is seen who kills.
+            yield from self._in_a_window(iter(killed), alone=True)
         finally:
             with suppress(Exception):  # the scheduler may be gone
                 self._client.cancel(list(self._under_way), force=True)
 
-    def _submit(self, coming: Iterator[Any]) -> None:
+    def _in_a_window(
+        self, coming: Iterator[Any], *, alone: bool = False
+    ) -> Iterator[tuple[Any, Any]]:
+        self._submit(coming, alone)
+        while self._under_way:
+            self._look()
+            future = self._next()
+            item, answer = self._under_way[future], self._answer(future)
+            del self._under_way[future]
+            future.release()
+            self._submit(coming, alone)
+            yield item, answer
+
+    def _submit(self, coming: Iterator[Any], alone: bool) -> None:
+        most = 1 if alone else WINDOW * self._workers
         gpu = isinstance(self._order, FeaturesOrder) and self._crew.on_gpu
-        room = WINDOW * self._workers - len(self._under_way)
-        for item in islice(coming, max(0, room)):
+        for item in islice(coming, max(0, most - len(self._under_way))):
             future = self._client.submit(
                 call,
                 "serve",
@@ -132,7 +147,7 @@ class Spread:
                 raise self._lost() from None
             except KilledWorker as error:
                 died = f"workers died of it, {error.allowed_failures + 1} of them: out of memory?"
-                return Failed(error.last_worker.address, ClusterError(died))
+                return Failed(error.last_worker.address, WorkersDied(died))
             except Exception as error:
                 return Failed("a worker", error)
 

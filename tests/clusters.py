@@ -25,7 +25,8 @@ from pipeline.progress import Reporter
 from pipeline.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 60.0
+PATIENCE = 120.0
+"""A busy machine takes long to start workers."""
 DASK = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
     "DASK_LOGGING__DISTRIBUTED": "critical",
