@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.recipes import load, names
-from stages.network import Auxiliary, Layer, Problem, blank_auxiliary, build_problem
+from stages.network import Auxiliary, Layer, Problem, blank_auxiliary, blank_layer, build_problem
 from stages.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs, scale_at
 
 BUILT_IN = [pytest.param(name, id=name) for name in names()]
@@ -62,8 +62,9 @@ def test_planned_shapes_and_parameters_are_the_modules(name: str) -> None:
     for size in (recipe.augment.crop, recipe.canvas):
         x = torch.empty(2, recipe.data.channels, size, size, device="meta")
         for j, (spec, aux) in enumerate(zip(recipe.layers, recipe.auxiliaries, strict=True), 1):
+            layer = blank_layer(spec).to("meta")
             with torch.device("meta"):
-                layer, auxiliary = Layer(spec), Auxiliary(aux)
+                auxiliary = Auxiliary(aux)
             x = layer(x)
             assert tuple(x.shape[1:]) == recipe.shape(j, size)
             if size == recipe.augment.crop or not aux.hidden:
@@ -77,8 +78,7 @@ def test_planned_operations_are_what_torch_counts(name: str) -> None:
     _, recipe = load(name)
     for j, (spec, aux) in enumerate(zip(recipe.layers, recipe.auxiliaries, strict=True), 1):
         inputs = recipe.shape(j - 1, recipe.augment.crop)
-        with torch.device("meta"):
-            problem = Problem(Layer(spec), Auxiliary(aux)).eval()
+        problem = Problem(blank_layer(spec), blank_auxiliary(aux)).to("meta").eval()
         with FlopCounterMode(display=False) as counter:
             problem(torch.empty(1, *inputs, device="meta"))
         planned = spec.operations(inputs) + aux.operations(spec.output(inputs))
