@@ -228,7 +228,7 @@ class Solver(Generic[Network]):
             logits = self.problem(x)
         loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
         self.scaler.scale(loss / rows).backward()
-        return float(loss), int((logits.argmax(1) == target).sum())
+        return float(loss.item()), int((logits.argmax(1) == target).sum())
 
     def finish_epoch(self) -> dict[str, float]:
         """Mean training loss and accuracy of the epoch whose last batch was trained on."""
