@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from augmentation import interval
+from augmentation import interval, text
 from measuring import ONE_THREAD, RESULTS, keep, strata
 
 KS = (1, 2, 3)
@@ -81,6 +81,18 @@ def holds(by_k: dict[int, list[dict[str, Any]]]) -> dict[str, bool]:
 def _above(by_k: dict[int, list[dict[str, Any]]], of: str, last: list[float]) -> bool:
     means = [interval([r[of] for r in by_k[k]])["mean"] for k in KS]
     return all(mean >= one for mean, one in zip(means, last, strict=True))
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Rows of docs/paper.md."""
+    rows = []
+    for k in KS:
+        one = found["networks"][f"k = {k}"]
+        depths = [*one["layers"], *[None] * (5 - len(one["layers"]))]
+        cells = [text(depth) for depth in (*depths, *(one["ensemble"][of] for of in ENSEMBLES))]
+        rows.append(f"| k = {k} | {' | '.join(cells)} |")
+    linear = [text(depth) for depth in found["networks"][f"k = {PROBED}"]["linear"]]
+    return [*rows, f"| k = {PROBED}, linear | {' | '.join(linear)} | | |"]
 
 
 def main() -> None:

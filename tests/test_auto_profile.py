@@ -134,7 +134,7 @@ def test_every_depth_has_a_profile_whatever_is_cached(tmp_path: Path, cache: str
     """Also those that are not written on the way: somebody may ask for them."""
     recipe = parse(text(layers=4), "tiny")
     slow = machine(tmp_path, disk_read=1e4, disk_write=1e4, memory=1e5)
-    options = {"cache": cache, "machine": slow, "problems": 1}
+    options = {"cache": cache, "machine": slow, "problems": 1, "store": tmp_path}
     found = caching(recipe, make_plan(recipe), options)
     assert found.profiles == {1: "zstd", 2: "zstd", 3: "zstd"}
     assert caching(recipe, make_plan(recipe), {**options, "loader": "ffcv"}).profiles[1] == "raw"

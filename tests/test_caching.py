@@ -96,7 +96,8 @@ def test_auto_wants_to_know_the_machine(tmp_path: Path) -> None:
 
 def asked(cache: str, budget: float | None, **more: Any) -> dict[str, Any]:
     there = MACHINES / "card-8gb.toml"
-    return {"cache": cache, "disk_budget": budget, "machine": there, "problems": 1, **more}
+    given = {"cache": cache, "disk_budget": budget, "machine": there, "problems": 1}
+    return {**given, "store": Path("features"), **more}
 
 
 def test_a_budget_is_kept_in_every_mode() -> None:

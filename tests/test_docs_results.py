@@ -1,4 +1,4 @@
-"""Figures of docs/augmentation.md, sweep.md and compression.md are those of the committed runs."""
+"""Figures of docs/augmentation.md, sweep.md, compression.md, paper.md are those of the runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compression  # noqa: E402
+import paper_small  # noqa: E402
 from augmentation import interval, summary, table  # noqa: E402
 
 
@@ -55,6 +56,19 @@ def test_what_eight_problems_on_one_read_save() -> None:
     ]
     assert all(cases[name]["same_bits"] for name in CASES)
     assert all(cases[name]["holds"] for name in CASES[:3])
+
+
+def test_what_small_networks_show_of_the_paper() -> None:
+    found = result("paper_small")
+    page = (ROOT / "docs/paper.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| k = ")]
+    assert rows == paper_small.table(paper_small.summary(found["runs"]))
+    assert found["holds"] == {
+        "order": False,
+        "ensemble of logits": False,
+        "ensemble of probabilities": False,
+        "linear separability rises": True,
+    }
 
 
 def test_what_compression_costs_and_saves() -> None:
