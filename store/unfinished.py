@@ -26,9 +26,9 @@ class Unfinished:
     """A listing of a level's directory, and of its receipts."""
 
     def __init__(self, directory: Path, geometry: Geometry, files: Files) -> None:
-        self._shards = geometry.shards
-        self._sizes = files.sizes(directory)
-        self._receipts = files.sizes(directory / RECEIPTS)
+        self._directory, self._files, self._shards = directory, files, geometry.shards
+        self._names = set(files.names(directory))
+        self._receipts = set(files.names(directory / RECEIPTS))
 
     def missing(self, is_whole: Callable[[int], bool]) -> list[int]:
         """Shards without a receipt, or that are not what it says.
@@ -44,17 +44,16 @@ class Unfinished:
 
     def has_any(self, shard: int) -> bool:
         """Is there anything of a shard?"""
-        return shard_name(shard) in self._sizes or receipt_name(shard) in self._receipts
+        return shard_name(shard) in self._names or receipt_name(shard) in self._receipts
 
     def _is_vouched(self, shard: int) -> bool:
-        receipt = self._receipts.get(receipt_name(shard), 0)
-        return receipt > 0 and shard_name(shard) in self._sizes
+        return receipt_name(shard) in self._receipts and shard_name(shard) in self._names
 
     def _last(self, sound: np.ndarray) -> list[int]:
         """The last of the vouched shards; one at least."""
         found, left = [], RECHECKED
         for shard in np.flatnonzero(sound)[::-1].tolist():
-            left -= self._sizes[shard_name(shard)]
+            left -= self._files.size(self._directory / shard_name(shard))
             if found and left < 0:
                 break
             found.append(shard)

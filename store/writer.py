@@ -298,13 +298,22 @@ class LevelWriter:
         """What the commit says of every shard, in their order.
 
         Raises:
-            LevelDamaged: a shard has no receipt, or is not as large as that says.
+            LevelDamaged: a shard has no sound receipt, or is not as large as that says. What there
+                is of it is removed, so that the next writer makes it again.
         """
         sizes = self.files.sizes(self.directory)
-        for entry in several(self._entry, range(self.geometry.shards), self.files.requests):
-            path = self.directory / shard_name(entry.shard)
-            check_size(path, entry.nbytes, self.files, sizes)
-            yield entry
+
+        def entry(shard: int) -> Entry:
+            try:
+                found, path = self._entry(shard), self.directory / shard_name(shard)
+                check_size(path, found.nbytes, self.files, sizes)
+            except LevelDamaged as error:
+                self.forget(shard)
+                error.add_note("It was removed: repeat the command, which makes it again")
+                raise
+            return found
+
+        return several(entry, range(self.geometry.shards), self.files.requests)
 
     def _entry(self, shard: int) -> Entry:
         path = receipt_path(self.directory, shard)

@@ -115,30 +115,38 @@ def test_the_last_shards_are_hashed_and_no_more_than_so_many_bytes(
 def test_what_is_not_there_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int
 ) -> None:
-    """By names, whether or not shards are hashed; a receipt without a shard goes, and so on."""
+    """By names, whether or not shards are hashed; a receipt without a shard goes with it."""
     monkeypatch.setattr("store.unfinished.RECHECKED", bound)
     writer = written(tmp_path)
     (writer.directory / shard_name(0)).unlink()
     (writer.directory / RECEIPTS / receipt_name(1)).unlink()
-    (writer.directory / RECEIPTS / receipt_name(3)).write_bytes(b"")
-    assert writer.missing() == [0, 1, 3]
+    assert writer.missing() == [0, 1]
     left = sorted(path.name for path in (writer.directory / RECEIPTS).iterdir())
-    assert left == [receipt_name(2), receipt_name(4)]
+    assert left == [receipt_name(n) for n in (2, 3, 4)]
     assert not (writer.directory / shard_name(1)).exists()
 
 
-def test_a_shard_of_another_size_than_vouched_for_is_not_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (shard_name(1), r"c\.1\.0\.0\.0 has \d+ bytes; its"),
+        (f"{RECEIPTS}/{receipt_name(1)}", r"000001\.json is damaged"),
+    ],
+)
+def test_what_was_not_hashed_is_met_by_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
-    """One that was not hashed; the commit looks at all sizes."""
+    """A shard of another size than vouched for, a torn receipt: removed, and then made again."""
     monkeypatch.setattr("store.unfinished.RECHECKED", 1)
     writer = written(tmp_path)
-    path = writer.directory / shard_name(1)
+    path = writer.directory / name
     path.write_bytes(path.read_bytes()[:-1])
     assert writer.missing() == []
-    with pytest.raises(LevelDamaged, match=r"c\.1\.0\.0\.0 has \d+ bytes; its"):
+    with pytest.raises(LevelDamaged, match=said):
         writer.commit(None)
     assert not writer.committed()
+    assert writer.missing() == [1]
+    written(tmp_path).commit(None)
 
 
 # ---- several at a time --------------------------------------------------------------------------
