@@ -25,6 +25,7 @@ from store.level import COMMIT
 TEXT = tiny(flip="false", layers=1, downsample="[]", epochs=1).replace("width = 8", "width = 64")
 """x_1 train.plain has some 26 shards: enough to be met in the middle."""
 LEVEL = 1, "train.plain"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
