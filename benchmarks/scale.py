@@ -179,6 +179,14 @@ def holds(found: dict[str, Any]) -> dict[str, bool]:
     } | {"missing": found["resume"]["missing"] == found["holes"]}
 
 
+def table(found: dict[str, Any]) -> list[str]:
+    """Rows of docs/scale.md."""
+    return [
+        f"| {name} | {found[name]['seconds']:.1f} s | {found[name]['peak_gb']:.1f} GB |"
+        for name in STEPS
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=1_000_000)

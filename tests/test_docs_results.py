@@ -1,4 +1,4 @@
-"""Figures of docs/augmentation.md, sweep.md, compression.md, paper.md are those of the runs."""
+"""Figures of augmentation.md, sweep.md, compression.md, paper.md and scale.md: as measured."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compression  # noqa: E402
 import paper_small  # noqa: E402
+import scale  # noqa: E402
 from augmentation import interval, summary, table  # noqa: E402
 
 
@@ -56,6 +57,15 @@ def test_what_eight_problems_on_one_read_save() -> None:
     ]
     assert all(cases[name]["same_bits"] for name in CASES)
     assert all(cases[name]["holds"] for name in CASES[:3])
+
+
+def test_what_a_million_shards_take() -> None:
+    found = result("scale")
+    rows = (ROOT / "docs/scale.md").read_text("utf-8").splitlines()
+    assert [row for row in scale.table(found) if row not in rows] == []
+    assert found["holds"] == scale.holds(found)
+    assert found["shards"] == 10**6
+    assert all(found["holds"].values())
 
 
 def test_what_small_networks_show_of_the_paper() -> None:
