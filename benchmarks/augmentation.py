@@ -27,7 +27,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from cifar_images import images
-from measuring import ONE_THREAD, RESULTS, keep, strata
+from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 from scipy.stats import t as student
 from torch import nn
 
@@ -225,14 +224,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="augmentation-") as scratch:
         place = Path(scratch)
         data = images(place, TRAIN, TEST)
-        with ThreadPoolExecutor(options.at_once) as pool:
-            started = {pool.submit(run, place, data, case): case for case in todo}
-            try:
-                for done in as_completed(started):
-                    runs[started[done].name] = done.result()
-                    keep_all(runs, options.out)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for case, found in as_they_finish(lambda c: run(place, data, c), todo, options.at_once):
+            runs[case.name] = found
+            keep_all(runs, options.out)
 
 
 def keep_all(runs: dict[str, Any], out: Path) -> None:

@@ -24,13 +24,12 @@ import re
 import shutil
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from augmentation import interval
 from cifar_images import images
-from measuring import ONE_THREAD, RESULTS, keep, strata
+from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 
 from pipeline.recipe import parse
 from pipeline.recipes import load, text_of
@@ -158,19 +157,14 @@ def main() -> None:
         source = f"imagefolder:{os.environ['STRATA_TEST_DATA']}/cifar10-jpeg.tar.xz"
         if options.images:
             source = f"npz:{images(place, options.images, options.images // 5)}"
-        with ThreadPoolExecutor(options.at_once) as pool:
-            started = {
-                pool.submit(run, place, options.recipe, source, way, seed): f"{way} {seed}"
-                for way, seed in todo
-            }
-            try:
-                for done in as_completed(started):
-                    runs[started[done]] = done.result()
-                    result = {"setting": setting, **summary(runs), "runs": runs}
-                    keep(result, options.out, show=False)
-                    print(started[done], runs[started[done]], file=sys.stderr, flush=True)
-            finally:
-                pool.shutdown(cancel_futures=True)
+
+        def one(case: tuple[str, int]) -> dict[str, Any]:
+            return run(place, options.recipe, source, *case)
+
+        for (way, seed), found in as_they_finish(one, todo, options.at_once):
+            runs[f"{way} {seed}"] = found
+            keep({"setting": setting, **summary(runs), "runs": runs}, options.out, show=False)
+            print(way, seed, found, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from pipeline import device
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -51,6 +55,20 @@ def strata(
     if done.returncode:
         raise SystemExit(f"{' '.join(line)}: {done.stderr.decode()[-2000:]}")
     return json.loads(done.stdout)
+
+
+def as_they_finish(
+    work: Callable[[Item], Result], items: Iterable[Item], at_once: int
+) -> Iterator[tuple[Item, Result]]:
+    """Every item with its result. What has not begun when one fails, or when nobody wants more, is
+    not begun."""
+    with ThreadPoolExecutor(at_once) as pool:
+        started = {pool.submit(work, item): item for item in items}
+        try:
+            for done in as_completed(started):
+                yield started[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:

@@ -19,12 +19,11 @@ import os
 import shutil
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from augmentation import interval, text
-from measuring import ONE_THREAD, RESULTS, keep, strata
+from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 
 KS = (1, 2, 3)
 ENSEMBLES = ("logits", "probabilities")
@@ -105,15 +104,10 @@ def main() -> None:
     todo = [(k, s) for s in range(options.seeds) for k in KS if f"{k} {s}" not in runs]
     with tempfile.TemporaryDirectory(prefix="paper-small-", dir=Path.cwd()) as scratch:
         place = Path(scratch)
-        with ThreadPoolExecutor(options.at_once) as pool:
-            started = {pool.submit(run, place, k, seed): f"{k} {seed}" for k, seed in todo}
-            try:
-                for done in as_completed(started):
-                    runs[started[done]] = done.result()
-                    keep(summary(runs) | {"runs": runs}, options.out, show=False)
-                    print(started[done], runs[started[done]], file=sys.stderr, flush=True)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for (k, seed), found in as_they_finish(lambda one: run(place, *one), todo, options.at_once):
+            runs[f"{k} {seed}"] = found
+            keep(summary(runs) | {"runs": runs}, options.out, show=False)
+            print(k, seed, found, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from store.errors import LevelDamaged, refusals
+from store.errors import LevelDamaged
 from store.files import Opened
-from store.level import Level
+from store.level import Level, present
 
 KEPT_OPEN = 512
 """Shards kept open; a process may usually have 1,024 files."""
@@ -68,14 +68,8 @@ class Descriptors:
     def close(self) -> None:
         self._open.cache_clear()
 
-    @contextmanager
-    def _naming(self, number: int) -> Iterator[None]:
-        path = self._path(number)
-        with refusals(path):
-            try:
-                yield
-            except FileNotFoundError:
-                raise LevelDamaged(f"{path} is missing; its commit lists it") from None
+    def _naming(self, number: int) -> AbstractContextManager[None]:
+        return present(self._path(number), "its commit lists it")
 
     def _path(self, number: int) -> Path:
         return self._levels[number // self._shards].path(number % self._shards)

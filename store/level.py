@@ -177,7 +177,7 @@ class Level:
     def mapped(self, shard: int) -> np.ndarray:
         """The bytes of a shard, mapped: uint8, read-only. Raises LevelDamaged if it is missing."""
         path, facts = self.path(shard), self.shards[shard]
-        with _present(path, "its commit lists it"):
+        with present(path, "its commit lists it"):
             return self.files.map_shard(path, facts["nbytes"], facts["sha256"])
 
     def check_sizes(self) -> None:
@@ -238,7 +238,7 @@ def geometry_of(commit: dict[str, Any]) -> Geometry:
 
 
 @contextmanager
-def _present(path: Path, why: str) -> Iterator[None]:
+def present(path: Path, why: str) -> Iterator[None]:
     """Look at a committed file: that it is not there is damage, any other refusal the disk's."""
     with refusals(path):
         try:
@@ -249,7 +249,7 @@ def _present(path: Path, why: str) -> Iterator[None]:
 
 def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
     """Bytes of a small committed file. Raises LevelDamaged if it is gone or another one."""
-    with _present(path, "the level was committed with it"):
+    with present(path, "the level was committed with it"):
         data = files.read(path)
     if sha256(data) != expected:
         raise LevelDamaged(f"{path} is not the one that was committed")
@@ -266,7 +266,7 @@ def check_size(
     Raises:
         LevelDamaged: a shard is not there or has another size than recorded.
     """
-    with _present(path, f"its commit says {nbytes:,} bytes"):
+    with present(path, f"its commit says {nbytes:,} bytes"):
         if sizes is not None and path.name not in sizes:
             raise FileNotFoundError(str(path))
         size = files.size(path) if sizes is None else sizes[path.name]

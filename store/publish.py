@@ -46,7 +46,7 @@ def put_exclusive(directory: Path, name: str, data: Parts, files: Files = DISK) 
             cut.
     """
     if isinstance(files, WholeFiles):
-        return files.put_exclusive(directory / name, _joined(data))
+        return files.put_exclusive(directory / name, joined(data))
     with refusals(directory / name, _length(data)):
         with _temporary(directory, data, files) as temporary:
             try:
@@ -64,7 +64,7 @@ def replace(directory: Path, name: str, data: Parts, files: Files = DISK) -> Non
         DiskFull, StoreRefused: as :func:`put_exclusive`; the file that was there is still there.
     """
     if isinstance(files, WholeFiles):
-        return files.put(directory / name, _joined(data))
+        return files.put(directory / name, joined(data))
     with refusals(directory / name, _length(data)):
         with _temporary(directory, data, files) as temporary:
             files.rename(temporary, directory / name)
@@ -76,7 +76,8 @@ def _pieces(data: Parts) -> list[memoryview]:
     return [memoryview(part).cast("B") for part in parts if len(part)]
 
 
-def _joined(data: Parts) -> bytes:
+def joined(data: Parts) -> bytes:
+    """What a file is to hold, in one piece."""
     return data if isinstance(data, bytes) else b"".join(data)
 
 

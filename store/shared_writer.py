@@ -20,7 +20,7 @@ from store.codec import decode
 from store.errors import LevelDamaged
 from store.layout import shard_name
 from store.level import CHECKSUMS, RECEIPTS, receipt_name, receipt_path
-from store.publish import put_exclusive, replace, sealed, unseal
+from store.publish import joined, put_exclusive, replace, sealed, unseal
 from store.writer import LevelWriter
 
 
@@ -53,7 +53,7 @@ class SharedWriter(LevelWriter):
 
     def _put(self, shard: int, data: list[bytes | memoryview], rows: np.ndarray) -> int:
         """Have a shard and its receipt, ours or another's."""
-        whole = b"".join(data)
+        whole = joined(data)
         with ThreadPoolExecutor(1) as pool:
             receipt = pool.submit(self.receipt, shard, [whole], rows)
             if put_exclusive(self.directory, shard_name(shard), whole, self.files):

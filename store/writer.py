@@ -34,6 +34,7 @@ from store.priority import step_back
 from store.publish import (
     TEMPORARY,
     Parts,
+    joined,
     make_directory,
     npy,
     opened,
@@ -251,10 +252,9 @@ class LevelWriter:
     def _publish(self, name: str, data: Parts) -> None:
         """Have exactly ``data`` under ``name``: what is recorded must be what is on disk."""
         path = self.directory / name
-        if not put_exclusive(path.parent, path.name, data, self.files):
-            whole = data if isinstance(data, bytes) else b"".join(data)
-            if self.files.read(path) != whole:
-                replace(path.parent, path.name, whole, self.files)
+        published = put_exclusive(path.parent, path.name, data, self.files)
+        if not published and self.files.read(path) != joined(data):
+            replace(path.parent, path.name, data, self.files)
 
     # ---- the whole level ------------------------------------------------------------------------
 
