@@ -146,10 +146,12 @@ class Delivery:
         packed = self.geometry.profile != "raw"
         if once and packed:
             return Choice("disk", "every chunk is decoded once")
+        # What is read once gains nothing from being held, whatever the problems are told to do.
+        asked = "auto" if once and machine.tier == "device" else machine.tier
         on_device, on_host = machine.free()
         what = f"x_{self._levels[0].key.depth}" + (f" in {views} views" if views > 1 else "")
         return choose(
-            machine.tier,
+            asked,
             what,
             views * self.geometry.rows * self.geometry.row_bytes,
             packed=packed,

@@ -139,15 +139,18 @@ class _Seen:
     """Per channel over all pixels; at most 0."""
     largest: list[float]
     """The same; at least 0."""
+    device: torch.device
+    """Where the maps were, and where a channel at a time is looked at."""
 
     def channel(self, c: int) -> Tensor:
         """Values of channel c, (n,)."""
-        return torch.cat([part[:, c].flatten() for part in self.parts])
+        return torch.cat([part[:, c].flatten() for part in self.parts]).to(self.device)
 
 
 def _gather(batches: Iterable[Tensor], precision: str) -> _Seen:
-    parts, lows, highs, row = [], [], [], 0
+    parts, lows, highs, row, device = [], [], [], 0, torch.device("cpu")
     for x in batches:
+        device = x.device
         try:
             refuse_not_finite(x, x, precision)
         except NotFinite as error:
@@ -160,7 +163,8 @@ def _gather(batches: Iterable[Tensor], precision: str) -> _Seen:
     if not row:
         raise ValueError("there is nothing to calibrate on")
     smallest = torch.stack(lows).amin(0).clamp(max=0)
-    return _Seen(parts, smallest.tolist(), torch.stack(highs).amax(0).clamp(min=0).tolist())
+    largest = torch.stack(highs).amax(0).clamp(min=0)
+    return _Seen(parts, smallest.tolist(), largest.tolist(), device)
 
 
 def _thinned(x: Tensor, first: int) -> Tensor:
@@ -236,7 +240,8 @@ def _step(ends: _Ends, top: int) -> tuple[float, int]:
 def _judge(seen: _Seen, c: int, ends: _Ends, quantiser: Quantiser) -> Channel:
     """Channel c through the quantiser that was chosen."""
     x = seen.channel(c).view(1, 1, 1, -1)
-    alone = Quantiser(quantiser.precision, quantiser.scale[c : c + 1], quantiser.zero[c : c + 1])
+    of_c = quantiser.scale[c : c + 1], quantiser.zero[c : c + 1]
+    alone = Quantiser(quantiser.precision, *of_c).to(x.device)
     codes = unclipped_codes(x, alone.scale, alone.zero)
     signal = x.double().square().sum().item()
     error = (x - alone.rounded(x)).double().square().sum().item()

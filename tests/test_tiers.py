@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rows_of import views
 
+from pipeline.delivery import Delivery, Machine
 from pipeline.device import _group_memory, available_memory
 from pipeline.errors import BudgetError, exit_code
 from pipeline.tiers import Choice, choose
+from store.layout import Geometry
 
 GB = 10**9
 
@@ -52,6 +56,16 @@ def test_a_tier_that_is_asked_for_is_taken_or_refused_with_both_numbers() -> Non
     assert exit_code(at.value) == 5
     with pytest.raises(BudgetError, match=r"--tier device: .* 0 B of GPU memory are free"):
         chosen("device", 8, packed=False, device=0, memory=10)
+
+
+def test_rows_that_are_read_once_are_not_put_on_the_gpu(tmp_path: Path) -> None:
+    """`--tier device` is about a problem's features; writing a level reads what is below once."""
+    levels = views(tmp_path, Geometry(5, (1, 2, 3), "uint8", 2, 4, "raw"), 1)
+    machine = Machine(torch.device("cpu"), tier="device")
+    with Delivery(levels, machine, once=True) as delivery:
+        assert delivery.choice.tier == "memory"
+    with pytest.raises(BudgetError, match="--tier device"):
+        Delivery(levels, machine)
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
