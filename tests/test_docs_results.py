@@ -1,4 +1,4 @@
-"""Figures of augmentation.md, sweep.md, compression.md, paper.md and scale.md: as measured."""
+"""Figures of the pages in docs/, without those of the planner and of memory: as measured."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks/gpu")]
 
 import compression  # noqa: E402
 import paper_small  # noqa: E402
 import scale  # noqa: E402
+import train_gpu  # noqa: E402
 from augmentation import interval, summary, table  # noqa: E402
 
 
@@ -79,6 +80,35 @@ def test_what_small_networks_show_of_the_paper() -> None:
         "ensemble of probabilities": False,
         "linear separability rises": True,
     }
+
+
+def test_what_full_width_on_a_gpu_showed() -> None:
+    found = result("train_gpu")
+    page = (ROOT / "docs/paper.md").read_text("utf-8").split("## At full width")[1]
+    rows = [line for line in page.splitlines() if line.startswith("| k")]
+    assert rows == train_gpu.table(found["runs"])
+    gaps = train_gpu.gaps(found["runs"], 8, 0)
+    assert set(gaps) == {"k1", "k2", "k3"}
+    assert all(abs(last) <= 1 for last, _ in gaps.values()), "as the page claims"
+    assert found["machine"]["gpu"] == "NVIDIA H200"
+
+
+def test_what_a_gpu_takes_and_is_fed() -> None:
+    memory, feed = result("memory-gpu"), result("feed-gpu")
+    page = (ROOT / "docs/memory.md").read_text("utf-8").split("## The same on a GPU")[1]
+    found = [*[*memory["cases"].values()][:4], *memory["greedy"].values()]
+    shown = [line.strip("| *") for line in page.split("## ")[0].splitlines() if "| " in line]
+    told = [line.split(" | ")[1].strip("*") for line in shown if " | " in line and "MB" not in line]
+    assert told == [f"{case['tensor_bytes'] / 1e6:,.0f}" for case in found]
+    page = (ROOT / "docs/performance.md").read_text("utf-8").split("## Feeding a GPU")[1]
+    names = ("ratio_memory_to_copies", "ratio_device_to_copies")
+    of_steps = [
+        feed[f"training from {tier}"]["ratio_fed_to_memory"] for tier in ("memory", "device")
+    ]
+    for ratio in (*(feed[name] for name in names), *of_steps):
+        low, high = ratio["quartiles"]
+        text = f"{ratio['median']:.2f} (quartiles {low:.2f} to {high:.2f}, n = {ratio['n']})"
+        assert text in page
 
 
 def test_what_compression_costs_and_saves() -> None:

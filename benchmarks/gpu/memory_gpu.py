@@ -4,12 +4,12 @@ Claim: as in benchmarks/memory.py: at most 1/5 of the peak bytes of backpropagat
 than with checkpointing in micro-batches of the same size, and under a cap of 2 GB a network of 4
 times the parameters.
 
-Method: the cases of benchmarks/memory.py on the device, each in a process of its own; the peak is
-`torch.cuda.max_memory_allocated`. The largest networks are found by training for two steps under
-`set_per_process_memory_fraction`: a size that runs out of memory does not fit, and what the
-allocator cannot use counts against it. On a GPU all weights are updated in one call, so weight
-decay takes as many bytes as there are gradients. `--device cpu --quick` runs the same lines without
-a GPU, under a small cap and with counted tensors.
+Method: the cases of benchmarks/memory.py on the device; the peak is
+`torch.cuda.max_memory_allocated`, which starts anew for each. The largest networks are found by
+training for two steps under `set_per_process_memory_fraction`: a size that runs out of memory does
+not fit, and what the allocator cannot use counts against it. On a GPU all weights are updated in
+one call, so weight decay takes as many bytes as there are gradients. `--device cpu --quick` runs
+the same lines without a GPU, under a small cap and with counted tensors.
 
     python benchmarks/gpu/memory_gpu.py [--parts cases largest] [--device cuda] [--quick]
 """
@@ -37,8 +37,8 @@ from memory import (  # noqa: E402
     FAMILIES,
     RECIPE,
     all_cases,
-    alone,
     largest_of,
+    measured,
     prepare,
     summary,
 )
@@ -55,7 +55,9 @@ def cases(device: torch.device, *, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memory-", dir=Path.cwd()) as place:
         prepare(Path(place), device, 16 if quick else None)
         for case in all_cases(len(load(RECIPE)[1].layers)):
-            found[case.name] = alone(Path(place), case, device)
+            found[case.name] = measured(Path(place), case, device)
+            del found[case.name]["process_bytes"]  # of all cases so far, in one process
+            forget(device)
     return {"cases": found, "greedy": summary(found)}
 
 
@@ -83,9 +85,14 @@ def tried(net: Net, case: Case, device: torch.device) -> int:
     except torch.OutOfMemoryError:
         return sys.maxsize
     finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        forget(device)
+
+
+def forget(device: torch.device) -> None:
+    """Give back what nobody refers to."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def main() -> None:

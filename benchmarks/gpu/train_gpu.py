@@ -1,28 +1,33 @@
 """The paper's CIFAR-10 networks at full width on a GPU: from caches, with fresh draws, end to end.
 
-Claim: k = 1, 2, 3 trained from cached canvases (uint8, held on the device) reach the accuracy of
-the same recipe with fresh draws to within one point, last layer and ensemble.
+Claim: k = 1, 2, 3 trained from cached canvases (uint8) reach the accuracy of the same recipe with
+fresh draws to within one point, last layer and ensemble.
 
-Method: `cli.py run RECIPE --device cuda --tier device` for each way; `end-to-end` is `cli.py
-baseline`. Images are those of the tar of CIFAR-10 (JPEG) in STRATA_TEST_DATA. A call stops after
+Method: the images of CIFAR-10 (JPEG), all of them; `cli.py run RECIPE --device cuda` for every way,
+`cli.py baseline` end to end. From canvases and fixed views, x_1 is computed for every batch (one
+narrow convolution; reading it would take longer, and twice the disk), the levels above are written,
+read, and removed when the next one is there. `--epochs` shortens a layer's 50, and the 15 between
+two steps of the rate with them. Several of these may run at once, on one GPU and one `--out`: then
+what they tell of seconds is of no use, and is left out with `--together`. A call stops after
 `--minutes` and the next one goes on where it was, from the run directories in `--work`, until it
-says that everything is done. `seconds` add up what steps took, whatever the number of calls.
-`--device cpu --epochs 1 --images 512` tries the same lines without a GPU.
+says that everything is done. `--device cpu --epochs 1 --images 512` tries the same lines without a
+GPU.
 
     STRATA_TEST_DATA=FOLDER python benchmarks/gpu/train_gpu.py k1-canvas k1-fresh … [--minutes 8]
-        [--seed 0] [--work DIR] [--device cuda]
+        [--epochs 50] [--seed 0] [--work DIR] [--together] [--device cuda]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +38,22 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 from cifar_images import images  # noqa: E402
 from measuring import RESULTS, keep  # noqa: E402
 
+from pipeline import rundir  # noqa: E402
+from pipeline.recipes import load  # noqa: E402
+from store.lock import hold  # noqa: E402
+
 VIEWS = {"canvas": '"canvas"', "fresh": "0", "8-views": "8", "end-to-end": "0"}
 NAMES = [f"k{k}-{way}" for k in (1, 2, 3) for way in VIEWS]
+CHANGES = {"k1-end-to-end": {"lr": "0.01"}}
+"""Five layers without batch norm diverge in the first epoch at a rate of 0.1."""
+EPOCHS, EVERY = 50, 15
+"""Of the recipes."""
+TIMES = ("seconds", "images_per_s")
+MOST_LAYERS = 5
+ENDS = ("layers", "ensembles")
 STOP_SECONDS = 40
 """What a step may take to stop at Ctrl-C, its checkpoint included."""
+Line = list[str]
 
 
 @dataclass(frozen=True)
@@ -46,20 +63,28 @@ class Setting:
     work: Path
     device: str
     seed: int
-    epochs: int | None
-    """Instead of the recipe's; for trying it out."""
+    epochs: int
     data: str
+    together: bool
+
+    def key(self, name: str) -> str:
+        return f"{name}, {self.epochs} epochs, seed {self.seed}"
+
+    def run(self, name: str) -> Path:
+        return self.work / f"run-{name}-{self.seed}"
+
+    def features(self, name: str) -> Path:
+        return self.work / f"features-{name}-{self.seed}"
 
 
 def recipe(name: str, setting: Setting) -> Path:
     """The built-in recipe with another way to augment; codes of 8 bits where that is cached."""
     k, _, way = name.partition("-")
     text = (ROOT / f"pipeline/recipes/cifar10-{k}.toml").read_text("utf-8")
-    changes = {"views": VIEWS[way]}
+    changes = {"views": VIEWS[way], "epochs": str(setting.epochs)} | CHANGES.get(name, {})
+    changes["every"] = str(max(1, round(setting.epochs * EVERY / EPOCHS)))
     if VIEWS[way] != "0":
         changes["precision"] = '"uint8"'
-    if setting.epochs is not None:
-        changes["epochs"] = str(setting.epochs)
     for key, value in changes.items():
         text, count = re.subn(rf"(?m)^{key} = [^#\n]*", f"{key} = {value} ", text)
         assert count, key
@@ -68,28 +93,49 @@ def recipe(name: str, setting: Setting) -> Path:
     return path
 
 
-def go_on(name: str, setting: Setting, until: float) -> dict[str, Any] | None:
-    """Run until it is done or the time is up; the result, None where the time was up."""
-    verb = "baseline" if name.endswith("end-to-end") else "run"
-    run = setting.work / f"run-{name}-{setting.seed}"
+def lines(name: str, setting: Setting) -> Iterator[Line]:
+    """The commands of an experiment, each of which goes on where it was stopped."""
     made = recipe(name, setting)
-    line = [sys.executable, str(ROOT / "cli.py"), verb, str(made), "--run", str(run)]
-    line += ["--store", str(setting.work / f"features-{name}"), "--seed", str(setting.seed)]
-    line += ["--device", setting.device, "--data", setting.data]
-    line += ["--tier", "device"] if setting.device == "cuda" and verb == "run" else []
-    process = subprocess.Popen(line, stdout=sys.stderr)
-    while process.poll() is None and time.monotonic() < until:
-        time.sleep(0.5)
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        process.wait(STOP_SECONDS)
-        return None
-    if process.returncode:
-        raise SystemExit(f"{' '.join(line)} ended with status {process.returncode}")
-    shown = subprocess.run([*line, "--json"], capture_output=True, check=True)
-    if verb == "baseline":
-        return of_baseline(json.loads(shown.stdout)["result"])
-    return of_run(json.loads((run / "report.json").read_text("utf-8")))
+    here = ["--run", str(setting.run(name)), "--store", str(setting.features(name))]
+    here += ["--seed", str(setting.seed)]
+    where = [*here, "--data", setting.data, "--device", setting.device]
+    if name.endswith("end-to-end"):
+        yield ["baseline", str(made), *where]
+        return
+    layers = len(load(str(made))[1].layers)
+    for j in range(2, layers if VIEWS[name.partition("-")[2]] != "0" else 2):
+        yield ["materialize", str(made), *where, "--layer", str(j), "--cache", "never"]
+        if j > 2:
+            yield ["evict", str(made), *here, "--layer", str(j - 1)]
+    yield ["run", str(made), *where, "--cache", "never"]
+
+
+def go_on(name: str, setting: Setting, until: float) -> bool:
+    """Run until it is done or the time is up; whether it is done."""
+    for line in lines(name, setting):
+        command = [sys.executable, str(ROOT / "cli.py"), *line]
+        process = subprocess.Popen(command, stdout=sys.stderr)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.2)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(STOP_SECONDS)
+            return False
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
+    return True
+
+
+def result(name: str, setting: Setting) -> dict[str, Any]:
+    """What the run directory says."""
+    found = {"epochs": setting.epochs, "seed": setting.seed}
+    run = setting.run(name)
+    if name.endswith("end-to-end"):
+        existing = rundir.find(run)
+        found |= of_baseline((existing and existing.baseline("plain")) or {})
+    else:
+        found |= of_run(json.loads((run / "report.json").read_text("utf-8")))
+    return {k: v for k, v in found.items() if not (setting.together and k in TIMES)}
 
 
 def of_baseline(record: dict[str, Any]) -> dict[str, Any]:
@@ -107,42 +153,78 @@ def of_run(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def keep_result(out: Path, key: str, found: dict[str, Any], device: str) -> None:
+    """Beside what other processes may be keeping there."""
+    import torch
+
+    with hold(out.with_suffix(".lock"), str(out), lambda _: None):
+        runs = known(out) | {key: found}
+        keep({"runs": dict(sorted(runs.items()))}, out, show=False, on=torch.device(device))
+
+
+def known(out: Path) -> dict[str, Any]:
+    return json.loads(out.read_text("utf-8"))["runs"] if out.exists() else {}
+
+
+# ---- what the runs say --------------------------------------------------------------------------
+
+
+def table(runs: dict[str, Any]) -> list[str]:
+    """The rows of docs/paper.md: test accuracies in percent, by layer, and of the ensemble."""
+    rows = ((f"{key.split(',')[0]}, seed {run['seed']}", run) for key, run in runs.items())
+    return [f"| {name} | {' | '.join(cells(run))} |" for name, run in rows]
+
+
+def cells(run: dict[str, Any]) -> list[str]:
+    if "test" in run:
+        return [*[""] * (MOST_LAYERS + 1), percent(run["test"])]
+    layers = [percent(layer) for layer in run["layers"]]
+    return [*layers, *[""] * (MOST_LAYERS - len(layers)), percent(run["ensembles"][-1]), ""]
+
+
+def percent(accuracies: dict[str, float]) -> str:
+    return f"{100 * accuracies['top1']:.2f}"
+
+
+def gaps(runs: dict[str, Any], epochs: int, seed: int) -> dict[str, list[float]]:
+    """Points of canvas minus fresh draws, last layer and ensemble, where both were run."""
+    found = {}
+    for k in (1, 2, 3):
+        keys = [f"k{k}-{way}, {epochs} epochs, seed {seed}" for way in ("canvas", "fresh")]
+        if all(key in runs for key in keys):
+            canvas, fresh = ([runs[key][what][-1]["top1"] for what in ENDS] for key in keys)
+            found[f"k{k}"] = [round(100 * (c - f), 2) for c, f in zip(canvas, fresh, strict=True)]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--images", type=int, help="so many only, a fifth as many for testing")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--images", type=int, default=50_000, help="a fifth as many for testing")
     parser.add_argument("--work", type=Path, default=Path("train-gpu"))
+    parser.add_argument("--together", action="store_true", help="others run at the same time")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    tar = Path(os.environ["STRATA_TEST_DATA"]).absolute() / "cifar10-jpeg.tar.xz"
-    data = f"imagefolder:{tar}"
-    if options.images:
-        data = f"npz:{images(work, options.images, options.images // 5)}"
-    setting = Setting(work, options.device, options.seed, options.epochs, data)
-    tried = options.images or options.epochs or options.device == "cpu"
+    data = f"npz:{images(work, options.images, options.images // 5)}"
+    how = (options.device, options.seed, options.epochs, data, options.together)
+    setting = Setting(work, *how)
+    tried = options.images < 50_000 or options.device == "cpu"
     out = options.out or (work if tried else RESULTS) / "train_gpu.json"
     for name in options.names:
-        found = json.loads(out.read_text("utf-8"))["runs"] if out.exists() else {}
-        if f"{name} {options.seed}" in found:
+        if setting.key(name) in known(out):
             continue
-        result = go_on(name, setting, until)
-        if result is None:
+        if not go_on(name, setting, until):
             raise SystemExit(f"{name} goes on with the next call")
-        keep_result(out, {**found, f"{name} {options.seed}": result}, options.device)
+        keep_result(out, setting.key(name), result(name, setting), options.device)
+        shutil.rmtree(setting.features(name))
     print(f"everything is done: {out}")
-
-
-def keep_result(out: Path, runs: dict[str, Any], device: str) -> None:
-    import torch
-
-    keep({"runs": runs}, out, show=False, on=torch.device(device))
 
 
 if __name__ == "__main__":
