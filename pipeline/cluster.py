@@ -20,7 +20,6 @@ from pipeline.errors import ClusterError, OptionRange
 from pipeline.interrupt import Interruptions
 from pipeline.orders import call
 from pipeline.progress import Reporter
-from pipeline.stores import is_url
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -41,11 +40,6 @@ def check(options: Mapping[str, Any]) -> None:
         return
     if workers is not None and scheduler is not None:
         raise OptionRange("--workers starts workers here, --scheduler uses others: give one")
-    if is_url(options["store"]):
-        raise OptionRange(
-            f"--store {options['store']} is no folder: workers need a store on a file system that "
-            "all of them share. Leave out --workers and --scheduler"
-        )
     if options.get("loader") == "ffcv":
         raise OptionRange("--loader ffcv reads in one process: leave out --workers and --scheduler")
 

@@ -1,7 +1,7 @@
 """What a worker of a cluster is told, and what it answers: small, and never an array.
 
-An order names a run, a store and images by path, and what must be found there by digest: a worker
-loads weights itself and refuses others than those that the command knows.
+An order names a run, a store and images by path or URL, and what must be found there by digest: a
+worker loads weights itself and refuses others than those that the command knows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.stores import Address
 from store.layout import LevelKey
 from store.level import Level
 from store.mandate import Mandate
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker finds what a run is made of. All of it must be on a shared file system."""
+    """Where a worker finds what a run is made of. All of it must be on a shared file system, but
+    for a store in a bucket."""
 
     run: Path
-    store: Path
+    store: Address
     source: str
     """The images."""
     data_root: Path
@@ -35,7 +37,7 @@ class Place:
         run = session.run
         return cls(
             run.directory.absolute(),
-            session.store.root.absolute(),
+            Address.of(session.store),
             _absolute(run.source),
             session.data_root.absolute(),
         )
@@ -96,6 +98,7 @@ class ImagesOrder:
 class HashOrder:
     """Hash shards of a committed level."""
 
+    store: Address
     directory: Path
     commit: str
     """sha256 of its commit, to tell a level that is not to be seen from one that is damaged."""

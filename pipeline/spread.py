@@ -32,8 +32,10 @@ from pipeline.orders import (
 )
 from pipeline.progress import Tick, size
 from pipeline.session import Session
+from pipeline.stores import Address
 from stages.images import Examined, Source, examine, spans
 from store.errors import StoreRefused
+from store.feature_store import Store
 from store.fingerprint import sha256
 from store.level import COMMIT
 from store.mandate import Published, unsettled
@@ -296,7 +298,9 @@ def examined(
             due = next(order_of, None)
 
 
-def hashing(crew: Crew, tick: Callable[[int], None]) -> Callable[..., Iterator[Damage | None]]:
+def hashing(
+    crew: Crew, store: Store, tick: Callable[[int], None]
+) -> Callable[..., Iterator[Damage | None]]:
     """For :func:`store.verify.check_level`: workers hash; what failed there is hashed here.
 
     Raises:
@@ -304,15 +308,15 @@ def hashing(crew: Crew, tick: Callable[[int], None]) -> Callable[..., Iterator[D
     """
 
     def hashed(directory: Path, entries: Sequence[dict[str, Any]]) -> Iterator[Damage | None]:
-        place = directory.absolute()
-        order = HashOrder(place, sha256((place / COMMIT).read_bytes()))
+        place, files = directory.absolute(), store.files
+        order = HashOrder(Address.of(store), place, sha256(files.read(place / COMMIT)))
         for entry, answer in Spread(crew, order).answers(entries):
             if isinstance(answer, Failed) and answer.for_all:
                 raise _refusal(answer)
             if isinstance(answer, Checked):
                 damage = answer.damage
             else:
-                damage = check_shard(place, entry, deep=True)
+                damage = check_shard(place, entry, deep=True, files=files)
             tick(entry["nbytes"])
             yield damage and replace(damage, path=directory / entry["key"], level=directory)
 

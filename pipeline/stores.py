@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,32 @@ Place = Path | str
 READ_CACHE = "read-cache"
 CACHE_BYTES = 20 * 10**9
 """Of local copies of an object store's shards, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where another process finds a store. Its credentials are that process' own."""
+
+    place: str
+    """Absolute, or a URL."""
+    read_cache: str | None = None
+
+    @classmethod
+    def of(cls, store: Store) -> Address:
+        """Of an object store, with the same read cache: the same path on the other's machine."""
+        if not store.remote:
+            return cls(str(store.root.absolute()))
+        from store.objects import Objects
+
+        files = store.files
+        assert isinstance(files, Objects)
+        alone = "" if files.bucket.conditional else "?writers=1"
+        cache = files.cache and f"{files.cache.directory.absolute()}:{files.cache.budget}B"
+        return cls(f"{store.root}{alone}", cache)
+
+    def open(self) -> Store:
+        """Raises StoreRefused: the environment says nothing sensible of the object store."""
+        return open_store(self.place, self.read_cache)
 
 
 def is_url(place: Place) -> bool:

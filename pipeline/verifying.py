@@ -101,7 +101,7 @@ def verify(
         crew.begin()
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
         how: Any = {"deep": deep, "files": files, "tick": lambda done: tick(done // MB)}
-        how["hashing"] = _hashing(crew if deep else None, tick)
+        how["hashing"] = _hashing(crew if deep else None, overview.store, tick)
         for directory in found:
             damaged += check_level(root, directory, **how)
     partial = [d for d, s in states.items() if s.state in ("partial", "absent")]
@@ -110,13 +110,13 @@ def verify(
     )
 
 
-def _hashing(crew: Crew | None, tick: Tick) -> Hashing | None:
+def _hashing(crew: Crew | None, store: Store, tick: Tick) -> Hashing | None:
     """Workers, where there are any."""
     if crew is None:
         return None
     from pipeline.spread import hashing
 
-    return hashing(crew, lambda done: tick(done // MB))
+    return hashing(crew, store, lambda done: tick(done // MB))
 
 
 def _depth(directory: Path) -> int:

@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
@@ -42,16 +43,17 @@ from pipeline.session import Session
 from pipeline.source import features_above
 from stages.images import Examined, Source, examine, open_source
 from store.errors import StoreRefused
-from store.feature_store import Store
 from store.fingerprint import sha256
 from store.level import COMMIT
 from store.mandate import Mandate
 from store.publish import unseal
-from store.verify import check_shard
+from store.verify import Damage, check_shard
 from store.writer import PUBLISHERS
 
 NAME = "strata"
 """Of the plugin."""
+Check = Callable[[dict[str, Any]], Damage | None]
+"""Of what a commit says of a shard."""
 KEPT = 2
 """Orders whose layers and levels a worker keeps: views of one x_j are written in turn."""
 
@@ -152,7 +154,7 @@ def serve(order: Order, item: Any, device: str, threads: int | None) -> Any:
 def _run(place: Place, mandate: Mandate) -> Run:
     """The run, which must give the level its name: so its recipe, layers and scales are those that
     the command knows."""
-    mandate.check()
+    mandate.check(place.store.open().files)
     run = rundir.find(place.run)
     if run is None:
         raise ClusterError(f"there is no run in {place.run} here: it must lie on a shared disk")
@@ -170,7 +172,7 @@ def _computed(order: FeaturesOrder, device: torch.device) -> Computed:
     if found != order.weights:
         raise ClusterError(f"the layers in {order.place.run} have, here, other weights")
     devices.check(run.compute, device)
-    session = Session(run, Store(order.place.store), device)
+    session = Session(run, order.place.store.open(), device)
     source = features_above(
         session, order.base.depth, key.depth, key.split, clean=key.view == "clean"
     )
@@ -183,7 +185,7 @@ def _computed(order: FeaturesOrder, device: torch.device) -> Computed:
 
 def _images(order: ImagesOrder, device: torch.device) -> Decoded:
     run = _run(order.place, order.mandate)
-    found = unseal(order.survey)
+    found = unseal(order.survey, order.place.store.open().files)
     if found["digest"] != order.digest:
         raise ClusterError(f"{order.survey} is, here, of other images")
     source, key = open_source(order.place.source, root=order.place.data_root), order.mandate.key
@@ -199,14 +201,16 @@ def _source(order: SurveyOrder, device: torch.device) -> Source:
     return source
 
 
-def _commit(order: HashOrder, device: torch.device) -> Path:
+def _checking(order: HashOrder, device: torch.device) -> Check:
+    """What hashes a shard of a level that is the one the command sees."""
+    files = order.store.open().files
     try:
-        found = sha256((order.directory / COMMIT).read_bytes())
+        found = sha256(files.read(order.directory / COMMIT))
     except OSError as error:
         found = error.strerror
     if found != order.commit:
         raise ClusterError(f"{order.directory} is, here, not the level that the command sees")
-    return order.directory
+    return partial(check_shard, order.directory, deep=True, files=files)
 
 
 # ---- one item -----------------------------------------------------------------------------------
@@ -215,14 +219,15 @@ def _commit(order: HashOrder, device: torch.device) -> Path:
 def _write(bench: Bench, order: Any, ready: Computed | Decoded, shard: int, threads: int) -> Done:
     """Compute a shard and publish it, unless another worker has."""
     mandate: Mandate = order.mandate
+    files = order.place.store.open().files
     first, last = mandate.geometry.shard_range(shard)
-    published, seconds, peak = mandate.done(shard), {}, 0
+    published, seconds, peak = mandate.done(shard, files), {}, 0
     if published is None:
         with bench.computing:
             torch.set_num_threads(threads)
             rows, seconds, peak = _rows(ready, shard, mandate.geometry.row_bytes)
         begun = time.perf_counter()
-        published = mandate.publish(shard, rows, threads=threads)
+        published = mandate.publish(shard, rows, files, threads)
         seconds["publishing"] = time.perf_counter() - begun
     return Done(bench.label, last - first, published.nbytes, published.sha256, seconds, peak)
 
@@ -246,15 +251,15 @@ def _examine(
 
 
 def _hash(
-    bench: Bench, order: HashOrder, directory: Path, entry: dict[str, Any], threads: int
+    bench: Bench, order: HashOrder, check: Check, entry: dict[str, Any], threads: int
 ) -> Checked:
-    return Checked(bench.label, check_shard(directory, entry, deep=True))
+    return Checked(bench.label, check(entry))
 
 
 _WORK: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {
     FeaturesOrder: (_computed, _write),
     ImagesOrder: (_images, _write),
     SurveyOrder: (_source, _examine),
-    HashOrder: (_commit, _hash),
+    HashOrder: (_checking, _hash),
 }
 """By kind of order: what finds what it names, and what does one item of it."""

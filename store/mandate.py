@@ -2,11 +2,11 @@
 
 The process that holds the level's lock begins the level and commits it. In between it may hand out
 mandates: small, picklable, with all that another process, on this machine or on one that shares the
-file system, needs to publish a shard. Nobody else writes the level, but the same shard may be asked
-of two processes, when one is believed dead, and a process may go on for a moment after whoever held
-the lock has died. Their bytes may even differ, if they compute on different devices. So the rule is
-another than for one writer: a shard that lies there is never replaced, and its receipt is made from
-the bytes that lie there. Whoever comes second comes to the same receipt.
+file system or the bucket, needs to publish a shard. Nobody else writes the level, but the same
+shard may be asked of two processes, when one is believed dead, and a process may go on for a moment
+after whoever held the lock has died. Their bytes may even differ, if they compute on different
+devices. So the rule is another than for one writer: a shard that lies there is never replaced, and
+its receipt is made from the bytes that lie there. Whoever comes second comes to the same receipt.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from store.ahead import several
 from store.codec import CODEC_THREADS, encode
 from store.errors import LevelConflict, LevelDamaged, StoreRefused, refusals
 from store.files import DISK, Files
@@ -68,7 +69,7 @@ class Mandate:
                 found = files.read(path)
             except FileNotFoundError:
                 raise StoreRefused(
-                    f"there is no {path} here: the store must lie on a file system that all share"
+                    f"there is no {path} here: the store must lie where all can see it"
                 ) from None
         if found != writer.metadata:
             raise LevelConflict(f"{path} is of another level, or by another version of zarr")
@@ -128,11 +129,13 @@ def unsettled(writer: LevelWriter, published: Iterable[Published]) -> list[int]:
     One that is late on a network file system, or that a stray process of an earlier command has
     touched: it is asked for again before the level is committed.
     """
+    requests = writer.files.requests
     with refusals(writer.directory):
         # Not for the disk: opening a directory makes a network file system look at it anew.
         for directory in (writer.directory / RECEIPTS, writer.directory):
             writer.files.sync_directory(directory)
-        return [one.shard for one in published if not _settled(writer, one)]
+        settled = several(lambda one: (one.shard, _settled(writer, one)), published, requests)
+        return [shard for shard, is_settled in settled if not is_settled]
 
 
 def _settled(writer: LevelWriter, one: Published) -> bool:

@@ -21,6 +21,7 @@ from pipeline.errors import ClusterError, one_line
 from pipeline.materialize import level_geometry
 from pipeline.source import features
 from pipeline.spread import WINDOW, Spread
+from pipeline.stores import Address
 from store.layout import LevelKey
 from store.mandate import Mandate
 
@@ -133,7 +134,8 @@ def test_damage_is_mended_by_workers(dask: Cluster, place: Place, sound: Place) 
 def test_a_level_that_workers_do_not_see_is_not_called_damaged(dask: Cluster, place: Place) -> None:
     level = session_of(place).store.open(key(place, 1, "test"))
     with crew_of(dask.address) as crew:
-        order = orders.HashOrder(place.root / "not here", "0" * 64)
+        address = Address(str(place.store))
+        order = orders.HashOrder(address, place.root / "not here", "0" * 64)
         (answer,) = (answer for _, answer in Spread(crew, order).answers(level.shards[:1]))
     assert isinstance(answer, orders.Failed)
     assert answer.for_all
@@ -233,7 +235,7 @@ def refused_order(dask: Cluster, order: orders.FeaturesOrder) -> str:
 def test_workers_that_do_not_see_the_store_say_so(dask: Cluster, begun: Begun) -> None:
     _, order, _ = begun
     elsewhere = replace(order.mandate, root=order.mandate.root / "elsewhere")
-    assert "the store must lie on a file system that all share" in refused_order(
+    assert "the store must lie where all can see it" in refused_order(
         dask, replace(order, mandate=elsewhere)
     )
     place = replace(order.place, run=order.place.run / "elsewhere")
@@ -281,7 +283,8 @@ def cluster_commit(directory: Path) -> orders.HashOrder:
     from store.fingerprint import sha256
     from store.level import COMMIT
 
-    return orders.HashOrder(directory, sha256((directory / COMMIT).read_bytes()))
+    commit = sha256((directory / COMMIT).read_bytes())
+    return orders.HashOrder(Address(str(directory.parent.parent)), directory, commit)
 
 
 # ---- no cluster to work with --------------------------------------------------------------------
@@ -320,13 +323,6 @@ def test_flags_that_exclude_each_other(sound: Place, words: tuple[object, ...], 
     said = sound.do("materialize", "--layer", 2, *words)
     assert said.rc == 2
     assert text in said.err
-
-
-def test_an_object_store_is_refused_for_now(place: Place) -> None:
-    options = ("--run", place.run, "--store", "s3://bucket/levels", "--layer", 2)
-    said = here("materialize", place.root / "tiny.toml", *options, "--workers", 2)
-    assert said.rc == 2
-    assert "a store on a file system that all of them share" in said.error
 
 
 def test_a_cluster_without_workers(

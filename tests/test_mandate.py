@@ -164,7 +164,7 @@ def test_what_is_not_to_be_seen_here_is_unsettled(writer: LevelWriter) -> None:
 
 def test_a_store_that_is_not_shared_is_named(writer: LevelWriter, tmp_path: Path) -> None:
     elsewhere = replace(Mandate.of(writer), root=tmp_path / "elsewhere")
-    with pytest.raises(StoreRefused, match=r"elsewhere.*zarr\.json here.*all share"):
+    with pytest.raises(StoreRefused, match=r"elsewhere.*zarr\.json here.*all can see it"):
         elsewhere.check()
     other = replace(Mandate.of(writer), geometry=replace(SMALL, profile="lz4"))
     with pytest.raises(LevelConflict, match="another level"):
