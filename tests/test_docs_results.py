@@ -31,13 +31,14 @@ CASES = ("packed", "recomputed", "disk", "raw")
 def test_the_table_is_that_of_the_runs() -> None:
     page = (ROOT / "docs/augmentation.md").read_text("utf-8")
     rows = table(summary(RESULT["runs"]))
-    assert len(rows) >= 6
+    assert len(rows) == 20
     assert [row for row in rows if row not in page] == []
 
 
 def test_what_is_claimed_held() -> None:
     assert RESULT["holds"] == {"accuracy": True, "bytes": True}
     assert RESULT["ways"] == summary(RESULT["runs"])
+    assert all(one["layers"][0]["n"] == 5 for one in RESULT["ways"])
 
 
 def test_an_interval_is_that_of_student() -> None:
