@@ -33,7 +33,7 @@ from materialize import TRAIN, remove, write
 from measuring import RESULTS, keep, ratio, seconds
 from random_run import make_run
 
-from pipeline import algorithm, device
+from pipeline import algorithm, hardware
 from pipeline.cluster import Crew
 from pipeline.interrupt import Interruptions
 from pipeline.progress import Reporter
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small, once: does it run?")
     parser.add_argument("--out", type=Path, help="default: the committed result, if not --quick")
     options = parser.parse_args()
-    device.keep_freed_memory()
+    hardware.keep_freed_memory()
     out = options.out or (None if options.quick else RESULTS / "dask_materialize.json")
     known = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
     found = {case: known[case] for case in CASES if case in known}

@@ -15,7 +15,7 @@ import torch
 from measuring import ratio, seconds
 from random_run import CPU, make_run
 
-from pipeline import algorithm
+from pipeline import algorithm, hardware
 from pipeline import device as devices
 from pipeline.problem_feed import ProblemFeed
 from pipeline.session import Session
@@ -37,7 +37,7 @@ def fed_against_memory(
     Args:
         images: to train on; as many as ``steps`` batches, at least.
     """
-    devices.keep_freed_memory()
+    hardware.keep_freed_memory()
     session = make_run(
         place, "cifar10-small", train=images, test=256, canvas=True, device=device, tier=tier
     )

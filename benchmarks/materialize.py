@@ -43,7 +43,7 @@ from measuring import RESULTS, Peak, keep, ratio, seconds
 from random_run import CPU, make_run
 from torch import Tensor, nn
 
-from pipeline import algorithm, device, materialize, rundir
+from pipeline import algorithm, hardware, materialize, rundir
 from pipeline.session import Session
 from pipeline.source import Features, features, level_draws
 from stages.featurize import Frozen
@@ -222,7 +222,7 @@ def memory(place: Path, images: list[int]) -> dict[str, Any]:
 def peak_of_writing(place: Path) -> int:
     run = rundir.find(place / "run")
     assert run is not None
-    device.keep_freed_memory()
+    hardware.keep_freed_memory()
     with Peak() as peak:
         write(Session(run, Store(place / "store"), CPU), 2)
     return peak.nbytes
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the result on stdout")
     parser.add_argument("--out", type=Path, help="default: the committed result, if not --quick")
     options = parser.parse_args()
-    device.keep_freed_memory()
+    hardware.keep_freed_memory()
     out = options.out or (None if options.quick else RESULTS / "materialize.json")
     known = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
     found = {title: known[title] for title in CASES if title in known}

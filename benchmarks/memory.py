@@ -116,7 +116,7 @@ def measured(place: Path, case: Case, on: torch.device) -> Found:
     assert run is not None
     session = Session(run, Store(place / "store"), on, tier="memory")
     if on.type == "cpu":
-        device.keep_freed_memory()
+        hardware.keep_freed_memory()
     before, times = hardware.peak_memory_bytes() or 0, list[float]()
     plan = dataclasses.replace(schedule_of(run.recipe.schedule, -(-BATCH // case.micro)), lr=0.0)
     solver = Solver(network(session, case), plan, on, session.compute)

@@ -37,7 +37,7 @@ import numpy as np
 import scenarios
 from measuring import CPU, RESULTS, keep, ratio, seconds
 
-from pipeline import algorithm, device, rundir, swept
+from pipeline import algorithm, device, hardware, rundir, swept
 from pipeline.session import Session
 from pipeline.sweep import sweep
 from pipeline.variants import Variant, variants
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="show the result")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/sweep.json")
     options = parser.parse_args()
-    device.keep_freed_memory()
+    hardware.keep_freed_memory()
     path = options.out or (None if options.quick else RESULTS / "sweep.json")
     known = json.loads(path.read_text("utf-8")) if path and path.exists() else {}
     result: dict[str, Any] = {"claim": AT_MOST, "cases": known.get("cases", {})}

@@ -30,7 +30,7 @@ from materialize import TRAIN, remove, write
 from measuring import RESULTS, keep
 from random_run import make_run
 
-from pipeline import algorithm, device
+from pipeline import algorithm, hardware
 
 RATE = 100
 """Samples a second."""
@@ -87,7 +87,7 @@ WORKS = {
 
 def serve(work: str) -> None:
     """Do it until stdin is closed."""
-    device.keep_freed_memory()
+    hardware.keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="profile-", dir=Path.cwd()) as place:
         again = WORKS[work](Path(place))
         print(READY, flush=True)

@@ -16,6 +16,7 @@ from functools import cached_property
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+from pipeline import hardware
 from pipeline.errors import ClusterError, OptionRange
 from pipeline.interrupt import Interruptions
 from pipeline.orders import call
@@ -105,6 +106,8 @@ class Crew:
         client = self._connected() if self._scheduler else self._started()
         with self._closing_if_refused():
             there = _wait_for_workers(client, self._scheduler)
+            # Before any of their threads begins. Who cannot is told so below.
+            client.run(hardware.keep_freed_memory_of_threads, on_error="ignore")
             _check(client, there, self._scheduler)
             from pipeline.worker import Bench
 

@@ -96,14 +96,14 @@ def _fitted(
 
 def calibrate(options: Options) -> Answer:
     """Measure this machine, and keep the figures where ``plan`` and ``--cache auto`` look."""
-    from pipeline import device
+    from pipeline import device, hardware
     from pipeline.rates import measure
 
     stores.check_calibrated(options["store"])
     found, report = work.find(options), work.reporting(options)
     chosen = device.pick(options["device"])
     if chosen.type == "cpu":
-        device.keep_freed_memory()
+        hardware.keep_freed_memory()
     compute, _ = device.compute_dtype(found.recipe.schedule.precision, chosen)
     here = measure(found, chosen, device.dtype(compute), report)
     path = caching.calibrated(options["store"])

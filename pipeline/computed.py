@@ -3,15 +3,16 @@ the level, or by a worker that it has told what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import device, ingest
-from pipeline.line import Line
+from pipeline.line import ALONE, Line, Shards, Turn
 from pipeline.ring import Ring
 from pipeline.session import Session
 from pipeline.source import Features, level_draws, naming_rows
@@ -43,8 +44,13 @@ class Computed:
         view = "clean" if source.base == 0 else key.view
         return cls(session, key, shape, source, view, ids, draws)
 
-    def shards(self, todo: Sequence[int], line: Line) -> Iterator[tuple[int, np.ndarray]]:
-        """Stored elements of each shard. Their memory is used again once they are published."""
+    def shards(self, todo: Sequence[int], line: Line, turn: Turn = ALONE) -> Shards:
+        """Stored elements of each shard. Their memory is used again once they are published.
+
+        Args:
+            turn: held while a shard is computed, from when its first rows are there: so of several
+                threads one computes, and the next one has read.
+        """
         shape, session = self.shape, self.session
         blocks = [_blocks(shape, shard, session.run.recipe.cache.block) for shard in todo]
         memory = host_memory(session.device)
@@ -56,15 +62,20 @@ class Computed:
                 whole = ring.take()[: (last - first) * shape.row_bytes]
                 out = whole.view(shape.dtype).reshape(-1, *shape.stored)
                 del whole
-                for part, stored in zip(parts, coming, strict=False):
-                    with naming_rows(self.key.label, self.key.split, part, self.ids):
-                        x = self._encoded(stored, self.draws.of(self.ids[part]), line)
-                    rows = torch.from_numpy(out[part[0] - first : part[-1] + 1 - first])
-                    rows.copy_(x, non_blocking=True)
-                    line.tick(len(part))
-                device.finish(session.device)
+                here = chain([next(coming)], coming)
+                with turn:
+                    for part, stored in zip(parts, here, strict=False):
+                        self._fill(out[part[0] - first : part[-1] + 1 - first], part, stored, line)
+                    device.finish(session.device)
                 yield shard, out
-                del out, rows
+                del out
+
+    def _fill(self, out: np.ndarray, part: np.ndarray, stored: Tensor, line: Line) -> None:
+        """One block of a shard; on a GPU only begun."""
+        with naming_rows(self.key.label, self.key.split, part, self.ids):
+            x = self._encoded(stored, self.draws.of(self.ids[part]), line)
+        torch.from_numpy(out).copy_(x, non_blocking=True)
+        line.tick(len(part))
 
     def _encoded(self, stored: Tensor, draws: Draws, line: Line) -> Tensor:
         """One block of a level; of the first, which is as large as any, tensors are counted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
@@ -15,9 +14,6 @@ import torch
 
 from pipeline import hardware
 from stages.errors import DeviceError
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
 
 
 def pick(name: str) -> torch.device:
@@ -131,20 +127,6 @@ def limit_memory(device: torch.device, nbytes: int) -> None:
     if device.type == "cuda":
         _, whole = torch.cuda.mem_get_info(device)
         torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / whole), device)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next tensor, of any size.
-
-    By default what is larger than 32 MiB goes back to the kernel, which gives it again page by
-    page: touching a new tensor of 40 MB then takes 20 ms and not 2, and a forward pass of small
-    layers half as long again. What it costs: memory once used stays with the process. Elsewhere
-    than on glibc this does nothing.
-    """
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def finish(device: torch.device) -> None:

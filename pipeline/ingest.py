@@ -19,11 +19,11 @@ from pipeline import orders
 from pipeline.errors import RunConflict, remedy
 from pipeline.images import have_images, stamp
 from pipeline.levels import geometry_at
-from pipeline.line import Line
+from pipeline.line import ALONE, Line, Shards, Turn
 from pipeline.recipe import Recipe
 from pipeline.rundir import DATA
 from pipeline.session import READ_THREADS, Session
-from pipeline.writing import Content, Shards, write_level
+from pipeline.writing import Content, write_level
 from stages.errors import DataError
 from stages.images import SPLITS, Examined, Source, check_labels, open_source, pixels, survey
 from store.errors import LevelDamaged
@@ -152,14 +152,16 @@ class Decoded:
     shape: Geometry
     threads: int = READ_THREADS
 
-    def shards(self, todo: Sequence[int], line: Line) -> Shards:
+    def shards(self, todo: Sequence[int], line: Line, turn: Turn = ALONE) -> Shards:
+        """As of ``computed.py``."""
         with ThreadPoolExecutor(self.threads) as pool:
             for shard in todo:
                 first, last = self.shape.shard_range(shard)
                 images = np.empty((last - first, *self.shape.sample), np.uint8)
-                for row, image in enumerate(pool.map(self._pixels, self.samples[first:last])):
-                    images[row] = image
-                    line.tick(1)
+                with turn:
+                    for row, image in enumerate(pool.map(self._pixels, self.samples[first:last])):
+                        images[row] = image
+                        line.tick(1)
                 yield shard, images
 
     def _pixels(self, sample: np.int64) -> np.ndarray:

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
 
 from pipeline.progress import Tick, size
 
 T = TypeVar("T")
+Shards = Iterator[tuple[int, np.ndarray]]
+"""Number and stored elements, (rows, channel, y, x), of some shards."""
+Turn = AbstractContextManager[Any]
+ALONE: Turn = nullcontext()
+"""Nobody else computes."""
 NOTE_SECONDS = 0.5
 """Between two looks at the rate."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import device, fitting, launch, rundir
+from pipeline import device, fitting, hardware, launch, rundir
 from pipeline.delivery import Machine
 from pipeline.interrupt import Interruptions
 from pipeline.machine import Machine as Rates
@@ -154,7 +154,7 @@ def open_session(
         fitting.check(run.recipe, there, run.accumulate, gpu_memory)
         device.limit_memory(chosen, gpu_memory)
     if chosen.type == "cpu":
-        device.keep_freed_memory()
+        hardware.keep_freed_memory()
     who = {"gpu_memory": gpu_memory, "ranks": ranks or Ranks()}
     return Session(run, overview.store, chosen, report, **who, **rest)
 

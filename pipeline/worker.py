@@ -2,7 +2,7 @@
 
 Layers and levels are opened once for all shards of an order, checked by digest, and kept by a
 plugin. One shard is computed at a time, with all threads that the worker may use, while others are
-published; so a worker wants two slots or more.
+read or published; so a worker wants two slots or more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from distributed import Worker, WorkerPlugin, get_worker
 
 from pipeline import device as devices
-from pipeline import rundir
+from pipeline import hardware, rundir
 from pipeline.computed import Computed
 from pipeline.errors import ClusterError, exit_code
 from pipeline.ingest import Decoded, order_of_rows
@@ -92,7 +92,7 @@ class Bench(WorkerPlugin):
         """As many shards are in memory."""
         self.computing, self._preparing = Lock(), Lock()
         self._kept: OrderedDict[tuple[Order, str], Any] = OrderedDict()
-        devices.keep_freed_memory()
+        hardware.keep_freed_memory_of_threads()
 
     def teardown(self, worker: Worker) -> None:
         while self._kept:
@@ -223,9 +223,8 @@ def _write(bench: Bench, order: Any, ready: Computed | Decoded, shard: int, thre
     first, last = mandate.geometry.shard_range(shard)
     published, seconds, peak = mandate.done(shard, files), {}, 0
     if published is None:
-        with bench.computing:
-            torch.set_num_threads(threads)
-            rows, seconds, peak = _rows(ready, shard, mandate.geometry.row_bytes)
+        torch.set_num_threads(threads)
+        rows, seconds, peak = _rows(bench, ready, shard, mandate.geometry.row_bytes)
         begun = time.perf_counter()
         published = mandate.publish(shard, rows, files, threads)
         seconds["publishing"] = time.perf_counter() - begun
@@ -233,15 +232,31 @@ def _write(bench: Bench, order: Any, ready: Computed | Decoded, shard: int, thre
 
 
 def _rows(
-    ready: Computed | Decoded, shard: int, row_bytes: int
+    bench: Bench, ready: Computed | Decoded, shard: int, row_bytes: int
 ) -> tuple[np.ndarray, dict[str, float], int]:
     """Stored elements of a shard, seconds by part of the work, and peak bytes of tensors."""
     work = "forward pass" if isinstance(ready, Computed) else "decoding"
     line, begun = Line(work, row_bytes, lambda done, note="": None), time.perf_counter()
-    ((_, rows),) = ready.shards([shard], line)
+    turn = _Turn(bench.computing)
+    ((_, rows),) = ready.shards([shard], line, turn)
     whole = time.perf_counter() - begun
     reading = line.shares["reading"] * whole
-    return rows, {work: whole - reading, "reading": reading}, line.peak_bytes
+    return rows, {work: whole - reading - turn.waited, "reading": reading}, line.peak_bytes
+
+
+class _Turn:
+    """A lock, and the seconds that it was waited for."""
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock, self.waited = lock, 0.0
+
+    def __enter__(self) -> None:
+        begun = time.perf_counter()
+        self._lock.acquire()
+        self.waited += time.perf_counter() - begun
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 def _examine(

@@ -8,14 +8,14 @@ other waits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pipeline import levels
-from pipeline.line import Line, Together
+from pipeline.line import Line, Shards, Together
 from pipeline.orders import Order
 from pipeline.progress import Tick, duration, size
 from pipeline.session import Session, patience
@@ -24,9 +24,6 @@ from store.level import Level
 from store.mandate import Mandate
 from store.verify import Damage, mend
 from store.writer import LevelWriter
-
-Shards = Iterator[tuple[int, np.ndarray]]
-"""Number and stored elements, (rows, channel, y, x), of some shards."""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,16 @@ def test_what_full_width_on_a_gpu_showed() -> None:
     assert set(gaps) == {"k1", "k2", "k3"}
     assert all(abs(last) <= 1 for last, _ in gaps.values()), "as the page claims"
     assert found["machine"]["gpu"] == "NVIDIA H200"
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for k in ("k1", "k2", "k3"):
+        ways = ("canvas", "fresh", "end-to-end")
+        runs = {way: found["runs"][f"{k}-{way}, 8 epochs, seed 0"] for way in ways}
+        *greedy, whole = runs.values()
+        cells = [
+            ", ".join(train_gpu.percent(run[end][-1]) for end in train_gpu.ENDS) for run in greedy
+        ]
+        cells.append(train_gpu.percent(whole["test"]))
+        assert f"| `cifar10-{k}` | {' | '.join(cells)} |" in readme
 
 
 def test_what_a_gpu_takes_and_is_fed() -> None:
