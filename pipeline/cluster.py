@@ -21,6 +21,7 @@ from pipeline.errors import ClusterError, OptionRange
 from pipeline.interrupt import Interruptions
 from pipeline.orders import call
 from pipeline.progress import Reporter
+from pipeline.stores import check_several
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -43,6 +44,8 @@ def check(options: Mapping[str, Any]) -> None:
         raise OptionRange("--workers starts workers here, --scheduler uses others: give one")
     if options.get("loader") == "ffcv":
         raise OptionRange("--loader ffcv reads in one process: leave out --workers and --scheduler")
+    if options.get("repair", True):  # `verify` without it only reads
+        check_several(options["store"])
 
 
 @contextmanager

@@ -70,14 +70,21 @@ def _remote(url: str, directory: Path, budget: int) -> Store:
     """One client for all that a process does: it keeps its connections."""
     from store.objects import Objects, object_path
     from store.read_cache import ReadCache
-    from store.s3 import S3Bucket, parsed
+    from store.s3 import S3Bucket
 
-    try:
-        bucket, prefix, several = parsed(url)
-    except ValueError as error:
-        raise OptionRange(f"--store: {error}") from None
+    bucket, prefix, several = _parsed(url)
     files = Objects(S3Bucket(bucket, conditional=several), ReadCache(directory, budget))
     return Store(object_path(f"s3://{bucket}/{prefix}"), files)
+
+
+def _parsed(url: str) -> tuple[str, str, bool]:
+    """Bucket, prefix, and whether several may write."""
+    from store.s3 import parsed
+
+    try:
+        return parsed(url)
+    except ValueError as error:
+        raise OptionRange(f"--store: {error}") from None
 
 
 def _cache(text: str) -> tuple[Path, int]:
@@ -96,6 +103,16 @@ def check_loader(store: Store, loader: str) -> None:
     if store.remote and loader != "native":
         raise LoaderError(
             f"--loader {loader} reads files, and {store.root} has none. Use --loader native"
+        )
+
+
+def check_several(place: Place) -> None:
+    """Raises OptionRange if a store is said to have one writer: the bytes of a worker that is slow
+    and believed dead would replace what others have vouched for, also after the commit."""
+    if is_url(place) and not _parsed(str(place))[2]:
+        raise OptionRange(
+            f"--store {place} says that there is one writer, and workers are several. Leave out "
+            "--workers and --scheduler"
         )
 
 

@@ -6,16 +6,28 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, cluster, until
+import torch
+from clusters import Cluster, cluster, crew_of, until
 from command import environment, start
-from house import Place, made
+from house import Place, here, made
 from s3_server import Road, connect, new_bucket, road, serving, use
+from test_cluster import ANSWER_BYTES, ORDER_BYTES
 from test_object_commands import TEXT, Remote, both, levels, local_levels
 
+from pipeline import rundir
+from pipeline.materialize import level_geometry
+from pipeline.orders import Done, FeaturesOrder
+from pipeline.orders import features as features_order
+from pipeline.session import Session
+from pipeline.source import features
+from pipeline.spread import Spread
 from pipeline.stores import Address, open_store
+from store.level import Level
+from store.mandate import Mandate
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +79,6 @@ def test_objects_by_workers_are_those_of_one_process(
     assert "images/s by worker: 127.0.0.1:" in said.err
     assert levels(empty.objects) == local_levels(local)
     assert empty.weights() == local.weights()
-    assert list((empty.root / "cache").iterdir()), "workers read through the command's cache"
 
     before, files = levels(empty.objects), empty.objects.files
     path = empty.level_path(1, "train.plain") / "c.1.0.0.0"
@@ -77,6 +88,8 @@ def test_objects_by_workers_are_those_of_one_process(
     found = empty.do("verify", "--deep", "--scheduler", dask.address)
     assert found.rc == 10
     assert str(path) in found.out
+    alone = ("--store", f"{empty.store}?writers=1", "--scheduler", dask.address)
+    assert here("verify", *empty.options, "--deep", *alone).rc == 10, "who only looks may be many"
     mended = empty.do("verify", "--deep", "--repair", "--scheduler", dask.address)
     assert mended.rc == 0, mended.err
     assert levels(empty.objects) == before
@@ -94,11 +107,21 @@ def test_workers_of_this_machine_and_answers_that_are_lost(
 
 
 @pytest.mark.slow
-def test_two_clients_at_once_end_with_one_result(dask: Cluster, empty: Remote) -> None:
+@pytest.mark.parametrize("with_workers", [1, 2])
+def test_two_clients_at_once_end_with_one_result(
+    dask: Cluster, empty: Remote, with_workers: int
+) -> None:
     """That of one process alone: its layer is solved in a process like theirs."""
     places = [Remote(empty.root, f"run{i}", bucket=empty.bucket) for i in range(2)]
-    said = both(places, "materialize", "--layer", 1, "--scheduler", dask.address)
-    assert [result.rc for result in said] == [0, 0], [result.err for result in said]
+    words = [("materialize", *place.options, "--layer", 1) for place in places]
+    workers = [("--scheduler", dask.address)] * with_workers + [()] * (2 - with_workers)
+    with ExitStack() as stack:
+        begun = [
+            stack.enter_context(start(empty.root, *w, *more))
+            for w, more in zip(words, workers, strict=True)
+        ]
+        said = [process.communicate(timeout=100) for process in begun]
+    assert [process.returncode for process in begun] == [0, 0], said
     alone = Place(empty.root, "alone")
     assert [result.rc for result in both([alone], "materialize", "--layer", 1)] == [0]
     assert levels(empty.objects) == local_levels(alone)
@@ -124,6 +147,77 @@ def test_a_worker_is_killed(dask: Cluster, empty: Remote, way: Road, local: Plac
         assert way.count(rf"PUT .*train\.plain/c\.{int(name.removesuffix('.json'))}\.") == 1
     x_1 = {n: data for n, data in local_levels(local).items() if not n.startswith("x_2")}
     assert levels(empty.objects) == x_1
+
+
+def order_for(place: Remote, cache: Path) -> tuple[FeaturesOrder, Level]:
+    """What workers are told of x_1 train, begun, and the level that they read."""
+    store, run = open_store(place.store, f"{cache}:50MB"), rundir.find(place.run)
+    assert run is not None
+    session = Session(run, store, torch.device("cpu"))
+    base = features(session, 1, "train", cached=False).levels["clean"]
+    shape = level_geometry(session, 1, "train")
+    writer = store.writer(session.key(1, "train", "plain"), shape, run.lineage(1))
+    with writer.locked():
+        return features_order(session, base, Mandate.of(writer)), base
+
+
+def test_what_workers_are_told_and_through_which_cache_they_read(
+    dask: Cluster, empty: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a path that this process does not read through, so the copies are the workers'."""
+    assert empty.do("train", "--layer", 1).rc == 0
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "our-own-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "our-own-secret")
+    order, base = order_for(empty, tmp_path / "copies")
+    told = pickle.dumps(order)
+    assert len(told) < ORDER_BYTES
+    assert empty.store.encode() in told
+    assert b"our-own" not in told
+    assert not (tmp_path / "copies").exists()
+    with crew_of(dask.address) as crew:
+        answers = dict(Spread(crew, order).answers(range(order.mandate.geometry.shards)))
+    assert len(answers) > 1
+    for answer in answers.values():
+        assert isinstance(answer, Done)
+        assert len(pickle.dumps(answer)) < ANSWER_BYTES < answer.nbytes / 100
+    copies = {path.name for path in (tmp_path / "copies").iterdir()}
+    assert {facts["sha256"] for facts in base.shards} <= copies
+
+
+@pytest.mark.slow
+def test_workers_without_credentials_say_so(
+    empty: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs count, and not those of the command."""
+    assert empty.do("train", "--layer", 1).rc == 0
+    with monkeypatch.context() as theirs:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            theirs.delenv(name)
+        theirs.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # which machines in AWS ask
+        poor = Cluster(tmp_path)
+        poor.start(1)
+    try:
+        said = empty.do("materialize", "--layer", 1, "--scheduler", poor.address)
+    finally:
+        poor.end()
+    assert said.rc == 11
+    assert "no credentials: set AWS_ACCESS_KEY_ID" in said.err
+    assert not [name for name in levels(empty.objects) if "x_1" in name and "/c." in name]
+
+
+@pytest.mark.parametrize(
+    "words", [("materialize", "--layer", 1), ("run",), ("verify", "--deep", "--repair")]
+)
+def test_a_store_of_one_writer_is_not_given_to_workers(
+    empty: Remote, words: tuple[object, ...]
+) -> None:
+    """tests/test_mandate_objects.py has what would become of it."""
+    command, *more = words
+    store = ("--store", f"{empty.store}?writers=1", "--workers", 2)
+    said = here(command, *empty.options, *more, *store)
+    assert said.rc == 2
+    assert "there is one writer, and workers are several" in said.err
+    assert not empty.run.exists()
 
 
 def receipts(place: Remote) -> Path:
