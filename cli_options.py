@@ -73,7 +73,7 @@ WORTH = (
 )
 CLUSTER = (
     click.option("--workers", type=click.IntRange(1), help="Of this machine, to share the work."),
-    click.option("--scheduler", metavar="tcp://…", help="Of a Dask cluster that sees run, images and store."),
+    click.option("--scheduler", metavar="tcp://…", help="Of Dask: it sees run, images and store."),
 )
 CACHE = click.option("--cache", default="always", type=CACHED, help="What to write on the way.")
 

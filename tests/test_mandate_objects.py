@@ -1,4 +1,4 @@
-"""Mandates on a real S3 server: workers, strays and other writers agree on what is in the bucket."""
+"""Mandates on a real S3 server: workers, strays and writers agree on what is in the bucket."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def test_a_level_by_mandate_is_that_of_a_disk(bucket: str, tmp_path: Path) -> No
     write(Store(tmp_path / "store"))
     files = (p for p in (tmp_path / "store").rglob("*") if p.is_file())
     local = {str(p.relative_to(tmp_path / "store")): p.read_bytes() for p in files}
-    there = {name: data for name, data in contents(connect(bucket)).items()}
-    assert there == {n: b for n, b in local.items() if not n.startswith("locks/")}
+    assert contents(connect(bucket)) == {
+        n: b for n, b in local.items() if not n.startswith("locks/")
+    }
 
 
 def test_workers_with_other_low_bits_say_the_same_of_one_shard(bucket: str) -> None:
