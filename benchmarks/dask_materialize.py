@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import json
 import os
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -128,6 +129,17 @@ def verdict(found: dict[str, Any]) -> dict[str, Any]:
         for name, least in AT_LEAST.items()
     }
     return {"holds": holds}
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Rows of docs/cluster.md."""
+    rows = []
+    for case in CASES:
+        one = found[case]
+        times = [f"{statistics.median(one['seconds'][work]):.1f} s" for work in WORKS]
+        ratios = [f"{r['median']:.2f}" for r in one["ratios"].values()]
+        rows.append(f"| {case} | {' | '.join([*times, *ratios])} |")
+    return rows
 
 
 def main() -> None:

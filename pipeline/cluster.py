@@ -16,7 +16,6 @@ from functools import cached_property
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from pipeline import hardware
 from pipeline.errors import ClusterError, OptionRange
 from pipeline.interrupt import Interruptions
 from pipeline.orders import call
@@ -28,11 +27,19 @@ if TYPE_CHECKING:
 
 CONNECT_S, WORKERS_S, ANSWER_S = 10.0, 30.0, 120.0
 """How long a scheduler, a first worker, and every worker's first answer are waited for."""
+ONE_HEAP = ("MALLOC_ARENA_MAX", "1")
+"""Of a worker's environment, since it computes in threads: glibc gives each a heap of its own,
+which cannot grow beyond 64 MiB. Larger tensors then come from the kernel, page by page, and go
+back, whatever :func:`pipeline.hardware.keep_freed_memory` says: a quarter more time. It is read
+when a process begins."""
 DEATHS = 3
 """Workers that may die on one shard before it is given up."""
 SLOTS = 2
 """Shards at a time in a worker of this machine: one is computed while another is published."""
-START = "Start workers where the project is installed: dask worker {address} --nthreads 2"
+START = (
+    "Start workers where the project is installed: "
+    f"{ONE_HEAP[0]}={ONE_HEAP[1]} dask worker {{address}} --nthreads 2"
+)
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -109,8 +116,6 @@ class Crew:
         client = self._connected() if self._scheduler else self._started()
         with self._closing_if_refused():
             there = _wait_for_workers(client, self._scheduler)
-            # Before any of their threads begins. Who cannot is told so below.
-            client.run(hardware.keep_freed_memory_of_threads, on_error="ignore")
             _check(client, there, self._scheduler)
             from pipeline.worker import Bench
 
@@ -159,7 +164,12 @@ class Crew:
 
         gpus = torch.cuda.device_count() if self._device != "cpu" else 0
         self._open.enter_context(
-            dask.config.set({"distributed.scheduler.allowed-failures": DEATHS})
+            dask.config.set(
+                {
+                    "distributed.scheduler.allowed-failures": DEATHS,
+                    f"distributed.nanny.pre-spawn-environ.{ONE_HEAP[0]}": ONE_HEAP[1],
+                }
+            )
         )
         try:
             with _deaf_children():

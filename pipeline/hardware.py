@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.progress import size
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 
 
@@ -54,24 +54,11 @@ def keep_freed_memory() -> None:
 
     By default what is larger than 32 MiB goes back to the kernel, which gives it again page by
     page: touching a new tensor of 40 MB then takes 20 ms and not 2, and a forward pass of small
-    layers half as long again. What it costs: memory once used stays with the process. Elsewhere
-    than on glibc this does nothing.
+    layers half as long again. What it costs: memory once used stays with the process. It is for
+    the thread that the process began with; the heaps of others hold no such tensor, unless there
+    is one for all (``MALLOC_ARENA_MAX=1``). Elsewhere than on glibc this does nothing.
     """
-    _mallopt({M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1})
-
-
-def keep_freed_memory_of_threads() -> None:
-    """As :func:`keep_freed_memory`, also for what threads compute that begin from now on.
-
-    glibc gives a thread a heap of its own, which cannot grow beyond 64 MiB: larger tensors come
-    from the kernel and go back, whatever it was told. So there is one heap for all of them.
-    """
-    _mallopt({M_ARENA_MAX: 1})
-    keep_freed_memory()
-
-
-def _mallopt(options: dict[int, int]) -> None:
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in options.items():
-            mallopt(option, value)
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

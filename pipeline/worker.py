@@ -92,7 +92,7 @@ class Bench(WorkerPlugin):
         """As many shards are in memory."""
         self.computing, self._preparing = Lock(), Lock()
         self._kept: OrderedDict[tuple[Order, str], Any] = OrderedDict()
-        hardware.keep_freed_memory_of_threads()
+        hardware.keep_freed_memory()
 
     def teardown(self, worker: Worker) -> None:
         while self._kept:

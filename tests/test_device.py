@@ -1,6 +1,7 @@
 """Device and compute dtype: chosen with a reason, refused where it cannot be."""
 
 import mmap
+import os
 import platform
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import device
+from pipeline import cluster, device
 from stages.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -56,8 +57,6 @@ how, where = sys.argv[1:]
 SIZE = (12 if where == "main" else 24) << 20  # 48 MiB; more than a heap of a thread's own holds
 if how == "kept":
     hardware.keep_freed_memory()
-if how == "of threads":
-    hardware.keep_freed_memory_of_threads()
 if where == "main":
     work()
 else:
@@ -67,11 +66,11 @@ else:
 """
 
 
-def faults(how: str, where: str) -> int:
+def faults(how: str, where: str, **more: str) -> int:
     """Page faults of four tensors: each is mapped anew, or none."""
     command = [sys.executable, "-c", FAULTS, how, where]
-    root = Path(__file__).parent.parent
-    return int(subprocess.run(command, cwd=root, capture_output=True, check=True).stdout)
+    root, env = Path(__file__).parent.parent, {**os.environ, **more}
+    return int(subprocess.run(command, cwd=root, env=env, capture_output=True, check=True).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
@@ -83,6 +82,6 @@ def test_freed_memory_is_kept_for_the_next_tensor() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
 def test_freed_memory_is_kept_for_threads_where_they_compute() -> None:
-    kept = faults("of threads", "thread")
+    kept = faults("kept", "thread", **dict([cluster.ONE_HEAP]))
     assert kept < 4 * (96 << 20) // mmap.PAGESIZE / 100
     assert faults("kept", "thread") > 10 * kept, "a thread's own heap holds no such tensor"

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks/gpu")]
 
 import compression  # noqa: E402
+import dask_materialize  # noqa: E402
 import paper_small  # noqa: E402
 import scale  # noqa: E402
 import train_gpu  # noqa: E402
@@ -59,6 +60,13 @@ def test_what_eight_problems_on_one_read_save() -> None:
     ]
     assert all(cases[name]["same_bits"] for name in CASES)
     assert all(cases[name]["holds"] for name in CASES[:3])
+
+
+def test_what_workers_cost_and_give() -> None:
+    found = result("dask_materialize")
+    rows = (ROOT / "docs/cluster.md").read_text("utf-8").splitlines()
+    assert [row for row in dask_materialize.table(found) if row not in rows] == []
+    assert found["holds"] == {"one_to_alone": True, "two_to_one": False}
 
 
 def test_what_a_million_shards_take() -> None:
