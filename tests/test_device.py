@@ -69,7 +69,9 @@ else:
 def faults(how: str, where: str, **more: str) -> int:
     """Page faults of four tensors: each is mapped anew, or none."""
     command = [sys.executable, "-c", FAULTS, how, where]
-    root, env = Path(__file__).parent.parent, {**os.environ, **more}
+    # Starting workers leaves their environment in ours.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    root, env = Path(__file__).parent.parent, env | more
     return int(subprocess.run(command, cwd=root, env=env, capture_output=True, check=True).stdout)
 
 
