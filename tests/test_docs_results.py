@@ -16,6 +16,7 @@ import compression  # noqa: E402
 import dask_materialize  # noqa: E402
 import paper_small  # noqa: E402
 import scale  # noqa: E402
+import separability  # noqa: E402
 import train_gpu  # noqa: E402
 from augmentation import interval, summary, table  # noqa: E402
 
@@ -60,6 +61,17 @@ def test_what_eight_problems_on_one_read_save() -> None:
     ]
     assert all(cases[name]["same_bits"] for name in CASES)
     assert all(cases[name]["holds"] for name in CASES[:3])
+
+
+def test_how_separable_depths_are() -> None:
+    found = result("separability")
+    rows = (ROOT / "docs/probes.md").read_text("utf-8").splitlines()
+    assert [row for row in separability.table(found["curves"]) if row not in rows] == []
+    assert found["holds"] == {
+        "linear rises for k = 1": False,
+        "last layers of k = 2 and 3 above k = 1 for CNN-2": True,
+    }
+    assert (ROOT / "docs/separability.svg").read_text("utf-8").startswith("<svg")
 
 
 def test_what_workers_cost_and_give() -> None:
