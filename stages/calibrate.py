@@ -126,7 +126,8 @@ def calibrate(
     channels = range(len(seen.smallest))
     ends = [_ends(seen, c, percentile, HEADROOM[precision]) for c in channels]
     quantiser = _quantiser(precision, ends)
-    return Calibration(quantiser, tuple(_judge(seen, c, ends[c], quantiser) for c in channels))
+    there = quantiser.to(seen.device)
+    return Calibration(quantiser, tuple(_judge(seen, c, ends[c], there) for c in channels))
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,7 @@ def _step(ends: _Ends, top: int) -> tuple[float, int]:
 def _judge(seen: _Seen, c: int, ends: _Ends, quantiser: Quantiser) -> Channel:
     """Channel c through the quantiser that was chosen."""
     x = seen.channel(c).view(1, 1, 1, -1)
-    of_c = quantiser.scale[c : c + 1], quantiser.zero[c : c + 1]
-    alone = Quantiser(quantiser.precision, *of_c).to(x.device)
+    alone = Quantiser(quantiser.precision, quantiser.scale[c : c + 1], quantiser.zero[c : c + 1])
     codes = unclipped_codes(x, alone.scale, alone.zero)
     signal = x.double().square().sum().item()
     error = (x - alone.rounded(x)).double().square().sum().item()

@@ -35,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
+import torch  # noqa: E402
 from cifar_images import images  # noqa: E402
 from measuring import RESULTS, keep  # noqa: E402
 
@@ -155,8 +156,6 @@ def of_run(report: dict[str, Any]) -> dict[str, Any]:
 
 def keep_result(out: Path, key: str, found: dict[str, Any], device: str) -> None:
     """Beside what other processes may be keeping there."""
-    import torch
-
     with hold(out.with_suffix(".lock"), str(out), lambda _: None):
         runs = known(out) | {key: found}
         keep({"runs": dict(sorted(runs.items()))}, out, show=False, on=torch.device(device))
@@ -213,8 +212,7 @@ def main() -> None:
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     data = f"npz:{images(work, options.images, options.images // 5)}"
-    how = (options.device, options.seed, options.epochs, data, options.together)
-    setting = Setting(work, *how)
+    setting = Setting(work, options.device, options.seed, options.epochs, data, options.together)
     tried = options.images < 50_000 or options.device == "cpu"
     out = options.out or (work if tried else RESULTS) / "train_gpu.json"
     for name in options.names:
