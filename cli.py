@@ -205,6 +205,19 @@ def probe(**options: Any) -> None:
 
 @main.command()
 @where
+@only_layer
+@spread
+@click.option("--split", type=click.Choice(["train", "test"]), help="Only this one.  [both]")
+@click.option("--channels", is_flag=True, help="A line for each.")
+def statistics(**options: Any) -> None:
+    """Mean, deviation, extremes and zeros of the channels of x_j, over every row on disk."""
+    from pipeline import channels
+
+    answer(options, channels.statistics(options))
+
+
+@main.command()
+@where
 def evaluate(**options: Any) -> None:
     """Top-1 and top-5 of every layer and of the ensembles, on the test images."""
     from pipeline import commands

@@ -42,8 +42,9 @@ START = (
 )
 
 
-def check(options: Mapping[str, Any]) -> None:
-    """Refuse flags that exclude each other. Raises OptionRange."""
+def check(options: Mapping[str, Any], *, reads: bool = False) -> None:
+    """Refuse flags that exclude each other; ``reads``: nothing will be written. Raises
+    OptionRange."""
     workers, scheduler = options.get("workers"), options.get("scheduler")
     if workers is None and scheduler is None:
         return
@@ -51,20 +52,23 @@ def check(options: Mapping[str, Any]) -> None:
         raise OptionRange("--workers starts workers here, --scheduler uses others: give one")
     if options.get("loader") == "ffcv":
         raise OptionRange("--loader ffcv reads in one process: leave out --workers and --scheduler")
-    if options.get("repair", True):  # `verify` without it only reads
+    if not reads:
         check_several(options["store"])
 
 
 @contextmanager
 def crew(
-    options: Mapping[str, Any], report: Reporter, stop: Interruptions
+    options: Mapping[str, Any], report: Reporter, stop: Interruptions, *, reads: bool = False
 ) -> Iterator[Crew | None]:
     """The workers that ``--workers`` or ``--scheduler`` ask for; None: neither was given.
+
+    Args:
+        reads: they will write nothing.
 
     Raises:
         OptionRange: as :func:`check`.
     """
-    check(options)
+    check(options, reads=reads)
     workers, scheduler = options.get("workers"), options.get("scheduler")
     if workers is None and scheduler is None:
         yield None

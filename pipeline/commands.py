@@ -218,7 +218,8 @@ def verify(options: Options) -> Answer:
     found = work.find(options)
     how: Mapping[str, Any] = {"deep": options["deep"], "layer": options["layer"]}
     report = work.reporting(options)
-    with cluster.crew(options, report, Interruptions()) as crew:
+    reads = not options["repair"]
+    with cluster.crew(options, report, Interruptions(), reads=reads) as crew:
         checked = verifying.verify(found, **how, report=report, crew=crew)
     mended = []
     if options["repair"] and checked.count:

@@ -210,6 +210,6 @@ def _examined(
     """The images, hashed and decoded by a cluster; None: there is none."""
     if session.crew is None:
         return None
-    from pipeline.spread import examined
+    from pipeline.looking import examined
 
     return examined(session, source, orders.SurveyOrder(orders.Place.of(session), signature))

@@ -1,4 +1,4 @@
-"""What a worker of a cluster is told, and what it answers: small, and never an array.
+"""What a worker of a cluster is told, and what it answers: small, and never the values of a level.
 
 An order names a run, a store and images by path or URL, and what must be found there by digest: a
 worker loads weights itself and refuses others than those that the command knows.
@@ -14,7 +14,6 @@ from pipeline.stores import Address
 from store.layout import LevelKey
 from store.level import Level
 from store.mandate import Mandate
-from store.verify import Damage
 
 if TYPE_CHECKING:
     from pipeline.session import Session
@@ -104,7 +103,16 @@ class HashOrder:
     """sha256 of its commit, to tell a level that is not to be seen from one that is damaged."""
 
 
-Order = FeaturesOrder | SurveyOrder | ImagesOrder | HashOrder
+@dataclass(frozen=True)
+class ChannelsOrder:
+    """Look at what the channels of a committed level hold, shard by shard."""
+
+    store: Address
+    level: LevelKey
+    content_root: str
+
+
+Order = FeaturesOrder | SurveyOrder | ImagesOrder | HashOrder | ChannelsOrder
 
 
 def call(function: str, *arguments: Any) -> Any:
@@ -130,14 +138,6 @@ class Done:
     """By part of the work: reading, forward pass, publishing."""
     peak_bytes: int = 0
     """Most bytes of tensors on the device, where they were counted."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A shard that was hashed."""
-
-    worker: str
-    damage: Damage | None
 
 
 @dataclass(frozen=True)

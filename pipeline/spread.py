@@ -8,12 +8,10 @@ when its worker dies. An item whose workers die is given up after some deaths, t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +19,16 @@ from pipeline.cluster import WORKERS_S, Crew
 from pipeline.errors import ClusterError, one_line
 from pipeline.line import NOTE_SECONDS, Together
 from pipeline.orders import (
-    Checked,
     Done,
     Failed,
     FeaturesOrder,
-    HashOrder,
     Order,
-    SurveyOrder,
     call,
 )
 from pipeline.progress import Tick, size
 from pipeline.session import Session
-from pipeline.stores import Address
-from stages.images import Examined, Source, examine, spans
 from store.errors import StoreRefused
-from store.feature_store import Store
-from store.fingerprint import sha256
-from store.level import COMMIT
 from store.mandate import Published, unsettled
-from store.verify import Damage, check_shard
 from store.writer import LevelWriter
 
 if TYPE_CHECKING:
@@ -55,8 +44,6 @@ ROUNDS = 3
 """How often a shard is asked for that a worker has published and that is not to be seen here."""
 NAMED = 5
 """Shards and workers that are named, of however many."""
-SPAN = 512
-"""Images that are examined in one task."""
 
 
 class WorkersDied(ClusterError):
@@ -204,7 +191,7 @@ def publish(
                 published[shard] = Published(shard, answer.nbytes, answer.sha256)
                 progress.done(answer)
             elif answer.for_all:
-                raise _refusal(answer)
+                raise refusal(answer)
             else:
                 failed[shard] = answer
         todo = unsettled(writer, published.values())
@@ -245,7 +232,7 @@ class Progress:
         return f"images/s by worker: {', '.join(named)}{' …' if len(rates) > NAMED else ''}"
 
 
-def _refusal(failed: Failed) -> Exception:
+def refusal(failed: Failed) -> Exception:
     """What a worker refuses of every shard: by its disk as by ours, else for the cluster."""
     if isinstance(failed.error, StoreRefused):
         failed.error.add_note(f"So says the worker {failed.worker}; what is finished is kept")
@@ -270,54 +257,3 @@ def _named(writer: LevelWriter, failed: dict[int, Failed], finished: int) -> Clu
 
 def _why(error: Exception) -> str:
     return one_line(error) if str(error) else type(error).__name__
-
-
-# ---- reading images, and hashing ----------------------------------------------------------------
-
-
-def examined(
-    session: Session, source: Source, order: SurveyOrder
-) -> Iterator[tuple[str, int, Examined]]:
-    """All images hashed and decoded by workers, in their order; what failed there is done here.
-
-    Raises:
-        ClusterError: a worker does not see the images.
-    """
-    assert session.crew is not None
-    waiting: dict[tuple[str, int], Examined] = {}
-    order_of = ((split, span.start) for split, span in spans(source, SPAN))
-    due = next(order_of, None)
-    for (split, span), answer in Spread(session.crew, order).answers(spans(source, SPAN)):
-        if isinstance(answer, Failed):
-            if answer.for_all:
-                raise _refusal(answer)
-            answer = examine(source, split, span)
-        waiting[split, span.start] = answer
-        while due in waiting:
-            yield *due, waiting.pop(due)
-            due = next(order_of, None)
-
-
-def hashing(
-    crew: Crew, store: Store, tick: Callable[[int], None]
-) -> Callable[..., Iterator[Damage | None]]:
-    """For :func:`store.verify.check_level`: workers hash; what failed there is hashed here.
-
-    Raises:
-        ClusterError: a worker does not see the level.
-    """
-
-    def hashed(directory: Path, entries: Sequence[dict[str, Any]]) -> Iterator[Damage | None]:
-        place, files = directory.absolute(), store.files
-        order = HashOrder(Address.of(store), place, sha256(files.read(place / COMMIT)))
-        for entry, answer in Spread(crew, order).answers(entries):
-            if isinstance(answer, Failed) and answer.for_all:
-                raise _refusal(answer)
-            if isinstance(answer, Checked):
-                damage = answer.damage
-            else:
-                damage = check_shard(place, entry, deep=True, files=files)
-            tick(entry["nbytes"])
-            yield damage and replace(damage, path=directory / entry["key"], level=directory)
-
-    return hashed

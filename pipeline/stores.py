@@ -11,6 +11,7 @@ from pipeline.errors import LoaderError, OptionRange
 from pipeline.progress import parse_size
 from pipeline.rundir import Run
 from store.feature_store import Store
+from store.files import Files
 
 Place = Path | str
 """A directory, or the URL of an object store: ``s3://bucket/prefix``."""
@@ -43,6 +44,11 @@ class Address:
     def open(self) -> Store:
         """Raises StoreRefused: the environment says nothing sensible of the object store."""
         return open_store(self.place, self.read_cache)
+
+    @property
+    def files(self) -> Files:
+        """Its files. Raises as :meth:`open`."""
+        return self.open().files
 
 
 def is_url(place: Place) -> bool:

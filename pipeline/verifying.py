@@ -114,7 +114,7 @@ def _hashing(crew: Crew | None, store: Store, tick: Tick) -> Hashing | None:
     """Workers, where there are any."""
     if crew is None:
         return None
-    from pipeline.spread import hashing
+    from pipeline.looking import hashing
 
     return hashing(crew, store, lambda done: tick(done // MB))
 

@@ -23,12 +23,14 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from pipeline import device as devices
 from pipeline import hardware, rundir
+from pipeline.channels import of_shard
 from pipeline.computed import Computed
 from pipeline.errors import ClusterError, exit_code
+from pipeline.feed import codec_of
 from pipeline.ingest import Decoded, order_of_rows
 from pipeline.line import Line
 from pipeline.orders import (
-    Checked,
+    ChannelsOrder,
     Done,
     Failed,
     FeaturesOrder,
@@ -42,6 +44,7 @@ from pipeline.rundir import Run
 from pipeline.session import Session
 from pipeline.source import features_above
 from stages.images import Examined, Source, examine, open_source
+from stages.moments import Moments
 from store.errors import StoreRefused
 from store.fingerprint import sha256
 from store.level import COMMIT
@@ -54,6 +57,8 @@ NAME = "strata"
 """Of the plugin."""
 Check = Callable[[dict[str, Any]], Damage | None]
 """Of what a commit says of a shard."""
+Count = Callable[[int], Moments]
+"""Of the number of a shard."""
 KEPT = 2
 """Orders whose layers and levels a worker keeps: views of one x_j are written in turn."""
 
@@ -154,7 +159,7 @@ def serve(order: Order, item: Any, device: str, threads: int | None) -> Any:
 def _run(place: Place, mandate: Mandate) -> Run:
     """The run, which must give the level its name: so its recipe, layers and scales are those that
     the command knows."""
-    mandate.check(place.store.open().files)
+    mandate.check(place.store.files)
     run = rundir.find(place.run)
     if run is None:
         raise ClusterError(f"there is no run in {place.run} here: it must lie on a shared disk")
@@ -185,7 +190,7 @@ def _computed(order: FeaturesOrder, device: torch.device) -> Computed:
 
 def _images(order: ImagesOrder, device: torch.device) -> Decoded:
     run = _run(order.place, order.mandate)
-    found = unseal(order.survey, order.place.store.open().files)
+    found = unseal(order.survey, order.place.store.files)
     if found["digest"] != order.digest:
         raise ClusterError(f"{order.survey} is, here, of other images")
     source, key = open_source(order.place.source, root=order.place.data_root), order.mandate.key
@@ -203,7 +208,7 @@ def _source(order: SurveyOrder, device: torch.device) -> Source:
 
 def _checking(order: HashOrder, device: torch.device) -> Check:
     """What hashes a shard of a level that is the one the command sees."""
-    files = order.store.open().files
+    files = order.store.files
     try:
         found = sha256(files.read(order.directory / COMMIT))
     except OSError as error:
@@ -213,13 +218,21 @@ def _checking(order: HashOrder, device: torch.device) -> Check:
     return partial(check_shard, order.directory, deep=True, files=files)
 
 
+def _counting(order: ChannelsOrder, device: torch.device) -> Count:
+    """What looks at the channels of a shard of a level that is the one the command sees."""
+    level = order.store.open().open(order.level)
+    if level.content_root != order.content_root:
+        raise ClusterError(f"{order.level.label} has, here, other values than the command knows")
+    return partial(of_shard, level, codec_of(level))
+
+
 # ---- one item -----------------------------------------------------------------------------------
 
 
 def _write(bench: Bench, order: Any, ready: Computed | Decoded, shard: int, threads: int) -> Done:
     """Compute a shard and publish it, unless another worker has."""
     mandate: Mandate = order.mandate
-    files = order.place.store.open().files
+    files = order.place.store.files
     first, last = mandate.geometry.shard_range(shard)
     published, seconds, peak = mandate.done(shard, files), {}, 0
     if published is None:
@@ -267,8 +280,13 @@ def _examine(
 
 def _hash(
     bench: Bench, order: HashOrder, check: Check, entry: dict[str, Any], threads: int
-) -> Checked:
-    return Checked(bench.label, check(entry))
+) -> Damage | None:
+    return check(entry)
+
+
+def _count(bench: Bench, order: ChannelsOrder, count: Count, shard: int, threads: int) -> Moments:
+    torch.set_num_threads(threads)
+    return count(shard)
 
 
 _WORK: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -276,5 +294,6 @@ _WORK: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {
     ImagesOrder: (_images, _write),
     SurveyOrder: (_source, _examine),
     HashOrder: (_checking, _hash),
+    ChannelsOrder: (_counting, _count),
 }
 """By kind of order: what finds what it names, and what does one item of it."""

@@ -280,6 +280,7 @@ OPTIONS = {
     "final": WORK | SOLVING | {"--vary"},
     "baseline": WORK | {"--checkpointing", "--micro-batch"},
     "probe": WORK | LAYER | {"--kind", "--p", "--of", "--transfer", "--materialize"},
+    "statistics": WHERE | LAYER | CLUSTER | {"--split", "--channels"},
     "evaluate": WHERE,
     "export": WHERE | LAYER | {"--to", "--ensemble", "--features", "--final"},
     "report": WHERE | {"--paper", "--runs"},

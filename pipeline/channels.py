@@ -1,0 +1,179 @@
+"""What the channels of the levels on disk hold: mean, deviation, extremes, zeros, over every row.
+
+Nothing is computed but from the levels, a shard at a time, here or by workers. A shard's figures
+are merged in the order of shards, so that they are the same to the last digit whoever took them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from math import prod
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from pipeline import cluster, levels, work
+from pipeline.answer import Answer
+from pipeline.cluster import Crew
+from pipeline.errors import NotThereYet
+from pipeline.feed import codec_of
+from pipeline.interrupt import interruptions
+from pipeline.overview import Overview
+from pipeline.progress import Reporter
+from pipeline.work import Options
+from stages.moments import Moments
+from stages.quantise import Codec
+from store.ahead import several
+from store.feature_store import Store
+from store.layout import LevelKey
+from store.level import Level
+
+PART_VALUES = 4 << 20
+"""Values that are looked at together, in float32 16 MiB."""
+THREADS = 2
+"""Shards at a time, where there are no workers."""
+
+
+def statistics(options: Options) -> Answer:
+    """Look at every row of the levels that are asked for.
+
+    Raises:
+        LayerRange, NotThereYet: there is no such layer, or not one of its levels.
+        LevelDamaged: a row is not the one that was written; names file and row.
+        ClusterError: there are no workers, or they do not see the store.
+    """
+    found, report = work.find(options), work.reporting(options)
+    keys, measured = _chosen(found, options, report), {}
+    with interruptions() as stop, cluster.crew(options, report, stop, reads=True) as crew:
+        for key in keys:
+            level = found.store.open(key)
+            with report.task(key.label, len(level), "rows") as tick:
+                shards = _by_workers(crew, found.store, level) if crew else _here(level)
+                for shard, moments in enumerate(shards):
+                    stop.check()
+                    known = measured.get(key)
+                    measured[key] = known.merged(moments) if known else moments
+                    first, last = level.geometry.shard_range(shard)
+                    tick(last - first)
+    value = {"run": str(found.directory), "levels": [_told(*one) for one in measured.items()]}
+    table = _of_channels if options["channels"] else _of_levels
+    return Answer(value, (table(f"levels of {found.directory}", value["levels"]),))
+
+
+def _chosen(found: Overview, options: Options, report: Reporter) -> list[LevelKey]:
+    """The levels that are there, of those that are asked for."""
+    run, layer = found.existing(), options["layer"]
+    if layer is not None:
+        found.check_layer(layer)
+    depths = range(len(run.nodes())) if layer is None else [layer]
+    there = []
+    for key in (key for depth in depths for key in _keys(found, depth)):
+        if options["split"] not in (None, key.split):
+            continue
+        state = levels.state_of(found.store, key).state
+        if state == "complete":
+            there.append(key)
+        elif state != "absent":
+            report.say(f"{key.label} is {state}, and left out")
+    if not there:
+        what = "no level" if layer is None else f"no level of x_{layer}"
+        raise NotThereYet(
+            f"{what} is in {found.store.root}. "
+            f"Run: strata materialize {found.name} --layer {layer or 1}"
+        )
+    return there
+
+
+def _keys(found: Overview, depth: int) -> list[LevelKey]:
+    own = levels.keys_at(found.existing(), depth)
+    clean = levels.keys_at(found.existing(), depth, clean=True)
+    return own + [key for key in clean if key not in own]
+
+
+# ---- looking at shards ---------------------------------------------------------------------------
+
+
+def of_shard(level: Level, codec: Codec | None, shard: int) -> Moments:
+    """What the channels of one shard hold.
+
+    Args:
+        codec: of the level; None: images, uint8.
+
+    Raises:
+        LevelDamaged: a row is not the one that was written; names file and row.
+    """
+    return reduce(Moments.merged, _parts(level, codec, shard))
+
+
+def _parts(level: Level, codec: Codec | None, shard: int) -> Iterator[Moments]:
+    shape = level.geometry
+    first, last = shape.shard_range(shard)
+    rows = max(1, PART_VALUES // prod(shape.sample))
+    for begin in range(first, last, rows):
+        stored = torch.from_numpy(level.read(begin, min(last, begin + rows)))
+        yield Moments.of(codec.decode(stored, shape.sample[-1]) if codec else stored)
+
+
+def _here(level: Level) -> Iterable[Moments]:
+    codec = codec_of(level)
+    return several(
+        lambda shard: of_shard(level, codec, shard), range(level.geometry.shards), THREADS
+    )
+
+
+def _by_workers(crew: Crew, store: Store, level: Level) -> Iterable[Moments]:
+    from pipeline.looking import counted
+
+    return counted(crew, store, level)
+
+
+# ---- for machines and for people -----------------------------------------------------------------
+
+
+def _told(key: LevelKey, moments: Moments) -> dict[str, Any]:
+    """As JSON: of all channels together, and of each."""
+    return {
+        "level": key.label,
+        "depth": key.depth,
+        "split": key.split,
+        "view": key.view,
+        "dead": moments.dead,
+        "all": _figures(moments.together())[0],
+        "channels": _figures(moments),
+    }
+
+
+def _figures(moments: Moments) -> list[dict[str, float]]:
+    names = ("mean", "deviation", "minimum", "maximum")
+    rows = zip(*(getattr(moments, name).tolist() for name in names), strict=True)
+    zeros = (moments.zeros / moments.count).tolist()
+    return [
+        {**dict(zip(names, row, strict=True)), "zeros": share}
+        for row, share in zip(rows, zeros, strict=True)
+    ]
+
+
+HEADS = ("mean", "deviation", "minimum", "maximum", "zeros")
+
+
+def _of_levels(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("level", "channels", "dead", *HEADS, title=title, title_justify="left")
+    for one in found:
+        counts = (f"{len(one['channels']):,}", f"{one['dead']:,}")
+        table.add_row(one["level"], *counts, *_cells(one["all"]))
+    return table
+
+
+def _of_channels(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("level", "channel", *HEADS, title=title, title_justify="left")
+    for one in found:
+        for channel, figures in enumerate(one["channels"]):
+            table.add_row(one["level"], str(channel), *_cells(figures))
+    return table
+
+
+def _cells(figures: Mapping[str, float]) -> list[str]:
+    cells = [f"{figures[name]:.4g}" for name in HEADS[:-1]]
+    return [*cells, f"{100 * figures['zeros']:.2f} %"]
