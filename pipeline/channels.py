@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from pipeline import cluster, levels, work
 from pipeline.answer import Answer
@@ -113,7 +114,12 @@ def _parts(level: Level, codec: Codec | None, shard: int) -> Iterator[Moments]:
     rows = max(1, PART_VALUES // prod(shape.sample))
     for begin in range(first, last, rows):
         stored = torch.from_numpy(level.read(begin, min(last, begin + rows)))
-        yield Moments.of(codec.decode(stored, shape.sample[-1]) if codec else stored)
+        yield Moments.of(_values(codec, stored, shape.sample) if codec else stored)
+
+
+def _values(codec: Codec, stored: Tensor, sample: tuple[int, int, int]) -> Tensor:
+    """float32, (rows, *sample), NCHW: channel by channel is how they will be looked at."""
+    return codec.values(codec.unpacked(stored, sample[-1]), torch.empty(len(stored), *sample))
 
 
 def _here(level: Level) -> Iterable[Moments]:

@@ -30,16 +30,17 @@ class Moments:
 
     @classmethod
     def of(cls, x: Float[Tensor, "b c h w"] | Shaped[Tensor, "b c h w"]) -> Moments:
-        """Of some maps, at least one; floats or, of images, uint8; on a CPU."""
-        values = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).float().numpy()
-        mean = values.mean(0, dtype=np.float64)
+        """Of some maps, at least one; floats or, of images, uint8; on a CPU. Fastest in NCHW."""
+        values = x.permute(1, 0, 2, 3).reshape(x.shape[1], -1).float().numpy()
+        mean = values.mean(1, dtype=np.float64)
+        apart = values - mean[:, None]
         return cls(
-            len(values),
+            values.shape[1],
             mean,
-            np.square(values - mean).sum(0),
-            values.min(0).astype(np.float64),
-            values.max(0).astype(np.float64),
-            (values == 0).sum(0),
+            np.einsum("cn,cn->c", apart, apart),
+            values.min(1).astype(np.float64),
+            values.max(1).astype(np.float64),
+            values.shape[1] - np.count_nonzero(values, 1),
         )
 
     def merged(self, other: Moments) -> Moments:
