@@ -6,14 +6,10 @@ are merged in the order of shards, so that they are the same to the last digit w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
-from math import prod
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from rich.table import Table
-from torch import Tensor
 
 from pipeline import cluster, levels, work
 from pipeline.answer import Answer
@@ -23,16 +19,14 @@ from pipeline.feed import codec_of
 from pipeline.interrupt import interruptions
 from pipeline.overview import Overview
 from pipeline.progress import Reporter
+from pipeline.shard_moments import of_shard
 from pipeline.work import Options
 from stages.moments import Moments
-from stages.quantise import Codec
 from store.ahead import several
 from store.feature_store import Store
 from store.layout import LevelKey
 from store.level import Level
 
-PART_VALUES = 4 << 20
-"""Values that are looked at together, in float32 16 MiB."""
 THREADS = 2
 """Shards at a time, where there are no workers."""
 
@@ -91,35 +85,6 @@ def _keys(found: Overview, depth: int) -> list[LevelKey]:
     own = levels.keys_at(found.existing(), depth)
     clean = levels.keys_at(found.existing(), depth, clean=True)
     return own + [key for key in clean if key not in own]
-
-
-# ---- looking at shards ---------------------------------------------------------------------------
-
-
-def of_shard(level: Level, codec: Codec | None, shard: int) -> Moments:
-    """What the channels of one shard hold.
-
-    Args:
-        codec: of the level; None: images, uint8.
-
-    Raises:
-        LevelDamaged: a row is not the one that was written; names file and row.
-    """
-    return reduce(Moments.merged, _parts(level, codec, shard))
-
-
-def _parts(level: Level, codec: Codec | None, shard: int) -> Iterator[Moments]:
-    shape = level.geometry
-    first, last = shape.shard_range(shard)
-    rows = max(1, PART_VALUES // prod(shape.sample))
-    for begin in range(first, last, rows):
-        stored = torch.from_numpy(level.read(begin, min(last, begin + rows)))
-        yield Moments.of(_values(codec, stored, shape.sample) if codec else stored)
-
-
-def _values(codec: Codec, stored: Tensor, sample: tuple[int, int, int]) -> Tensor:
-    """float32, (rows, *sample), NCHW: channel by channel is how they will be looked at."""
-    return codec.values(codec.unpacked(stored, sample[-1]), torch.empty(len(stored), *sample))
 
 
 def _here(level: Level) -> Iterable[Moments]:

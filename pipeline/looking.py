@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.channels import of_shard
 from pipeline.cluster import Crew
 from pipeline.feed import codec_of
 from pipeline.orders import ChannelsOrder, Failed, HashOrder, SurveyOrder
 from pipeline.session import Session
+from pipeline.shard_moments import of_shard
 from pipeline.spread import Spread, refusal
 from pipeline.stores import Address
 from stages.images import Examined, Source, examine, spans

@@ -235,7 +235,10 @@ class Progress:
 def refusal(failed: Failed) -> Exception:
     """What a worker refuses of every shard: by its disk as by ours, else for the cluster."""
     if isinstance(failed.error, StoreRefused):
-        failed.error.add_note(f"So says the worker {failed.worker}; what is finished is kept")
+        failed.error.add_note(
+            f"So says the worker {failed.worker}: mend that or stop it, and repeat the command; "
+            "what is finished is kept"
+        )
         return failed.error
     return ClusterError(
         f"the worker {failed.worker} refuses: {one_line(failed.error)}. What is finished is kept"

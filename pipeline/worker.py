@@ -23,7 +23,6 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from pipeline import device as devices
 from pipeline import hardware, rundir
-from pipeline.channels import of_shard
 from pipeline.computed import Computed
 from pipeline.errors import ClusterError, exit_code
 from pipeline.feed import codec_of
@@ -42,6 +41,7 @@ from pipeline.orders import (
 )
 from pipeline.rundir import Run
 from pipeline.session import Session
+from pipeline.shard_moments import of_shard
 from pipeline.source import features_above
 from stages.images import Examined, Source, examine, open_source
 from stages.moments import Moments
