@@ -17,6 +17,7 @@ import dask_materialize  # noqa: E402
 import paper_small  # noqa: E402
 import scale  # noqa: E402
 import separability  # noqa: E402
+import several_machines  # noqa: E402
 import train_gpu  # noqa: E402
 from augmentation import interval, summary, table  # noqa: E402
 
@@ -94,13 +95,22 @@ def test_what_small_networks_show_of_the_paper() -> None:
     found = result("paper_small")
     page = (ROOT / "docs/paper.md").read_text("utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| k = ")]
-    assert rows == paper_small.table(paper_small.summary(found["runs"]))
+    shown = paper_small.summary(found["runs"])
+    assert rows == [*paper_small.table(shown), *paper_small.told(shown)]
     assert found["holds"] == {
-        "order": False,
+        "order": True,
         "ensemble of logits": False,
         "ensemble of probabilities": False,
         "linear separability rises": True,
     }
+
+
+def test_machines_that_vanish_cost_no_byte() -> None:
+    found = result("several_machines")
+    rows = (ROOT / "docs/cluster.md").read_text("utf-8").splitlines()
+    assert [row for row in several_machines.table(found) if row not in rows] == []
+    assert set(found["cases"]) == set(several_machines.SAID)
+    assert all(one["same"] and one["codes"][-1] == 0 for one in found["cases"].values())
 
 
 def test_what_full_width_on_a_gpu_showed() -> None:
