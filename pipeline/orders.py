@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.stores import Address
+from store.errors import DiskFull, StoreRefused
 from store.layout import LevelKey
 from store.level import Level
 from store.mandate import Mandate
@@ -147,4 +148,10 @@ class Failed:
     worker: str
     error: Exception
     for_all: bool = False
-    """Would it be the same for every other shard? Then nothing more is begun."""
+    """Would it be the same for every other shard? Then nothing more is begun, unless it is this
+    worker alone."""
+
+
+def one_machine_alone(error: Exception) -> bool:
+    """May it be one machine that cannot get at the files? A disk that is full is everybody's."""
+    return isinstance(error, StoreRefused) and not isinstance(error, DiskFull)

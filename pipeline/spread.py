@@ -8,23 +8,18 @@ when its worker dies. An item whose workers die is given up after some deaths, t
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import WORKERS_S, Crew
 from pipeline.errors import ClusterError, one_line
 from pipeline.line import NOTE_SECONDS, Together
-from pipeline.orders import (
-    Done,
-    Failed,
-    FeaturesOrder,
-    Order,
-    call,
-)
+from pipeline.orders import Done, Failed, FeaturesOrder, Order, call, one_machine_alone
 from pipeline.progress import Tick, size
 from pipeline.session import Session
 from store.errors import StoreRefused
@@ -58,6 +53,9 @@ class Spread:
         self._client: Client = crew.client
         self._finished: SimpleQueue[Future] = SimpleQueue()
         self._under_way: dict[Future, Any] = {}
+        self._again: deque[Any] = deque()
+        self._refusing: set[str] = set()
+        """Workers that cannot get at the files."""
         self._workers = max(1, crew.count())
         self._heard = self._looked = time.monotonic()
         self.most = 0
@@ -93,13 +91,32 @@ class Spread:
             item, answer = self._under_way[future], self._answer(future)
             del self._under_way[future]
             future.release()
+            if others := isinstance(answer, Failed) and self._others_may(answer):
+                self._again.append(item)
             self._submit(coming, alone)
-            yield item, answer
+            if not others:
+                yield item, answer
+
+    def _others_may(self, failed: Failed) -> bool:
+        """Is it one of several workers that cannot get at the files? It answers late, so that it is
+        given little; others do that."""
+        if not (failed.for_all and one_machine_alone(failed.error)):
+            return False
+        known = failed.worker in self._refusing
+        self._refusing.add(failed.worker)
+        others = len(self._refusing) < self._workers
+        if others and not known:
+            self._crew.report.say(
+                f"the worker {failed.worker} refuses, and others do its part: "
+                f"{one_line(failed.error)}"
+            )
+        return others
 
     def _submit(self, coming: Iterator[Any], alone: bool) -> None:
         most = 1 if alone else WINDOW * self._workers
         gpu = isinstance(self._order, FeaturesOrder) and self._crew.on_gpu
-        for item in islice(coming, max(0, most - len(self._under_way))):
+        waiting = chain(_drained(self._again), coming)
+        for item in islice(waiting, max(0, most - len(self._under_way))):
             future = self._client.submit(
                 call,
                 "serve",
@@ -162,6 +179,11 @@ class Spread:
         return ClusterError(
             f"{self._crew.where} is gone. Start it and repeat the command: what is finished is kept"
         )
+
+
+def _drained(items: deque[Any]) -> Iterator[Any]:
+    while items:
+        yield items.popleft()
 
 
 # ---- writing a level ----------------------------------------------------------------------------

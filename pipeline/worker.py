@@ -38,6 +38,7 @@ from pipeline.orders import (
     Order,
     Place,
     SurveyOrder,
+    one_machine_alone,
 )
 from pipeline.rundir import Run
 from pipeline.session import Session
@@ -59,6 +60,9 @@ Check = Callable[[dict[str, Any]], Damage | None]
 """Of what a commit says of a shard."""
 Count = Callable[[int], Moments]
 """Of the number of a shard."""
+LATE_S = 5.0
+"""What a worker waits that cannot get at the files, before it says so: it would be done with
+everything in no time, while others compute."""
 KEPT = 2
 """Orders whose layers and levels a worker keeps: views of one x_j are written in turn."""
 
@@ -143,14 +147,20 @@ def serve(order: Order, item: Any, device: str, threads: int | None) -> Any:
     except Exception as error:
         if exit_code(error) is None:
             raise
-        return Failed(bench.label, error, for_all=True)
+        return _failed(bench, error, for_all=True)
     try:
         with bench.room:
             return work(bench, order, ready, item, threads or bench.slots)
     except Exception as error:
         if exit_code(error) is None:
             raise
-        return Failed(bench.label, error, for_all=isinstance(error, StoreRefused))
+        return _failed(bench, error, for_all=isinstance(error, StoreRefused))
+
+
+def _failed(bench: Bench, error: Exception, *, for_all: bool) -> Failed:
+    if one_machine_alone(error):
+        time.sleep(LATE_S)
+    return Failed(bench.label, error, for_all)
 
 
 # ---- finding what an order names ----------------------------------------------------------------

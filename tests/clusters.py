@@ -66,12 +66,17 @@ class Cluster:
         words = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
         self._run("dask_scheduler", *words, "--scheduler-file", known)
         self.address = json.loads(until(lambda: known.exists() and known.read_text()))["address"]
-        for number in range(workers):
-            words = ["--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]
-            scratch = self.place / f"worker{number}"
-            self._run("dask_worker", self.address, *words, "--local-directory", scratch)
+        self.join(workers)
+
+    def join(self, workers: int) -> None:
+        """Start more of them, with the environment as it is now."""
         with self.client() as client:
-            until(lambda: len(client.scheduler_info()["workers"]) == workers)
+            whole = len(client.scheduler_info()["workers"]) + workers
+            for _ in range(workers):
+                words = ["--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]
+                scratch = self.place / f"worker{len(self.processes)}"
+                self._run("dask_worker", self.address, *words, "--local-directory", scratch)
+            until(lambda: len(client.scheduler_info()["workers"]) == whole)
 
     def _run(self, module: str, *words: object) -> None:
         line = [sys.executable, "-m", f"distributed.cli.{module}", *map(str, words)]

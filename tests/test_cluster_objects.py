@@ -186,24 +186,33 @@ def test_what_workers_are_told_and_through_which_cache_they_read(
 
 @pytest.mark.slow
 def test_workers_without_credentials_say_so(
-    empty: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty: Remote, local: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Theirs count, and not those of the command."""
+    """Theirs count, and not those of the command. Beside one that has some, they do no harm."""
     assert empty.do("train", "--layer", 1).rc == 0
     with monkeypatch.context() as theirs:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             theirs.delenv(name)
         theirs.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # which machines in AWS ask
-        poor = Cluster(tmp_path)
-        poor.start(1)
+        hands = Cluster(tmp_path)
+        hands.start(1)
+    order = ("materialize", "--layer", 1, "--scheduler", hands.address)
     try:
-        said = empty.do("materialize", "--layer", 1, "--scheduler", poor.address)
+        alone = empty.do(*order)
+        none = [name for name in levels(empty.objects) if "x_1" in name and "/c." in name]
+        hands.join(1)
+        beside = empty.do(*order)
     finally:
-        poor.end()
-    assert said.rc == 11
-    assert "no credentials: set AWS_ACCESS_KEY_ID" in said.err
-    assert "So says the worker 127.0.0.1:" in said.err
-    assert not [name for name in levels(empty.objects) if "x_1" in name and "/c." in name]
+        hands.end()
+    assert (alone.rc, none) == (11, [])
+    assert "no credentials: set AWS_ACCESS_KEY_ID" in alone.err
+    assert "So says the worker 127.0.0.1:" in alone.err
+    assert beside.rc == 0, beside.err
+    assert beside.err.count("refuses, and others do its part") >= 1
+    wanted, found = local_levels(local), levels(empty.objects)
+    assert {name: found[name] for name in wanted if "x_2" not in name} == {
+        name: data for name, data in wanted.items() if "x_2" not in name
+    }
 
 
 @pytest.mark.parametrize(
