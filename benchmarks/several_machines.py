@@ -9,7 +9,7 @@ of its own of a GlusterFS volume, with its own caches, under the same path. Sche
     together                both workers
     killed                  -9 for the second machine's worker
     unplugged               the second machine's network is gone, for good
-    unmounted               the second machine's client of the file system dies, and its worker lives
+    unmounted               the second machine's client of the file system dies, not its worker
     two commands            one on each machine, at once
     command unplugged       the command runs on the second machine, and its network goes; then the
                             same command on the first
@@ -183,7 +183,7 @@ SAID = {
     "together": "both workers",
     "killed": "the second machine's worker is killed (-9)",
     "unplugged": "the second machine loses its network, for good",
-    "unmounted": "the second machine's file system client dies, and its worker lives",
+    "unmounted": "the second machine's file system client dies, not its worker",
     "two commands": "one on each machine, at once",
     "command unplugged": "the second machine, with the command, loses its network; the same on the "
     "first",
