@@ -79,6 +79,8 @@ def test_objects_by_workers_are_those_of_one_process(
     assert "images/s by worker: 127.0.0.1:" in said.err
     assert levels(empty.objects) == local_levels(local)
     assert empty.weights() == local.weights()
+    seen = empty.do("statistics", "--json", "--scheduler", dask.address)
+    assert seen.json["levels"] == local.do("statistics", "--json").json["levels"]
 
     before, files = levels(empty.objects), empty.objects.files
     path = empty.level_path(1, "train.plain") / "c.1.0.0.0"
