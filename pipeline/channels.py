@@ -73,9 +73,9 @@ def _chosen(found: Overview, options: Options, report: Reporter) -> list[LevelKe
         elif state != "absent":
             report.say(f"{key.label} is {state}, and left out")
     if not there:
-        what = "no level" if layer is None else f"no level of x_{layer}"
+        what = ("level", f"x_{layer}" if layer else "", options["split"] or "")
         raise NotThereYet(
-            f"{what} is in {found.store.root}. "
+            f"there is no {' '.join(filter(None, what))} in {found.store.root}. "
             f"Run: strata materialize {found.name} --layer {layer or 1}"
         )
     return there

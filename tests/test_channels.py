@@ -79,9 +79,10 @@ def test_a_damaged_row_is_named(dask: Cluster, place: Place, by_workers: bool) -
 
 def test_a_level_that_is_not_there_is_asked_for(place: Place) -> None:
     assert place.do("evict", "--layer", 2, "--force").rc == 0
-    said = place.do("statistics", "--layer", 2)
+    said = place.do("statistics", "--layer", 2, "--split", "train")
     assert said.rc == 8
-    assert "materialize" in said.error
+    assert said.error.startswith("Error: there is no level x_2 train in ")
+    assert said.error.endswith("Run: strata materialize tiny --layer 2")
     assert place.do("statistics", "--layer", 9).rc == 2
     assert place.do("statistics").rc == 0, "what is there is looked at"
 

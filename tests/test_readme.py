@@ -37,7 +37,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
         )
         assert result.returncode == 0, f"{line}\n{result.stderr}"
     digits = json.loads((tmp_path / "runs/digits/0/report.json").read_text("utf-8"))
