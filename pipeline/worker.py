@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +47,7 @@ from pipeline.shard_moments import of_shard
 from pipeline.source import features_above
 from stages.images import Examined, Source, examine, open_source
 from stages.moments import Moments
-from store.errors import StoreRefused
+from store.errors import StoreRefused, refusals
 from store.fingerprint import sha256
 from store.level import COMMIT
 from store.mandate import Mandate
@@ -143,18 +144,29 @@ def serve(order: Order, item: Any, device: str, threads: int | None) -> Any:
     bench: Any = get_worker().plugins[NAME]
     make, work = _WORK[type(order)]
     try:
-        ready = bench.prepared(order, device, make)
+        with _reaching():
+            ready = bench.prepared(order, device, make)
     except Exception as error:
         if exit_code(error) is None:
             raise
         return _failed(bench, error, for_all=True)
     try:
-        with bench.room:
+        with bench.room, _reaching():
             return work(bench, order, ready, item, threads or bench.slots)
     except Exception as error:
         if exit_code(error) is None:
             raise
         return _failed(bench, error, for_all=isinstance(error, StoreRefused))
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Files of a run, and images, are refused as the store's files are."""
+    try:
+        yield
+    except OSError as error:
+        with refusals(Path(error.filename or "a file")):
+            raise
 
 
 def _failed(bench: Bench, error: Exception, *, for_all: bool) -> Failed:

@@ -258,6 +258,16 @@ def test_receipts_come_back_and_no_arrays(dask: Cluster, begun: Begun) -> None:
         assert len(pickle.dumps(answer)) < ANSWER_BYTES
 
 
+def test_files_of_a_run_that_a_worker_cannot_reach_are_refused(
+    dask: Cluster, begun: Begun, tmp_path: Path
+) -> None:
+    """As if its file system were gone: here the system says no to the name."""
+    _, order, _ = begun
+    nowhere = replace(order.place, run=tmp_path / ("x" * 300))
+    said = refused(dask, replace(order, place=nowhere))
+    assert said.startswith(f"the file system refuses {nowhere.run}/run.json: file name too long")
+
+
 def test_a_window_of_items_is_under_way(dask: Cluster, begun: Begun) -> None:
     place, _, _ = begun
     level = session_of(place).store.open(key(place, 0, "train"))

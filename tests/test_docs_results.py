@@ -97,6 +97,9 @@ def test_what_small_networks_show_of_the_paper() -> None:
     rows = [line for line in page.splitlines() if line.startswith("| k = ")]
     shown = paper_small.summary(found["runs"])
     assert rows == [*paper_small.table(shown), *paper_small.told(shown)]
+    last = [shown["networks"][f"k = {k}"]["layers"][-1]["mean"] for k in paper_small.KS]
+    said = "end at {:.1f}, {:.1f} and {:.1f} %, in the paper's order".format(*last)
+    assert said in (ROOT / "README.md").read_text("utf-8")
     assert found["holds"] == {
         "order": True,
         "ensemble of logits": False,
