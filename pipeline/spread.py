@@ -107,8 +107,7 @@ class Spread:
         others = len(self._refusing) < self._workers
         if others and not known:
             self._crew.report.say(
-                f"the worker {failed.worker} refuses, and others do its part: "
-                f"{one_line(failed.error)}"
+                f"the worker {failed.worker} refuses, and others do its part: {failed.error}"
             )
         return others
 
