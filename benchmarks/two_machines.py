@@ -111,9 +111,7 @@ def machines(place: Path) -> Iterator[Machines]:
         ran("ip", "netns", "exec", NAME, "ip", "link", "set", "lo", "up")
         found.plug(into=True)
         found.near("glusterd", "--no-daemon")
-        until(
-            lambda: not subprocess.run(["gluster", "pool", "list"], capture_output=True).returncode
-        )
+        until(lambda: _answers("gluster", "pool", "list"))
         gluster = ("gluster", "--mode=script", "volume")
         ran(*gluster, "create", NAME, f"{NEAR}:{place / 'brick'}", "force")
         ran(*gluster, "start", NAME)
@@ -131,7 +129,8 @@ def machines(place: Path) -> Iterator[Machines]:
             "ip link del near",
         ):
             subprocess.run(line.split(), capture_output=True, check=False)
-        found.end(found.running[0])
+        for process in found.running[:1]:  # glusterd
+            found.end(process)
 
 
 def file_system() -> str:

@@ -37,6 +37,8 @@ LOOK_S = 5.0
 """Between two looks at whether there are workers, while nothing comes."""
 ROUNDS = 3
 """How often a shard is asked for that a worker has published and that is not to be seen here."""
+ACCIDENTS = 4
+"""Workers that refuse: so many, and it is not they but the store."""
 NAMED = 5
 """Shards and workers that are named, of however many."""
 
@@ -104,7 +106,7 @@ class Spread:
             return False
         known = failed.worker in self._refusing
         self._refusing.add(failed.worker)
-        others = len(self._refusing) < self._workers
+        others = len(self._refusing) < min(self._workers, ACCIDENTS)
         if others and not known:
             self._crew.report.say(
                 f"the worker {failed.worker} refuses, and others do its part: {failed.error}"

@@ -22,6 +22,7 @@ from pipeline.materialize import level_geometry
 from pipeline.source import features
 from pipeline.spread import WINDOW, Spread
 from pipeline.stores import Address
+from store.errors import DiskFull, StoreRefused
 from store.layout import LevelKey
 from store.mandate import Mandate
 
@@ -266,6 +267,20 @@ def test_files_of_a_run_that_a_worker_cannot_reach_are_refused(
     nowhere = replace(order.place, run=tmp_path / ("x" * 300))
     said = refused(dask, replace(order, place=nowhere))
     assert said.startswith(f"the file system refuses {nowhere.run}/run.json: file name too long")
+
+
+def test_four_machines_that_cannot_reach_the_files_are_no_accident(
+    dask: Cluster, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of nine, which this machine has not."""
+    _, order, _ = begun
+    with crew_of(dask.address) as crew:
+        monkeypatch.setattr(crew, "count", lambda: 9)
+        spread = Spread(crew, order)
+        refusals = [orders.Failed(name, StoreRefused("gone"), for_all=True) for name in "aabcd"]
+        assert [spread._others_may(one) for one in refusals] == [True] * 4 + [False]
+        full = orders.Failed("e", DiskFull("x_1", 2, 1), for_all=True)
+        assert not spread._others_may(full), "a disk that is full is everybody's"
 
 
 def test_a_window_of_items_is_under_way(dask: Cluster, begun: Begun) -> None:
