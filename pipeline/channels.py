@@ -6,7 +6,8 @@ are merged in the order of shards, so that they are the same to the last digit w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from rich.table import Table
@@ -16,9 +17,9 @@ from pipeline.answer import Answer
 from pipeline.cluster import Crew
 from pipeline.errors import NotThereYet
 from pipeline.feed import codec_of
-from pipeline.interrupt import interruptions
+from pipeline.interrupt import Interruptions, interruptions
 from pipeline.overview import Overview
-from pipeline.progress import Reporter
+from pipeline.progress import Reporter, Tick
 from pipeline.shard_moments import of_shard
 from pipeline.work import Options
 from stages.moments import Moments
@@ -27,6 +28,7 @@ from store.feature_store import Store
 from store.layout import LevelKey
 from store.level import Level
 
+HEADS = ("mean", "deviation", "minimum", "maximum", "zeros")
 THREADS = 2
 """Shards at a time, where there are no workers."""
 
@@ -46,12 +48,7 @@ def statistics(options: Options) -> Answer:
             level = found.store.open(key)
             with report.task(key.label, len(level), "rows") as tick:
                 shards = _by_workers(crew, found.store, level) if crew else _here(level)
-                for shard, moments in enumerate(shards):
-                    stop.check()
-                    known = measured.get(key)
-                    measured[key] = known.merged(moments) if known else moments
-                    first, last = level.geometry.shard_range(shard)
-                    tick(last - first)
+                measured[key] = reduce(Moments.merged, _watched(shards, level, stop, tick))
     value = {"run": str(found.directory), "levels": [_told(*one) for one in measured.items()]}
     table = _of_channels if options["channels"] else _of_levels
     return Answer(value, (table(f"levels of {found.directory}", value["levels"]),))
@@ -64,7 +61,7 @@ def _chosen(found: Overview, options: Options, report: Reporter) -> list[LevelKe
         found.check_layer(layer)
     depths = range(len(run.nodes())) if layer is None else [layer]
     there = []
-    for key in (key for depth in depths for key in _keys(found, depth)):
+    for key in (key for depth in depths for key in levels.all_at(run, depth)):
         if options["split"] not in (None, key.split):
             continue
         state = levels.state_of(found.store, key).state
@@ -81,10 +78,14 @@ def _chosen(found: Overview, options: Options, report: Reporter) -> list[LevelKe
     return there
 
 
-def _keys(found: Overview, depth: int) -> list[LevelKey]:
-    own = levels.keys_at(found.existing(), depth)
-    clean = levels.keys_at(found.existing(), depth, clean=True)
-    return own + [key for key in clean if key not in own]
+def _watched(
+    shards: Iterable[Moments], level: Level, stop: Interruptions, tick: Tick
+) -> Iterator[Moments]:
+    for shard, moments in enumerate(shards):
+        stop.check()
+        first, last = level.geometry.shard_range(shard)
+        tick(last - first)
+        yield moments
 
 
 def _here(level: Level) -> Iterable[Moments]:
@@ -117,16 +118,10 @@ def _told(key: LevelKey, moments: Moments) -> dict[str, Any]:
 
 
 def _figures(moments: Moments) -> list[dict[str, float]]:
-    names = ("mean", "deviation", "minimum", "maximum")
-    rows = zip(*(getattr(moments, name).tolist() for name in names), strict=True)
-    zeros = (moments.zeros / moments.count).tolist()
-    return [
-        {**dict(zip(names, row, strict=True)), "zeros": share}
-        for row, share in zip(rows, zeros, strict=True)
-    ]
-
-
-HEADS = ("mean", "deviation", "minimum", "maximum", "zeros")
+    columns = [getattr(moments, name) for name in HEADS[:-1]]
+    columns.append(moments.zeros / moments.count)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(HEADS, row, strict=True)) for row in rows]
 
 
 def _of_levels(title: str, found: Sequence[Mapping[str, Any]]) -> Table:

@@ -31,6 +31,11 @@ def keys_at(run: Run, depth: int, *, clean: bool = False) -> list[LevelKey]:
     return [LevelKey(depth, name, split, view) for split, view in wanted]
 
 
+def all_at(run: Run, depth: int) -> list[LevelKey]:
+    """Those of both kinds: a level of the un-augmented images may be one of the others."""
+    return list(dict.fromkeys((*keys_at(run, depth), *keys_at(run, depth, clean=True))))
+
+
 def state_of(store: Store, key: LevelKey) -> LevelState:
     """As the store says, but ``stale`` if the level below was rewritten with other values since."""
     state = store.state(key)

@@ -218,9 +218,7 @@ def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[s
     from pipeline.materialize import write
 
     store, lines = session.store, []
-    keys = levels.keys_at(session.run, depth)
-    keys += [k for k in levels.keys_at(session.run, depth, clean=True) if k not in keys]
-    keys = [key for key in keys if key.directory(store.root) in where]
+    keys = [k for k in levels.all_at(session.run, depth) if k.directory(store.root) in where]
     how: Any = {"deep": True, "files": store.files}
     damaged = {key: check_level(store.root, key.directory(store.root), **how) for key in keys}
     roots = {key: _root(store, key) for key in keys if damaged[key] or not _committed(store, key)}
