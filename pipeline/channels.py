@@ -16,11 +16,10 @@ from pipeline import cluster, levels, work
 from pipeline.answer import Answer
 from pipeline.cluster import Crew
 from pipeline.errors import NotThereYet
-from pipeline.feed import codec_of
 from pipeline.interrupt import Interruptions, interruptions
 from pipeline.overview import Overview
 from pipeline.progress import Reporter, Tick
-from pipeline.shard_moments import of_shard
+from pipeline.shard_moments import looking_at
 from pipeline.work import Options
 from stages.moments import Moments
 from store.ahead import several
@@ -89,10 +88,7 @@ def _watched(
 
 
 def _here(level: Level) -> Iterable[Moments]:
-    codec = codec_of(level)
-    return several(
-        lambda shard: of_shard(level, codec, shard), range(level.geometry.shards), THREADS
-    )
+    return several(looking_at(level), range(level.geometry.shards), THREADS)
 
 
 def _by_workers(crew: Crew, store: Store, level: Level) -> Iterable[Moments]:

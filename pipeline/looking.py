@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.cluster import Crew
-from pipeline.feed import codec_of
 from pipeline.orders import ChannelsOrder, Failed, HashOrder, SurveyOrder
 from pipeline.session import Session
-from pipeline.shard_moments import of_shard
+from pipeline.shard_moments import looking_at
 from pipeline.spread import Spread, refusal
 from pipeline.stores import Address
 from stages.images import Examined, Source, examine, spans
@@ -59,7 +58,7 @@ def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
         LevelDamaged: a row is not the one that was written; names file and row.
     """
     order = ChannelsOrder(Address.of(store), level.key, level.content_root)
-    shards, look = range(level.geometry.shards), partial(of_shard, level, codec_of(level))
+    shards, look = range(level.geometry.shards), looking_at(level)
     answers = Spread(crew, order).answers(shards)
     found = ((shard, _or_here(answer, partial(look, shard))) for shard, answer in answers)
     for _, moments in _in_order(found, shards):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import reduce
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
 from math import prod
 
 import torch
 from torch import Tensor
 
+from pipeline.feed import codec_of
 from stages.moments import Moments
 from stages.quantise import Codec
 from store.level import Level
@@ -17,15 +18,17 @@ PART_VALUES = 4 << 20
 """Values that are looked at together, in float32 16 MiB."""
 
 
-def of_shard(level: Level, codec: Codec | None, shard: int) -> Moments:
-    """What the channels of one shard hold.
+Look = Callable[[int], Moments]
+"""At a shard, by its number. Raises LevelDamaged if a row is not the one that was written; names
+file and row."""
 
-    Args:
-        codec: of the level; None: images, uint8.
 
-    Raises:
-        LevelDamaged: a row is not the one that was written; names file and row.
-    """
+def looking_at(level: Level) -> Look:
+    """What the channels of each shard of a level hold, for whoever asks. Threads may share it."""
+    return partial(_of_shard, level, codec_of(level))
+
+
+def _of_shard(level: Level, codec: Codec | None, shard: int) -> Moments:
     return reduce(Moments.merged, _parts(level, codec, shard))
 
 

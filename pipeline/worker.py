@@ -26,7 +26,6 @@ from pipeline import device as devices
 from pipeline import hardware, rundir
 from pipeline.computed import Computed
 from pipeline.errors import ClusterError, exit_code
-from pipeline.feed import codec_of
 from pipeline.ingest import Decoded, order_of_rows
 from pipeline.line import Line
 from pipeline.orders import (
@@ -43,7 +42,7 @@ from pipeline.orders import (
 )
 from pipeline.rundir import Run
 from pipeline.session import Session
-from pipeline.shard_moments import of_shard
+from pipeline.shard_moments import Look, looking_at
 from pipeline.source import features_above
 from stages.images import Examined, Source, examine, open_source
 from stages.moments import Moments
@@ -59,8 +58,6 @@ NAME = "strata"
 """Of the plugin."""
 Check = Callable[[dict[str, Any]], Damage | None]
 """Of what a commit says of a shard."""
-Count = Callable[[int], Moments]
-"""Of the number of a shard."""
 LATE_S = 5.0
 """What a worker waits that cannot get at the files, before it says so: it would be done with
 everything in no time, while others compute."""
@@ -240,12 +237,12 @@ def _checking(order: HashOrder, device: torch.device) -> Check:
     return partial(check_shard, order.directory, deep=True, files=files)
 
 
-def _counting(order: ChannelsOrder, device: torch.device) -> Count:
+def _counting(order: ChannelsOrder, device: torch.device) -> Look:
     """What looks at the channels of a shard of a level that is the one the command sees."""
     level = order.store.open().open(order.level)
     if level.content_root != order.content_root:
         raise ClusterError(f"{order.level.label} has, here, other values than the command knows")
-    return partial(of_shard, level, codec_of(level))
+    return looking_at(level)
 
 
 # ---- one item -----------------------------------------------------------------------------------
@@ -306,9 +303,9 @@ def _hash(
     return check(entry)
 
 
-def _count(bench: Bench, order: ChannelsOrder, count: Count, shard: int, threads: int) -> Moments:
+def _count(bench: Bench, order: ChannelsOrder, look: Look, shard: int, threads: int) -> Moments:
     torch.set_num_threads(threads)
-    return count(shard)
+    return look(shard)
 
 
 _WORK: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {

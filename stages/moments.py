@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
 
@@ -29,7 +29,7 @@ class Moments:
     """Values that are exactly 0."""
 
     @classmethod
-    def of(cls, x: Float[Tensor, "b c h w"] | Shaped[Tensor, "b c h w"]) -> Moments:
+    def of(cls, x: Shaped[Tensor, "b c h w"]) -> Moments:
         """Of some maps, at least one; floats or, of images, uint8; on a CPU. Fastest in NCHW."""
         values = x.permute(1, 0, 2, 3).reshape(x.shape[1], -1).float().numpy()
         mean = values.mean(1, dtype=np.float64)
