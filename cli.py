@@ -7,12 +7,20 @@ It parses, calls the pipeline and speaks; everything heavy is imported inside th
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from cli_options import (
+if __name__ == "__main__":
+    # The checkout that this file lies in, whatever is installed; and so in processes that we start.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here / "typings"), *(p for p in sys.path if Path(p).resolve() != here)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.getenv("PYTHONPATH"))))
+
+from strata.cli_options import (
     DEVICE,
     FOLDER,
     bounded,
@@ -27,7 +35,8 @@ from cli_options import (
     work,
     worth,
 )
-from pipeline import errors, launch
+from strata.pipeline import errors
+from strata.pipeline.run import ranks
 
 
 class Strata(click.Group):
@@ -42,7 +51,7 @@ class Strata(click.Group):
             code = errors.exit_code(error)
             if code is None:
                 raise
-            click.echo(f"Error: {launch.voice()}{errors.one_line(error)}", err=True)
+            click.echo(f"Error: {ranks.voice()}{errors.one_line(error)}", err=True)
             ctx.exit(code)
 
 
@@ -62,7 +71,7 @@ def main() -> None:
 def answer(options: dict[str, Any], found: Any) -> None:
     """Print the answer of a command: one JSON object for machines, tables and lines for people. Of
     several ranks the first one speaks."""
-    if not launch.leads():
+    if not ranks.leads():
         return
     from rich.console import Console
 
@@ -80,7 +89,7 @@ def answer(options: dict[str, Any], found: Any) -> None:
 @json_option
 def recipes(**options: Any) -> None:
     """List the built-in recipes."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.list_recipes(options))
 
@@ -92,7 +101,7 @@ def recipes(**options: Any) -> None:
 @worth
 def plan(**options: Any) -> None:
     """Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.make_plan(options))
 
@@ -102,7 +111,7 @@ def plan(**options: Any) -> None:
 @DEVICE
 def calibrate(**options: Any) -> None:
     """Measure this machine for a recipe, in under a minute: `plan` and --cache auto use it."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.calibrate(options))
 
@@ -111,7 +120,7 @@ def calibrate(**options: Any) -> None:
 @where
 def status(**options: Any) -> None:
     """Which layers are solved, how good they are, and which levels are on disk."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.status(options))
 
@@ -121,7 +130,7 @@ def status(**options: Any) -> None:
 @layer_option
 def train(**options: Any) -> None:
     """Solve layer j, and whatever it needs first."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.train(options))
 
@@ -133,7 +142,7 @@ def train(**options: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def materialize(**options: Any) -> None:
     """Write x_j, the features after layer j, and whatever that needs first."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.materialize(options))
 
@@ -144,7 +153,7 @@ def materialize(**options: Any) -> None:
 @budget_option
 def run(**options: Any) -> None:
     """Everything: solve every layer from cached features, evaluate, report."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.run(options))
 
@@ -159,7 +168,7 @@ def sweep(**options: Any) -> None:
 
     May vary: most of schedule, auxiliary.k, auxiliary.width and width of layer j itself, and seed.
     """
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.sweep(options))
 
@@ -172,7 +181,7 @@ def final(**options: Any) -> None:
 
     May vary: what `sweep` may, but width. To solve layer J again too: sweep --layer J.
     """
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.final(options))
 
@@ -183,7 +192,7 @@ def final(**options: Any) -> None:
 @click.option("--micro-batch", type=click.IntRange(1), help="Images at a time.  [the recipe's]")
 def baseline(**options: Any) -> None:
     """Train the network of a run end to end, by backpropagation, to compare the two."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.train_baseline(options))
 
@@ -198,7 +207,7 @@ def baseline(**options: Any) -> None:
 @click.option("--materialize", is_flag=True, help="Write the x_j that are probed first.")
 def probe(**options: Any) -> None:
     """Train a classifier on x_j of every depth: how separable it is. Nothing else is trained."""
-    from pipeline import probing
+    from strata.pipeline.commands import probe as probing
 
     answer(options, probing.probe(options))
 
@@ -211,7 +220,7 @@ def probe(**options: Any) -> None:
 @click.option("--channels", is_flag=True, help="A line for each.")
 def statistics(**options: Any) -> None:
     """Mean, deviation, extremes and zeros of the channels of x_j, over every row on disk."""
-    from pipeline import channels
+    from strata.pipeline.study import statistics as channels
 
     answer(options, channels.statistics(options))
 
@@ -220,7 +229,7 @@ def statistics(**options: Any) -> None:
 @where
 def evaluate(**options: Any) -> None:
     """Top-1 and top-5 of every layer and of the ensembles, on the test images."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.evaluate(options))
 
@@ -234,7 +243,7 @@ def evaluate(**options: Any) -> None:
 @click.option("--final", metavar="NAME", help="With a classifier that `final` trained.")
 def export(**options: Any) -> None:
     """The trained network as files that load without this project: plain PyTorch."""
-    from pipeline import exporting
+    from strata.pipeline.results import export as exporting
 
     answer(options, exporting.export(options))
 
@@ -245,7 +254,7 @@ def export(**options: Any) -> None:
 @click.option("--runs", type=FOLDER, default="runs", help="Of --paper: RECIPE/SEED in it.")
 def report(**options: Any) -> None:
     """Write report.json and report.html into the run; or the paper's tables with our figures."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.report(options))
 
@@ -259,7 +268,7 @@ def report(**options: Any) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask before weights are removed.")
 def clean(**options: Any) -> None:
     """Remove features, and if not only these, layers; sweeps with --sweeps or the whole run."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     def confirm(what: str) -> None:
         click.confirm(f"remove {what}?", abort=True, err=True)
@@ -275,7 +284,7 @@ def clean(**options: Any) -> None:
 @click.option("--repair", is_flag=True, help="Compute what is damaged again, and only that.")
 def verify(**options: Any) -> None:
     """Check every file of the store and of the run against its hash, and name what is damaged."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.verify(options))
 
@@ -285,7 +294,7 @@ def verify(**options: Any) -> None:
 @layer_option
 def explain(**options: Any) -> None:
     """Why x_j is not there, or not to be used: which field changed, from what to what."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.explain(options))
 
@@ -296,7 +305,7 @@ def explain(**options: Any) -> None:
 @click.option("--force", is_flag=True, help="Even if other runs use it.")
 def evict(**options: Any) -> None:
     """Remove x_j to make space, if all is there that makes it again."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.evict(options))
 
@@ -306,7 +315,7 @@ def evict(**options: Any) -> None:
 @json_option
 def du(**options: Any) -> None:
     """Every level of a store: rows, bytes on disk, and the runs that use it."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.disk_use(options))
 
@@ -317,7 +326,7 @@ def du(**options: Any) -> None:
 @json_option
 def gc(**options: Any) -> None:
     """Levels that no run refers to, and what repairs set aside, with their bytes."""
-    from pipeline import commands
+    from strata.pipeline.commands import commands
 
     answer(options, commands.collect_garbage(options))
 

@@ -16,7 +16,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 def sized(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Callback of options in bytes."""
-    from pipeline.progress import parse_size
+    from strata.pipeline.progress import parse_size
 
     try:
         return None if value is None else parse_size(value)

@@ -38,9 +38,9 @@ from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 from scipy.stats import t as student
 from torch import nn
 
-from pipeline import plain_model
+from checkout import ROOT
+from strata.pipeline.results import plain_model
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAIN, TEST = 4_000, 5_000
 NETWORK = {"width": "24", "epochs": "8", "test_every": "0"}
 WAYS: dict[str, dict[str, str]] = {
@@ -91,7 +91,7 @@ def cases(seeds: int, only: str | None) -> list[Case]:
 def recipe(place: Path, case: Case) -> Path:
     """cifar10-small, smaller, with another way to augment."""
     changes = NETWORK | WAYS[case.way] | {"precision": f'"{case.precision}"'}
-    text = (ROOT / "pipeline/recipes/cifar10-small.toml").read_text("utf-8")
+    text = (ROOT / "pipeline/recipe/builtin/cifar10-small.toml").read_text("utf-8")
     text = text.replace("flip = true", "flip = true\n" + MORE)
     text = text.replace("epochs = 5", "epochs = 5\ntest_every = 1")
     for key, value in changes.items():

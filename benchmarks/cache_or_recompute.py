@@ -40,6 +40,8 @@ from cifar_images import images
 from measuring import RESULTS, keep, strata
 from scenarios import EVERY, SCENARIOS
 
+import checkout  # noqa: F401
+
 MODES = ("always", "never", "auto")
 MOST_ABOVE, LEAST_FASTER = 1.05, 2.5
 

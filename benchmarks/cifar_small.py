@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from checkout import ROOT
+
 RECIPES = {
     "canvas": "cifar10-small",
     "fresh": str(ROOT / "benchmarks" / "cifar10-small-fresh.toml"),

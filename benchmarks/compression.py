@@ -31,8 +31,9 @@ from augmentation import interval
 from cifar_images import images
 from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 
-from pipeline.recipe import parse
-from pipeline.recipes import load, text_of
+import checkout  # noqa: F401
+from strata.pipeline.recipe.builtin import load, text_of
+from strata.pipeline.recipe.recipe import parse
 
 WAYS = ("compressed", "whole", "longer")
 MOST_POINTS = 1.0

@@ -34,11 +34,13 @@ from materialize import TRAIN, remove, write
 from measuring import RESULTS, keep, ratio, seconds
 from random_run import make_run
 
-from pipeline import algorithm, hardware
-from pipeline.cluster import Crew
-from pipeline.interrupt import Interruptions
-from pipeline.progress import Reporter
-from pipeline.session import Session
+import checkout  # noqa: F401
+from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.materialize.cluster.cluster import Crew
+from strata.pipeline.plan import hardware
+from strata.pipeline.progress import Reporter
+from strata.pipeline.run.session import Session
+from strata.pipeline.train import algorithm
 
 CASES = {
     "cifar10-k1 layer 2": ("cifar10-k1", 2, 1536),

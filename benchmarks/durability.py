@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from pipeline import device
+from checkout import ROOT
+from strata.pipeline.run import device
 
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = {"crash": (20_000, 0), "kills": (200, 0), "corruption": (2_000, 0), "cost": (31,)}
 """Arguments of each part's ``measure``: how many, and the seed."""
 QUICK = 20

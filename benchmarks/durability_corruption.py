@@ -23,11 +23,12 @@ from typing import Any
 import durability_kills
 import numpy as np
 
-from pipeline import verifying, work
-from store.errors import StoreError
-from store.layout import LevelKey
-from store.level import COMMIT, Level
-from store.publish import unseal
+import checkout  # noqa: F401
+from strata.pipeline.commands import lifecycle, verify
+from strata.store.errors import StoreError
+from strata.store.files.publish import unseal
+from strata.store.level.layout import LevelKey
+from strata.store.level.level import COMMIT, Level
 
 VOUCHED = ("weights", "auxiliary", "quantiser", "layer.json", "test_logits")
 OPTIONS = {
@@ -144,15 +145,15 @@ def rows_of(place: Path) -> dict[LevelKey, bytes]:
 
 
 def named(paths: list[Path]) -> bool:
-    found = verifying.verify(work.find(OPTIONS), deep=True)
+    found = verify.verify(lifecycle.find(OPTIONS), deep=True)
     at_fault = {d.path.absolute() for d in found.damaged} | {p.absolute() for p, _ in found.run}
     return any(path.absolute() in at_fault for path in paths)
 
 
 def mended() -> None:
-    overview = work.find(OPTIONS)
-    with work.at_work(overview, OPTIONS) as session:
-        verifying.repair(session, verifying.verify(overview, deep=True))
+    overview = lifecycle.find(OPTIONS)
+    with lifecycle.at_work(overview, OPTIONS) as session:
+        verify.repair(session, verify.verify(overview, deep=True))
 
 
 def measure(cases: int, seed: int) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def measure(cases: int, seed: int) -> dict[str, Any]:
         place = Path(top)
         recipe = durability_kills.RECIPE.replace("epochs = 2", "epochs = 1")
         (place / "tiny.toml").write_text(recipe + 'precision = "uint8"\n')
-        work.perform(OPTIONS, write=3)
+        lifecycle.perform(OPTIONS, write=3)
         whole, rows = everything(place), rows_of(place)
         for case in range(cases):
             kind = draw.choices(list(DAMAGE), WEIGHTS)[0]

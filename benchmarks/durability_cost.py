@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from store.fingerprint import fingerprint
-from store.layout import Geometry, LevelKey, geometry
-from store.writer import LevelWriter
+import checkout  # noqa: F401
+from strata.store.fingerprint import fingerprint
+from strata.store.level.layout import Geometry, LevelKey, geometry
+from strata.store.write.writer import LevelWriter
 
 SHARD_BYTES, SHARDS = 64 << 20, 8
 LINEAGE = [{"depth": 1, "of": "a benchmark"}]

@@ -6,22 +6,22 @@ no wrong row is read, no committed level is lost, taking up again always ends in
 And the trials can tell: of thirteen protocols with one step wrong, each breaks a promise within
 2,000.
 
-Method: `tests/crash.py` on `tests/simulated_disk.py`, wrong protocols in `tests/mutants.py`; one
-process; all that is random comes from the seed. The disk is a model: what a drive does that ignores
-a flush is not in it, and neither are two writers at once.
+Method: `tests/support/crash.py` on `tests/support/simulated_disk.py`, wrong protocols in
+`tests/support/mutants.py`; one process; all that is random comes from the seed. The disk is a
+model: what a drive does that ignores a flush is not in it, and neither are two writers at once.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from checkout import ROOT
 
-from crash import PROMISES, caught_after, run_trials  # noqa: E402
-from mutants import MUTANTS  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests/support"))
+
+from crash import PROMISES, caught_after, run_trials
+from mutants import MUTANTS
 
 LIMIT = 2_000
 """Trials within which a wrong protocol must be caught."""

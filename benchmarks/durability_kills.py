@@ -17,6 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401
+
 LAYERS, CHECKPOINT_SECONDS = 3, 0.05
 COMMANDS = ("train", "materialize")
 COMPARED = ("weights.safetensors", "auxiliary.safetensors", "test_logits.npy")
@@ -60,12 +62,11 @@ def prepare() -> None:
     """Import what a run imports, so that a forked process is at work at once."""
     import torch
 
-    import pipeline.algorithm
-    import pipeline.train
-    from pipeline import commands  # noqa: F401
+    from strata.pipeline.commands import commands  # noqa: F401
+    from strata.pipeline.train import algorithm, train  # noqa: F401
 
     torch.set_num_threads(1)
-    pipeline.train.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
+    train.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
 
 
 def start(place: Path, command: str) -> int:
@@ -77,7 +78,7 @@ def start(place: Path, command: str) -> int:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(os.open(place / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    from cli import main
+    from strata.cli import main
 
     try:
         main([command, "tiny.toml", "--layer", str(LAYERS)], standalone_mode=True)

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import recipes
-from pipeline.economics import RecipeCosts
-from pipeline.machine import load
-from pipeline.progress import duration
-from pipeline.worth import weigh
+from checkout import ROOT
+from strata.pipeline.plan.costs import RecipeCosts
+from strata.pipeline.plan.machine import load
+from strata.pipeline.plan.worth import weigh
+from strata.pipeline.progress import duration
+from strata.pipeline.recipe import builtin
 
-MACHINES = Path(__file__).resolve().parent.parent / "docs/machines"
+MACHINES = ROOT / "docs/machines"
 RECIPES = ("cifar10-small", "cifar10-k1", "cifar10-k2", "cifar10-k3")
 RECIPES += ("imagenet-k1", "imagenet-k2", "imagenet-k3", "vgg11")
 
@@ -30,7 +31,7 @@ def rows() -> Iterator[str]:
 
 
 def row(path: Path, name: str) -> str:
-    recipe = recipes.load(name)[1]
+    recipe = builtin.load(name)[1]
     worth = weigh(RecipeCosts(recipe, load(path), recipe.data.train, recipe.data.test))
     crossovers = ", ".join(f"x_{d.depth}: {d.from_problems or 'never'}" for d in worth.depths)
     times = " | ".join(duration(t) for t in (worth.best, worth.always, worth.never))

@@ -41,8 +41,9 @@ from feed_limits import arithmetic_limits, disk_limits, memory_limits
 from feed_training import fed_against_memory
 from measuring import RESULTS, Peak, keep, ratio
 
-from pipeline.feed import feed
-from store.opening import open_level
+import checkout  # noqa: F401
+from strata.pipeline.feed.level_feed import feed
+from strata.store.opening import open_level
 
 PACKED = {"uint8": tuple(MAPS), "float16": ("32KB", "128KB")}
 """Rows of packed levels; those of float16 tell nothing new at other sizes."""

@@ -17,7 +17,8 @@ from feed_native import DecodeOnly, Native, TakeInPlace
 from feed_rivals import DataLoader, Ffcv, Rival, Take, Tensorstore, zarr_python, zarrs
 from feed_worker import Timed, Worker
 
-from store.level import Level
+import checkout  # noqa: F401
+from strata.store.level.level import Level
 
 THREADS = len(os.sched_getaffinity(0))
 BATCHES_OF_DATALOADER = 4

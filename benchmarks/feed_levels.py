@@ -29,17 +29,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.calibrate import calibrate
-from stages.featurize import run_layer
-from stages.images import open_source, pixels
-from stages.network import Layer, blank_layer, initialise
-from stages.quantise import Codec, Floats
-from stages.spec import LayerSpec
-from store.errors import LevelAbsent
-from store.fingerprint import fingerprint, sha256
-from store.layout import LevelKey, geometry
-from store.level import Level
-from store.writer import LevelWriter
+import checkout  # noqa: F401
+from strata.stages.data.images import open_source, pixels
+from strata.stages.features.calibrate import calibrate
+from strata.stages.features.quantise import Codec, Floats
+from strata.stages.network.featurize import run_layer
+from strata.stages.network.network import Layer, blank_layer, initialise
+from strata.stages.network.spec import LayerSpec
+from strata.store.errors import LevelAbsent
+from strata.store.fingerprint import fingerprint, sha256
+from strata.store.level.layout import LevelKey, geometry
+from strata.store.level.level import Level
+from strata.store.write.writer import LevelWriter
 
 MAPS = {"2KB": (32, 8), "32KB": (32, 32), "128KB": (128, 32), "1.6MB": (128, 112)}
 """Channels and side of the uint8 map of a row; the last is the first layer's on ImageNet."""

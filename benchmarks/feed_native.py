@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from feed_rivals import Counter, Delivered, Look, Rival, Threaded
 
-from pipeline import delivery
-from pipeline.feed import LevelFeed
-from store.mapped import Mapped
-from store.opening import open_level
-from store.packed import Chunks
+import checkout  # noqa: F401
+from strata.pipeline.feed import delivery
+from strata.pipeline.feed.level_feed import LevelFeed
+from strata.store.opening import open_level
+from strata.store.read.mapped import Mapped
+from strata.store.read.packed import Chunks
 
 
 class Native(Rival):

@@ -15,12 +15,14 @@ import torch
 from measuring import ratio, seconds
 from random_run import CPU, make_run
 
-from pipeline import algorithm, hardware
-from pipeline import device as devices
-from pipeline.problem_feed import ProblemFeed
-from pipeline.session import Session
-from stages.network import build_problem
-from stages.solve import Schedule, Solver
+import checkout  # noqa: F401
+from strata.pipeline.feed.problem_feed import ProblemFeed
+from strata.pipeline.plan import hardware
+from strata.pipeline.run import device as devices
+from strata.pipeline.run.session import Session
+from strata.pipeline.train import algorithm
+from strata.stages.network.network import build_problem
+from strata.stages.solve.solve import Schedule, Solver
 
 
 def fed_against_memory(

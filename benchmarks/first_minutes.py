@@ -22,7 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from checkout import ROOT
+
 CLI = [sys.executable, str(ROOT / "cli.py")]
 ROUNDS = 5
 COMMANDS = {

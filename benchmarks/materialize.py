@@ -4,15 +4,15 @@ Claim: x_j is written at 0.9 or more of the rate of the bare forward pass of lay
 limits; at 0.85 or more of the rate of a bare write with fsync where the forward pass is trivial; in
 at most 512 MB beyond what the process had, whatever the number of images.
 
-Method: `pipeline.materialize.materialize` itself, on runs made here (random images, one epoch),
-against the same layer applied to blocks that lie in memory as float32 in the layout that it likes
-(`forward`), and against files of the same bytes, each written and synced. All in one process with
-the same threads and allocator, interleaved; a ratio is the median over the rounds. What lies
-between: `encoded` is the forward pass from stored rows in memory to stored rows in memory, with the
-changes of layout and precision. A trivial forward pass hands on the rows that it is given
-(`through`), or is the identity under the numeric policy (`identity`: to float32, channels last, and
-back). `cpu_seconds` says what the cores had to do: no rate is above that of all of them at work.
-Memory is anonymous memory of the process, looked at every 2 ms.
+Method: `strata.pipeline.materialize.materialize.materialize` itself, on runs made here (random
+images, one epoch), against the same layer applied to blocks that lie in memory as float32 in the
+layout that it likes (`forward`), and against files of the same bytes, each written and synced. All
+in one process with the same threads and allocator, interleaved; a ratio is the median over the
+rounds. What lies between: `encoded` is the forward pass from stored rows in memory to stored rows
+in memory, with the changes of layout and precision. A trivial forward pass hands on the rows that
+it is given (`through`), or is the identity under the numeric policy (`identity`: to float32,
+channels last, and back). `cpu_seconds` says what the cores had to do: no rate is above that of all
+of them at work. Memory is anonymous memory of the process, looked at every 2 ms.
 
     python benchmarks/materialize.py [--cases CASE …] [--quick] [--json] [--out FILE]
 """
@@ -43,11 +43,15 @@ from measuring import RESULTS, Peak, keep, ratio, seconds
 from random_run import CPU, make_run
 from torch import Tensor, nn
 
-from pipeline import algorithm, hardware, materialize, rundir
-from pipeline.session import Session
-from pipeline.source import Features, features, level_draws
-from stages.featurize import Frozen
-from store.feature_store import Store
+import checkout  # noqa: F401
+from strata.pipeline.feed.features import Features, features, level_draws
+from strata.pipeline.materialize import materialize
+from strata.pipeline.plan import hardware
+from strata.pipeline.run import rundir
+from strata.pipeline.run.session import Session
+from strata.pipeline.train import algorithm
+from strata.stages.network.featurize import Frozen
+from strata.store.feature_store import Store
 
 TRAIN = 256
 LAYERS = {
@@ -149,7 +153,7 @@ class Through(Features):
 
 
 def trivial(kind: str) -> Callable[..., Features]:
-    """In the place of ``pipeline.source.features``."""
+    """In the place of ``strata.pipeline.feed.features.features``."""
 
     def found(session: Session, depth: int, split: str, **rest: bool) -> Features:
         real = features(session, depth, split, **rest)

@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline import device
+from checkout import ROOT
+from strata.pipeline.run import device
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CPU = torch.device("cpu")
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "benchmarks/results"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """For runs of which several are at work at once."""
 
@@ -47,7 +48,7 @@ def strata(
         environment: what is other than in ours.
         enter: called in the process before it begins, e.g. to join a control group.
     """
-    line = [sys.executable, str(RESULTS.parent.parent / "cli.py"), *map(str, arguments), "--json"]
+    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--json"]
     env = os.environ | (environment or {})
     done = subprocess.run(
         line, cwd=place, env=env, capture_output=True, preexec_fn=enter, check=False

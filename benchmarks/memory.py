@@ -8,12 +8,13 @@ end with checkpointing and micro-batches of 1.
 
 Method: `cases` takes two steps of each way to train, fed by `ProblemFeed` from levels that a run
 has written (random images), each in a process of its own: tensor bytes are counted by
-`stages.memory.watched` (weights, gradients, momentum, activations, the batch), and the peak of the
-process is given beside, less what it was before there was a network. images/s is of the second step
-alone (n = 1), and no comparison between two ways: it tells what micro-batches cost. A greedy run's
-peak is that of its highest layer. `recipes` and `largest` count tensors without content
-(memory_cases.py), which agree with real ones to the byte; the largest networks are then trained in
-truth for two steps of two images. float32. Two cores; tensor bytes do not depend on the machine.
+`strata.stages.memory.watched` (weights, gradients, momentum, activations, the batch), and the peak
+of the process is given beside, less what it was before there was a network. images/s is of the
+second step alone (n = 1), and no comparison between two ways: it tells what micro-batches cost. A
+greedy run's peak is that of its highest layer. `recipes` and `largest` count tensors without
+content (memory_cases.py), which agree with real ones to the byte; the largest networks are then
+trained in truth for two steps of two images. float32. Two cores; tensor bytes do not depend on the
+machine.
 
     python benchmarks/memory.py [--parts PART …] [--quick] [--again] [--json] [--out FILE]
 
@@ -51,15 +52,18 @@ from memory_cases import (
 from random_run import make_run
 from torch import nn
 
-from pipeline import algorithm, device, hardware, rundir
-from pipeline.problem_feed import ProblemFeed
-from pipeline.recipes import load
-from pipeline.session import Session
-from pipeline.train import schedule_of
-from stages.baseline import build_end_to_end
-from stages.network import build_problem
-from stages.solve import Batches, Solver
-from store.feature_store import Store
+import checkout  # noqa: F401
+from strata.pipeline.feed.problem_feed import ProblemFeed
+from strata.pipeline.plan import hardware
+from strata.pipeline.recipe.builtin import load
+from strata.pipeline.run import device, rundir
+from strata.pipeline.run.session import Session
+from strata.pipeline.train import algorithm
+from strata.pipeline.train.train import schedule_of
+from strata.stages.network.network import build_problem
+from strata.stages.solve.baseline import build_end_to_end
+from strata.stages.solve.solve import Batches, Solver
+from strata.store.feature_store import Store
 
 RECIPE, BATCH, MICRO = "cifar10-k1", 128, 16
 CAP = 2_000_000_000

@@ -1,8 +1,9 @@
 """Peak bytes of training one network in several ways: what memory.py and its GPU twin compare.
 
-A case takes two steps of ``stages.solve.Solver``, since momentum is there from the second on.
-Tensors are real, or have a shape and no content (torch's FakeTensorMode): then a peak costs no
-memory and no arithmetic. tests/test_memory_cases.py shows that both count the same, to the byte.
+A case takes two steps of ``strata.stages.solve.solve.Solver``, since momentum is there from the
+second on. Tensors are real, or have a shape and no content (torch's FakeTensorMode): then a peak
+costs no memory and no arithmetic. tests/house/test_memory_cases.py shows that both count the same,
+to the byte.
 
 A step of 128 images in micro-batches of 1 has the peak that two micro-batches have, as long as the
 other 126 rows lie beside them: so two are computed.
@@ -20,12 +21,19 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.recipe import Recipe
-from stages.baseline import EndToEnd
-from stages.memory import watched
-from stages.network import Auxiliary, Layer, Problem
-from stages.solve import Batches, Schedule, Solver
-from stages.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs, shape_at
+import checkout  # noqa: F401
+from strata.pipeline.recipe.recipe import Recipe
+from strata.stages.memory import watched
+from strata.stages.network.network import Auxiliary, Layer, Problem
+from strata.stages.network.spec import (
+    AuxiliarySpec,
+    LayerSpec,
+    auxiliary_specs,
+    layer_specs,
+    shape_at,
+)
+from strata.stages.solve.baseline import EndToEnd
+from strata.stages.solve.solve import Batches, Schedule, Solver
 
 SIDE, CLASSES, STEPS = 32, 10, 2
 STORED = torch.float16

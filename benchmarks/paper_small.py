@@ -27,6 +27,8 @@ from typing import Any
 from augmentation import interval, text
 from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 
+import checkout  # noqa: F401
+
 KS = (1, 2, 3)
 ENSEMBLES = ("logits", "probabilities")
 PROBED = 1

@@ -35,15 +35,15 @@ import torch
 from feed_levels import write_level
 from measuring import RESULTS, keep
 
-from pipeline.recipes import load
-from stages.calibrate import calibrate
-from store.fingerprint import fingerprint
-from store.layout import Geometry, LevelKey, geometry
-from store.level import Level
-from store.opening import open_level
-from store.writer import LevelWriter
+from checkout import ROOT
+from strata.pipeline.recipe.builtin import load
+from strata.stages.features.calibrate import calibrate
+from strata.store.fingerprint import fingerprint
+from strata.store.level.layout import Geometry, LevelKey, geometry
+from strata.store.level.level import Level
+from strata.store.opening import open_level
+from strata.store.write.writer import LevelWriter
 
-ROOT = Path(__file__).resolve().parent.parent
 COMPARED = ("float16", "uint8")
 POINTS = 0.3
 AT_MOST = {"uint8": 1 / 7, "uint4": 1 / 14}
@@ -55,7 +55,7 @@ Rows = Callable[[int, int], np.ndarray]
 def start(place: Path, precision: str, seed: int, data: str) -> Any:
     """A run with one thread and a directory of its own; all share the features' store."""
     recipe = place / f"cifar10-small-{precision}.toml"
-    text = (ROOT / "pipeline/recipes/cifar10-small.toml").read_text("utf-8")
+    text = (ROOT / "pipeline/recipe/builtin/cifar10-small.toml").read_text("utf-8")
     recipe.write_text(text.replace('precision = "float16"', f'precision = "{precision}"'), "utf-8")
     run = place / f"run-{precision}-{seed}"
     options = ["--run", str(run), "--store", str(place / "features"), "--seed", str(seed)]

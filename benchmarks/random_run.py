@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from measuring import CPU
 
-from pipeline import device as devices
-from pipeline import rundir
-from pipeline.recipe import parse
-from pipeline.session import Session
-from store.feature_store import Store
+from checkout import ROOT
+from strata.pipeline.recipe.recipe import parse
+from strata.pipeline.run import device as devices
+from strata.pipeline.run import rundir
+from strata.pipeline.run.session import Session
+from strata.store.feature_store import Store
 
-RECIPES = Path(__file__).resolve().parent.parent / "pipeline/recipes"
+RECIPES = ROOT / "pipeline/recipe/builtin"
 
 
 def make_run(

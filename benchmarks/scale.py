@@ -33,17 +33,18 @@ from typing import Any
 import numpy as np
 from measuring import RESULTS, keep
 
-from pipeline import plan
-from pipeline.recipes import load
-from store.codec import CHECKSUM
-from store.feature_store import Store
-from store.fingerprint import fingerprint
-from store.layout import Geometry, LevelKey, shard_name
-from store.level import CHECKSUMS, COMMIT, RECEIPTS, receipt_name
-from store.order import mixing
-from store.publish import sealed
-from store.verify import check_level
-from store.writer import LevelWriter
+import checkout  # noqa: F401
+from strata.pipeline.plan import plan
+from strata.pipeline.recipe.builtin import load
+from strata.store.feature_store import Store
+from strata.store.files.publish import sealed
+from strata.store.fingerprint import fingerprint
+from strata.store.level.codec import CHECKSUM
+from strata.store.level.layout import Geometry, LevelKey, shard_name
+from strata.store.level.level import CHECKSUMS, COMMIT, RECEIPTS, receipt_name
+from strata.store.read.order import mixing
+from strata.store.write.verify import check_level
+from strata.store.write.writer import LevelWriter
 
 LINEAGE = [{"simulated": True}]
 KEY = LevelKey(1, fingerprint(LINEAGE[-1]), "train", "clean")
@@ -108,7 +109,7 @@ def put(made: LevelWriter, shard: int, size: int, random: np.random.Generator) -
 
 def resume(place: Path, shards: int) -> dict[str, Any]:
     """Which shards are missing? The last ones are not hashed: they are holes."""
-    from store.unfinished import Unfinished
+    from strata.store.write.unfinished import Unfinished
 
     made = writer(place, shards)
     missing = Unfinished(made.directory, made.geometry, made.files).missing(lambda shard: True)

@@ -29,7 +29,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from checkout import ROOT
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ EVERY = SCENARIOS | ON_GPU
 
 def recipe(place: Path, name: str, count: int) -> Path:
     """The recipe of a scenario, for so many images: they decide about the choice too."""
-    text = (ROOT / "pipeline/recipes/cifar10-small.toml").read_text("utf-8")
+    text = (ROOT / "pipeline/recipe/builtin/cifar10-small.toml").read_text("utf-8")
     counts = {"data.train": str(count), "data.test": str(count // 10)}
     for key, value in (counts | EVERY[name].changes).items():
         text = _changed(text, *key.split("."), value)

@@ -32,9 +32,10 @@ from augmentation import interval, text
 from cifar_images import images
 from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 
-from pipeline.recipe import parse
-from pipeline.recipes import text_of
-from pipeline.separability import separability
+from checkout import ROOT
+from strata.pipeline.recipe.builtin import text_of
+from strata.pipeline.recipe.recipe import parse
+from strata.pipeline.results.separability import separability
 
 TRAIN, TEST = 10_000, 5_000
 HIDDEN, LAYERS = 64, 5
@@ -44,7 +45,7 @@ NETWORKS = ("k = 1", "k = 2", "k = 3", WHOLE)
 EPOCHS = {WHOLE: 15}
 """Of a layer 5, otherwise."""
 KINDS = {"linear": ("linear",), "cnn-2": ("cnn", "--p", 2)}
-FIGURE = RESULTS.parent.parent / "docs/separability.svg"
+FIGURE = ROOT / "docs/separability.svg"
 Case = tuple[str, int]
 """Network and seed."""
 

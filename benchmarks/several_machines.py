@@ -42,7 +42,8 @@ from typing import Any
 from measuring import RESULTS, keep
 from two_machines import FAR, NEAR, Machines, file_system, machines, until
 
-ROOT = Path(__file__).resolve().parent.parent
+from checkout import ROOT
+
 SCHEDULER = f"tcp://{NEAR}:8786"
 TRAIN, SHARD_MB = 20_000, 16
 WORKER = ("--nworkers", "1", "--nthreads", "2", "--no-dashboard", "--memory-limit", "0")
@@ -78,7 +79,7 @@ class Trial:
 
     def prepare(self) -> None:
         """Solve layer 1, write the reference, and start scheduler and workers."""
-        recipe = (ROOT / "pipeline/recipes/cifar10-k1-small.toml").read_text("utf-8")
+        recipe = (ROOT / "pipeline/recipe/builtin/cifar10-k1-small.toml").read_text("utf-8")
         for key, value in (("train", TRAIN), ("epochs", 1)):
             line = next(one for one in recipe.splitlines() if one.startswith(f"{key} = "))
             recipe = recipe.replace(line, f"{key} = {value}")

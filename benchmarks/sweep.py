@@ -7,13 +7,14 @@ in every batch, and a narrow problem with k = 1 at layer 4; (disk) the level of 
 a disk of 25 MB/s. (raw) is the case in which a batch costs next to nothing, a raw level in the page
 cache under a problem with k = 2: nothing is claimed of it.
 
-Method: `pipeline.sweep.sweep` itself, in one process, so that imports do not count; both ways in
-every round, in turn, results removed between them; a ratio is the median over the rounds of
-together / apart. Variants differ in the seed of their initial weights. Whatever a solve does is in
-it: opening the level, test images, the training risk, weights written and synced. Random images,
-two epochs, no test accuracy in between. The weights of both ways must be the same to the bit. Two
-CPU cores; n = 5 rounds, of raw and disk 3. disk has one epoch, and the level is dropped from the
-page cache before every solve; the process is in a control group (version 1, root; scenarios.py).
+Method: `strata.pipeline.study.sweep.sweep` itself, in one process, so that imports do not count;
+both ways in every round, in turn, results removed between them; a ratio is the median over the
+rounds of together / apart. Variants differ in the seed of their initial weights. Whatever a solve
+does is in it: opening the level, test images, the training risk, weights written and synced. Random
+images, two epochs, no test accuracy in between. The weights of both ways must be the same to the
+bit. Two CPU cores; n = 5 rounds, of raw and disk 3. disk has one epoch, and the level is dropped
+from the page cache before every solve; the process is in a control group (version 1, root;
+scenarios.py).
 
     python benchmarks/sweep.py [CASE …] [--quick] [--json] [--out FILE]
 
@@ -37,11 +38,14 @@ import numpy as np
 import scenarios
 from measuring import CPU, RESULTS, keep, ratio, seconds
 
-from pipeline import algorithm, device, hardware, rundir, swept
-from pipeline.session import Session
-from pipeline.sweep import sweep
-from pipeline.variants import Variant, variants
-from store.feature_store import Store
+import checkout  # noqa: F401
+from strata.pipeline.plan import hardware
+from strata.pipeline.recipe.variants import Variant, variants
+from strata.pipeline.run import device, rundir, sweep_results
+from strata.pipeline.run.session import Session
+from strata.pipeline.study.sweep import sweep
+from strata.pipeline.train import algorithm
+from strata.store.feature_store import Store
 
 RECIPE = """
 [data]
@@ -164,8 +168,8 @@ def forget(root: Path) -> None:
 
 def made(session: Session, j: int, wanted: Sequence[Variant]) -> list[bytes]:
     """The weights of every variant; they are removed."""
-    places = [swept.place(session.run, j, variant.name) for variant in wanted]
-    found = [(path / name).read_bytes() for path in places for name in swept.FILES[:2]]
+    places = [sweep_results.place(session.run, j, variant.name) for variant in wanted]
+    found = [(path / name).read_bytes() for path in places for name in sweep_results.FILES[:2]]
     shutil.rmtree(session.run.sweep_directory(j))
     return found
 

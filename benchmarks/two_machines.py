@@ -15,7 +15,8 @@ from typing import Any
 
 from measuring import ONE_THREAD
 
-ROOT = Path(__file__).resolve().parent.parent
+from checkout import ROOT
+
 NAME = "strata-far"
 """Of the second machine's namespace, and of the volume."""
 NEAR, FAR = "10.77.0.1", "10.77.0.2"
@@ -77,7 +78,9 @@ class Machines:
         return f"mount -t glusterfs {NEAR}:/{NAME} {self.shared}"
 
     def _begin(self, line: list[str]) -> subprocess.Popen[bytes]:
-        env = os.environ | ONE_THREAD | {"MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(ROOT)}
+        env = (
+            os.environ | ONE_THREAD | {"MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(ROOT / "typings")}
+        )
         with (self.place / "log").open("ab") as log:
             process = subprocess.Popen(
                 line, cwd=self.place, env=env, stdout=log, stderr=log, start_new_session=True

@@ -30,7 +30,9 @@ from materialize import TRAIN, remove, write
 from measuring import RESULTS, keep
 from random_run import make_run
 
-from pipeline import algorithm, hardware
+import checkout  # noqa: F401
+from strata.pipeline.plan import hardware
+from strata.pipeline.train import algorithm
 
 RATE = 100
 """Samples a second."""

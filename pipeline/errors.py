@@ -28,8 +28,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stages.errors import DataError, DeviceError, StageError, UnusableNetwork
-from store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError, StoreRefused
+from strata.stages.errors import DataError, DeviceError, StageError, UnusableNetwork
+from strata.store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError, StoreRefused
 
 
 class PipelineError(Exception):

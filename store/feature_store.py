@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.codec import profile_of
-from store.errors import LevelDamaged, refusals
-from store.files import DISK, Files, WholeFiles
-from store.layout import Geometry, LevelKey, depth_directory, lock_path
-from store.level import CHECKSUMS, COMMIT, RECEIPTS, Level, read_commit
-from store.publish import unseal
-from store.shared_writer import SharedWriter
-from store.writer import ZARR, LevelWriter
+from strata.store.errors import LevelDamaged, refusals
+from strata.store.files.files import DISK, Files, WholeFiles
+from strata.store.files.publish import unseal
+from strata.store.level.codec import profile_of
+from strata.store.level.layout import Geometry, LevelKey, depth_directory, lock_path
+from strata.store.level.level import CHECKSUMS, COMMIT, RECEIPTS, Level, read_commit
+from strata.store.write.shared_writer import SharedWriter
+from strata.store.write.writer import ZARR, LevelWriter
 
 
 @dataclass(frozen=True)

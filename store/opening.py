@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from store.errors import LevelAbsent
-from store.files import DISK, Files
-from store.fingerprint import fingerprint
-from store.layout import LevelKey
-from store.level import COMMIT, SHARDS, Level
-from store.publish import unseal
-from store.writer import INTENT, LINEAGE
+from strata.store.errors import LevelAbsent
+from strata.store.files.files import DISK, Files
+from strata.store.files.publish import unseal
+from strata.store.fingerprint import fingerprint
+from strata.store.level.layout import LevelKey
+from strata.store.level.level import COMMIT, SHARDS, Level
+from strata.store.write.writer import INTENT, LINEAGE
 
 
 def open_level(directory: Path | str, files: Files = DISK) -> Level:

@@ -1,7 +1,7 @@
 """How values lie on disk: dtype, values per element, and what a hole in a level reads as.
 
-The store keeps codes and knows nothing of what they mean; ``stages/quantise.py`` makes and undoes
-them.
+The store keeps codes and knows nothing of what they mean; ``stages/features/quantise.py`` makes and
+undoes them.
 """
 
 from __future__ import annotations

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from root import PYTHONPATH
+
+os.environ["PYTHONPATH"] = PYTHONPATH  # of every process that a test starts
 
 if TYPE_CHECKING:
-    from house import Place
+    from runs import Place
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def test_data() -> Path:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> "Place":
     """A finished run of two layers, with x_1 and x_2. Not to be changed."""
-    from house import made
+    from runs import made
     from spoil import TEXT
 
     return made(tmp_path_factory.mktemp("sound") / "place", 2, TEXT)
@@ -39,7 +42,7 @@ def place(sound: "Place", tmp_path: Path) -> "Place":
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> "Place":
     """Layer 1 of two is solved, and x_1 written. Not to be changed."""
-    from house import made
+    from runs import made
     from sweeps import TEXT
 
     return made(tmp_path_factory.mktemp("base") / "place", 1, TEXT)

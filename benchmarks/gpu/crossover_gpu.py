@@ -21,10 +21,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cache_or_recompute import one  # noqa: E402
-from measuring import RESULTS, keep, strata  # noqa: E402
+from cache_or_recompute import one
+from measuring import RESULTS, keep, strata
 
 
 def planned(place: Path, name: str) -> dict[str, Any]:

@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from feed_levels import features, load_images, make_level  # noqa: E402
-from feed_training import fed_against_memory  # noqa: E402
-from measuring import RESULTS, keep, ratio, seconds  # noqa: E402
+from feed_levels import features, load_images, make_level
+from feed_training import fed_against_memory
+from measuring import RESULTS, keep, ratio, seconds
 
-from pipeline import device as devices  # noqa: E402
-from pipeline.feed import feed  # noqa: E402
-from pipeline.transfer import host_memory  # noqa: E402
-from store.level import Level  # noqa: E402
+from strata.pipeline.feed.level_feed import feed
+from strata.pipeline.feed.transfer import host_memory
+from strata.pipeline.run import device as devices
+from strata.store.level.level import Level
 
 BATCH, COPIES = 256, 64
 

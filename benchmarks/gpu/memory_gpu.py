@@ -29,10 +29,10 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from measuring import RESULTS, keep  # noqa: E402
-from memory import (  # noqa: E402
+from measuring import RESULTS, keep
+from memory import (
     CAP,
     FAMILIES,
     RECIPE,
@@ -42,9 +42,9 @@ from memory import (  # noqa: E402
     prepare,
     summary,
 )
-from memory_cases import Case, Net, peak  # noqa: E402
+from memory_cases import Case, Net, peak
 
-from pipeline.recipes import load  # noqa: E402
+from strata.pipeline.recipe.builtin import load
 
 PARTS = ("cases", "largest")
 SMALL_CAP = 20_000_000

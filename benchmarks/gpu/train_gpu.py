@@ -32,16 +32,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from cifar_images import images  # noqa: E402
-from measuring import RESULTS, keep  # noqa: E402
+import torch
+from cifar_images import images
+from measuring import RESULTS, keep
 
-from pipeline import rundir  # noqa: E402
-from pipeline.recipes import load  # noqa: E402
-from store.lock import hold  # noqa: E402
+from checkout import ROOT
+from strata.pipeline.recipe.builtin import load
+from strata.pipeline.run import rundir
+from strata.store.files.lock import hold
 
 VIEWS = {"canvas": '"canvas"', "fresh": "0", "8-views": "8", "end-to-end": "0"}
 NAMES = [f"k{k}-{way}" for k in (1, 2, 3) for way in VIEWS]

@@ -1,0 +1,231 @@
+"""x_depth of one split as device tensors, by row: read from a level, or computed from one below.
+
+Whether the values were cached or computed, they are the same; see stages/network/featurize.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from strata.pipeline.feed.delivery import Delivery
+from strata.pipeline.feed.ffcv.image_file import image_file
+from strata.pipeline.feed.level_feed import codec_of
+from strata.pipeline.recipe import augmentation as views
+from strata.pipeline.recipe.augmentation import Draws
+from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.run import weights
+from strata.pipeline.run.rundir import QUANTISER, Run
+from strata.pipeline.run.session import Session
+from strata.stages.data import augment
+from strata.stages.errors import NotFinite
+from strata.stages.features.quantise import Codec, codec
+from strata.stages.network.blocks import AnyLayer
+from strata.stages.network.featurize import Frozen, encoded, featurize
+from strata.stages.network.network import blank_layer
+from strata.store.level.level import Level
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where x_depth of one split comes from."""
+
+    session: Session
+    levels: Mapping[str, Level]
+    """The nearest levels below (or at) ``depth``, by view; x_0 has the one view ``clean``."""
+    base: int
+    """Depth of those levels."""
+    stored: Codec | None
+    """What those levels hold, on the device; None where the base is x_0: images."""
+    layers: Sequence[Frozen]
+    """Frozen layers base + 1 … depth, on the device, in eval mode."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.session.run.recipe
+
+    def delivery(self, views: Sequence[str] = (), *, once: bool = False) -> Delivery:
+        """The base levels' rows on the device. Close it.
+
+        Args:
+            views: the levels to read, in this order, where there are several: row r of view v has
+                the number v · rows + r. None: the only one.
+            once: every row is read once, in order.
+        """
+        levels = [self.levels[name] for name in (views if self.base and views else self.levels)]
+        return deliver(self.session, levels, once=once)
+
+    def values(self, stored: Tensor, draws: Draws | None, crops: Crops | None = None) -> Tensor:
+        """x_depth of some rows: (B, C, H, W), decoded or rounded as it is stored, in float16,
+        bfloat16 or float32; for x_0, normalised images.
+
+        Args:
+            stored: elements of the base level, on the device.
+            draws: flip and offset of each row, used where the base is x_0.
+            crops: what to cut out, in feature space; None: the whole map.
+        """
+        if self.stored is None:
+            assert draws is not None
+            x = image_views(self.recipe, stored, draws)
+        else:
+            x = self.stored.unpacked(stored, self._width)
+            if not self.layers:  # cut while a value has few bytes
+                x = x if crops is None else crops.cut(x)
+                return self.stored.values(x)
+            x = self.stored.values(x)
+        block, compute = self.recipe.cache.block, self.session.compute
+        x = featurize(self.layers, x, block=block, compute=compute)
+        return x if crops is None else crops.cut(x)
+
+    def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
+        """As :meth:`values`, in the form in which x_depth is stored. There must be layers."""
+        if self.stored is None:
+            x = image_views(self.recipe, stored, draws)
+        else:
+            x = self.stored.decode(stored, self._width)
+        block, compute = self.recipe.cache.block, self.session.compute
+        return encoded(self.layers, x, block=block, compute=compute)
+
+    @property
+    def _width(self) -> int:
+        return next(iter(self.levels.values())).geometry.sample[2]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One window per row of a batch, in feature space."""
+
+    offsets: Tensor
+    """int64 (B, 2): (y, x), on the device."""
+    side: int
+
+    def cut(self, x: Tensor) -> Tensor:
+        return augment.crop(x, self.offsets, self.side)
+
+
+def deliver(session: Session, levels: Sequence[Level], *, once: bool) -> Delivery:
+    """Rows of levels on the session's device, with progress while a tier is filled."""
+    rows, depth = sum(len(level) for level in levels), levels[0].key.depth
+    images = image_file(session, levels[0]) if depth == 0 else None
+    with session.report.task(f"reading x_{depth}", rows, "rows") as tick:
+        return Delivery(levels, session.machine, once=once, beton=images, tick=tick)
+
+
+def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:
+    """crop(flip(canvas), offset), normalised: float32 (B, C, H, W) from uint8 images."""
+    device = images.device
+    x = augment.flip(
+        augment.pad(images, recipe.augment.pad), torch.from_numpy(draws.flipped).to(device)
+    )
+    if len(draws.offsets):
+        x = augment.crop(x, torch.from_numpy(draws.offsets).to(device), recipe.augment.crop)
+    return augment.normalise(x, recipe.data.mean, recipe.data.std)
+
+
+def level_draws(recipe: Recipe, seed: int, view: str, samples: int) -> Draws:
+    """The draws that make a cached level: of a fixed view, of a whole canvas, or of none."""
+    whole = np.empty((0, 2), np.int64)
+    if views.mode(recipe) == "canvas":
+        return Draws(np.full(samples, view == "flipped"), whole)
+    if view == "clean":
+        return views.centre_draws(recipe, samples)
+    return views.view_draws(recipe, seed, int(view.removeprefix("v")), samples)
+
+
+def features(
+    session: Session, depth: int, split: str, *, cached: bool = True, clean: bool = False
+) -> Features:
+    """x_depth from the nearest complete levels, or with ``cached=False`` from the images.
+
+    Args:
+        clean: only of the un-augmented images.
+    """
+    base = nearest(session, depth, split, clean=clean) if cached else 0
+    return features_above(session, base, depth, split, clean=clean)
+
+
+def features_above(
+    session: Session, base: int, depth: int, split: str, *, clean: bool = False
+) -> Features:
+    """As :func:`features`, from the levels of x_base."""
+    names = _view_names(session.run.recipe, base, split, clean=clean)
+    levels = {view: session.store.open(session.key(base, split, view)) for view in names}
+    layers = [load_layer(session, j) for j in range(base + 1, depth + 1)]
+    # All views have the same scales.
+    found = codec_of(next(iter(levels.values())))
+    stored = found and found.to(session.device)
+    return Features(session, levels, base, stored, layers)
+
+
+def _view_names(recipe: Recipe, depth: int, split: str, *, clean: bool) -> tuple[str, ...]:
+    if depth == 0 or split == "test":
+        return ("clean",)
+    return (views.clean_view(recipe),) if clean else views.train_views(recipe)
+
+
+def nearest(session: Session, depth: int, split: str, *, clean: bool = False) -> int:
+    """Depth of the nearest complete levels at or below ``depth``: 0 where there are only images."""
+    for d in range(depth, 0, -1):
+        names = _view_names(session.run.recipe, d, split, clean=clean)
+        states = [session.store.state(session.key(d, split, view)).state for view in names]
+        if states and all(state == "complete" for state in states):
+            return d
+    return 0
+
+
+def load_layer(session: Session, j: int) -> Frozen:
+    """As :func:`frozen_layer`, on the session's device."""
+    return frozen_layer(session.run, j, session.device)
+
+
+def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
+    """Solved layer j on the device, in eval mode, and how x_j is stored.
+
+    Raises:
+        LevelDamaged: weights or scales are not those that the layer's record speaks of.
+    """
+    record, recipe = run.layer(j), run.recipe
+    assert record is not None
+    directory = run.layer_directory(j)
+    path = directory / "weights.safetensors"
+    layer = read_layer(recipe.layers[j - 1], path, record["weights"], device)
+    scales = record["scales"] and weights.read_checked(directory / QUANTISER, record["scales"])
+    return Frozen(layer, codec(recipe.cache.precision, scales or {}).to(device))
+
+
+def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
+    """A frozen layer from its weights, on the device, in eval mode.
+
+    Raises:
+        LevelDamaged: the weights have another digest.
+    """
+    layer = blank_layer(spec)
+    layer.load_state_dict(weights.read_checked(path, digest))
+    layer.requires_grad_(False)
+    return layer.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore
+
+
+@contextmanager
+def naming_rows(label: str, split: str, rows: np.ndarray, ids: np.ndarray) -> Iterator[None]:
+    """Say of a NotFinite which row and sample it is, and what to do.
+
+    Args:
+        label: the level, e.g. ``x_2 train.v0``, of ``split``.
+        rows: int64 (batch,), the level's rows that are being computed.
+        ids: int64, the sample id of every row of the level.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        row = int(rows[error.sample])
+        error.add_note(f"{label}, row {row}, sample {ids[row]} of {split}")
+        if math.isfinite(error.value):
+            error.add_note("Set 'cache.precision' to float32")
+        raise

@@ -1,0 +1,248 @@
+"""ffcv's epoch thread, given our memory and our order, and held by the hand.
+
+Everything here is about what ffcv 1.0.2 does not do: it waits for ever for a thread that has
+failed, leaves one behind when an epoch is not read to its end, reuses the memory of batches that it
+handed out, copies arrays on one thread, and lets numba abort the process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
+from math import prod
+from queue import Empty
+from typing import Any, Protocol
+
+import numpy as np
+
+from strata.pipeline.errors import LoaderError
+from strata.pipeline.feed.ffcv.beton import IMAGE, ffcv
+from strata.store.errors import StoreError
+from strata.store.memory import aligned
+
+AHEAD = 3
+"""Batches that ffcv reads ahead of the one in use."""
+POLL = 0.1
+"""Seconds of waiting for a batch after which we look whether ffcv's thread is alive."""
+_WORKQUEUE = threading.Lock()
+"""Held by the one epoch that may run on numba's workqueue threads."""
+
+Finish = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Source(Protocol):
+    """Rows in memory, and how ffcv is to read them."""
+
+    shape: tuple[int, ...]
+    """(rows, channel, y, x) of stored elements."""
+    memory: np.ndarray
+    """uint8, read-only: all that can be read."""
+    places: np.ndarray
+    """uint64 (rows,): where each row begins in memory."""
+    sizes: np.ndarray
+    """uint64 (rows,): its bytes."""
+    metadata: np.ndarray
+    """ffcv's record of each row; its column ``f0`` is of the field that is read."""
+    rgb: bool
+    """Colour images, raw or JPEG as the metadata say; otherwise plain bytes."""
+    row: tuple[int, ...]
+    """Shape of the uint8 that ffcv makes of a row: (y, x, 3), or (bytes,)."""
+
+    def ready(self) -> None:
+        """Called before an epoch. Raises if the files are not those that were opened."""
+        ...
+
+    def shaped(self, batch: np.ndarray) -> np.ndarray:
+        """What ffcv read as (n, channel, y, x) of stored elements, C-contiguous."""
+        ...
+
+    def check(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        """Raises if these are not the rows that were written; looks at every row once."""
+        ...
+
+    def close(self) -> object: ...
+
+
+class Loader:
+    """What ffcv's epoch thread asks of ffcv's Loader.
+
+    Loader itself opens a file by its name, keeps Python sets of all rows and pages, knows only
+    its own orders, pins a ring for every epoch and sets torch's thread count.
+    """
+
+    batches_ahead = AHEAD
+    traversal_order = None
+
+    def __init__(self, source: Source, workers: int) -> None:
+        self.metadata, self.num_workers = source.metadata, max(1, workers)
+        self.batch_size = 0
+        order = np.argsort(source.places, kind="stable")  # ffcv looks a size up by its place
+        self._context = _Context((source.memory, source.places[order], source.sizes[order]))
+        self._row = source.row
+        self.code, self._step = _compiled(source.rgb, self.num_workers > 1)
+
+    @property
+    def reader(self) -> Loader:
+        return self
+
+    @property
+    def graph(self) -> Loader:
+        return self
+
+    @property
+    def memory_manager(self) -> Loader:
+        return self
+
+    def schedule_epoch(self, batches: object) -> _Context:
+        return self._context
+
+    def allocate_memory(self, batch: int, slots: int) -> dict[str, dict[int, Any]]:
+        """Buffers by kind and step of the pipeline: new memory instead of a ring."""
+        return {
+            "operation": {self._step: _Fresh((batch, *self._row))},
+            "shared": {self._step: None},
+        }
+
+
+class _Fresh:
+    """Stands in for ffcv's ring of buffers: every batch gets memory that only it will have."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __getitem__(self, slot: int) -> np.ndarray:
+        return aligned(prod(self.shape)).reshape(self.shape)
+
+
+class _Context(AbstractContextManager["_Context"]):
+    """Our memory in the place of ffcv's map of a file."""
+
+    def __init__(self, state: tuple[np.ndarray, ...]) -> None:
+        self.state = state
+
+    def start_batch(self, batch: int) -> None:
+        """Nothing is fetched ahead: the kernel reads."""
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+
+@cache
+def _compiled(rgb: bool, parallel: bool) -> tuple[Any, int]:
+    """ffcv's code for one field, and the number of its one step. It holds no data, so all readers
+    of the process share it: numba takes a second to compile it. The dtypes of what it is given must
+    not vary (numba 0.68 fails to compile parallel code of ffcv a second time)."""
+    parts = ffcv()
+    parts.Compiler.num_threads = 2 if parallel else 1  # decides between prange and range
+    fields, decoders, manager = parts.fields, parts.decoders, parts.OSCacheManager
+    field = fields.RGBImageField() if rgb else fields.NDArrayField(np.dtype("u1"), (1,))
+    decoder = decoders.SimpleRGBImageDecoder() if rgb else _parallel_arrays()()
+    metadata = np.zeros(1, [("f0", field.metadata_type)])
+    read = manager.compile_reader(manager.__new__(manager))
+    pipelines = {IMAGE: parts.PipelineSpec(IMAGE, decoder=decoder)}
+    graph = parts.Graph(pipelines, {IMAGE: field}, {IMAGE: 0}, metadata, read)
+    needs, code = graph.collect_requirements()
+    (step,) = needs["operation"]
+    return graph.codegen_all(code), step
+
+
+def _parallel_arrays() -> Any:
+    """ffcv's decoder of arrays, on all of its threads: ffcv itself forgets to say so."""
+
+    class ParallelArrays(ffcv().decoders.NDArrayDecoder):
+        def generate_code(self) -> Any:
+            code = super().generate_code()
+            code.is_parallel = True
+            return code
+
+    return ParallelArrays
+
+
+@cache
+def _epoch_class() -> Any:
+    class Epoch(ffcv().EpochIterator):
+        """ffcv's thread, which says why it has ended."""
+
+        failure: BaseException | None = None
+
+        def __init__(self, loader: Loader, order: np.ndarray, batch: int, finished: Finish) -> None:
+            self.finished = finished
+            loader.batch_size = batch
+            super().__init__(loader, order)
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except BaseException as error:
+                self.failure = error
+
+        def run_pipeline(self, number: int, rows: np.ndarray, *rest: Any) -> tuple[np.ndarray]:
+            (batch,) = super().run_pipeline(number, rows, *rest)
+            return (self.finished(rows, batch),)
+
+    return Epoch
+
+
+def start(loader: Loader, order: np.ndarray, batch: int, finished: Finish) -> Any:
+    """Begin to read ``order`` (int64 row numbers) in batches of ``batch`` rows.
+
+    Args:
+        finished: makes of a batch's row numbers and of what ffcv read what is handed out. It runs
+            in ffcv's thread, and what it raises is raised by :func:`next_batch`.
+    """
+    return _epoch_class()(loader, order, batch, finished)
+
+
+def next_batch(epoch: Any) -> np.ndarray:
+    """The next batch. Raises what ended the thread, if it ends without one."""
+    while True:
+        alive = epoch.is_alive()  # before looking: what it has put lies there when it has ended
+        try:
+            found = epoch.output_queue.get(timeout=POLL)
+        except Empty:
+            if alive:
+                continue
+            found = None
+        if found is not None:
+            return found[1][0]
+        if isinstance(epoch.failure, StoreError | LoaderError):
+            raise epoch.failure
+        why = f"{type(epoch.failure).__name__}: {epoch.failure}" if epoch.failure else "closed"
+        raise LoaderError(f"ffcv's thread has ended ({why})") from epoch.failure
+
+
+def stop(epoch: Any) -> None:
+    """End the thread. It may be waiting for room in its queue, and not look up, so make room."""
+    epoch.close()
+    while epoch.is_alive():
+        with suppress(Empty):
+            epoch.output_queue.get(timeout=POLL)
+    epoch.join()
+
+
+@contextmanager
+def _one_on_workqueue() -> Iterator[None]:
+    if not _WORKQUEUE.acquire(blocking=False):
+        raise LoaderError(
+            "numba's workqueue threads serve one ffcv epoch at a time, and one is under way. "
+            "`pip install tbb`, or close the other"
+        )
+    try:
+        yield
+    finally:
+        _WORKQUEUE.release()
+
+
+def alone(workers: int) -> AbstractContextManager[None]:
+    """numba aborts the process when two threads run in its workqueue; TBB and OpenMP are safe."""
+    if workers > 1 and ffcv().numba.threading_layer() == "workqueue":
+        return _one_on_workqueue()
+    return nullcontext()
+
+
+def cores() -> int:
+    """Threads that ffcv may use: the cores of this process, and no more than numba has started."""
+    return min(len(os.sched_getaffinity(0)), ffcv().numba.config.NUMBA_NUM_THREADS)

@@ -1,0 +1,290 @@
+"""Levels as shuffled batches of (x, y), with nothing else of Strata around them.
+
+    level = open_level("features/x_1-3c17fd871988/train.plain")
+    with feed(level, batch=256, device="cuda") as batches:
+        for epoch in range(10):
+            for x, y in batches:
+                ...
+
+Every pass is an epoch in another order, which is a function of (seed, epoch) alone: not of the
+number of threads, the tier or the loader. docs/feed.md has the rest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strata.pipeline.feed.delivery import GATHERERS, LOADERS, Delivery, Machine
+from strata.pipeline.feed.ring import Maps
+from strata.pipeline.plan.tiers import TIERS
+from strata.pipeline.progress import Reporter
+from strata.stages.data.augment import crop as cut
+from strata.stages.features.quantise import Codec, codec, needs_scales
+from strata.store.errors import LevelAbsent
+from strata.store.level.level import Level
+from strata.store.opening import images_of
+from strata.store.precision import precision
+from strata.store.read.order import Mixing, batches, generator, mixing
+
+WARN_SHARE = 0.01
+"""Of the pairs of a batch that lie in one block: more is worth a warning."""
+
+
+class LevelFeed:
+    """An iterable of batches (x, y) on a device. Every pass is the next epoch.
+
+    Close it, or use it in a with statement.
+    """
+
+    def __init__(
+        self,
+        levels: Level | Sequence[Level],
+        *,
+        batch: int,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        labels: np.ndarray | None = None,
+        ids: bool = False,
+        crop: int | None = None,
+        stored: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        tier: str = "auto",
+        loader: str = "native",
+        threads: int = GATHERERS,
+        report: Reporter | None = None,
+    ) -> None:
+        """
+        Args:
+            levels: of one x_j and split; with several views, sample i of epoch e is taken from
+                view (e + offset_i) mod their number, so that views change from epoch to epoch.
+            batch: rows of a batch, over all ranks.
+            shuffle: False keeps the order of the level.
+            drop_last: leave a last, smaller batch out.
+            labels: int64 (rows,) in the order of the level's rows; None: those of the images.
+            ids: yield (x, y, ids) with the sample id of each row, int64.
+            crop: cut a window of this side at a random place of each map, a new one in each epoch.
+            stored: x as the level holds it (float16, codes, …), without making values of it.
+            rank, ranks: which slice of every batch to deliver, of how many of equal size.
+            tier: ``auto``, ``device``, ``memory`` or ``disk``; see
+            :mod:`strata.pipeline.plan.tiers`. loader: ``native``, or ``ffcv`` (raw levels).
+            report: is told the tier and its reason, and of a shuffle that is not good enough.
+
+        Raises:
+            ValueError: an argument that cannot be.
+            LevelAbsent: the images, whose labels these are, are not in the store any more.
+            BudgetError, LoaderError, LevelDamaged: as
+            :class:`strata.pipeline.feed.delivery.Delivery`.
+        """
+        views = [levels] if isinstance(levels, Level) else list(levels)
+        level, self._views, self.batch, self.seed = views[0], len(views), batch, seed
+        self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
+        _check(level, batch, crop, rank, ranks)
+        _check_form(level, stored, crop)
+        _check_names(tier, loader)
+        self._shuffle, self._drop_last, self._with_ids = shuffle, drop_last, ids
+        self._crop, self._rank, self._ranks = crop, rank, ranks
+        self._labels, self._ids = _labels(level, labels)
+        codec = None if stored else codec_of(level)
+        self._codec = codec and codec.to(self.device)
+        self._maps = Maps() if self.device.type == "cpu" else None  # a GPU's allocator is as good
+        machine = Machine(self.device, tier, loader, threads)
+        self._delivery = _delivery(views, machine, report or Reporter())
+        self.choice = self._delivery.choice
+        if shuffle and self.mixing.same_block > WARN_SHARE:
+            warnings.warn(shuffle_text(self.mixing), stacklevel=2)
+        self._at, self._next = (0, 0), (0, 0)
+
+    def __enter__(self) -> LevelFeed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads and let the memory go. What was handed out on a CPU stays valid."""
+        self._delivery.close()
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        rows = len(self._level)
+        return rows // self.batch if self._drop_last else -(-rows // self.batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """The next epoch, or what is left of it after :meth:`load_state_dict`."""
+        epoch, start = self._next
+        self._at, self._next = (epoch, start), (epoch + 1, 0)
+        for number, batch in enumerate(self.epoch(epoch, start), start + 1):
+            self._at = (epoch, number)
+            yield batch
+        self._at = (epoch + 1, 0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of an epoch, from batch ``start`` on.
+
+        Returns:
+            Pairs (x, y), or triples (x, y, ids). x is (B, C, H, W): float32, channels last; for
+            images uint8; with ``stored`` the level's dtype. On a CPU, what is not converted is
+            valid as long as it is held.
+
+        Raises:
+            LevelDamaged: a row is not the one that was written; names file and row.
+        """
+        parts = [self._slice(rows) for rows in self._rows(epoch, start)]
+        flat, lengths = np.concatenate([*parts, np.empty(0, np.int64)]), [len(p) for p in parts]
+        y = self._on_device(self._labels[flat]).split(lengths)
+        ids = self._on_device(self._ids[flat]).split(lengths) if self._with_ids else ()
+        windows = self._windows(epoch, flat).split(lengths) if self._crop else ()
+        numbers = self._numbers(epoch, parts)
+        for number, stored in enumerate(self._delivery.batches(numbers)):
+            x = self._values(stored, windows[number] if windows else None)
+            yield (x, y[number], ids[number]) if ids else (x, y[number])
+
+    # ---- state ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the feed is: all that is needed to go on, whatever the threads were doing."""
+        epoch, batch = self._at
+        return {"epoch": epoch, "batch": batch, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there with the next iteration. Raises ValueError if it is another feed's."""
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise ValueError(f"the state has {name} {state[name]!r}; this feed has {value!r}")
+        self._at = self._next = (state["epoch"], state["batch"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What the order depends on; the number of ranks is not among it."""
+        return {
+            "seed": self.seed,
+            "size": self.batch,
+            "rows": len(self._level),
+            "block": self.mixing.block if self.mixing.windows > 1 else 1,
+        }
+
+    # ---- one epoch ------------------------------------------------------------------------------
+
+    def _rows(self, epoch: int, start: int) -> list[np.ndarray]:
+        order = np.arange(len(self._level))
+        if self._shuffle:
+            order = self.mixing.order(self.seed, self._level.key.depth, epoch)
+        return batches(order, self.batch, drop_last=self._drop_last, start=start)
+
+    def _slice(self, rows: np.ndarray) -> np.ndarray:
+        """This rank's part of a batch."""
+        begin, end = (len(rows) * rank // self._ranks for rank in (self._rank, self._rank + 1))
+        return rows[begin:end]
+
+    def _numbers(self, epoch: int, parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The rows' numbers over all views."""
+        if self._views == 1:
+            return parts
+        view = rotation(self.seed, epoch, self._ids, self._views)
+        return [view[rows] * len(self._level) + rows for rows in parts]
+
+    def _windows(self, epoch: int, rows: np.ndarray) -> Tensor:
+        """Where each row is cropped in an epoch: int64 (n, 2), on the device."""
+        drawn = generator("feed crops", self.seed, epoch).random((int(self._ids.max()) + 1, 2))
+        _, height, width = self._level.geometry.sample
+        room = np.array([height, width]) - (self._crop or 0) + 1
+        return self._on_device((drawn[self._ids[rows]] * room).astype(np.int64))
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _values(self, stored: Tensor, windows: Tensor | None) -> Tensor:
+        x = stored
+        if self._codec is not None:
+            x = self._codec.unpacked(x, self._level.geometry.sample[2])
+        if windows is not None and self._crop is not None:
+            x = cut(x, windows, self._crop)
+        if self._codec is not None:
+            return self._codec.values(x, self._maps and self._maps.take(x.shape))
+        # As it is; but a buffer on the GPU is written to again.
+        return x.clone() if x is stored and self.device.type == "cuda" else x
+
+
+feed = LevelFeed
+"""The class, where it is called like a function."""
+
+
+def rotation(seed: int, epoch: int, ids: np.ndarray, views: int) -> np.ndarray:
+    """Which of some views each row of an epoch is taken from: int64, as ``ids``."""
+    offsets = generator("view offset", seed).integers(0, views, int(ids.max(initial=0)) + 1)
+    return (epoch + offsets[ids]) % views
+
+
+def codec_of(level: Level) -> Codec | None:
+    """How to make values of what a level holds, by what lies beside it; None for images."""
+    if level.key.depth == 0:
+        return None
+    kind = level.geometry.precision
+    names = ("scale", "zero") if needs_scales(kind) else ()
+    return codec(kind, {name: torch.from_numpy(level.array(name)) for name in names})
+
+
+def shuffle_text(mixing: Mixing) -> str:
+    """How good a shuffle is, in a sentence."""
+    if mixing.windows == 1:
+        return "exact shuffle"
+    rows = mixing.rows // mixing.windows
+    share = f"{100 * mixing.same_block:.2f} % of the pairs in a batch share a block"
+    text = f"shuffle in blocks of {mixing.block} rows, {rows:,} rows at a time: {share}"
+    if mixing.same_block > WARN_SHARE:
+        text += f", more than {100 * WARN_SHARE:.0f} %. Smaller chunks, or raw levels, mix better"
+    return text
+
+
+def _labels(level: Level, given: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Label and sample id of every row, int64; without the images a row's number is its id."""
+    try:
+        images = images_of(level)
+    except LevelAbsent:
+        if given is None:
+            raise
+        images = None
+    labels = images.array("labels") if given is None and images else np.asarray(given, np.int64)
+    if labels.shape != (len(level),):
+        raise ValueError(
+            f"labels has shape {labels.shape}; {level.key.label} has {len(level)} rows"
+        )
+    return labels, images.array("sample_id") if images else np.arange(len(level))
+
+
+def _delivery(views: Sequence[Level], machine: Machine, report: Reporter) -> Delivery:
+    level = views[0]
+    with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
+        found = Delivery(views, machine, tick=tick)
+    report.say(f"{found.choice.tier}: {found.choice.reason}")
+    return found
+
+
+def _check(level: Level, batch: int, crop: int | None, rank: int, ranks: int) -> None:
+    """Raises ValueError with what was given and what could be."""
+    if not 1 <= batch <= len(level):
+        raise ValueError(f"batch is {batch}; {level.key.label} has {len(level):,} rows")
+    if not 0 <= rank < ranks or batch % ranks:
+        raise ValueError(f"rank {rank} of {ranks} cannot have a part of each batch of {batch}")
+    side = min(level.geometry.sample[1:])
+    if crop is not None and not 1 <= crop <= side:
+        raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")
+
+
+def _check_form(level: Level, stored: bool, crop: int | None) -> None:
+    if stored and crop is not None and precision(level.geometry.precision).packed > 1:
+        raise ValueError(f"codes of {level.key.label} lie two in a byte, which no crop can cut")
+
+
+def _check_names(tier: str, loader: str) -> None:
+    for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
+        if given not in known:
+            raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")

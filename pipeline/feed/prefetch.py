@@ -1,0 +1,274 @@
+"""Rows in a given order, gathered ahead by threads of the reader's own into buffers of its own.
+
+Batches are gathered in stripes of some megabytes: a small batch would cost more in handing over
+than in copying. Which thread gathers what changes nothing: a stripe's rows and its place in the
+sequence are fixed before the first thread begins.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from strata.pipeline.feed.ring import Allocate, Ring, plain
+from strata.store.read.rows import Rows, Task
+
+STRIPE_BYTES = 4 << 20
+"""Aim for a stripe: much against the price of handing it over, little against a CPU's cache."""
+PIECE_BYTES = 2 << 20
+"""What one thread gathers at a time, at least: two of them finish a stripe together."""
+RING_BYTES = 256 << 20
+"""Most bytes of stripes read ahead, but for three stripes, fewer of which would not overlap."""
+
+
+@dataclass(frozen=True)
+class _Stripe:
+    """Consecutive batches that are gathered together."""
+
+    numbers: np.ndarray
+    lengths: list[int]
+    """Rows of each batch."""
+
+
+class Reader:
+    """Batches of stored rows. Close it, or use it in a with statement."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        threads: int,
+        *,
+        piece_bytes: int = PIECE_BYTES,
+        allocate: Allocate = plain,
+    ) -> None:
+        """
+        Args:
+            rows: where they come from; closed with the reader.
+            threads: of the reader's own; the one that asks for a batch takes part while it waits.
+            piece_bytes: what one of them gathers at a time: little where it must wait for a disk,
+                so that many wait at once.
+            allocate: memory of the buffers; pinned where they are copied to a GPU.
+        """
+        self.rows, self.geometry = rows, rows.geometry
+        self._row_bytes = rows.geometry.row_bytes
+        self._threads, self._piece_bytes, self._allocate = threads, piece_bytes, allocate
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self._workers: list[Thread] = []
+        self._ring: Ring | None = None
+        self._epochs: set[_Epoch] = set()
+        self._stop = weakref.finalize(self, _stop, self._tasks, self._workers)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads and close the rows. Batches that were handed out stay valid."""
+        for epoch in list(self._epochs):
+            epoch.leave()
+        self._stop()
+        self.rows.close()
+
+    def batches(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """The rows of each part, in the order asked for.
+
+        Args:
+            parts: int64 row numbers, one array per batch.
+
+        Returns:
+            Arrays (len(part), channel, y, x) of stored elements, in the level's dtype. Each stays
+            as it is while somebody holds it; then its memory is used again.
+
+        Raises:
+            LevelDamaged: a row is not the one that was written; names file and row.
+        """
+        if not len(parts):
+            return iter(())
+        self.rows.ready()
+        self._start()
+        longest = max(map(len, parts)) * self._row_bytes
+        stripes = _stripes(parts, max(1, STRIPE_BYTES // max(1, longest)))
+        ring = self._ring_of(max(len(s.numbers) for s in stripes) * self._row_bytes)
+        return self._run(_Epoch(self.rows, stripes, ring, self._tasks, self._pieces))
+
+    def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
+        dtype, row, row_bytes = self.geometry.dtype, self.geometry.stored, self._row_bytes
+        self._epochs.add(epoch)
+        try:
+            while (job := epoch.next_stripe()) is not None:
+                begin = 0
+                for rows in job.stripe.lengths:
+                    end = begin + rows * row_bytes
+                    yield job.buffer[begin:end].view(dtype).reshape(rows, *row)
+                    begin = end
+                del job
+        finally:
+            epoch.leave()
+            self._epochs.discard(epoch)
+
+    def _pieces(self, rows: int) -> list[slice]:
+        """A stripe of so many rows, in parts for the threads."""
+        most = max(1, rows * self._row_bytes // self._piece_bytes)
+        each = -(-rows // min(self._threads + 1, most))  # the one that waits takes part
+        return [slice(begin, min(begin + each, rows)) for begin in range(0, rows, each)]
+
+    # ---- threads and buffers --------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if not self._stop.alive:
+            raise ValueError("this reader was closed")
+        while len(self._workers) < self._threads:
+            worker = Thread(target=_work, args=(self._tasks,), name="reader", daemon=True)
+            self._workers.append(worker)
+            worker.start()
+
+    def _ring_of(self, stripe_bytes: int) -> Ring:
+        """The buffers of the last epoch, if they are large enough."""
+        if self._ring is None or self._ring.nbytes < stripe_bytes:
+            slots = max(3, min(self._threads + 2, RING_BYTES // stripe_bytes))
+            self._ring = Ring(stripe_bytes, slots, self._allocate)
+        return self._ring
+
+
+def _stripes(parts: Sequence[np.ndarray], each: int) -> list[_Stripe]:
+    """Every ``each`` batches together."""
+    if each == 1:
+        return [_Stripe(part, [len(part)]) for part in parts]
+    groups = (parts[at : at + each] for at in range(0, len(parts), each))
+    return [_Stripe(np.concatenate(group), [len(part) for part in group]) for group in groups]
+
+
+class _Epoch:
+    """Stripes under way, in their order."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        stripes: Sequence[_Stripe],
+        ring: Ring,
+        tasks: SimpleQueue[Any],
+        pieces: Callable[[int], list[slice]],
+    ) -> None:
+        self._reading = rows.begin([stripe.numbers for stripe in stripes])
+        self._row_bytes, self._ring = rows.geometry.row_bytes, ring
+        self._coming, self._jobs = iter(enumerate(stripes)), deque[_Job]()
+        self._tasks, self._pieces, self._left = tasks, pieces, False
+
+    def next_stripe(self) -> _Job | None:
+        """The next one, gathered; None after the last. Raises what the gathering raised."""
+        if self._left:
+            raise ValueError("the reader of these batches was closed")
+        self._top_up()
+        if not self._jobs:
+            return None
+        self._jobs[0].wait(self._tasks)
+        return self._jobs.popleft()
+
+    def leave(self) -> None:
+        """Nobody wants the rest: return when no thread works on it any more."""
+        if not self._left:
+            self._left = True
+            self._reading.end()
+            while self._jobs:
+                self._jobs.popleft().leave()
+            self._reading.close()
+
+    def _top_up(self) -> None:
+        """Begin as many stripes as there are free buffers, and one in any case."""
+        while (buffer := self._ring.free()) is not None or not self._jobs:
+            following = next(self._coming, None)
+            if following is None:
+                return
+            self._begin(*following, self._ring.more() if buffer is None else buffer)
+
+    def _begin(self, number: int, stripe: _Stripe, buffer: np.ndarray) -> None:
+        for task in self._reading.before(number):
+            self._tasks.put(task)
+        job = _Job(stripe, buffer)
+        self._jobs.append(job)
+        for part in self._pieces(len(stripe.numbers)):
+            out = buffer[part.start * self._row_bytes : part.stop * self._row_bytes]
+            take = partial(self._reading.take, number, part, out.reshape(-1, self._row_bytes))
+            self._tasks.put(job.piece(take))
+        for task in self._reading.after(number):
+            self._tasks.put(task)
+
+
+class _Job:
+    """A stripe on its way into a buffer."""
+
+    def __init__(self, stripe: _Stripe, buffer: np.ndarray) -> None:
+        self.stripe, self.buffer = stripe, buffer
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._pieces, self._left = 0, False
+
+    def piece(self, take: Task) -> Task:
+        """The same task, which says when it is done, and never raises."""
+        self._pieces += 1
+
+        def gather() -> None:
+            error = None
+            try:
+                if not self._left:
+                    take()
+            except BaseException as caught:
+                error = caught
+            self._done.put(error)
+
+        return gather
+
+    def wait(self, tasks: SimpleQueue[Any]) -> None:
+        """Until the stripe is in its buffer, and meanwhile do what a thread of the reader would:
+        waking another one costs more than a stripe of small rows. Raises what its gathering raised.
+        """
+        while self._pieces:
+            if self._done.empty() and _help(tasks):
+                continue
+            error = self._done.get()
+            self._pieces -= 1
+            if error is not None:
+                raise error
+
+    def leave(self) -> None:
+        """Return when no thread writes to the buffer any more."""
+        self._left = True
+        while self._pieces:
+            self._done.get()
+            self._pieces -= 1
+
+
+def _help(tasks: SimpleQueue[Any]) -> bool:
+    """Do one task, if there is any that no thread has begun."""
+    try:
+        task = tasks.get_nowait()
+    except Empty:
+        return False
+    if task is None:  # the end, which is for a thread
+        tasks.put(None)
+        return False
+    task()
+    return True
+
+
+def _work(tasks: SimpleQueue[Any]) -> None:
+    """What a thread does. It knows the queue alone, so that a reader can be forgotten."""
+    while (task := tasks.get()) is not None:
+        task()
+        del task
+
+
+def _stop(tasks: SimpleQueue[Any], workers: list[Thread]) -> None:
+    for _ in workers:
+        tasks.put(None)
+    for worker in workers:
+        worker.join()

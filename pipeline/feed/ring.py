@@ -1,0 +1,83 @@
+"""Buffers that are allocated once and used again as soon as nobody holds them.
+
+New memory is dear: its first touch costs a page fault per 4 KiB, which together take longer than
+filling it. A buffer is free when the ring is the only one that refers to it. So whoever was given a
+part of one may keep it as long as he likes, and lets it go by forgetting it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from sys import getrefcount
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strata.store.memory import PAGE, page_of
+
+Allocate = Callable[[int], np.ndarray]
+"""A number of bytes to a uint8 array of them."""
+
+
+SLOTS = 2
+"""Maps in use at once: the batch at work, and the next."""
+
+
+def plain(nbytes: int) -> np.ndarray:
+    """Ordinary memory."""
+    return np.empty(nbytes, np.uint8)
+
+
+class Ring:
+    """Some buffers of one size, each beginning at a page."""
+
+    def __init__(self, nbytes: int, slots: int, allocate: Allocate = plain) -> None:
+        self.nbytes, self._slots, self._allocate = nbytes, slots, allocate
+        self._memory: list[np.ndarray] = []
+        self._pages: list[slice] = []
+        """Of each piece of memory, the part that begins at a page."""
+        self._unused = 0
+        self._add()
+        self._unused = max(map(getrefcount, self._memory))
+
+    def free(self) -> np.ndarray | None:
+        """A buffer that nobody holds; None if there are as many as may be, and all are held.
+
+        Views of a piece of memory, and tensors made of them, refer to what owns it: to the piece.
+        """
+        for number, holders in enumerate(map(getrefcount, self._memory)):
+            if holders == self._unused:
+                return self._memory[number][self._pages[number]]
+        return self.more() if len(self._memory) < self._slots else None
+
+    def take(self) -> np.ndarray:
+        """A buffer in any case."""
+        buffer = self.free()
+        return self.more() if buffer is None else buffer
+
+    def more(self) -> np.ndarray:
+        """A buffer beyond their number, for whoever keeps all that he is given."""
+        self._add()
+        return self._memory[-1][self._pages[-1]]
+
+    def _add(self) -> None:
+        self._memory.append(self._allocate(self.nbytes + PAGE))
+        self._pages.append(page_of(self._memory[-1], self.nbytes))
+
+
+class Maps:
+    """float32 maps in a ring's buffers, on the CPU."""
+
+    def __init__(self) -> None:
+        self._ring = Ring(0, SLOTS)
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        """A tensor (B, C, H, W), channels last, of any content; its own while it is held."""
+        nbytes = 4 * prod(shape)
+        if self._ring.nbytes < nbytes:
+            self._ring = Ring(nbytes, SLOTS)
+        rows, channels, height, width = shape
+        flat = torch.from_numpy(self._ring.take()[:nbytes].view(np.float32))
+        return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,292 @@
+"""Keep workers busy with the items of an order: a few of them under way, answers as they come.
+
+A window of items is with the scheduler, so that a level of a million shards is no graph of a
+million tasks. An answer is read and let go at once: a result that is kept would be computed again
+when its worker dies. An item whose workers die is given up after some deaths, the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from itertools import chain, islice
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from strata.pipeline.errors import ClusterError, one_line
+from strata.pipeline.materialize.cluster.cluster import WORKERS_S, Crew
+from strata.pipeline.materialize.cluster.tasks import (
+    Done,
+    Failed,
+    FeaturesOrder,
+    Order,
+    call,
+    one_machine_alone,
+)
+from strata.pipeline.materialize.timing import NOTE_SECONDS, Together
+from strata.pipeline.progress import Tick, size
+from strata.pipeline.run.session import Session
+from strata.store.errors import StoreRefused
+from strata.store.write.mandate import Published, unsettled
+from strata.store.write.writer import LevelWriter
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+WINDOW = 3
+"""Items under way for every worker: one computes, one is published, one waits."""
+POLL_S = 0.2
+"""Between two looks at Ctrl-C while nothing comes."""
+LOOK_S = 5.0
+"""Between two looks at whether there are workers, while nothing comes."""
+ROUNDS = 3
+"""How often a shard is asked for that a worker has published and that is not to be seen here."""
+ACCIDENTS = 4
+"""Workers that refuse: so many, and it is not they but the store."""
+NAMED = 5
+"""Shards and workers that are named, of however many."""
+
+
+class WorkersDied(ClusterError):
+    """Of one item, again and again."""
+
+
+class Spread:
+    """Items of one order, under way."""
+
+    def __init__(self, crew: Crew, order: Order) -> None:
+        self._crew, self._order = crew, order
+        self._client: Client = crew.client
+        self._finished: SimpleQueue[Future] = SimpleQueue()
+        self._under_way: dict[Future, Any] = {}
+        self._again: deque[Any] = deque()
+        self._refusing: set[str] = set()
+        """Workers that cannot get at the files."""
+        self._workers = max(1, crew.count())
+        self._heard = self._looked = time.monotonic()
+        self.most = 0
+        """Items that were under way at once."""
+
+    def answers(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Every item with its answer, as they come; :class:`Failed` where there is none.
+
+        Raises:
+            ClusterError: the scheduler, or all workers, are gone.
+            KeyboardInterrupt: somebody asked to stop; what is under way is cancelled.
+        """
+        killed: list[Any] = []
+        try:
+            for item, answer in self._in_a_window(iter(items)):
+                if isinstance(answer, Failed) and isinstance(answer.error, WorkersDied):
+                    killed.append(item)
+                else:
+                    yield item, answer
+            # Dask suspects all that a dead worker was given: alone, it is seen who kills.
+            yield from self._in_a_window(iter(killed), alone=True)
+        finally:
+            with suppress(Exception):  # the scheduler may be gone
+                self._client.cancel(list(self._under_way), force=True)
+
+    def _in_a_window(
+        self, coming: Iterator[Any], *, alone: bool = False
+    ) -> Iterator[tuple[Any, Any]]:
+        self._submit(coming, alone)
+        while self._under_way:
+            self._look()
+            future = self._next()
+            item, answer = self._under_way[future], self._answer(future)
+            del self._under_way[future]
+            future.release()
+            if others := isinstance(answer, Failed) and self._others_may(answer):
+                self._again.append(item)
+            self._submit(coming, alone)
+            if not others:
+                yield item, answer
+
+    def _others_may(self, failed: Failed) -> bool:
+        """Is it one of several workers that cannot get at the files? It answers late, so that it is
+        given little; others do that."""
+        if not (failed.for_all and one_machine_alone(failed.error)):
+            return False
+        known = failed.worker in self._refusing
+        self._refusing.add(failed.worker)
+        others = len(self._refusing) < min(self._workers, ACCIDENTS)
+        if others and not known:
+            self._crew.report.say(
+                f"the worker {failed.worker} refuses, and others do its part: {failed.error}"
+            )
+        return others
+
+    def _submit(self, coming: Iterator[Any], alone: bool) -> None:
+        most = 1 if alone else WINDOW * self._workers
+        gpu = isinstance(self._order, FeaturesOrder) and self._crew.on_gpu
+        waiting = chain(_drained(self._again), coming)
+        for item in islice(waiting, max(0, most - len(self._under_way))):
+            future = self._client.submit(
+                call,
+                "serve",
+                self._order,
+                item,
+                "cuda" if gpu else "cpu",
+                self._crew.threads,
+                pure=False,
+                resources={"GPU": 1} if gpu else None,
+            )
+            self._under_way[future] = item
+            future.add_done_callback(self._finished.put)
+        self.most = max(self.most, len(self._under_way))
+
+    def _next(self) -> Future:
+        while True:
+            self._crew.stop.check()
+            with suppress(Empty):
+                future = self._finished.get(timeout=POLL_S)
+                self._heard = time.monotonic()
+                return future
+            self._look()
+
+    def _answer(self, future: Future) -> Any:
+        from distributed import KilledWorker
+
+        while True:
+            self._crew.stop.check()
+            try:
+                return future.result(timeout=POLL_S)
+            except TimeoutError:
+                self._look()
+            except CancelledError:
+                raise self._lost() from None
+            except KilledWorker as error:
+                died = f"workers died of it, {error.allowed_failures + 1} of them: out of memory?"
+                return Failed(error.last_worker.address, WorkersDied(died))
+            except Exception as error:
+                return Failed("a worker", error)
+
+    def _look(self) -> None:
+        """Is there still somebody to wait for?"""
+        if self._client.status not in ("running", "connecting"):
+            raise self._lost()
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked, there = now, 0
+        with suppress(OSError):
+            there = self._crew.count()
+        if there:
+            self._workers, self._heard = there, now
+        elif now - self._heard > WORKERS_S:
+            raise ClusterError(
+                f"all workers are gone, for {WORKERS_S:.0f} s. Start some and repeat the command: "
+                "what is finished is kept"
+            )
+
+    def _lost(self) -> ClusterError:
+        return ClusterError(
+            f"{self._crew.where} is gone. Start it and repeat the command: what is finished is kept"
+        )
+
+
+def _drained(items: deque[Any]) -> Iterator[Any]:
+    while items:
+        yield items.popleft()
+
+
+# ---- writing a level ----------------------------------------------------------------------------
+
+
+def publish(
+    session: Session,
+    writer: LevelWriter,
+    order: Order,
+    todo: Sequence[int],
+    together: Together,
+    tick: Tick,
+) -> int:
+    """Let workers publish shards of a level that is locked; returns their bytes.
+
+    Raises:
+        DiskFull, StoreRefused: of a worker; nothing more is begun, finished shards are kept.
+        ClusterError: names the shards that failed, once all others are finished.
+    """
+    assert session.crew is not None
+    progress = Progress(together, tick, len(todo))
+    published: dict[int, Published] = {}
+    failed: dict[int, Failed] = {}
+    for _ in range(ROUNDS):
+        for shard, answer in Spread(session.crew, order).answers(todo):
+            if isinstance(answer, Done):
+                published[shard] = Published(shard, answer.nbytes, answer.sha256)
+                progress.done(answer)
+            elif answer.for_all:
+                raise refusal(answer)
+            else:
+                failed[shard] = answer
+        todo = unsettled(writer, published.values())
+        if not todo:
+            break
+    unseen = Failed("a worker", ClusterError("it was published, and is not to be seen here"))
+    failed |= dict.fromkeys(todo, unseen)
+    writer.sweep()  # what workers that died were at
+    session.report.say(f"  {progress.workers()}")
+    if failed:
+        raise _named(writer, failed, len(published) - len(todo))
+    return sum(one.nbytes for one in published.values())
+
+
+class Progress:
+    """What people see of shards that workers publish."""
+
+    def __init__(self, together: Together, tick: Tick, shards: int) -> None:
+        self._together, self._tick, self._shards = together, tick, shards
+        self._begun = self._noted = time.perf_counter()
+        self._nbytes = self._count = 0
+        self._note = ""
+
+    def done(self, answer: Done) -> None:
+        self._together.add(answer.worker, answer.rows, answer.seconds, answer.peak_bytes)
+        self._nbytes, self._count = self._nbytes + answer.nbytes, self._count + 1
+        now = time.perf_counter()
+        if now - self._noted > NOTE_SECONDS:
+            self._noted = now
+            rate = size(self._nbytes / (now - self._begun))
+            self._note = f"shard {self._count} of {self._shards}, {rate}/s, {self.workers()}"
+        self._tick(answer.rows, self._note)
+
+    def workers(self) -> str:
+        """Images per second of every worker: ``"images/s by worker: 0 512, 1 498"``"""
+        rates = self._together.rates
+        named = [f"{worker} {rate:,.0f}" for worker, rate in islice(rates.items(), NAMED)]
+        return f"images/s by worker: {', '.join(named)}{' …' if len(rates) > NAMED else ''}"
+
+
+def refusal(failed: Failed) -> Exception:
+    """What a worker refuses of every shard: by its disk as by ours, else for the cluster."""
+    if isinstance(failed.error, StoreRefused):
+        failed.error.add_note(
+            f"So says the worker {failed.worker}: mend that or stop it, and repeat the command; "
+            "what is finished is kept"
+        )
+        return failed.error
+    return ClusterError(
+        f"the worker {failed.worker} refuses: {one_line(failed.error)}. What is finished is kept"
+    )
+
+
+def _named(writer: LevelWriter, failed: dict[int, Failed], finished: int) -> ClusterError:
+    named = []
+    for shard, why in sorted(failed.items())[:NAMED]:
+        first, last = writer.geometry.shard_range(shard)
+        named.append(f"shard {shard} (rows {first}…{last - 1}, on {why.worker}): {_why(why.error)}")
+    rest = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+    noun = "shard" if len(failed) == 1 else "shards"
+    return ClusterError(
+        f"{len(failed)} {noun} of {writer.key.label} failed, {finished} are finished and kept. "
+        f"{'; '.join(named)}{rest}. Mend that and repeat the command: only these are missing"
+    )
+
+
+def _why(error: Exception) -> str:
+    return one_line(error) if str(error) else type(error).__name__

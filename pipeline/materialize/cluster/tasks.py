@@ -1,0 +1,157 @@
+"""What a worker of a cluster is told, and what it answers: small, and never the values of a level.
+
+An order names a run, a store and images by path or URL, and what must be found there by digest: a
+worker loads weights itself and refuses others than those that the command knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from strata.pipeline.run.stores import Address
+from strata.store.errors import DiskFull, StoreRefused
+from strata.store.level.layout import LevelKey
+from strata.store.level.level import Level
+from strata.store.write.mandate import Mandate
+
+if TYPE_CHECKING:
+    from strata.pipeline.run.session import Session
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker finds what a run is made of. All of it must be on a shared file system, but
+    for a store in a bucket."""
+
+    run: Path
+    store: Address
+    source: str
+    """The images."""
+    data_root: Path
+    """Of torchvision's data sets."""
+
+    @classmethod
+    def of(cls, session: Session) -> Place:
+        run = session.run
+        return cls(
+            run.directory.absolute(),
+            Address.of(session.store),
+            _absolute(run.source),
+            session.data_root.absolute(),
+        )
+
+
+def _absolute(source: str) -> str:
+    """A source whose path means the same in every directory."""
+    kind, colon, place = source.partition(":")
+    if kind not in ("imagefolder", "npz"):
+        return source
+    return f"{kind}{colon}{Path(place).expanduser().absolute()}"
+
+
+@dataclass(frozen=True)
+class FeaturesOrder:
+    """Compute shards of a level of x_j from a level below, and publish them."""
+
+    place: Place
+    mandate: Mandate
+    base: LevelKey
+    """The level to read."""
+    content_root: str
+    """What is in it."""
+    weights: tuple[str, ...]
+    """Digests of the layers in between, lowest first."""
+
+
+def features(session: Session, base: Level, mandate: Mandate) -> FeaturesOrder:
+    """Told of a level that is computed from ``base``."""
+    between = range(base.key.depth + 1, mandate.key.depth + 1)
+    records = (session.run.layer(j) for j in between)
+    weights = tuple(record["weights"] for record in records if record is not None)
+    return FeaturesOrder(Place.of(session), mandate, base.key, base.content_root, weights)
+
+
+@dataclass(frozen=True)
+class SurveyOrder:
+    """Hash and decode images, to say which can be used."""
+
+    place: Place
+    signature: str
+    """Of the images, as far as can be told without reading them."""
+
+
+@dataclass(frozen=True)
+class ImagesOrder:
+    """Decode shards of x_0, and publish them."""
+
+    place: Place
+    mandate: Mandate
+    survey: Path
+    """The record of the images: which are good."""
+    digest: str
+    """Of all that are."""
+
+
+@dataclass(frozen=True)
+class HashOrder:
+    """Hash shards of a committed level."""
+
+    store: Address
+    directory: Path
+    commit: str
+    """sha256 of its commit, to tell a level that is not to be seen from one that is damaged."""
+
+
+@dataclass(frozen=True)
+class ChannelsOrder:
+    """Look at what the channels of a committed level hold, shard by shard."""
+
+    store: Address
+    level: LevelKey
+    content_root: str
+
+
+Order = FeaturesOrder | SurveyOrder | ImagesOrder | HashOrder | ChannelsOrder
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """A function of ``worker.py``. A scheduler reads what it passes on: it needs this module, and
+    not that one, which needs torch."""
+    from strata.pipeline.materialize.cluster import worker
+
+    return getattr(worker, function)(*arguments)
+
+
+# ---- answers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """A shard that is published, and what that took."""
+
+    worker: str
+    rows: int
+    nbytes: int
+    sha256: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By part of the work: reading, forward pass, publishing."""
+    peak_bytes: int = 0
+    """Most bytes of tensors on the device, where they were counted."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a worker did not do what it was told."""
+
+    worker: str
+    error: Exception
+    for_all: bool = False
+    """Would it be the same for every other shard? Then nothing more is begun, unless it is this
+    worker alone."""
+
+
+def one_machine_alone(error: Exception) -> bool:
+    """May it be one machine that cannot get at the files? A disk that is full is everybody's."""
+    return isinstance(error, StoreRefused) and not isinstance(error, DiskFull)

@@ -1,0 +1,169 @@
+"""``--cache``: which depths a run writes on its way, for the problems above to read.
+
+A depth that is not written is computed from the nearest level below whenever a problem reads it.
+The weights are the same, to the bit: only time and disk differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from strata.pipeline.errors import BudgetError, NotThereYet, RecipeError
+from strata.pipeline.plan import hardware, machine, memory
+from strata.pipeline.plan.choose import Choice, Tabled, choose
+from strata.pipeline.plan.costs import RecipeCosts, kind
+from strata.pipeline.plan.plan import Plan, check_budget
+from strata.pipeline.plan.worth import evicted
+from strata.pipeline.progress import size
+from strata.pipeline.recipe import augmentation
+from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.run import stores
+
+FEATURES = "features of x_1"
+"""What rows were measured on, where that says how features pack."""
+ADVICE = "Run `calibrate`, or give --machine FILE"
+
+
+@dataclass(frozen=True)
+class Caching:
+    """What to write and how, and whether levels must go again once they are not needed."""
+
+    depths: Collection[int] | None
+    """None: all."""
+    evict: bool
+    said: tuple[str, ...] = ()
+    """What was chosen and why, for people; empty where there was nothing to choose."""
+    profiles: Mapping[int, str] = field(default_factory=dict)
+    """How x_depth is stored where the recipe leaves that open; raw where nothing is said."""
+
+
+def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
+    """
+    Args:
+        options: of the command line: ``cache``, ``machine``, ``problems``, ``disk_budget``,
+            ``memory_budget``, ``gpu_memory``, ``tier``, ``loader``.
+
+    Raises:
+        BudgetError: even so it does not fit; gives both numbers.
+        NotThereYet: ``--cache auto`` knows no rates of this machine.
+    """
+    how = _depths(recipe, plan, options)
+    remote = stores.is_url(options["store"])  # where `materialize` packs what is left open
+    if remote or recipe.cache.profile != "auto" or augmentation.mode(recipe) == "fresh":
+        return how
+    try:
+        found = costs(recipe, plan, options)
+    except NotThereYet as error:
+        return replace(how, said=(f"'cache.profile' is auto, and that means raw: {error}",))
+    profiles = _profiles(found, how, _budget(options))
+    told = ", ".join(f"x_{depth} {profile}" for depth, profile in profiles.items())
+    said = f"'cache.profile' is auto: {told}, if they are written now"
+    return replace(how, said=(*how.said, said), profiles=profiles)
+
+
+def _depths(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
+    budget = options.get("disk_budget")
+    if options["cache"] == "always":
+        return Caching(None, check_budget(plan, budget))
+    images = plan.depths[0].nbytes
+    if budget is not None and images > budget:
+        raise BudgetError(f"x_0 needs {size(images)} of disk; --disk-budget is {size(budget)}")
+    if options["cache"] == "never":
+        return Caching((), False)
+    found, disk = costs(recipe, plan, options), _budget(options)
+    best = choose(Tabled(found), disk=disk)
+    depths = frozenset(node.depth for node in best.chain)
+    return Caching(depths, bool(evicted(found, best, disk)), (_told(best, found),))
+
+
+def _budget(options: Mapping[str, Any]) -> float:
+    budget = options.get("disk_budget")
+    return math.inf if budget is None else float(budget)
+
+
+def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
+    """How x_1 … x_{J-1} are stored best, those first that are written on the way. The others are
+    written by whoever asks for them: as if each were cached, too."""
+    table, between = Tabled(found), range(1, found.layers)
+    must = frozenset(between if how.depths is None else how.depths)
+    chosen = choose(table, disk=disk, must=must, never=frozenset(between) - must)
+    alone = (choose(table, must=frozenset([depth])).form(depth) for depth in between)
+    return {d: chosen.form(d) or form or "raw" for d, form in zip(between, alone, strict=True)}
+
+
+def costs(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> RecipeCosts:
+    """Of this recipe on the machine that ``--machine`` describes, or else on this one, within the
+    bounds on its memory.
+
+    Raises:
+        NotThereYet: neither is known, or the figures in the store are another machine's.
+        BudgetError: no step fits into ``--gpu-memory``.
+    """
+    there = known_machine(options)
+    if there is None:
+        raise NotThereYet(f"nothing is known of this machine's rates. {ADVICE}")
+    if (budget := options.get("memory_budget")) is not None:
+        there = replace(there, memory=min(there.memory, float(budget)))
+    if (cap := options.get("gpu_memory")) is not None and there.device_memory:
+        room = max(1.0, cap - memory.largest_peak(recipe, cap))
+        there = replace(there, device_memory=min(there.device_memory, room))
+    how = {name: options[name] for name in ("tier", "loader") if name in options}
+    return RecipeCosts(recipe, there, plan.images, plan.tests, options["problems"], **how)
+
+
+def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
+    """What of a machine's rates says little about this recipe, for people."""
+    lines, precision = [], recipe.cache.precision
+    measured = there.sample if precision in {rate.precision for rate in there.rows} else ""
+    if recipe.cache.profile != "raw" and measured != FEATURES:
+        told = f"measured on {measured}" if measured else "not measured"
+        lines.append(f"A guess: how {precision} features pack was {told}.")
+    if recipe.data.jpeg and there.decode_jpeg is None:
+        lines.append(f"A guess: images are decoded from JPEG at {size(there.jpeg)}/s.")
+    kinds = {rate.kind for rate in there.layers}
+    unknown = [j for j in range(1, len(recipe.layers) + 1) if kind(recipe, j) not in kinds]
+    if unknown and there.hardware:
+        named = ", ".join(map(str, unknown))
+        lines.append(f"A guess: rates of layers {named} are the median of others.")
+    return lines
+
+
+def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
+    """The one of ``--machine``, or the one whose disk the store is on; None: not calibrated, as
+    object stores never are.
+
+    Raises:
+        NotThereYet: the figures in the store are another machine's, or cannot be read.
+        RecipeError: those of ``--machine`` cannot be read.
+    """
+    if options["machine"] is not None:
+        return machine.load(options["machine"])
+    if stores.is_url(options["store"]):
+        return None
+    path = calibrated(options["store"])
+    if not path.exists():
+        return None
+    try:
+        found = machine.load(path)
+    except RecipeError as error:  # of a version before, or edited
+        raise NotThereYet(f"{error}. {ADVICE}") from error
+    if found.hardware != hardware.described():
+        raise NotThereYet(
+            f"{path} was measured on another machine ({found.hardware}); this one is "
+            f"{hardware.described()}. {ADVICE}"
+        )
+    return found
+
+
+def calibrated(store: Path) -> Path:
+    """Where ``calibrate`` keeps its figures: beside the levels, whose disk they speak of."""
+    return store / "machine.toml"
+
+
+def _told(best: Choice, found: RecipeCosts) -> str:
+    cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
+    return f"--cache auto: worth caching on {found.machine.name}: {cached}"

@@ -1,0 +1,106 @@
+"""What [compress] saves, for ``plan``, and what it cost, for ``status``. Arithmetic; no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from strata.pipeline.errors import BudgetError, NotThereYet, OptionRange
+from strata.pipeline.plan import caching
+from strata.pipeline.plan.choose import Tabled, choose
+from strata.pipeline.plan.plan import Plan, make_plan
+from strata.pipeline.progress import duration, size
+from strata.pipeline.recipe.recipe import Recipe
+
+
+def saved(
+    recipe: Recipe, plan: Plan, data: dict[str, Any] | None, options: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The plan beside that of the same recipe without [compress]: for machines, and as lines for
+    people; None where no filter is removed.
+
+    Args:
+        options: as of :func:`strata.pipeline.plan.caching.caching`.
+    """
+    if not recipe.compress:
+        return None, []
+    whole = replace(recipe, compress=None)
+    without = make_plan(whole, data)
+    filters = [
+        {"layer": layer.index, "filters": layer.width, "of": given.width}
+        for layer, (given, _) in zip(recipe.layers, recipe.problems, strict=True)
+    ]
+    value = {
+        "filters": filters,
+        "bytes_without": [depth.nbytes for depth in without.depths],
+        "total_bytes_without": without.total,
+        "operations_without": sum(depth.operations + depth.below for depth in without.depths),
+        "seconds": _seconds(recipe, plan, options),
+        "seconds_without": _seconds(whole, without, options),
+    }
+    return value, _lines(plan, without, value)
+
+
+def _lines(plan: Plan, without: Plan, value: dict[str, Any]) -> list[str]:
+    kept = ", ".join(f"{one['filters']} of {one['of']}" for one in value["filters"])
+    pairs = list(zip(plan.depths, without.depths, strict=True))
+    levels = [
+        f"x_{one.depth} {size(one.nbytes)} instead of {size(other.nbytes)}"
+        for one, other in pairs[1:]
+    ]
+    work = sum(depth.operations + depth.below for depth in plan.depths)
+    lines = [
+        f"[compress] leaves {kept} filters: {', '.join(levels)}.",
+        f"Compressed, the run takes {size(plan.total)} of disk in total instead of "
+        f"{size(without.total)}, and {work:.2g} multiply-adds instead of "
+        f"{value['operations_without']:.2g}, fine-tuning included.",
+    ]
+    if value["seconds"] is not None and value["seconds_without"] is not None:
+        times = duration(value["seconds"]), duration(value["seconds_without"])
+        lines.append(f"At best it then takes {times[0]} instead of {times[1]}.")
+    return lines
+
+
+def _seconds(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> float | None:
+    """Of the best run on a machine whose rates are known; else None."""
+    try:
+        known = caching.costs(recipe, plan, options)
+    except (NotThereYet, BudgetError):
+        return None
+    budget = options["disk_budget"]
+    found = choose(Tabled(known), disk=math.inf if budget is None else budget).seconds
+    return found if found < math.inf else None
+
+
+def summary(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Of a layer's record: filters that are left, and what that cost; None where none is gone.
+
+    Returns:
+        ``filters`` of ``of``, and the test accuracies (shares) of the layer as it was solved, with
+        those filters removed, and fine-tuned: ``solved``, ``removed`` and ``tuned``. ``points`` is
+        what was won in all, in percentage points; below 0 where it was lost.
+    """
+    found = (record or {}).get("compression")
+    if found is None:
+        return None
+    first, last = found["removals"][0], found["removals"][-1]
+    solved, tuned = first["test_before"], last["test_after"]
+    return {
+        "filters": last["filters"],
+        "of": found["solved_filters"],
+        "solved": solved,
+        "removed": last["test_removed"],
+        "tuned": tuned,
+        "points": 100 * (tuned - solved),
+    }
+
+
+def check_sweep(name: str, recipe: Recipe) -> None:
+    """Refuse variants of a layer that loses filters after it is solved. Raises OptionRange."""
+    if recipe.compress:
+        raise OptionRange(
+            f"sweep: recipe {name} removes filters of every layer once it is solved ([compress]), "
+            "which variants are not. Take [compress] out of a copy of the recipe, or use `final`"
+        )

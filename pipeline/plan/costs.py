@@ -1,0 +1,327 @@
+"""What a recipe's levels and problems cost on a machine: seconds and bytes.
+
+Reading, decoding, computing and writing overlap, so each step takes as long as its longest part
+(:meth:`strata.pipeline.plan.machine.Machine.seconds`). Arithmetic only: no torch, no data, no
+clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import accumulate
+
+from strata.pipeline.errors import BudgetError
+from strata.pipeline.plan import tiers
+from strata.pipeline.plan.choose import Node
+from strata.pipeline.plan.machine import Machine, RowRate
+from strata.pipeline.recipe import augmentation as views
+from strata.pipeline.recipe.recipe import ProblemSpec, Recipe
+from strata.stages.network.spec import Shape
+from strata.store.level.layout import Geometry, geometry
+from strata.store.read.order import batch_count
+
+PROFILES = ("raw", "lz4", "zstd")
+RISK_ROWS = 10_000
+"""Training samples on which ``keep = "best"`` compares iterates."""
+SCALE_ROWS = 4096
+"""Most training rows that scales are chosen on."""
+SCORE_ROWS = 8192
+"""Most training rows that filters are judged on before some are removed."""
+
+
+def operations(recipe: Recipe, j: int) -> int:
+    """Multiply-adds of a forward pass of problem j, as it is solved, for one crop."""
+    return _operations(recipe, recipe.problems[j - 1])
+
+
+def _operations(recipe: Recipe, problem: ProblemSpec) -> int:
+    layer, auxiliary = problem
+    inputs = recipe.shape(layer.index - 1, recipe.augment.crop)
+    return layer.operations(inputs) + auxiliary.operations(layer.output(inputs))
+
+
+def passes(recipe: Recipe, j: int) -> tuple[int, float]:
+    """How often problem j goes through the training set, and how many of its first epochs that is
+    worth in multiply-adds: fine-tuning after filters were removed takes fewer."""
+    epochs, whole = recipe.schedule.epochs, operations(recipe, j)
+    if not recipe.compress:
+        return epochs, float(epochs)
+    left = [_operations(recipe, problem) / whole for problem in recipe.fine_tuned(j)]
+    tuned = recipe.compress.epochs
+    return epochs + tuned * len(left), epochs + tuned * sum(left)
+
+
+def kind(recipe: Recipe, j: int) -> str:
+    """What decides about the rate of layer j and its auxiliary classifier, whatever the recipe."""
+    layer, auxiliary = recipe.problems[j - 1]
+    channels, height, width = layer.output(recipe.shape(j - 1, recipe.augment.crop))
+    c = f"k {auxiliary.k} of {auxiliary.width}" + " at half of it" * auxiliary.half_resolution
+    if auxiliary.hidden:
+        c = f"hidden {' '.join(map(str, auxiliary.hidden))}"
+    return f"{layer.convolved_channels} to {channels} at {height}x{width}{layer.remark}, {c}"
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """How often an epoch does what with a row that it reads, on average over the epochs."""
+
+    decoded: float
+    gathered: float
+    read: float
+    """From the disk."""
+    copied: float
+    """To the device."""
+
+
+@dataclass(frozen=True)
+class RecipeCosts:
+    """The costs of :mod:`strata.pipeline.plan.choose`, of a recipe on a machine."""
+
+    recipe: Recipe
+    machine: Machine
+    """Its memory and that of its device are those that rows may take."""
+    train: int
+    """Images of the training set."""
+    test: int
+    problems: int = 1
+    """Solved at every depth, one after another."""
+    loader: str = "native"
+    """``native`` or ``ffcv``."""
+    tier: str = "auto"
+    """Where rows are held while a problem reads them, if that was asked for."""
+
+    @property
+    def layers(self) -> int:
+        return len(self.recipe.layers)
+
+    def forms(self, depth: int) -> Sequence[str]:
+        """The recipe's, or with ``auto`` all that can be read; fresh draws cannot be cached."""
+        profile = self.recipe.cache.profile
+        if views.mode(self.recipe) == "fresh":
+            return ()
+        if profile == "auto":
+            return ("raw",) if self._by_ffcv else PROFILES
+        return (profile,)
+
+    def stored_as(self, profile: str) -> RecipeCosts:
+        """The same recipe with another profile."""
+        cache = replace(self.recipe.cache, profile=profile)
+        return replace(self, recipe=replace(self.recipe, cache=cache))
+
+    def nbytes(self, node: Node) -> int:
+        """Of all levels of x_depth, on disk."""
+        unpacked = self._level_rows(node) * self._row_bytes(node)
+        return math.ceil(unpacked / self._rate(node).ratio)
+
+    # ---- writing --------------------------------------------------------------------------------
+
+    def write(self, base: Node, node: Node) -> float:
+        return sum(self.write_level(base, node, rows) for rows in self._levels(node))
+
+    def write_level(self, base: Node, node: Node, rows: int) -> float:
+        """One level of so many rows. The last shard is published when nothing is left to compute:
+        of a level of one shard, nothing overlaps."""
+        machine, below, above = self.machine, self._row_bytes(base), self._row_bytes(node)
+        shards = self._shards(node.depth, rows)
+        read = 0.0 if self._in_page_cache(base) else below / self._rate(base).ratio
+        host = below / self._decode(base) + above / self._rate(node).encode
+        computing = rows * machine.seconds(
+            compute=self._forward(base.depth, node.depth),
+            host=host,
+            disk=read / machine.disk_read,
+            copy=(below + above) / machine.copy,
+        )
+        nbytes = rows * above / self._rate(node).ratio
+        publishing = nbytes / machine.disk_write + shards * machine.publish_shard
+        last = min(computing, publishing) / shards
+        return max(computing, publishing) + last + machine.publish_level
+
+    # ---- solving --------------------------------------------------------------------------------
+
+    def solve(self, base: Node, j: int) -> float:
+        below, (step, look) = self._forward(base.depth, j - 1), self._problems[j - 1]
+        epochs, worth = passes(self.recipe, j)
+        training = self.epoch(base, below + step * worth / epochs) * epochs
+        looking = self._looked_at(j) * self._seconds(base, below + look)
+        return self.problems * (training + looking)
+
+    @cached_property
+    def _problems(self) -> list[tuple[float, float]]:
+        """Seconds of one row of every problem, in training and when it is looked at."""
+        rates = [self.machine.rates(kind(self.recipe, j)) for j in range(1, self.layers + 1)]
+        work = [operations(self.recipe, j) for j in range(1, self.layers + 1)]
+        return [(3 * n / r.train, n / r.forward) for n, r in zip(work, rates, strict=True)]
+
+    def epoch(self, base: Node, compute: float) -> float:
+        """Seconds of an epoch of one problem.
+
+        Args:
+            compute: seconds for one row, beyond reading it from ``base``.
+        """
+        batch = self.recipe.schedule.batch
+        rows = batch * batch_count(self.train, batch, drop_last=True) or self.train
+        return rows * self._seconds(base, compute)
+
+    def reading(self, base: Node) -> float:
+        """Seconds of an epoch that does nothing but read."""
+        return self.epoch(base, 0.0)
+
+    def recomputing(self, base: Node, depth: int) -> float:
+        """Seconds of an epoch that does nothing but compute x_depth from a level below."""
+        return self.epoch(base, self._forward(base.depth, depth))
+
+    def _looked_at(self, j: int) -> int:
+        """Rows that are read without training on them: test images after epochs and at the end, the
+        risk that picks the best iterate, and those that scales are chosen on, or filters."""
+        schedule, precision = self.recipe.schedule, self.recipe.cache.precision
+        every, removals = schedule.test_every, len(self.recipe.fine_tuned(j))
+        epochs, _ = passes(self.recipe, j)
+        tests = self.test * (1 + (epochs // every if every else 0) + 2 * removals)
+        risks = min(RISK_ROWS, self.train) * (epochs + 1 + removals) * (schedule.keep == "best")
+        scales = min(SCALE_ROWS, self.train) * precision.startswith("uint")
+        return tests + risks + scales + removals * min(SCORE_ROWS, self.train)
+
+    def _seconds(self, base: Node, compute: float) -> float:
+        """Of one row that is read from ``base``; infinite where the tier asked for has no room."""
+        try:
+            how = self._feeding(base)
+        except BudgetError:
+            return math.inf
+        machine, nbytes = self.machine, self._row_bytes(base)
+        decoded, gathered = how.decoded / self._decode(base), how.gathered / machine.gather
+        return machine.seconds(
+            compute=compute,
+            host=nbytes * (decoded + gathered),
+            disk=nbytes * how.read / self._rate(base).ratio / machine.disk_read,
+            copy=nbytes * how.copied / machine.copy,
+        )
+
+    # ---- where rows lie -------------------------------------------------------------------------
+
+    def held(self, node: Node) -> tiers.Choice:
+        """Where the rows are while a problem reads them, as :mod:`strata.pipeline.plan.tiers`
+        chooses.
+
+        Raises:
+            BudgetError: the tier that was asked for has no room.
+        """
+        machine = self.machine
+        return tiers.choose(
+            self.tier,
+            f"x_{node.depth}",
+            self._unpacked(node),
+            packed=node.form != "raw",
+            device_free=0 if self._by_ffcv else int(machine.device_memory or 0),
+            memory_free=int(machine.memory),
+        )
+
+    def _feeding(self, base: Node) -> Feeding:
+        """What is held is filled once with all views, if it is unpacked or copied; of raw rows in
+        the page cache only those are touched that are read. Every epoch over packed chunks decodes
+        all views, since it wants some rows of each."""
+        views, epochs, packed = self._views(base), self.recipe.schedule.epochs, base.form != "raw"
+        off_disk = 0.0 if self._in_page_cache(base) else 1.0
+        if self._is_jpeg(base):
+            return Feeding(1.0, 0.0, 0.0, 1.0)
+        match self.held(base).tier:
+            case "device":
+                once = views / epochs
+                return Feeding(once, 0.0, once * off_disk, once)
+            case "memory" if packed:
+                once = views / epochs
+                return Feeding(once, max(0.0, 1 - once), 0.0, 1.0)
+            case "disk" if packed:
+                return Feeding(views, 0.0, views * off_disk, 1.0)
+        once = min(1.0, views / epochs)
+        return Feeding(once, 1 - once, off_disk, 1.0)
+
+    def _in_page_cache(self, node: Node) -> bool:
+        """Do its files stay there once they are written?"""
+        files = self._unpacked(node) / self._rate(node).ratio
+        return files <= tiers.CACHE_SHARE * self.machine.memory
+
+    def _is_jpeg(self, node: Node) -> bool:
+        """Is it x_0, decoded whenever it is read?"""
+        return node.depth == 0 and self.recipe.data.jpeg > 0
+
+    @property
+    def _by_ffcv(self) -> bool:
+        """ffcv reads raw levels only, in place."""
+        return self.loader == "ffcv" or self.recipe.data.jpeg > 0
+
+    # ---- rows -----------------------------------------------------------------------------------
+
+    def _rate(self, node: Node) -> RowRate:
+        return self._rates[node.depth > 0, node.form]
+
+    @cached_property
+    def _rates(self) -> dict[tuple[bool, str], RowRate]:
+        precision, rate = self.recipe.cache.precision, self.machine.row_rate
+        features = {(True, profile): rate(profile, precision) for profile in PROFILES}
+        return {(False, "raw"): rate("raw", "uint8"), **features}
+
+    def _decode(self, node: Node) -> float:
+        return self.machine.jpeg if self._is_jpeg(node) else self._rate(node).decode
+
+    def _forward(self, base: int, depth: int) -> float:
+        """Seconds of layers base + 1 … depth for one cached row."""
+        return self._forwards[depth] - self._forwards[base]
+
+    @cached_property
+    def _forwards(self) -> list[float]:
+        """Seconds of layers 1 … depth for one cached row, by depth."""
+        seconds = (
+            layer.operations(self._shape(j - 1)) / self.machine.rates(kind(self.recipe, j)).forward
+            for j, layer in enumerate(self.recipe.layers, start=1)
+        )
+        return list(accumulate(seconds, initial=0.0))
+
+    def _shape(self, depth: int) -> Shape:
+        return self._shapes[depth]
+
+    @cached_property
+    def _shapes(self) -> list[Shape]:
+        side = views.cached_size(self.recipe)
+        return [self.recipe.shape(depth, side) for depth in range(self.layers + 1)]
+
+    def _row_bytes(self, node: Node) -> int:
+        return self._rows_bytes[node.depth]
+
+    @cached_property
+    def _rows_bytes(self) -> list[int]:
+        """Of one row before packing, by depth."""
+        return [self._geometry(Node(d, "raw"), 1).row_bytes for d in range(self.layers + 1)]
+
+    def _geometry(self, node: Node, rows: int) -> Geometry:
+        cache, data = self.recipe.cache, self.recipe.data
+        images = (data.channels, data.size, data.size)
+        shape, precision = (self._shape(node.depth), cache.precision)
+        if node.depth == 0:
+            shape, precision = images, "uint8"
+        return geometry(rows, shape, precision, cache.shard_mb << 20, node.form)
+
+    @cached_property
+    def _shards(self) -> Callable[[int, int], int]:
+        """Of a level of so many rows at a depth, in any profile."""
+        return cache(lambda depth, rows: self._geometry(Node(depth, "raw"), rows).shards)
+
+    def _unpacked(self, node: Node) -> int:
+        """Bytes of the training rows that a problem reads, all views."""
+        return self._views(node) * self.train * self._row_bytes(node)
+
+    def _views(self, node: Node) -> int:
+        return self._every_view if node.depth else 1
+
+    @cached_property
+    def _every_view(self) -> int:
+        return len(views.train_views(self.recipe))
+
+    def _levels(self, node: Node) -> list[int]:
+        """Rows of every level of x_depth."""
+        return [*[self.train] * self._views(node), self.test]
+
+    def _level_rows(self, node: Node) -> int:
+        return sum(self._levels(node))

@@ -1,0 +1,189 @@
+"""A machine in a few rates, from a TOML file: what a plan needs to know of it, here or elsewhere.
+
+    name = "laptop"
+    source = "data sheets"
+    device = "cpu"
+    forward = 6e10
+
+`calibrate` measures a machine and writes the same file. No torch here: planning answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from strata.pipeline.errors import RecipeError
+from strata.pipeline.recipe import strict
+
+DEVICES = ("cpu", "cuda")
+JPEG_GUESS = 1e9
+"""Bytes of pixels per second: four cores at 80 megapixels of three bytes."""
+TABLES = ("layers", "rows")
+"""Fields that are a [[table]] for each of their entries."""
+
+
+@dataclass(frozen=True)
+class LayerRate:
+    """Multiply-adds per second of one kind of layer and its auxiliary classifier."""
+
+    kind: str
+    forward: float
+    """Of the frozen layer."""
+    train: float
+    """Of a step that trains it."""
+
+    def __post_init__(self) -> None:
+        _above_0(f"forward of {self.kind}", self.forward)
+        _above_0(f"train of {self.kind}", self.train)
+
+
+@dataclass(frozen=True)
+class RowRate:
+    """Bytes of rows per second, by all cores, of one profile and precision."""
+
+    profile: str
+    precision: str
+    encode: float
+    """Packed and hashed, ready for the disk; on a CPU also laid out as they are stored."""
+    decode: float
+    """From the page cache: unpacked or copied, held to their checksums; on a CPU made float32."""
+    ratio: float
+    """Bytes of the rows over bytes on disk."""
+
+    def __post_init__(self) -> None:
+        for name in ("encode", "decode", "ratio"):
+            _above_0(f"{name} of {self.precision} {self.profile}", getattr(self, name))
+
+
+def _above_0(name: str, value: float) -> None:
+    if not value > 0:
+        raise RecipeError(f"'{name}' is {value}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates are in multiply-adds or bytes per second, sizes in bytes; all are above 0."""
+
+    name: str
+    source: str
+    """Where the figures are from: ``measured 2026-11-24``, ``data sheets``, ``guess``."""
+    device: str
+    """What computes, ``cpu`` or ``cuda``: a CPU also gathers and decodes, a GPU does not."""
+    forward: float
+    """Multiply-adds of frozen layers, of kinds that ``layers`` does not have."""
+    train: float
+    """Multiply-adds of a training step, of which there are three times those of its forward
+    pass; as above."""
+    disk_read: float
+    """Bytes that are not in the page cache, several rows in flight."""
+    disk_write: float
+    """Bytes, with fsync."""
+    gather: float
+    """Bytes of rows that were read before, gathered from memory by all cores."""
+    decode_lz4: float
+    """Bytes of rows, decoded, by all cores; this and the next three, and the ratios, of precisions
+    that ``rows`` does not have."""
+    decode_zstd: float
+    encode_lz4: float
+    encode_zstd: float
+    memory: float
+    """What levels may take of the page cache."""
+    device_memory: float | None = None
+    """Of a GPU, for rows and the problem; without one none is held there."""
+    copy: float = 1e12
+    """Bytes from the host to the device, while it computes."""
+    decode_jpeg: float | None = None
+    """Bytes of images decoded from JPEG by ffcv, by all cores; without it, a guess."""
+    publish_shard: float = 2e-3
+    """Seconds of a shard and its receipt beyond their bytes: synced, linked, directories synced. A
+    guess where nothing was measured, as the next."""
+    publish_level: float = 5e-3
+    """Seconds of a level beyond its shards: directories, lock, metadata, commit."""
+    ratio_lz4: float = 1.5
+    """Bytes of the rows over bytes on disk. A guess, where nothing was measured: of features after
+    a ReLU (benchmarks/feed.py)."""
+    ratio_zstd: float = 1.9
+    layers: tuple[LayerRate, ...] = ()
+    """What was measured; other kinds of layers have the rates above."""
+    rows: tuple[RowRate, ...] = ()
+    """As ``layers``."""
+    sample: str = ""
+    """What ``rows`` were measured on: features, or noise; empty where nothing was."""
+    hardware: str = ""
+    """What it was measured on; empty for machines that are not here."""
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise RecipeError(f"'device' is {self.device!r}; it is one of {', '.join(DEVICES)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float):
+                _above_0(field.name, value)
+
+    def row_rate(self, profile: str, precision: str) -> RowRate:
+        """Of rows stored in a profile and precision."""
+        found = (r for r in self.rows if (r.profile, r.precision) == (profile, precision))
+        return next(found, None) or self._row_rate(profile, precision)
+
+    def _row_rate(self, profile: str, precision: str) -> RowRate:
+        rates = {
+            "raw": (self.gather, self.gather, 1.0),
+            "lz4": (self.encode_lz4, self.decode_lz4, self.ratio_lz4),
+            "zstd": (self.encode_zstd, self.decode_zstd, self.ratio_zstd),
+        }
+        return RowRate(profile, precision, *rates[profile])
+
+    @property
+    def jpeg(self) -> float:
+        """Bytes of images decoded from JPEG per second: measured, or a guess."""
+        return JPEG_GUESS if self.decode_jpeg is None else self.decode_jpeg
+
+    def rates(self, kind: str) -> LayerRate:
+        """Of a kind of layer, as :func:`strata.pipeline.plan.costs.kind` names it."""
+        found = (rate for rate in self.layers if rate.kind == kind)
+        return next(found, LayerRate(kind, self.forward, self.train))
+
+    def seconds(self, *, compute: float, host: float, disk: float, copy: float = 0.0) -> float:
+        """Of something whose parts overlap: as long as its longest part. On a CPU, what the host
+        does and what is computed share the cores.
+
+        Args:
+            compute, host, disk, copy: seconds of each part alone.
+        """
+        if self.device == "cpu":
+            return max(compute + host, disk)
+        return max(compute, host, disk, copy)
+
+
+def as_toml(machine: Machine) -> str:
+    """A file that :func:`load` reads."""
+    values = {f.name: getattr(machine, f.name) for f in fields(machine) if f.name not in TABLES}
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    for table in TABLES:
+        for rate in getattr(machine, table):
+            lines += ["", f"[[{table}]]", *(f"{n} = {_toml(v)}" for n, v in vars(rate).items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: str | float) -> str:
+    return json.dumps(value) if isinstance(value, str) else f"{value:.4e}"
+
+
+def load(path: Path) -> Machine:
+    """
+    Raises:
+        RecipeError: no such file, no TOML, or not what a machine's file says; names it.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no TOML: {error}") from error
+    try:
+        return strict.read(Machine, table)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error

@@ -1,0 +1,143 @@
+"""``--gpu-memory``: how many rows go through a problem at a time, so that its step fits.
+
+The peak of solving a layer is that of the layer, its auxiliary classifier, their gradients and
+momentum, and the activations of one micro-batch (stages/network/footprint.py). Of these the
+micro-batch is what can be chosen: gradients are summed over micro-batches, so a step is the same
+but for batch norm, whose statistics are those of the rows that go through together.
+
+Arithmetic only; no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from strata.pipeline.errors import BudgetError
+from strata.pipeline.progress import size
+from strata.pipeline.recipe import augmentation
+from strata.pipeline.recipe.recipe import Recipe
+from strata.stages.network import footprint
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computes, as far as memory is concerned."""
+
+    compute: str
+    """dtype of the convolutions."""
+    cuda: bool
+
+
+def named_device(recipe: Recipe) -> Device:
+    """Where nobody has looked: a recipe that leaves the dtype open takes most in float32."""
+    precision = recipe.schedule.precision
+    return Device("float32" if precision == "auto" else precision, cuda=False)
+
+
+def peak(
+    recipe: Recipe, j: int, device: Device, accumulate: int, base: int | None = None
+) -> int | None:
+    """Bytes of tensors that solving layer j takes, with a step in so many micro-batches. None where
+    it is not known of a block.
+
+    Args:
+        base: depth of the levels that x_{j-1} is computed from, which a divided step does in its
+            middle; None: x_{j-1} itself is read.
+    """
+    micro = -(-recipe.schedule.batch // accumulate)
+    layer, auxiliary = recipe.problems[j - 1]
+    step = footprint.solving(
+        layer,
+        auxiliary,
+        recipe.shape(j - 1, recipe.augment.crop),
+        batch=micro,  # the feed makes no more of a batch at a time
+        micro=micro,
+        divided=accumulate > 1,
+        compute=device.compute,
+        keep_best=recipe.schedule.keep == "best",
+        at_once=device.cuda,
+    )
+    below = recipe.layers[j - 1 if base is None else base : j - 1]
+    if step is None or accumulate == 1 or not below:
+        return step
+    made = footprint.applying(
+        below,
+        recipe.shape(j - 1 - len(below), augmentation.cached_size(recipe)),
+        block=recipe.cache.block,
+        compute=device.compute,
+        precision=recipe.cache.precision,
+        images=base == 0,
+    )
+    if made is None:
+        return None
+    held = footprint.held(layer, auxiliary, keep_best=recipe.schedule.keep == "best")
+    gradients = footprint.FLOAT * (layer.parameters + auxiliary.parameters)
+    frozen = footprint.FLOAT * sum(other.parameters for other in below)
+    return max(step + frozen, held + gradients + made)
+
+
+def known_peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
+    """As :func:`peak`. Raises BudgetError if it is not known."""
+    found = peak(recipe, j, device, accumulate)
+    if found is None:
+        raise BudgetError(
+            f"--gpu-memory: it is not known how much memory solving layer {j} takes "
+            f"({getattr(recipe.layers[j - 1], 'name', '')}). Leave it out"
+        )
+    return found
+
+
+def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
+    """Micro-batches per step of every layer: the recipe's, or the fewest that fit.
+
+    Raises:
+        BudgetError: a layer does not fit even with one row at a time; gives both numbers.
+    """
+    return tuple(_fewest(recipe, j, device, cap) for j in range(1, len(recipe.layers) + 1))
+
+
+def largest_peak(recipe: Recipe, cap: int) -> int:
+    """Bytes of tensors of the largest problem, divided to fit into ``cap``. Raises as fit does."""
+    device = named_device(recipe)
+    return max(
+        known_peak(recipe, j, device, n) for j, n in enumerate(fit(recipe, device, cap), start=1)
+    )
+
+
+def _fewest(recipe: Recipe, j: int, device: Device, cap: int) -> int:
+    batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
+    while known_peak(recipe, j, device, accumulate) > cap:
+        if accumulate >= batch:
+            least = known_peak(recipe, j, device, batch)
+            raise BudgetError(
+                f"solving layer {j} needs {size(least)} of device memory with one row at a time; "
+                f"--gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
+            )
+        accumulate = min(batch, 2 * accumulate)
+    return accumulate
+
+
+def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -> None:
+    """Refuse a run that was made with larger micro-batches than fit.
+
+    Raises:
+        BudgetError: gives both numbers.
+    """
+    fit(recipe, device, cap)
+    for j, count in enumerate(accumulate, start=1):
+        if (needed := known_peak(recipe, j, device, count)) > cap:
+            rows = -(-recipe.schedule.batch // count)
+            raise BudgetError(
+                f"this run solves layer {j} with {rows} rows at a time, which needs {size(needed)} "
+                f"of device memory; --gpu-memory is {size(cap)}. Start another run with --run"
+            )
+
+
+def told(recipe: Recipe, accumulate: Sequence[int]) -> list[str]:
+    """For people: the layers whose steps are divided further than the recipe says."""
+    return [
+        f"layer {j}: {-(-recipe.schedule.batch // count)} of {recipe.schedule.batch} rows at a time"
+        for j, count in enumerate(accumulate, start=1)
+        if count != recipe.schedule.accumulate
+    ]

@@ -1,0 +1,238 @@
+"""What a recipe costs and what is left to do. Pure arithmetic, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from strata.pipeline.errors import BudgetError
+from strata.pipeline.plan.costs import operations, passes
+from strata.pipeline.plan.inventory import Inventory
+from strata.pipeline.plan.memory import named_device, peak
+from strata.pipeline.progress import size
+from strata.pipeline.recipe import augmentation
+from strata.pipeline.recipe.recipe import Recipe
+from strata.stages.network.spec import Shape
+from strata.store.level.layout import geometry
+from strata.store.read.order import batch_count
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: read ``images``, ``solve`` layer j, or ``write`` x_j."""
+
+    kind: str
+    j: int
+
+    def __str__(self) -> str:
+        return {"images": "read images into x_0", "solve": f"solve layer {self.j}"}.get(
+            self.kind, f"write x_{self.j}"
+        )
+
+
+def steps(
+    have: Inventory,
+    *,
+    solve: int = 0,
+    write: int = 0,
+    cached: Collection[int] | None = None,
+) -> tuple[Step, ...]:
+    """What is missing, in order, to have layers 1 … ``solve`` solved and x_``write`` complete.
+
+    Solving layer j needs x_{j-1}, from its level or computed from the nearest one below; a layer
+    that is solved needs nothing. Writing x_j needs layer j.
+
+    Args:
+        cached: depths that are written so that the next problem can read them; None: all.
+    """
+    todo: list[Step] = []
+
+    def need_solved(j: int) -> None:
+        if j <= have.solved or Step("solve", j) in todo:
+            return
+        if j > 1:
+            need_solved(j - 1)
+            if cached is None or j - 1 in cached:
+                need_written(j - 1)
+        todo.append(Step("solve", j))
+
+    def need_written(j: int) -> None:
+        if not (j <= have.solved and j in have.written) and Step("write", j) not in todo:
+            need_solved(j)
+            todo.append(Step("write", j))
+
+    need_solved(solve)
+    if write:
+        need_written(write)
+    if (todo or solve or write) and not have.images:
+        todo.insert(0, Step("images", 0))
+    return tuple(todo)
+
+
+def steps_below(
+    have: Inventory, j: int, *, cached: Collection[int] | None = None
+) -> tuple[Step, ...]:
+    """What is missing before layer j can be solved, whether it is solved already or not."""
+    before = replace(have, solved=min(have.solved, j - 1))
+    return steps(before, solve=j, cached=cached)[:-1]
+
+
+def skipped(have: Inventory, *, solve: int = 0, write: int = 0) -> list[str]:
+    """What is there already of what :func:`steps` was asked for."""
+    lines = [f"layer {j}: solved already" for j in range(1, min(have.solved, solve or write) + 1)]
+    complete = write in have.written and write <= have.solved
+    return lines + ([f"x_{write}: complete already"] if complete else [])
+
+
+@dataclass(frozen=True)
+class DepthPlan:
+    """What x_depth and the layer that makes it cost."""
+
+    depth: int
+    shape: Shape
+    """Of one row that is cached: the canvas in canvas mode, else the crop."""
+    levels: dict[str, int]
+    """Bytes of every level on disk."""
+    view_bytes: int
+    """Bytes of the training images at crop size, one view: for comparing recipes."""
+    parameters: int
+    auxiliary_parameters: int
+    steps: int
+    """SGD steps to solve the layer, fine-tuning included; 0 for x_0."""
+    operations: float
+    """Multiply-adds to solve the layer: forward and backward, all epochs, without those below."""
+    below: float
+    """Multiply-adds of the layers below, forward, all epochs: what reading x_{j-1} saves."""
+    memory: int | None
+    """Peak bytes of tensors while the layer is solved, with the recipe's micro-batches; 0 for
+    x_0. In float32, where the recipe leaves the dtype to the device. None: not known."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.levels.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run: x_0 … x_J. ``run`` writes up to x_{J-1}; x_J only when asked for."""
+
+    depths: tuple[DepthPlan, ...]
+    precision: str
+    images: int
+    """Of the training set."""
+    tests: int
+
+    @property
+    def total(self) -> int:
+        """Bytes on disk if every level that training reads is kept."""
+        return sum(d.nbytes for d in self.depths[:-1])
+
+    @property
+    def peak(self) -> int:
+        """Bytes on disk if a level goes once the next but one is needed: x_0 and two neighbours."""
+        features = [d.nbytes for d in self.depths[1:-1]]
+        pairs = [a + b for a, b in zip([0, *features], features, strict=False)]
+        return self.depths[0].nbytes + max(pairs, default=0)
+
+    @property
+    def ceiling(self) -> float:
+        """By how much a cache that costs nothing would divide the operations of one run."""
+        solving = sum(d.operations for d in self.depths)
+        return (solving + sum(d.below for d in self.depths)) / solving
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "total_bytes": self.total,
+            "peak_bytes": self.peak,
+            "ceiling": self.ceiling,
+            "depths": [
+                {
+                    "depth": d.depth,
+                    "shape": list(d.shape),
+                    "levels": d.levels,
+                    "bytes": d.nbytes,
+                    "bytes_one_view": d.view_bytes,
+                    "parameters": d.parameters,
+                    "auxiliary_parameters": d.auxiliary_parameters,
+                    "steps": d.steps,
+                    "operations": d.operations,
+                    "operations_below": d.below,
+                    "memory_bytes": d.memory,
+                }
+                for d in self.depths
+            ],
+        }
+
+
+def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
+    """Cost of a recipe, for the images it expects or, where they were read, for those found."""
+    counts = {
+        split: int((data or {}).get(split, getattr(recipe.data, split)))
+        for split in ("train", "test")
+    }
+    depths = (
+        _images(recipe, counts),
+        *(_depth(recipe, j, counts) for j in range(1, len(recipe.layers) + 1)),
+    )
+    return Plan(depths, recipe.cache.precision, counts["train"], counts["test"])
+
+
+def _images(recipe: Recipe, counts: dict[str, int]) -> DepthPlan:
+    shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
+    shard = recipe.cache.shard_mb << 20
+    levels = {split: geometry(n, shape, "uint8", shard).nbytes for split, n in counts.items()}
+    one = geometry(counts["train"], shape, "uint8", shard)
+    return DepthPlan(0, shape, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0, 0)
+
+
+def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
+    cache, layer, auxiliary = recipe.cache, recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    shape = recipe.shape(j, augmentation.cached_size(recipe))
+    levels = {}
+    for split, view in augmentation.feature_levels(recipe):
+        name = split if view == "clean" else f"{split}.{view}"
+        levels[name] = geometry(counts[split], shape, cache.precision, cache.shard_mb << 20).nbytes
+    crop = geometry(counts["train"], recipe.shape(j, recipe.augment.crop), cache.precision, 1 << 26)
+    batches = max(1, batch_count(counts["train"], recipe.schedule.batch, drop_last=True))
+    epochs, worth = passes(recipe, j)
+    frozen = sum(
+        below.operations(recipe.shape(i, recipe.augment.crop))
+        for i, below in enumerate(recipe.layers[: j - 1])
+    )
+    return DepthPlan(
+        j,
+        shape,
+        levels,
+        crop.rows * crop.row_bytes,
+        layer.parameters,
+        auxiliary.parameters,
+        epochs * batches,
+        3.0 * operations(recipe, j) * worth * counts["train"],
+        float(frozen * epochs * counts["train"]),
+        peak(recipe, j, named_device(recipe), recipe.schedule.accumulate),
+    )
+
+
+def check_budget(plan: Plan, budget: int | None) -> bool:
+    """Can the run stay within a disk budget, and must it remove levels on the way?
+
+    Returns:
+        True if levels must be removed once they are no longer needed.
+
+    Raises:
+        BudgetError: even so it does not fit; gives both numbers and what to change.
+    """
+    if budget is None or plan.total <= budget:
+        return False
+    if plan.peak <= budget:
+        return True
+    largest = max(plan.depths[1:-1] or plan.depths, key=lambda d: d.nbytes)
+    channels, height, width = largest.shape
+    raise BudgetError(
+        f"the run needs {size(plan.peak)} of disk at its peak ({size(plan.total)} with every "
+        f"level kept); --disk-budget is {size(budget)}. Most of it is x_{largest.depth}, "
+        f"{size(largest.nbytes)}: "
+        f"{len(largest.levels)} levels of {channels}×{height}×{width} in {plan.precision}. Lower "
+        "'network.width' or 'augment.views' (0 caches no training features), or raise the budget"
+    )

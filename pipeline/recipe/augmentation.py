@@ -1,0 +1,125 @@
+"""Which augmentation every sample gets, as pure functions of (seed, view or epoch, sample id).
+
+Three modes, named by the recipe (``augment.views``):
+
+    fresh    0         new draws every epoch; the layers below are recomputed
+    fixed    V         V draws, each a level; sample i of epoch e uses view (e + offset_i) mod V
+    canvas   "canvas"  the whole canvas, plain and flipped; the crop is cut in feature space
+
+A view is crop(flip(canvas), offset). A draw never depends on a worker or on a row's position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import lcm
+
+import numpy as np
+
+from strata.pipeline.recipe.recipe import Recipe
+from strata.store.read.order import generator
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One draw per sample."""
+
+    flipped: np.ndarray
+    """bool (n,)"""
+    offsets: np.ndarray
+    """int64 (n, 2): (y, x) of the crop in the canvas, in pixels of x_0; (0, 2): no crop, the whole
+    canvas."""
+
+    def of(self, ids: np.ndarray) -> Draws:
+        """The draws of some samples; a whole canvas stays one."""
+        return Draws(self.flipped[ids], self.offsets[ids] if len(self.offsets) else self.offsets)
+
+
+def mode(recipe: Recipe) -> str:
+    """``fresh``, ``fixed`` or ``canvas``."""
+    views = recipe.augment.views
+    if isinstance(views, str):
+        return views
+    return "fixed" if views else "fresh"
+
+
+def train_views(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the cached training levels of a depth; none in fresh mode."""
+    match mode(recipe):
+        case "fresh":
+            return ()
+        case "fixed":
+            return tuple(f"v{v}" for v in range(int(recipe.augment.views)))
+        case _:
+            return ("plain", "flipped") if recipe.augment.flip else ("plain",)
+
+
+def clean_view(recipe: Recipe) -> str:
+    """Name of the training level that holds the un-augmented images: in canvas mode the plain
+    canvas; else one of its own, which only probes read."""
+    return "plain" if mode(recipe) == "canvas" else "clean"
+
+
+def clean_levels(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """(split, view) of the levels of x_j that hold the un-augmented images."""
+    return ("train", clean_view(recipe)), ("test", "clean")
+
+
+def feature_levels(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """(split, view) of every level that x_j (j ≥ 1) has."""
+    return (*(("train", view) for view in train_views(recipe)), ("test", "clean"))
+
+
+def levels_at(recipe: Recipe, depth: int) -> tuple[tuple[str, str], ...]:
+    """(split, view) of every level of x_depth, x_0 included."""
+    return feature_levels(recipe) if depth else (("train", "clean"), ("test", "clean"))
+
+
+def cached_size(recipe: Recipe) -> int:
+    """Side in pixels of x_0 of what is cached: the canvas in canvas mode, else the crop."""
+    return recipe.canvas if mode(recipe) == "canvas" else recipe.augment.crop
+
+
+def epoch_draws(recipe: Recipe, seed: int, epoch: int, samples: int, scale: int = 1) -> Draws:
+    """The draws of an epoch in fresh and canvas mode.
+
+    Args:
+        scale: offsets are multiples of this many pixels, the downsampling at the depth of the crop.
+    """
+    uniform = generator("epoch draws", seed, epoch).random((samples, 3))
+    flipped = uniform[:, 0] < 0.5
+    if recipe.augment.flips == "alternated":
+        flipped = _alternated(seed, epoch, samples)
+    return Draws(flipped & recipe.augment.flip, _offsets(recipe, uniform[:, 1:], scale))
+
+
+def view_draws(recipe: Recipe, seed: int, view: int, samples: int) -> Draws:
+    """The draws of fixed view ``view``."""
+    uniform = generator("view draws", seed, view).random((samples, 2))
+    flipped = _alternated(seed, view, samples)
+    if recipe.augment.flips == "random":
+        flipped = generator("view flip", seed, view).random(samples) < 0.5
+    return Draws(flipped & recipe.augment.flip, _offsets(recipe, uniform, 1))
+
+
+def _alternated(seed: int, number: int, samples: int) -> np.ndarray:
+    """bool (n,): the other way round than in the epoch, or the view, before."""
+    return (generator("first flip", seed).random(samples) < 0.5) ^ bool(number % 2)
+
+
+def _offsets(recipe: Recipe, uniform: np.ndarray, scale: int) -> np.ndarray:
+    step = lcm(scale, recipe.augment.stride)
+    positions = (recipe.canvas - recipe.augment.crop) // step + 1
+    return (uniform * positions).astype(np.int64) * step
+
+
+def centre_draws(recipe: Recipe, samples: int) -> Draws:
+    """No flip, centre crop: the un-augmented image."""
+    return Draws(np.zeros(samples, bool), np.full((samples, 2), recipe.centre, np.int64))
+
+
+def view_of_epoch(recipe: Recipe, seed: int, epoch: int, samples: int) -> np.ndarray:
+    """Which fixed view each sample uses in an epoch: int64 (n,), (epoch + offset_i) mod V."""
+    views = int(recipe.augment.views)
+    offsets = generator("view offset", seed).integers(0, views, samples)
+    return (epoch + offsets) % views

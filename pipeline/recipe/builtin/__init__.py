@@ -1,0 +1,51 @@
+"""The built-in recipes, and recipes in files. One TOML file here is one recipe."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from strata.pipeline.errors import RecipeError
+from strata.pipeline.recipe.recipe import Recipe, parse
+from strata.pipeline.recipe.strict import did_you_mean
+
+DEFAULT = "digits"
+
+
+def names() -> list[str]:
+    """The built-in recipes, default first."""
+    folder = resources.files(__name__)
+    found = sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
+    return sorted(found, key=lambda name: name != DEFAULT)
+
+
+def text_of(recipe: str) -> tuple[str, str]:
+    """Name and TOML text of a built-in recipe, or of a path to a TOML file.
+
+    Raises:
+        RecipeError: there is neither; suggests the nearest name.
+    """
+    if recipe in names():
+        return recipe, (resources.files(__name__) / f"{recipe}.toml").read_text("utf-8")
+    path = Path(recipe)
+    if path.suffix == ".toml":
+        try:
+            return path.stem, path.read_text("utf-8")
+        except OSError as error:
+            raise RecipeError(f"cannot read recipe {recipe}: {error.strerror}") from None
+    raise RecipeError(
+        f"unknown recipe {recipe!r}{did_you_mean(recipe, names())} (a file must end in .toml)"
+    )
+
+
+def folder_of(recipe: str) -> Path:
+    """Where a Python file lies that a recipe names: beside it."""
+    return Path(__file__).parent if recipe in names() else Path(recipe).parent
+
+
+def load(recipe: str) -> tuple[str, Recipe]:
+    """Name and recipe, from a built-in name or a path."""
+    name, text = text_of(recipe)
+    return name, parse(text, name, folder_of(recipe))

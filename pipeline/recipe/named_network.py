@@ -1,0 +1,135 @@
+"""``network = "torchvision:vgg13_bn"`` or ``"FILE.py:blocks"``: any network, as a chain of blocks.
+
+In a recipe the string stands in place of the table ``[network]``; a table with ``name`` and
+``arguments`` gives the function that makes the network arguments of its own. The file lies beside
+the recipe, or below; a run keeps a copy of it, and what its blocks are, so that looking at a run
+needs neither the file nor torch. docs/networks.md says what a block must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from strata.pipeline.errors import RecipeError
+from strata.pipeline.recipe.strict import require
+from strata.stages.errors import UnusableNetwork
+from strata.stages.network.blocks import AnyLayer, Block, Source
+
+TORCHVISION = "torchvision:"
+VALUES = (bool, int, float, str)
+"""What an argument may be."""
+
+
+@dataclass(frozen=True)
+class NamedNetwork:
+    """A network that something else than the recipe describes."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of the function that makes it."""
+    code: str | None = field(default=None, repr=False)
+    """Text of its Python file."""
+    known: tuple[Block, ...] = field(default=(), repr=False, compare=False)
+    """Its blocks, where a run has kept what they are."""
+
+    downsampled_by: ClassVar[str] = "the network"
+    """For messages: what to change so that maps are larger."""
+
+    @property
+    def said(self) -> str:
+        """For a column of layers."""
+        return self.name
+
+    @property
+    def source(self) -> Source:
+        return Source(self.name, tuple(sorted(self.arguments.items())), self.code)
+
+    @property
+    def file(self) -> str | None:
+        """Path of the Python file from the recipe; None for torchvision."""
+        return file_of(self.name)
+
+    def specs(self, channels: int, side: int) -> tuple[Block, ...]:
+        """The blocks, for images of so many channels and pixels a side. If they are not known, this
+        makes them, and imports torch.
+
+        Raises:
+            RecipeError: the network cannot be had, or its blocks cannot be trained one by one.
+        """
+        return self.known or _blocks(self.source, channels, side)
+
+    def science(self) -> dict[str, Any]:
+        """Its part of :meth:`strata.pipeline.recipe.recipe.Recipe.science`."""
+        parts = {"arguments": dict(self.arguments), "code": self.source.digest}
+        return {"name": self.name, **{key: value for key, value in parts.items() if value}}
+
+
+def listed(layers: Sequence[AnyLayer]) -> list[dict[str, Any]]:
+    """What `plan` says of those layers that are blocks, as JSON."""
+    said = ("index", "name", "factor", "local", "digest")
+    blocks = (layer for layer in layers if isinstance(layer, Block))
+    return [{name: getattr(block, name) for name in said} for block in blocks]
+
+
+@cache
+def _blocks(source: Source, channels: int, side: int) -> tuple[Block, ...]:
+    from strata.stages.network.block_reading import read_blocks
+
+    try:
+        return read_blocks(source, (channels, side, side))
+    except UnusableNetwork as error:
+        raise RecipeError(str(error)) from error
+
+
+def file_of(name: str) -> str | None:
+    """The Python file that a network's name speaks of."""
+    return None if name.startswith(TORCHVISION) else name.rpartition(":")[0]
+
+
+def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
+    """What a recipe says under ``network``, if it names one.
+
+    Args:
+        folder: of the recipe; a Python file is looked for from there.
+
+    Raises:
+        RecipeError: it is no name of that kind, or the file cannot be read.
+    """
+    table: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
+    name, arguments = table.pop("name"), table.pop("arguments", {})
+    require(not table, f"unknown key 'network.{next(iter(table), '')}' beside 'network.name'")
+    require(
+        isinstance(name, str) and _is_name(name),
+        f'\'network\' is {name!r}; it must be a table, "torchvision:NAME" or "FILE.py:FUNCTION"',
+    )
+    require(isinstance(arguments, dict), f"'network.arguments' must be a table, got {arguments!r}")
+    for key, value in arguments.items():
+        require(
+            isinstance(value, VALUES) and key not in ("weights", "progress"),
+            f"'network.arguments.{key}' is {value!r}; it must be a number, a string, true or "
+            "false, and weights are always random",
+        )
+    file = file_of(name)
+    return NamedNetwork(name, arguments, file and _text(folder, file))
+
+
+def _is_name(name: str) -> bool:
+    place, colon, what = name.rpartition(":")
+    return bool(colon) and what.isidentifier() and (place == "torchvision" or place.endswith(".py"))
+
+
+def _text(folder: Path, file: str) -> str:
+    path = PurePosixPath(file)
+    require(
+        not path.is_absolute() and ".." not in path.parts,
+        f"'network' names {file}; the file must lie beside the recipe, or below it",
+    )
+    try:
+        return (folder / file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise RecipeError(f"'network' names {folder / file}, which cannot be read: {why}") from None

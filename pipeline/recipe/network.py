@@ -1,0 +1,123 @@
+"""A recipe's [network] and [auxiliary] tables, checked, and the layers that they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from strata.pipeline.recipe.strict import one_of, positive, require
+from strata.stages.network.blocks import AnyLayer
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
+
+
+@dataclass(frozen=True)
+class Network:
+    layers: int
+    """J."""
+    width: int
+    """M, channels of x_1."""
+    downsample: tuple[int, ...] = ()
+    """The paper's j of P_j: x_j is downsampled before layer j + 1, which doubles the width."""
+    stem: int = 0
+    """How often the image is downsampled before layer 1 convolves it (ImageNet: 1)."""
+    batch_norm: bool = False
+    bias: bool = True
+    pool: str = "invertible"
+    """P: the paper's ``invertible`` downsampling, or ``max`` pooling over 2×2 pixels (VGG)."""
+    widths: tuple[int, ...] = ()
+    """Channels of x_1 … x_J, where they do not follow from M and P; the first is M."""
+
+    def __post_init__(self) -> None:
+        positive("network", layers=self.layers, width=self.width)
+        require(self.stem >= 0, f"'network.stem' is {self.stem}; it must be 0 or more")
+        for j in self.downsample:
+            require(
+                1 <= j < self.layers,
+                f"'network.downsample' names x_{j}; with {self.layers} layers it may name "
+                f"x_1 … x_{self.layers - 1}",
+            )
+        one_of("network.pool", self.pool, ("invertible", "max"))
+        if self.widths:
+            self._check_widths()
+
+    def _check_widths(self) -> None:
+        given, m = self.widths, self.width
+        require(
+            len(given) == self.layers,
+            f"'network.widths' has {len(given)} values; 'network.layers' is {self.layers}",
+        )
+        require(given[0] == m, f"'network.widths' begins with {given[0]}; 'network.width' is {m}")
+        require(min(given) > 0, f"'network.widths' is {list(given)}; each must be above 0")
+
+    downsampled_by: ClassVar[str] = "'network.downsample'"
+    """For messages: what to change so that maps are larger."""
+
+    @property
+    def said(self) -> str:
+        """For a column of layers."""
+        return str(self.layers)
+
+    def specs(self, channels: int, side: int) -> tuple[LayerSpec, ...]:
+        """The layers, for images of so many channels, and of any side."""
+        return layer_specs(channels=channels, **dataclasses.asdict(self))
+
+    def science(self) -> dict[str, Any]:
+        """Its part of :meth:`strata.pipeline.recipe.recipe.Recipe.science`."""
+        return without_later_defaults(self, ("pool", "widths"))
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    k: int
+    """Hidden layers of the auxiliary problem: layer j and k - 1 convolutions in C."""
+    width: int = 0
+    """M̃, width of C at layer 1; doubled with the layers' width. Unused at k = 1."""
+    final_width: int | None = None
+    """M̃_f, width of the last layer's C."""
+    batch_norm: bool = False
+    bias: bool = True
+    half_resolution: bool = False
+    """C's convolutions see x_j averaged over 2×2 pixels (VGG)."""
+    final_hidden: tuple[int, ...] = ()
+    """The last layer's C is max pooling and fully connected layers of these widths (VGG)."""
+
+    def __post_init__(self) -> None:
+        positive("auxiliary", k=self.k)
+        if self.k > 1:
+            positive("auxiliary", width=self.width)
+        require(
+            self.k > 1 or not self.half_resolution,
+            "'auxiliary.half_resolution' is for the convolutions of C, and with 'auxiliary.k' 1 "
+            "there are none",
+        )
+        require(
+            not self.final_hidden or self.final_width is None,
+            "'auxiliary.final_width' is for convolutions; 'auxiliary.final_hidden' has none. Give "
+            "one of them",
+        )
+        least = min(self.final_hidden, default=1)
+        require(
+            least > 0,
+            f"'auxiliary.final_hidden' is {list(self.final_hidden)}; each must be above 0",
+        )
+
+    def specs(
+        self, layers: Sequence[AnyLayer], classes: int, side: int
+    ) -> tuple[AuxiliarySpec, ...]:
+        """The auxiliary classifiers, where x_J has so many pixels a side."""
+        given = dataclasses.asdict(self)
+        return auxiliary_specs(layers, classes=classes, final_side=side, **given)
+
+    def science(self) -> dict[str, Any]:
+        """Its part of :meth:`strata.pipeline.recipe.recipe.Recipe.science`."""
+        return without_later_defaults(self, ("half_resolution", "final_hidden"))
+
+
+def without_later_defaults(table: Any, later: Sequence[str]) -> dict[str, Any]:
+    """A part of a recipe, as JSON. Keys that came ``later`` are left out at their default, so
+    that runs made before there were any are still of their recipe."""
+    default = {field.name: field.default for field in dataclasses.fields(table)}
+    found = dataclasses.asdict(table)
+    return {k: v for k, v in found.items() if k not in later or v != default[k]}

@@ -1,0 +1,194 @@
+"""Recipes: what to train, as strict TOML with frozen dataclasses behind it.
+
+A recipe is the science and nothing else; the machine (device, directories, budgets) is flags. Every
+value is checked here, once, with the fix in the message; after loading nothing changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from strata.pipeline.errors import RecipeError
+from strata.pipeline.recipe.named_network import NamedNetwork, named
+from strata.pipeline.recipe.network import Auxiliary, Network
+from strata.pipeline.recipe.strict import read, require
+from strata.pipeline.recipe.tables import Augment, Cache, Claim, Compress, Data, Schedule
+from strata.stages.network.blocks import AnyLayer, Block
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape, scale_at, shape_at
+
+ProblemSpec = tuple[AnyLayer, AuxiliarySpec]
+"""Layer j and C_j."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    data: Data
+    augment: Augment
+    network: Network | NamedNetwork
+    auxiliary: Auxiliary
+    schedule: Schedule
+    cache: Cache = field(default_factory=Cache)
+    claim: Claim = field(default_factory=Claim)
+    compress: Compress | None = None
+
+    def __post_init__(self) -> None:
+        if self.compress:
+            self.compress.check(self._table("[compress] removes filters of its layers").layers)
+        a = self.augment
+        require(
+            a.crop <= self.canvas,
+            f"'augment.crop' is {a.crop}; the canvas, 'data.size' + 2 · 'augment.pad', is "
+            f"{self.canvas}",
+        )
+        require(
+            not (a.views == 1 and self.is_random and not a.allow_single_view),
+            "'augment.views' is 1 with random crops or flips: every epoch would see the same draw. "
+            "Use 4 or more views, \"canvas\", or set 'augment.allow_single_view'",
+        )
+        if isinstance(self.network, Network):
+            self.check_layers()
+
+    def check_layers(self) -> None:
+        """Refuse layers that do not suit the images. Of a named network this makes the blocks, so
+        it is done when somebody asks for them. Raises RecipeError."""
+        a = self.augment
+        self._check_divisible("augment.crop", a.crop, len(self.layers))
+        require(
+            self.final_side >= 2 or not self.auxiliary.final_hidden,
+            f"'auxiliary.final_hidden' begins with max pooling over 2×2 pixels, and x_J has "
+            f"{self.final_side}; enlarge 'augment.crop' or shorten {self.network.downsampled_by}",
+        )
+        if a.views == "canvas":
+            self._check_divisible("the canvas", self.canvas, len(self.layers))
+            self._check_divisible(
+                "the border of the centre crop", self.centre, len(self.layers) - 1
+            )
+            self._check_local()
+
+    def _table(self, why: str) -> Network:
+        """The table [network]. Raises RecipeError if there is a name in its place."""
+        if isinstance(self.network, Network):
+            return self.network
+        raise RecipeError(f"{why}: 'network' must be a table, not the name {self.network.name!r}")
+
+    def _check_local(self) -> None:
+        blocks = (layer for layer in self.layers if isinstance(layer, Block))
+        for block in blocks:
+            require(
+                block.local,
+                f"'augment.views' is \"canvas\", but block {block.index}, {block.name}, sees more "
+                "of a map than what lies around a place: what it makes of a canvas is not what it "
+                "makes of its crops. Use fixed views, or 0",
+            )
+
+    def _check_divisible(self, what: str, pixels: int, depth: int) -> None:
+        scale = scale_at(self.layers, depth)
+        require(
+            pixels % scale == 0,
+            f"{what} is {pixels} pixels, which {scale} (2^downsamplings up to x_{depth}) does not "
+            f"divide; change 'augment.crop', 'augment.pad' or {self.network.downsampled_by}",
+        )
+
+    @property
+    def canvas(self) -> int:
+        """Side of the canvas in pixels."""
+        return self.data.size + 2 * self.augment.pad
+
+    @property
+    def centre(self) -> int:
+        """Offset of the centre crop in the canvas, in pixels."""
+        return (self.canvas - self.augment.crop) // 2
+
+    @property
+    def final_side(self) -> int:
+        """Of x_J as its classifier sees it, in pixels."""
+        return self.shape(len(self.layers), self.augment.crop)[1]
+
+    @property
+    def is_random(self) -> bool:
+        """Does augmentation draw anything?"""
+        return self.augment.flip or self.canvas > self.augment.crop
+
+    @cached_property
+    def _given(self) -> tuple[AnyLayer, ...]:
+        """The layers of [network], before any filter is removed."""
+        return self.network.specs(self.data.channels, self.augment.crop)
+
+    @cached_property
+    def layers(self) -> tuple[AnyLayer, ...]:
+        """As they are kept: what x_1 … x_J are made with."""
+        if not self.compress:
+            return self._given
+        return self.compress.layers([one for one in self._given if isinstance(one, LayerSpec)])
+
+    @cached_property
+    def auxiliaries(self) -> tuple[AuxiliarySpec, ...]:
+        """As they are kept, for the layers above."""
+        found = self.auxiliary.specs(self._given, self.data.classes, self.final_side)
+        if not self.compress:
+            return found
+        pairs = zip(found, self.layers, strict=True)
+        return tuple(dataclasses.replace(c, channels=layer.width) for c, layer in pairs)
+
+    @cached_property
+    def problems(self) -> tuple[ProblemSpec, ...]:
+        """As they are solved: on x_{j-1} as it is kept, before [compress] removes filters of layer
+        j itself."""
+        pairs = zip(self.layers, self.auxiliaries, strict=True)
+        if not self.compress:
+            return tuple(pairs)
+        return tuple(
+            as_wide(pair, given.width) for pair, given in zip(pairs, self._given, strict=True)
+        )
+
+    def fine_tuned(self, j: int) -> tuple[ProblemSpec, ...]:
+        """Problem j after each removal of filters, as it is fine-tuned; the last is what is kept.
+        Empty where none are removed."""
+        if not self.compress:
+            return ()
+        problem = self.problems[j - 1]
+        return tuple(as_wide(problem, n) for n in self.compress.widths(j, problem[0].width))
+
+    def shape(self, depth: int, size: int) -> Shape:
+        """Shape of x_depth for an image (crop or canvas) of side ``size``."""
+        return shape_at(self.layers, depth, self.data.channels, size)
+
+    def science(self) -> dict[str, Any]:
+        """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
+        table = dataclasses.asdict(self)
+        del table["claim"], table["data"]["source"]
+        if not self.compress:
+            del table["compress"]
+        parts = ("augment", "network", "auxiliary")
+        return table | {part: getattr(self, part).science() for part in parts}
+
+
+def as_wide(problem: ProblemSpec, width: int) -> ProblemSpec:
+    """The same problem with so many filters in its layer."""
+    layer, auxiliary = problem
+    return dataclasses.replace(layer, width=width), dataclasses.replace(auxiliary, channels=width)
+
+
+def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
+    """A recipe from TOML text; ``name`` is for messages.
+
+    Args:
+        folder: where a Python file lies that the recipe names; None: here.
+
+    Raises:
+        RecipeError: not TOML, an unknown or missing key, a wrong type or a value out of bounds; or
+            the file cannot be read.
+    """
+    try:
+        tables = tomllib.loads(text)
+        network = tables.get("network")
+        if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
+            tables["network"] = named(network, folder or Path())
+        return read(Recipe, tables)
+    except (tomllib.TOMLDecodeError, RecipeError) as error:
+        raise RecipeError(f"recipe {name}: {error}") from None

@@ -1,0 +1,221 @@
+"""A recipe's tables of plain values, checked: [data], [augment], [schedule], [compress], [cache]
+and [claim].
+
+What a table cannot know of another is checked by :class:`strata.pipeline.recipe.recipe.Recipe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from strata.pipeline.recipe.network import without_later_defaults
+from strata.pipeline.recipe.strict import one_of, positive, require
+from strata.stages.network.spec import LayerSpec
+
+
+@dataclass(frozen=True)
+class Data:
+    source: str
+    """``digits``, ``torchvision:NAME``, ``imagefolder:PATH`` or ``npz:PATH``."""
+    classes: int
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    size: int
+    """Side of x_0 in pixels; images of another size are resized and cut to it."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels in 0 … 1."""
+    std: tuple[float, ...]
+    train: int
+    """Images the recipe expects; what is planned with until the data set has been read."""
+    test: int
+    jpeg: int = 0
+    """Quality, 1 … 100, at which x_0 is kept as JPEG in a .beton for the ffcv loader, which decodes
+    it on all cores; it is then what the network sees. 0: raw pixels."""
+
+    def __post_init__(self) -> None:
+        positive("data", classes=self.classes, size=self.size, train=self.train, test=self.test)
+        require(self.channels in (1, 3), f"'data.channels' is {self.channels}; it must be 1 or 3")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            require(
+                len(values) == self.channels,
+                f"'data.{name}' has {len(values)} values; 'data.channels' is {self.channels}",
+            )
+        require(0 <= self.jpeg <= 100, f"'data.jpeg' is {self.jpeg}; it must be in 0 … 100")
+        require(
+            not self.jpeg or self.channels == 3,
+            f"'data.jpeg' is {self.jpeg}, and 'data.channels' {self.channels}; a JPEG has 3",
+        )
+        require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
+
+
+DRAWS = ("flips", "stride")
+"""Keys of ``[augment]`` that say how a fixed view is drawn beyond the seed; they came later."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    crop: int
+    """Side in pixels of what the classifier sees."""
+    pad: int = 0
+    """Black pixels around x_0; with them it is the canvas that crops are cut from."""
+    flip: bool = False
+    """Mirror half of the images."""
+    views: int | str = "canvas"
+    """0: fresh draws every epoch, recomputing the layers below. V: V fixed draws, cached.
+    ``canvas``: the whole canvas is cached, and cropped in feature space."""
+    flips: str = "auto"
+    """``random``: drawn anew in every epoch, or for every fixed view; ``alternated``: a sample's
+    first is drawn, and each is the other way round than the one before; ``auto``: alternated
+    between fixed views, random otherwise."""
+    stride: int = 1
+    """Offsets of random crops are multiples of this many pixels. In canvas mode they are multiples
+    of the downsampling so far, too."""
+    allow_single_view: bool = False
+    """Permit ``views = 1`` with random draws: the same crop and flip in every epoch."""
+
+    def __post_init__(self) -> None:
+        positive("augment", crop=self.crop, stride=self.stride)
+        one_of("augment.flips", self.flips, ("auto", "random", "alternated"))
+        require(self.pad >= 0, f"'augment.pad' is {self.pad}; it must be 0 or more")
+        if isinstance(self.views, str):
+            one_of("augment.views", self.views, ("canvas",))
+        else:
+            require(self.views >= 0, f"'augment.views' is {self.views}; it must be 0 or more")
+
+    def science(self) -> dict[str, Any]:
+        """Its part of :meth:`Recipe.science`."""
+        return without_later_defaults(self, DRAWS)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    kind: str
+    """``step`` (the paper's) or ``one-cycle``."""
+    epochs: int
+    """Per layer."""
+    batch: int
+    lr: float
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay: float = 0.2
+    """``step``: factor on the rate …"""
+    every: int = 15
+    """… after this many epochs."""
+    warmup: float = 0.25
+    """``one-cycle``: share of the steps on which the rate rises."""
+    accumulate: int = 1
+    """Micro-batches per step."""
+    keep: str = "last"
+    """``last``, or ``best``: the iterate of lowest training risk (Prop. 3.1)."""
+    precision: str = "auto"
+    """Of the convolutions: ``float32``, ``bfloat16``, ``float16`` (GPU), or ``auto``: the fastest
+    that the device has in hardware."""
+    test_every: int = 1
+    """Epochs between test accuracies in the training curve; 0 for the end only."""
+
+    def __post_init__(self) -> None:
+        one_of("schedule.kind", self.kind, ("step", "one-cycle"))
+        one_of("schedule.keep", self.keep, ("last", "best"))
+        one_of("schedule.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        positive("schedule", epochs=self.epochs, batch=self.batch, lr=self.lr, decay=self.decay)
+        positive("schedule", every=self.every, accumulate=self.accumulate)
+        require(
+            0 <= self.momentum < 1, f"'schedule.momentum' is {self.momentum}; it must be in [0, 1)"
+        )
+        require(0 < self.warmup < 1, f"'schedule.warmup' is {self.warmup}; it must be in (0, 1)")
+        require(
+            self.accumulate <= self.batch,
+            f"'schedule.accumulate' is {self.accumulate}; 'schedule.batch' is only {self.batch}",
+        )
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Layer-wise compression (Sec. 4.3): once layer j is solved, filters of it are removed by the
+    Taylor criterion, and it is fine-tuned with C_j, before x_j is written."""
+
+    keep: float | tuple[float, ...]
+    """Share of its filters that a layer keeps, above 0 and at most 1; or a list, one per layer."""
+    epochs: int
+    """Of fine-tuning, after every removal."""
+    lr: float
+    """Rate that fine-tuning begins with; all else is as in [schedule]."""
+    rounds: int = 1
+    """Removals, of as many filters each time."""
+
+    def __post_init__(self) -> None:
+        positive("compress", epochs=self.epochs, lr=self.lr, rounds=self.rounds)
+        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        require(
+            bool(shares) and all(0 < share <= 1 for share in shares),
+            f"'compress.keep' is {self.keep if shares is not self.keep else list(shares)}; a share "
+            "of the filters must be above 0 and at most 1",
+        )
+
+    def check(self, layers: int) -> None:
+        """Refuse a list that is not for so many layers. Raises RecipeError."""
+        require(
+            not isinstance(self.keep, tuple) or len(self.keep) == layers,
+            f"'compress.keep' has {len(self.keep) if isinstance(self.keep, tuple) else 1} values; "
+            f"the network has {layers} layers",
+        )
+
+    def widths(self, j: int, solved: int) -> tuple[int, ...]:
+        """Filters of layer j, which was solved with so many, after each removal that takes any."""
+        share = self.keep[j - 1] if isinstance(self.keep, tuple) else self.keep
+        gone = solved - max(1, round(share * solved))
+        after = {solved - round(gone * n / self.rounds) for n in range(1, self.rounds + 1)}
+        return tuple(sorted(after - {solved}, reverse=True))
+
+    def layers(self, solved: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
+        """What is left of the layers; each sees the channels that are left of the one below."""
+        kept = [min((one.width, *self.widths(one.index, one.width))) for one in solved]
+        inputs = (solved[0].channels, *kept)
+        return tuple(
+            replace(one, channels=channels, width=width)
+            for one, channels, width in zip(solved, inputs, kept, strict=False)
+        )
+
+
+@dataclass(frozen=True)
+class Cache:
+    precision: str = "float16"
+    """Of stored features: ``float32`` (reference), ``float16``, ``bfloat16``, or codes with scales
+    per channel, ``uint8`` and ``uint4``."""
+    percentile: float = 99.99
+    """Of a channel's values other than 0: where the codes of ``uint8`` and ``uint4`` end, if there
+    are outliers beyond. 100 clips nothing that calibration has seen."""
+    profile: str = "raw"
+    """How rows of features lie on disk: ``raw``, uncompressed at a constant stride, or packed with
+    ``zstd`` (slow disks) or ``lz4`` (fast ones), or ``auto``: at every depth what is cheapest on
+    the machine that writes it. Images are always raw."""
+    shard_mb: int = 64
+    """Megabytes (2^20) per shard file: the unit of writing, of resuming and of memory."""
+    block: int = 128
+    """Rows in one forward pass of frozen layers."""
+
+    def __post_init__(self) -> None:
+        known = ("float32", "float16", "bfloat16", "uint8", "uint4")
+        one_of("cache.precision", self.precision, known)
+        require(
+            0 < self.percentile <= 100,
+            f"'cache.percentile' is {self.percentile}; it must be above 0 and at most 100",
+        )
+        one_of("cache.profile", self.profile, ("raw", "zstd", "lz4", "auto"))
+        positive("cache", shard_mb=self.shard_mb, block=self.block)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the recipe tries to reproduce, printed beside what a run gives; in percent."""
+
+    text: str = ""
+    source: str = ""
+    last: float | None = None
+    """Top-1 of the last layer."""
+    ensemble: float | None = None
+    last_top5: float | None = None
+    ensemble_top5: float | None = None

@@ -1,0 +1,242 @@
+"""Variants of one auxiliary problem: what `sweep --vary KEY=VALUE,…` speaks of. Pure, no torch.
+
+Only what concerns problem j alone may vary: not the layers below, and not which batches are seen.
+A key of the schedule means what it means in a recipe; ``width`` and ``auxiliary.width`` are M and M̃
+of layer j itself, after the recipe's scaling, whatever the other layers have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from strata.pipeline.errors import OptionRange, RecipeError
+from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.recipe.strict import did_you_mean
+from strata.pipeline.recipe.tables import Schedule
+from strata.stages.network.blocks import AnyLayer, Block
+from strata.stages.network.spec import AuxiliarySpec, described, scale_at
+
+M, K, AUXILIARY_M, SEED = "width", "auxiliary.k", "auxiliary.width", "seed"
+SCHEDULE = ("lr", "momentum", "nesterov", "weight_decay", "kind", "epochs", "decay", "every")
+SHORT = {
+    **{f"schedule.{name}": name for name in (*SCHEDULE, "warmup", "keep")},
+    K: "k",
+    AUXILIARY_M: "aux_width",
+    M: "width",
+    SEED: "seed",
+}
+"""Every key that may vary, in the order of names, and its short form, which is accepted too."""
+KINDS: dict[str, type] = {M: int, K: int, AUXILIARY_M: int, SEED: int} | {
+    f"schedule.{name}": kind for name, kind in get_type_hints(Schedule).items()
+}
+WORDS = {"true": True, "false": False}
+NOT_RESULTS = ("precision", "test_every")
+"""Of a schedule: the run's, or only looking."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One auxiliary problem at layer j."""
+
+    name: str
+    """``lr=0.1,k=2,seed=1``: stable, and safe as the name of a directory."""
+    changes: Mapping[str, Any]
+    """What was asked for, by full key."""
+    layer: AnyLayer | None
+    """None: layer J is frozen, and only a classifier of x_J is trained."""
+    auxiliary: AuxiliarySpec
+    schedule: Schedule
+    seed: int
+    """Of the initial weights alone."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result beside x_{j-1} and the run's seed, as JSON."""
+        schedule = dataclasses.asdict(self.schedule)
+        return {
+            "layer": self.layer and described(self.layer),
+            "auxiliary": described(self.auxiliary),
+            "schedule": {k: v for k, v in schedule.items() if k not in NOT_RESULTS},
+            "seed": self.seed,
+        }
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Have its layer and its auxiliary classifier the shapes that the recipe gives them?"""
+        pairs = zip(recipe.layers, recipe.auxiliaries, strict=True)
+        return any(pair == (self.layer, self.auxiliary) for pair in pairs)
+
+
+def variants(recipe: Recipe, j: int, vary: Sequence[str], seed: int) -> list[Variant]:
+    """The product of the lists, each variant once, the last list changing fastest.
+
+    Args:
+        vary: ``KEY=VALUE,VALUE,…``, one for every key that varies.
+        seed: the run's, for variants that have none of their own.
+
+    Raises:
+        OptionRange: a key that may not vary or is unknown, or a value that cannot be.
+    """
+    lists: dict[str, list[Any]] = {}
+    for text in vary:
+        key, values = _list(recipe, text)
+        if key in lists:
+            raise OptionRange(f"--vary {key} is given twice: write {key}=VALUE,VALUE,…")
+        lists[key] = values
+    found = (
+        _variant(recipe, j, dict(zip(lists, chosen, strict=True)), seed)
+        for chosen in itertools.product(*lists.values())
+    )
+    named = {variant.name: variant for variant in found}
+    if "" in named:
+        raise OptionRange(f"--vary {AUXILIARY_M}: with k = 1 there is no C whose width could vary")
+    return list(named.values())
+
+
+def finals(recipe: Recipe, vary: Sequence[str], seed: int) -> list[Variant]:
+    """As :func:`variants`, of the final classifier alone, on x_J of a layer J that is frozen.
+
+    Raises:
+        OptionRange: as there; ``width`` may not vary, being the layer's.
+        RecipeError: x_J of a canvas has no centre crop.
+    """
+    last = len(recipe.layers)
+    scale = scale_at(recipe.layers, last)
+    if recipe.augment.views == "canvas" and recipe.centre % scale:
+        raise RecipeError(
+            f"the border of the centre crop is {recipe.centre} pixels, which {scale} "
+            f"(2^downsamplings up to x_{last}) does not divide: x_{last} cannot be cut. Change "
+            "'augment.pad'"
+        )
+    found = variants(recipe, last, vary, seed)
+    if any(M in variant.changes for variant in found):
+        raise OptionRange(
+            f"--vary {M}: layer {last} is frozen, and has its width; vary {AUXILIARY_M}, or use "
+            f"sweep --layer {last}"
+        )
+    return [dataclasses.replace(variant, layer=None) for variant in found]
+
+
+def _list(recipe: Recipe, text: str) -> tuple[str, list[Any]]:
+    word, equals, values = text.partition("=")
+    key = _key(recipe, word.strip())
+    parts = [part.strip() for part in values.split(",")]
+    if not equals or not all(parts):
+        raise OptionRange(f"--vary {text!r} must be KEY=VALUE,VALUE,…, e.g. schedule.lr=0.05,0.1")
+    return key, [_value(key, part) for part in parts]
+
+
+def _key(recipe: Recipe, word: str) -> str:
+    full = {short: key for key, short in SHORT.items()}
+    key = full.get(word, word)
+    if key in SHORT:
+        return key
+    may = f"may vary: {', '.join(SHORT)}"
+    tables = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    tables = {name: table for name, table in tables.items() if table is not None}
+    keys = [f"{name}.{f.name}" for name, t in tables.items() for f in dataclasses.fields(t)]
+    if key in keys or key in tables:
+        raise OptionRange(
+            f"--vary {key}: it would change the layers below, the batches, or more than one "
+            f"layer; {may}. For anything else, copy the recipe"
+        )
+    near = did_you_mean(key, [*SHORT, *full])
+    raise OptionRange(f"--vary {key}: unknown key{near if '?' in near else f'; {may}'}")
+
+
+def _value(key: str, text: str) -> Any:
+    kind = KINDS[key]
+    try:
+        value = WORDS[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        wanted = {int: "an integer", float: "a number", bool: "true or false"}[kind]
+        raise OptionRange(f"--vary {key}: {text!r} must be {wanted}") from None
+    low = {float: -math.inf, int: 0 if key == SEED else 1}.get(kind)
+    if low is not None and not (low <= value and math.isfinite(value)):
+        bound = "finite" if kind is float else f"{low} or more"
+        raise OptionRange(f"--vary {key}: {text} must be {bound}")
+    return value
+
+
+def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Variant:
+    layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    k = changes.get(K, auxiliary.k)
+    if auxiliary.hidden and (wrong := [key for key in (K, AUXILIARY_M) if key in changes]):
+        raise OptionRange(
+            f"--vary {wrong[0]}: layer {j} ends in 'auxiliary.final_hidden', without convolutions "
+            "that could vary"
+        )
+    if k == 1:
+        changes.pop(AUXILIARY_M, None)  # there is no C with a width: the same problem
+    if M in changes and isinstance(layer, Block):
+        raise OptionRange(
+            f"--vary {M}: layer {j} is a block of {layer.source.name}, and has its width from "
+            f"there; vary {AUXILIARY_M}, or copy the recipe"
+        )
+    layer = dataclasses.replace(layer, **({"width": changes[M]} if M in changes else {}))
+    auxiliary = dataclasses.replace(
+        auxiliary,
+        channels=layer.width,
+        k=k,
+        width=changes.get(AUXILIARY_M, auxiliary.width),
+        half_resolution=auxiliary.half_resolution and k > 1,
+    )
+    if auxiliary.convolutions and auxiliary.width < 1:
+        raise OptionRange(
+            f"--vary {K}={k}: the recipe gives no 'auxiliary.width'; add --vary {AUXILIARY_M}=…"
+        )
+    return Variant(
+        _name(changes),
+        changes,
+        layer,
+        auxiliary,
+        _schedule(recipe, changes),
+        changes.get(SEED, seed),
+    )
+
+
+def _schedule(recipe: Recipe, changes: Mapping[str, Any]) -> Schedule:
+    found = {k.removeprefix("schedule."): v for k, v in changes.items() if k.startswith("schedule")}
+    try:
+        schedule = dataclasses.replace(recipe.schedule, **found)
+    except RecipeError as error:
+        raise OptionRange(f"--vary: {error}") from None
+    if schedule.weight_decay < 0:
+        raise OptionRange(
+            f"--vary schedule.weight_decay: {schedule.weight_decay} must be 0 or more"
+        )
+    if schedule.nesterov and not schedule.momentum:
+        raise OptionRange("--vary schedule.nesterov: it needs a 'schedule.momentum' above 0")
+    return schedule
+
+
+def _name(changes: Mapping[str, Any]) -> str:
+    """In the order of :data:`SHORT`, whatever the order of the options."""
+    return ",".join(f"{SHORT[key]}={_text(changes[key])}" for key in SHORT if key in changes)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def check_keep(recipe: Recipe, j: int, wanted: Iterable[Variant], keep: str) -> None:
+    """Refuse to keep what cannot be the run's layer j, before anything is solved.
+
+    Raises:
+        OptionRange: no variant has that name, or it has not the shapes of the recipe.
+    """
+    named = {variant.name: variant for variant in wanted}
+    if keep != "best" and keep not in named:
+        raise OptionRange(f"--keep {keep!r} is no variant{did_you_mean(keep, [*named, 'best'])}")
+    for variant in named.values() if keep == "best" else [named[keep]]:
+        if not variant.fits(recipe):
+            other = "a recipe with that width or k is the way"
+            by_name = "; --keep one by its name, or " if keep == "best" else ": "
+            raise OptionRange(
+                f"--keep {keep}: {variant.name} has other shapes than the recipe's layer {j}"
+                f"{by_name}{other}"
+            )

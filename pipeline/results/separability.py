@@ -1,0 +1,169 @@
+"""Separability against depth (paper Figure 3): a table of probes, and curves for the report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from strata.pipeline.errors import RunConflict
+from strata.pipeline.results.figures import draw, drawable
+from strata.pipeline.run import probe_results, rundir
+from strata.pipeline.run.probe_results import Kind, Result
+from strata.pipeline.run.rundir import RUN, Run
+from strata.store.errors import LevelDamaged
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#1f5f99", "#c2691c", "#6b7280", "#3f7d4e", "#8a4f9e")
+MARKERS = ("o", "^", "s", "D", "v")
+
+
+def table(title: str, results: Sequence[Result]) -> Table:
+    """One row per depth; accuracies on the test and the training images."""
+    kinds = sorted({Kind.of(one["kind"]) for one in results})
+    found = {(one["layer"], one["kind"]): one for one in results}
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("x_j")
+    for kind in kinds:
+        for column in (f"{kind.name}, test", "train", *(["C"] if not kind.hidden else [])):
+            shown.add_column(column, overflow="fold")
+    for j in sorted({one["layer"] for one in results}):
+        cells = (_cells(found.get((j, kind.name)), kind) for kind in kinds)
+        shown.add_row(f"x_{j}", *(cell for some in cells for cell in some))
+    return shown
+
+
+def _cells(one: Result | None, kind: Kind) -> list[str]:
+    if one is None:
+        return [""] * (2 if kind.hidden else 3)
+    cells = [f"{100 * one[split]['top1']:.2f} %" for split in ("test", "train")]
+    if not kind.hidden:
+        cells.append(f"{one['regularisation']:g}{'' if one['converged'] else ', not converged'}")
+    return cells
+
+
+# ---- curves over runs ----------------------------------------------------------------------------
+
+
+def curves(run: Run) -> list[dict[str, Any]]:
+    """Test accuracy against depth for every network, images and kind of probe that the run has,
+    over the runs of the same recipe beside it, one for each seed.
+
+    Returns:
+        As JSON: ``of``, ``images`` (None: the run's own), ``kind``, and ``points`` with ``depth``,
+        ``test`` and ``train`` (means), ``spread`` (standard deviation of ``test`` over the runs;
+        None of one) and ``runs``.
+    """
+    results = [list(_results(one)) for one in (run, *_beside(run))]
+    names = list(dict.fromkeys(name for name, _ in results[0]))
+    return [
+        _curve(name, [one for some in results for n, one in some if n == name]) for name in names
+    ]
+
+
+Name = tuple[str, str | None, str | None, str]
+"""Network, images and their digest (None: the run's own), kind."""
+
+
+def _results(run: Run) -> Iterator[tuple[Name, Result]]:
+    for network in probe_results.networks(run):
+        images, digest, source = None, None, network.run.source
+        if source != run.source:
+            images, digest = (
+                probe_results.source_name(source),
+                (network.run.data() or {}).get("digest"),
+            )
+        for one in probe_results.results(network):
+            yield (network.trained, images, digest, one["kind"]), one
+
+
+def _beside(run: Run) -> Iterator[Run]:
+    """Runs of the same recipe in the same directory, one for every other seed."""
+    seeds, science = {run.seed}, run.recipe.science()
+    for path in sorted(run.directory.resolve().parent.glob(f"*/{RUN}")):
+        with suppress(RunConflict, LevelDamaged, OSError):  # it is not this run that is reported
+            other = rundir.find(path.parent)
+            if other and other.recipe.science() == science and other.seed not in seeds:
+                seeds.add(other.seed)
+                yield other
+
+
+def _curve(name: Name, results: Iterable[Result]) -> dict[str, Any]:
+    by_depth: dict[int, list[Result]] = {}
+    for one in results:
+        by_depth.setdefault(one["layer"], []).append(one)
+    of, images, _, kind = name
+    points = [_point(depth, by_depth[depth]) for depth in sorted(by_depth)]
+    return {"of": of, "images": images, "kind": kind, "points": points}
+
+
+def _point(depth: int, results: Sequence[Result]) -> dict[str, Any]:
+    test, train = ([one[split]["top1"] for one in results] for split in ("test", "train"))
+    return {
+        "depth": depth,
+        "test": statistics.fmean(test),
+        "train": statistics.fmean(train),
+        "spread": statistics.stdev(test) if len(test) > 1 else None,
+        "runs": len(test),
+    }
+
+
+# ---- the figure ----------------------------------------------------------------------------------
+
+
+def separability(report: dict[str, Any]) -> str:
+    """Draw test accuracy of probes against depth, linear and CNN-p; empty if there are none."""
+    found = report["probes"]
+    sides = [(title, some) for title, some in _sides(found) if some]
+    if not sides:
+        return ""
+    label = "; ".join(f"{_title(one)}: {_spoken(one)}" for one in found)
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, len(sides), squeeze=False)[0]
+        for axes, (title, some) in zip(panels, sides, strict=True):
+            for number, one in enumerate(some):
+                _plot(axes, one, number)
+            axes.set_title(title, fontsize=9.5)
+            axes.set_xlabel("Depth (layers)")
+            axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+            axes.grid(axis="y")
+            axes.legend(fontsize=8)
+        panels[0].set_ylabel("Test accuracy (%)")
+
+    return draw("probes", (3.5 * len(sides) if len(sides) > 1 else 5.0, 3.4), label, paint)
+
+
+def _sides(found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    yield "Linear separability", [one for one in found if one["kind"] == "linear"]
+    yield "CNN-p separability", [one for one in found if one["kind"] != "linear"]
+
+
+def _plot(axes: Axes, one: dict[str, Any], number: int) -> None:
+    points = one["points"]
+    depth = [point["depth"] for point in points]
+    mean = [100 * point["test"] for point in points]
+    spread = [100 * (point["spread"] or 0.0) for point in points]
+    look = {"color": COLOURS[number % 5], "marker": MARKERS[number % 5], "capsize": 2.5}
+    bars = spread if any(spread) else None
+    axes.errorbar(depth, mean, yerr=bars, label=_title(one, short=True), **look)
+
+
+def _title(one: dict[str, Any], *, short: bool = False) -> str:
+    parts = [one["of"]]
+    if one["images"]:
+        folder = one["images"].partition(":")[2] or one["images"]
+        parts.append(f"on {drawable(folder, 'other images')}")
+    if one["kind"] != "linear" or not short:
+        parts.append("linear" if one["kind"] == "linear" else f"p = {Kind.of(one['kind']).hidden}")
+    return ", ".join(parts)
+
+
+def _spoken(one: dict[str, Any]) -> str:
+    return ", ".join(f"x_{p['depth']} {100 * p['test']:.1f} %" for p in one["points"])

@@ -1,0 +1,90 @@
+"""The levels of a run, and whether they are current. No torch: status and plan ask too."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+from strata.pipeline.recipe import augmentation
+from strata.pipeline.run.rundir import Run
+from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused
+from strata.store.feature_store import LevelState, Store
+from strata.store.level.layout import Geometry, LevelKey
+from strata.store.level.level import geometry_of, read_commit
+from strata.store.level.references import refer, reference
+
+
+def keys_at(run: Run, depth: int, *, clean: bool = False) -> list[LevelKey]:
+    """Every level x_depth has; empty if the layers up to it are not solved.
+
+    Args:
+        clean: those of the un-augmented images instead, which probes read.
+    """
+    nodes = run.nodes()
+    if depth >= len(nodes):
+        return []
+    name = nodes[depth].fingerprint
+    wanted = (
+        augmentation.clean_levels(run.recipe)
+        if clean and depth
+        else augmentation.levels_at(run.recipe, depth)
+    )
+    return [LevelKey(depth, name, split, view) for split, view in wanted]
+
+
+def all_at(run: Run, depth: int) -> list[LevelKey]:
+    """Those of both kinds: a level of the un-augmented images may be one of the others."""
+    return list(dict.fromkeys((*keys_at(run, depth), *keys_at(run, depth, clean=True))))
+
+
+def state_of(store: Store, key: LevelKey) -> LevelState:
+    """As the store says, but ``stale`` if the level below was rewritten with other values since."""
+    state = store.state(key)
+    if state.state == "complete" and state.parent is not None:
+        parent = LevelKey(**{k: state.parent[k] for k in ("depth", "fingerprint", "split", "view")})
+        root = store.state(parent).content_root
+        if root is not None and root != state.parent["content_root"]:
+            return replace(state, state="stale")
+    return state
+
+
+def is_current(store: Store, key: LevelKey) -> bool:
+    """Is a level complete, and made from what lies below it now?"""
+    return state_of(store, key).state == "complete"
+
+
+def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
+    """What a commit says of the level it was computed from."""
+    return {**asdict(key), "content_root": content_root}
+
+
+def geometry_at(store: Store, key: LevelKey) -> Geometry | None:
+    """Of a level that is committed: another run may have made it with shards of another size."""
+    with suppress(LevelAbsent, LevelDamaged):
+        return geometry_of(read_commit(key.directory(store.root), key, store.files))
+    return None
+
+
+def profile_at(run: Run, store: Store, depth: int) -> str | None:
+    """How the levels of x_depth are stored that are there or were begun; None: there are none.
+
+    A level that was begun goes on as it was, and views of one depth are best alike.
+    """
+    found = (store.profile(key) for key in keys_at(run, depth))
+    return next(filter(None, found), None)
+
+
+def missing_at(run: Run, store: Store, depth: int, *, clean: bool = False) -> list[LevelKey]:
+    """Levels of x_depth that must be written; its layer must be solved. ``clean`` as above."""
+    return [key for key in keys_at(run, depth, clean=clean) if not is_current(store, key)]
+
+
+def refer_to(run: Run, store: Store) -> None:
+    """Note in the store which levels the run uses, so that ``gc`` leaves them alone.
+
+    A store that is only read takes no notes.
+    """
+    note = reference(run.directory, [(node.depth, node.fingerprint) for node in run.nodes()])
+    with suppress(StoreRefused):
+        refer(store.root, note, store.files)

@@ -1,0 +1,108 @@
+"""What a step was expected to take, kept beside what it took: seconds, bytes on disk, peak memory.
+
+Bytes and peaks are arithmetic. Seconds need the rates of this machine (`calibrate`, or --machine);
+without them there is no expectation, and none is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from strata.pipeline.plan import memory
+from strata.pipeline.plan.choose import START, Node
+from strata.pipeline.plan.costs import RecipeCosts
+from strata.pipeline.recipe import augmentation
+from strata.pipeline.run import levels
+from strata.pipeline.run.session import Session
+from strata.stages.network import footprint
+from strata.store.level.layout import LevelKey, geometry
+
+Outcome = dict[str, Any]
+"""``expected`` and ``measured``, each with ``seconds``, ``bytes`` and ``peak_bytes``, where None is
+not known; ``whole``: False where an earlier process did a part, so that seconds say nothing; and
+``rates``: where those behind the expected seconds are from."""
+
+
+def kept(
+    session: Session, expected: dict[str, Any], measured: dict[str, Any], *, whole: bool
+) -> Outcome:
+    rates = session.rates.source if session.rates else None
+    return {"expected": expected, "measured": measured, "whole": whole, "rates": rates}
+
+
+def figures(seconds: float | None, nbytes: int | None, peak: int | None) -> dict[str, Any]:
+    """Seconds, bytes on disk, and peak bytes of tensors on the device; None: not known."""
+    return {"seconds": seconds, "bytes": nbytes, "peak_bytes": peak}
+
+
+def of_solving(session: Session, j: int, base: int) -> dict[str, Any]:
+    """Expected of solving layer j.
+
+    Args:
+        base: depth of the levels that x_{j-1} is read or computed from.
+    """
+    run, costs = session.run, _costs(session)
+    peak = memory.peak(run.recipe, j, session.room, run.accumulate[j - 1], base)
+    return figures(costs and costs.solve(_node(session, base), j), None, peak)
+
+
+def of_writing(session: Session, keys: Sequence[LevelKey], base: int) -> dict[str, Any]:
+    """Expected of writing levels of one x_j.
+
+    Args:
+        base: depth of the levels that it is computed from.
+    """
+    recipe, costs, j = session.run.recipe, _costs(session), keys[0].depth
+    peak = footprint.applying(
+        recipe.layers[base:j],
+        recipe.shape(base, augmentation.cached_size(recipe)),
+        block=recipe.cache.block,
+        compute=session.run.compute,
+        precision=recipe.cache.precision,
+        images=base == 0,
+    )
+    rows = [_rows(session, key) for key in keys]
+    below, node = _node(session, base), _node(session, j)
+    seconds = costs and sum(costs.write_level(below, node, n) for n in rows)
+    return figures(seconds, _bytes(session, node, rows), peak)
+
+
+def _bytes(session: Session, node: Node, rows: Sequence[int]) -> int | None:
+    """On disk. Of a packed level only with a ratio that was measured, or is given."""
+    recipe = session.run.recipe
+    cache = recipe.cache
+    ratio = 1.0 if node.form == "raw" else None
+    if session.rates and ratio is None:
+        ratio = session.rates.row_rate(node.form, cache.precision).ratio
+    if ratio is None:
+        return None
+    shape = recipe.shape(node.depth, augmentation.cached_size(recipe))
+    sizes = (geometry(n, shape, cache.precision, cache.shard_mb << 20).nbytes for n in rows)
+    return round(sum(sizes) / ratio)
+
+
+def _costs(session: Session) -> RecipeCosts | None:
+    data = session.run.data()
+    if session.rates is None or data is None:
+        return None
+    return RecipeCosts(
+        session.run.recipe,
+        session.rates,
+        data["train"],
+        data["test"],
+        loader=session.loader,
+        tier=session.tier,
+    )
+
+
+def _node(session: Session, depth: int) -> Node:
+    """x_depth as it is stored."""
+    there = levels.profile_at(session.run, session.store, depth) if depth else START
+    return Node(depth, there or "raw")
+
+
+def _rows(session: Session, key: LevelKey) -> int:
+    data = session.run.data()
+    assert data is not None
+    return data[key.split]

@@ -1,0 +1,94 @@
+"""The run that a command speaks of, found without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from strata.pipeline.errors import LayerRange, NotThereYet
+from strata.pipeline.plan.inventory import Inventory, inventory
+from strata.pipeline.plan.plan import Plan
+from strata.pipeline.recipe import builtin
+from strata.pipeline.recipe.recipe import Recipe, parse
+from strata.pipeline.run import rundir
+from strata.pipeline.run.levels import is_current, keys_at
+from strata.pipeline.run.rundir import Run
+from strata.pipeline.run.stores import Place, open_store
+from strata.store.feature_store import Store
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A run, made or not yet."""
+
+    name: str
+    recipe: Recipe
+    directory: Path
+    run: Run | None
+    store: Store
+    text: str
+    """The recipe's TOML."""
+
+    def inventory(self) -> Inventory:
+        """What exists of the run."""
+        return inventory(self.run, self.store)
+
+    def data(self) -> dict[str, Any] | None:
+        """What the images turned out to be; None before they were read."""
+        return self.run.data() if self.run else None
+
+    def to_write(self, costs: Plan) -> int:
+        """Bytes that are still to be written of what a whole run reads: x_0 … x_{J-1}, uncompressed
+        where it is not known better."""
+        depths = costs.depths[:-1]
+        keys = [key for d in depths if self.run for key in keys_at(self.run, d.depth)]
+        there = {(key.depth, key.name) for key in keys if is_current(self.store, key)}
+        return sum(
+            nbytes
+            for d in depths
+            for name, nbytes in d.levels.items()
+            if (d.depth, name) not in there
+        )
+
+    def check_layer(self, j: int) -> None:
+        """Refuse a layer that the network does not have. Raises LayerRange."""
+        layers = len(self.recipe.layers)
+        if not 1 <= j <= layers:
+            raise LayerRange(
+                f"layer {j} is out of range: recipe {self.name} has layers 1 … {layers}"
+            )
+
+    def existing(self) -> Run:
+        """The run. Raises NotThereYet if it was not made."""
+        if self.run is None:
+            raise NotThereYet(f"there is no run in {self.directory}. Run: strata run {self.name}")
+        return self.run
+
+    def evaluation(self) -> dict[str, Any]:
+        """The last evaluation of the run. Raises NotThereYet if no layer was solved."""
+        found = self.existing().evaluation()
+        if found is None:
+            raise NotThereYet(
+                f"no layer is solved in {self.directory}. Run: strata run {self.name}"
+            )
+        return found
+
+
+def find(
+    recipe: str, directory: Path | None, store: Place, seed: int, read_cache: str | None = None
+) -> Overview:
+    """Look up a recipe and its run.
+
+    Raises:
+        RecipeError: unknown recipe, or one that cannot be.
+        RunConflict: the directory was made with another recipe or seed.
+    """
+    name, text = builtin.text_of(recipe)
+    loaded = parse(text, name, builtin.folder_of(recipe))
+    place = directory or rundir.default_directory(name, seed)
+    run = rundir.find_matching(place, loaded, seed)
+    if run is not None:  # the same network, and perhaps it knows its blocks
+        loaded = replace(loaded, network=run.recipe.network)
+    loaded.check_layers()
+    return Overview(name, loaded, place, run, open_store(store, read_cache), text)

@@ -1,0 +1,235 @@
+"""What probes found: which there may be, of which networks, and whether to believe them.
+
+    RUN/probe_3/linear/weights.safetensors   the classifier
+               cnn-2/epochs.jsonl            of a CNN only
+                     result.json             written last: on which x_3, how well, sha256 of files
+                     checkpoint.safetensors  only while it is being trained
+
+A network is the run itself, or the one trained end to end beside it, on the run's images or on
+others. All but the first are runs inside the run, with copies of the weights: so their features are
+named, computed and stored as any run's.
+
+    RUN/baseline/plain/network/              run.json, data.json, layer_1/ …, probe_1/ …
+    RUN/transfer/NAME/                       the run's layers on other images
+    RUN/baseline/plain/network/transfer/NAME/
+
+No torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from strata.pipeline.commands import baseline
+from strata.pipeline.errors import NotThereYet
+from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.recipe.variants import NOT_RESULTS
+from strata.pipeline.run.rundir import BASELINE, RESULT, RUN, Run, damaged_beside
+from strata.stages.network.spec import AuxiliarySpec, described
+from strata.stages.solve import probe
+from strata.store.errors import LevelDamaged
+from strata.store.files.publish import unseal
+from strata.store.fingerprint import fingerprint
+
+GREEDY, NETWORK, TRANSFER = "greedy", "network", "transfer"
+
+Result = Mapping[str, Any]
+"""Body of result.json."""
+
+
+# ---- which probe --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, order=True)
+class Kind:
+    """A class of classifiers."""
+
+    hidden: int
+    """p of the paper's CNN-p separability; 0: linear."""
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"cnn-{self.hidden}" if self.hidden else "linear"
+
+    @classmethod
+    def of(cls, name: str) -> Kind:
+        return cls(int(name.removeprefix("cnn-")) if name != "linear" else 0)
+
+    def classifier(self, recipe: Recipe, j: int) -> AuxiliarySpec:
+        """L A ρW̃ … ρW̃ with p convolutions, on x_j. Their width is M̃ of layer 1, or M where the
+        recipe has none (k = 1): the same at every depth, so that only x_j differs."""
+        width, own = recipe.auxiliary.width or recipe.layers[0].width, recipe.auxiliary
+        return AuxiliarySpec(
+            recipe.layers[j - 1].width,
+            self.hidden + 1,
+            width,
+            recipe.data.classes,
+            own.batch_norm,
+            own.bias,
+        )
+
+    def settings(self, recipe: Recipe, j: int) -> dict[str, Any]:
+        """All that decides the result beside x_j and the seed, as JSON."""
+        if not self.hidden:
+            return {
+                "grid": probe.GRID,
+                "held_out": probe.HELD_OUT,
+                "iterations": probe.MOST_ITERATIONS,
+            }
+        schedule = dataclasses.asdict(recipe.schedule)
+        return {
+            "classifier": described(self.classifier(recipe, j)),
+            "schedule": {k: v for k, v in schedule.items() if k not in NOT_RESULTS},
+        }
+
+
+# ---- of which network ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers that are trained, and the images they are shown, as a run."""
+
+    trained: str
+    """``greedy``, or ``end to end, plain``."""
+    run: Run
+    origins: Sequence[str] | None = None
+    """Names of the weights, layer by layer, that the run's layers must be copies of; None: they are
+    its own."""
+    variant: str | None = None
+    """Of the network trained end to end."""
+
+    @property
+    def solved(self) -> int:
+        """Layers, from the first, that are there and what they should be."""
+        solved = self.run.solved()
+        if self.origins is None:
+            return solved
+        copies = [(self.run.layer(j) or {}).get("origin") for j in range(1, solved + 1)]
+        same = [copy == origin for copy, origin in zip(copies, self.origins, strict=False)]
+        return next((j for j, ok in enumerate(same) if not ok), len(same))
+
+
+def greedy(run: Run) -> Network:
+    return Network(GREEDY, run)
+
+
+def end_to_end(run: Run) -> Network:
+    """The network trained end to end; of several variants the plain one, or else the first.
+
+    It was trained on crops, whatever the recipe caches for the greedy one: so its features are
+    those of the centre crop, never cut from a canvas.
+
+    Raises:
+        NotThereYet: there is none.
+    """
+    names = sorted(run.baselines(), key=lambda name: (name != "plain", name))
+    for name in names:
+        if (record := baseline.current(run, name)) is not None:
+            place = run.baseline_directory(name) / NETWORK
+            origin = fingerprint([record["input"], record["weights"]])
+            crops = replace(run.recipe, augment=replace(run.recipe.augment, views=0))
+            shown = _of_recipe(replace(run, directory=place), crops)
+            return Network(f"end to end, {name}", shown, [origin] * run.layers, name)
+    raise NotThereYet(
+        f"{run.directory} has no network trained end to end. Run: strata baseline {run.name}"
+    )
+
+
+def transferred(network: Network, source: str) -> Network:
+    """A network on other images; as many classes as those were found to have."""
+    name = re.sub(r"[^\w.]+", "-", f"{source_name(source)}-{fingerprint(source)[:8]}")
+    return _on_images(network, source, network.run.directory / TRANSFER / name)
+
+
+def _on_images(network: Network, source: str, place: Path) -> Network:
+    run = network.run
+    shown = Run(place, run.name, run.recipe, {**run.facts, "source": source})
+    data = shown.data()
+    if data is not None:
+        shown = with_classes(shown, len(data["classes"]))
+    return replace(network, run=shown, origins=network.origins or _weights(run))
+
+
+def _weights(run: Run) -> list[str]:
+    return [(run.layer(j) or {})["weights"] for j in range(1, run.solved() + 1)]
+
+
+def with_classes(run: Run, classes: int) -> Run:
+    """The same run with another number of classes to tell apart."""
+    return _of_recipe(run, replace(run.recipe, data=replace(run.recipe.data, classes=classes)))
+
+
+def _of_recipe(run: Run, recipe: Recipe) -> Run:
+    return replace(run, recipe=recipe, facts={**run.facts, "science": recipe.science()})
+
+
+def source_name(source: str) -> str:
+    """``imagefolder:flowers``: without the folders it lies in, which others do not have."""
+    kind, colon, place = source.partition(":")
+    return kind + colon + Path(place).name
+
+
+def networks(run: Run) -> Iterator[Network]:
+    """Every network of a run that may have been probed."""
+    bases = [greedy(run)]
+    with suppress(NotThereYet):
+        bases.append(end_to_end(run))
+    for base in bases:
+        yield base
+        for path in sorted((base.run.directory / TRANSFER).glob(f"*/{RUN}")):
+            with suppress(LevelDamaged):
+                yield _on_images(base, unseal(path)["source"], path.parent)
+
+
+def replicas(run: Run) -> Iterator[Run]:
+    """Every run inside a run, for looking at its files: of its own images and classes it knows
+    nothing."""
+    inside = f"{BASELINE}/*/{NETWORK}"
+    for place in (inside, f"{TRANSFER}/*", f"{inside}/{TRANSFER}/*"):
+        for path in sorted(run.directory.glob(f"{place}/{RUN}")):
+            yield replace(run, directory=path.parent)
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+def made_of(run: Run, j: int, kind: Kind) -> dict[str, Any]:
+    """What a result must say to be believed: x_j, whose layer must be there, and the settings."""
+    settings = {"input": run.nodes()[j].fingerprint, **kind.settings(run.recipe, j)}
+    # As a file gives it back, so that it can be compared.
+    return json.loads(json.dumps({**settings, "seed": run.seed}))
+
+
+def result(network: Network, j: int, kind: Kind) -> Result | None:
+    """The result of a probe of x_j; None if there is none, if it was made on another x_j or with
+    other settings, or if one of its files is not what it was."""
+    run = network.run
+    if j > network.solved:
+        return None
+    try:
+        found = run.probe(j, kind.name)
+    except LevelDamaged:
+        return None
+    if found is None or found["made_of"] != made_of(run, j, kind):
+        return None
+    whole = not any(damaged_beside(run.probe_directory(j) / kind.name / RESULT))
+    return found if whole else None
+
+
+def results(network: Network) -> list[Result]:
+    """All results of a network that are believed, by depth."""
+    run, found = network.run, []
+    for j in range(1, network.solved + 1):
+        names = [path.parent.name for path in run.probe_directory(j).glob(f"*/{RESULT}")]
+        kinds = sorted(Kind.of(name) for name in names)
+        found += [one for kind in kinds if (one := result(network, j, kind)) is not None]
+    return found

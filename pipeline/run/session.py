@@ -1,0 +1,180 @@
+"""What every step of a run shares: the run, the store, the device, how to report and stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from strata.pipeline.feed.delivery import Machine
+from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.plan import hardware, memory
+from strata.pipeline.plan.machine import Machine as Rates
+from strata.pipeline.progress import Reporter, size
+from strata.pipeline.run import device, rundir
+from strata.pipeline.run import ranks as launch
+from strata.pipeline.run.overview import Overview
+from strata.pipeline.run.rundir import Run
+from strata.stages.solve.ranks import Ranks
+from strata.store.feature_store import Store
+from strata.store.level.layout import LevelKey
+
+if TYPE_CHECKING:
+    from strata.pipeline.materialize.cluster.cluster import Crew
+
+READ_THREADS = 2
+"""Threads that decode images."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run at work."""
+
+    run: Run
+    store: Store
+    device: torch.device
+    report: Reporter = field(default_factory=Reporter)
+    stop: Interruptions = field(default_factory=Interruptions)
+    data_root: Path = Path("data")
+    """Where torchvision's data sets lie."""
+    download: bool = False
+    skip_broken: bool = False
+    tier: str = "auto"
+    """Where rows are held while a problem reads them; see pipeline/plan/tiers.py."""
+    loader: str = "native"
+    """``native`` or ``ffcv``."""
+    rates: Rates | None = None
+    """Of this machine, for expectations; None: not known."""
+    profiles: Mapping[int, str] = field(default_factory=dict)
+    """How x_depth is stored, where the recipe leaves that open; raw where nothing is said."""
+    gpu_memory: int | None = None
+    """Most bytes of tensors on the device; None: what it has."""
+    memory_budget: int | None = None
+    """Most bytes of the host's memory for levels; None: what is free."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """Who solves layers together."""
+
+    crew: Crew | None = None
+    """Workers that levels are written with; None: this process alone."""
+
+    @cached_property
+    def compute(self) -> torch.dtype:
+        return device.dtype(self.run.compute)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """How rows are read."""
+        return Machine(
+            self.device,
+            self.tier,
+            self.loader,
+            device_bytes=self._bytes_for_rows(),
+            memory_bytes=self._bytes_for_copies(),
+        )
+
+    @cached_property
+    def room(self) -> memory.Device:
+        """The device, for arithmetic of memory."""
+        return memory.Device(self.run.compute, self.device.type == "cuda")
+
+    def _bytes_for_rows(self) -> int | None:
+        """What the largest problem leaves of ``gpu_memory``."""
+        if self.gpu_memory is None:
+            return None
+        run = self.run
+        counts = enumerate(run.accumulate, 1)
+        peaks = (memory.known_peak(run.recipe, j, self.room, n) for j, n in counts)
+        return max(0, self.gpu_memory - max(peaks))
+
+    def _bytes_for_copies(self) -> int | None:
+        """Ranks on one machine share its memory."""
+        ranks = launch.number("LOCAL_WORLD_SIZE")
+        if ranks == 1:
+            return self.memory_budget
+        given = self.memory_budget or device.available_memory()
+        return given // ranks
+
+    def key(self, depth: int, split: str, view: str) -> LevelKey:
+        """The level of this run's lineage; the layers up to ``depth`` must be solved."""
+        return LevelKey(depth, self.run.nodes()[depth].fingerprint, split, view)
+
+
+def patience(session: Session) -> Callable[[str], None]:
+    """Waits for another process as long as nobody asks us to stop, and says once for whom."""
+    said = set()
+
+    def waiting(who: str) -> None:
+        session.stop.check()
+        if who not in said:
+            said.add(who)
+            session.report.say(f"{who}: waiting until it is done")
+
+    return waiting
+
+
+def open_session(
+    overview: Overview,
+    *,
+    seed: int,
+    device_name: str,
+    source: str | None,
+    report: Reporter,
+    gpu_memory: int | None = None,
+    ranks: Ranks | None = None,
+    **rest: Any,
+) -> Session:
+    """Take up the run that a command speaks of, or make it.
+
+    Args:
+        source: other images than the recipe names; None for the run's own.
+        gpu_memory: bytes; a new run divides its steps so that they fit, and keeps to that.
+        ranks: who solves layers together; None: this process alone.
+        rest: the other fields of :class:`Session`.
+
+    Raises:
+        DeviceError: the device, or the recipe's precision on it, is not to be had.
+        BudgetError: a step does not fit into ``gpu_memory``; gives both numbers.
+    """
+    chosen = device.pick(device_name)
+    run = overview.run
+    if run is None:
+        compute, reason = device.compute_dtype(overview.recipe.schedule.precision, chosen)
+        report.say(f"convolutions in {compute}: {reason}")
+        facts = {"compute": compute, **device.facts(chosen)}
+        facts |= _divided(overview, compute, chosen, gpu_memory, report)
+        who = overview.directory, overview.name, overview.text
+        run = rundir.create(*who, seed, source, facts, overview.recipe)
+    elif (wanted := source or _known_source(overview, run)) != run.source:
+        run = rundir.with_source(run, wanted)
+    device.check(run.compute, chosen)
+    if gpu_memory is not None:
+        there = memory.Device(run.compute, chosen.type == "cuda")
+        memory.check(run.recipe, there, run.accumulate, gpu_memory)
+        device.limit_memory(chosen, gpu_memory)
+    if chosen.type == "cpu":
+        hardware.keep_freed_memory()
+    who = {"gpu_memory": gpu_memory, "ranks": ranks or Ranks()}
+    return Session(run, overview.store, chosen, report, **who, **rest)
+
+
+def _divided(
+    overview: Overview, compute: str, chosen: torch.device, cap: int | None, report: Reporter
+) -> dict[str, Any]:
+    """Facts of a new run: into how many micro-batches its steps are divided to fit, if they are."""
+    if cap is None:
+        return {}
+    recipe, there = overview.recipe, memory.Device(compute, chosen.type == "cuda")
+    accumulate = memory.fit(recipe, there, cap)
+    for line in memory.told(recipe, accumulate):
+        report.say(f"to fit into {size(cap)}, {line}; batch norm sees no more than these")
+    return {"accumulate": accumulate}
+
+
+def _known_source(overview: Overview, run: Run) -> str:
+    """Where the run's images were read from; before they were, where the recipe says they are."""
+    read = (run.directory / rundir.DATA).exists()  # a damaged record is one, too: verify mends it
+    return run.source if read else overview.recipe.data.source

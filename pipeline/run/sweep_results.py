@@ -1,0 +1,185 @@
+"""What a sweep left in a run: the results of variants, believed only if made of what is there now.
+
+    RUN/sweep_3/lr=0.1,k=2/weights.safetensors     as those of a layer
+                           auxiliary.safetensors
+                           epochs.jsonl
+                           test_logits.npy
+                           result.json             written last: the variant is through
+                           checkpoint.safetensors  only while it is being solved
+
+Beside the layers and not inside, so that removing layer 3, or mending it, leaves them. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from strata.pipeline.errors import RunConflict
+from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.recipe.variants import Variant
+from strata.pipeline.run.rundir import CURVE, LOGITS, RESULT, Run
+from strata.stages.errors import Diverged, StageError
+from strata.store.errors import LevelDamaged
+from strata.store.files.publish import unseal
+from strata.store.fingerprint import sha256
+
+WEIGHTS, AUXILIARY = "weights.safetensors", "auxiliary.safetensors"
+FILES = (WEIGHTS, AUXILIARY, CURVE, LOGITS)
+"""What a result vouches for."""
+
+Result = Mapping[str, Any]
+"""Body of result.json; ``diverged`` is None, or epoch and last finite loss."""
+
+
+def place(run: Run, j: int, name: str) -> Path:
+    """The directory of a variant of layer j."""
+    return run.sweep_directory(j) / name
+
+
+def title(recipe: Recipe, j: int) -> str:
+    """Whose variants: those of J + 1 are classifiers of x_J."""
+    return f"layer {j}" if j <= len(recipe.layers) else "the final classifier"
+
+
+def vouched(run: Run, j: int, variant: Variant) -> dict[str, Any] | None:
+    """What a result or a checkpoint of the variant must say to be believed: the x_{j-1} that it was
+    made on, and its settings. None as long as x_{j-1} has no name."""
+    nodes = run.nodes()
+    if len(nodes) < j:
+        return None
+    # As a file gives it back, so that it can be compared.
+    return json.loads(json.dumps({"input": nodes[j - 1].fingerprint, **variant.settings}))
+
+
+def result(run: Run, j: int, variant: Variant) -> Result | None:
+    """The result of a variant that is through; None if it is not, was made on another x_{j-1} or
+    with other settings, or if one of its files is not what it was."""
+    directory = place(run, j, variant.name)
+    try:
+        found = unseal(directory / RESULT)
+    except (FileNotFoundError, LevelDamaged):
+        return None
+    believed = found["made_of"] == vouched(run, j, variant)
+    return found if believed and _is_whole(directory, found) else None
+
+
+def _is_whole(directory: Path, found: Result) -> bool:
+    return all(_is(directory / name, digest) for name, digest in found["files"].items())
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.exists() and sha256(path.read_bytes()) == digest
+
+
+def results(run: Run | None, j: int, wanted: Iterable[Variant]) -> dict[str, Result | None]:
+    """By name, in the order asked for."""
+    return {variant.name: run and result(run, j, variant) for variant in wanted}
+
+
+def finals(run: Run) -> dict[str, tuple[str, Result | None]]:
+    """Every classifier of x_J by its name: its state, and its result where that is believed.
+
+    States: ``solved``; ``diverged``; ``stale``: x_J is another now, or a file is not what it was;
+    ``partial``.
+    """
+    found: dict[str, tuple[str, Result | None]] = {}
+    for directory in sorted(run.sweep_directory(run.layers + 1).glob("*")):
+        try:
+            one = unseal(directory / RESULT)
+        except FileNotFoundError:
+            found[directory.name] = "partial", None
+        except LevelDamaged:
+            found[directory.name] = "stale", None
+        else:
+            nodes = run.nodes()
+            here = [node.fingerprint for node in nodes[run.layers :]] == [one["made_of"]["input"]]
+            good = here and _is_whole(directory, one)
+            state = ("diverged" if one["diverged"] else "solved") if good else "stale"
+            found[one["name"]] = state, one if state == "solved" else None
+    return found
+
+
+def ranked(found: Mapping[str, Result | None]) -> list[Result]:
+    """By test top-1, the highest first; those that diverged last."""
+    there = [result for result in found.values() if result is not None]
+    return sorted(there, key=lambda r: -1.0 if r["diverged"] else r["test"]["top1"], reverse=True)
+
+
+# ---- keeping one --------------------------------------------------------------------------------
+
+
+def chosen(found: Mapping[str, Result | None], keep: str) -> Result | None:
+    """The result that ``--keep`` speaks of; ``best`` has the lowest training risk, so that nothing
+    is chosen by the test images. None as long as it is not known.
+
+    Raises:
+        Diverged: it has no weights.
+        StageError: none has.
+    """
+    if keep != "best":
+        one = found[keep]
+        if one is not None and one["diverged"]:
+            error = Diverged(**one["diverged"])
+            error.add_note(f"It was {keep}: keep another variant")
+            raise error
+        return one
+    there = [result for result in found.values() if result is not None]
+    finite = [result for result in there if not result["diverged"]]
+    if len(there) < len(found):
+        return None
+    if not finite:
+        raise StageError("every variant diverged: there is none to keep. Lower 'schedule.lr'")
+    return min(finite, key=lambda result: result["risk"])
+
+
+def is_kept(run: Run | None, j: int, one: Result | None) -> bool:
+    """Is the run's layer j, solved and current, this very result?"""
+    if run is None or one is None or run.solved() < j:
+        return False
+    record = run.layer(j) or {}
+    return all(record[part] == one[part] for part in ("weights", "auxiliary"))
+
+
+def check_free(run: Run | None, j: int, one: Result | None) -> None:
+    """Refuse to keep a result where another layer j is, which layers above may rest on.
+
+    Raises:
+        RunConflict: names the command that removes it.
+    """
+    if run is not None and run.solved() >= j and not is_kept(run, j, one):
+        raise RunConflict(
+            f"layer {j} of {run.directory} is solved already, and --keep would replace it. Remove "
+            f"it with `clean --layer {j}`, which leaves what was swept, and repeat the command"
+        )
+
+
+# ---- damage -------------------------------------------------------------------------------------
+
+
+def damaged(run: Run, j: int) -> Iterator[tuple[Path, str]]:
+    """Files of variants that are not what their result says, and what is wrong with them."""
+    for path in sorted(run.sweep_directory(j).glob(f"*/{RESULT}")):
+        try:
+            files = unseal(path)["files"]
+        except LevelDamaged:
+            yield path, "it does not match its own sha256"
+            continue
+        for name, digest in files.items():
+            if not _is(path.parent / name, digest):
+                yield path.parent / name, f"it is not what {RESULT} says, or missing"
+
+
+def taken_from(run: Run, j: int) -> Result | None:
+    """The result that the run's layer j was taken from, if it was, and if all of it is there."""
+    try:
+        record = run.layer(j) or {}
+        name = (record.get("variant") or {"name": None})["name"]
+        found = name and unseal(place(run, j, name) / RESULT)
+    except (FileNotFoundError, LevelDamaged):
+        return None
+    if not found or found["weights"] != record["weights"]:
+        return None
+    return found if _is_whole(place(run, j, found["name"]), found) else None

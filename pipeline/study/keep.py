@@ -1,0 +1,63 @@
+"""Making a variant of layer j the run's layer j: its files, the scales of x_j, and the record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from strata.pipeline.feed.features import features, read_layer
+from strata.pipeline.run import outcome, sweep_results
+from strata.pipeline.run.levels import refer_to
+from strata.pipeline.run.rundir import CHECKPOINT
+from strata.pipeline.run.session import Session
+from strata.pipeline.run.sweep_results import Result
+from strata.pipeline.train import scales
+from strata.pipeline.train.evaluation import evaluate
+from strata.store.files.publish import make_directory, replace
+
+
+def keep(session: Session, j: int, one: Result) -> None:
+    """Write what `train --layer j` would have written with the variant's settings.
+
+    Args:
+        one: a variant with the recipe's shapes, solved on the x_{j-1} that is there now.
+
+    Raises:
+        LevelDamaged: its weights are not those that were solved.
+    """
+    run = session.run
+    source = sweep_results.place(run, j, one["name"])
+    directory = make_directory(run.layer_directory(j))
+    layer = _layer(session, j, one)
+    for name in sweep_results.FILES:
+        replace(directory, name, (source / name).read_bytes())
+    quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
+    run.write_layer(j, {**_record(session, j, one), **quantised})
+    (directory / CHECKPOINT).unlink(missing_ok=True)
+    evaluate(run, session.store)
+    refer_to(run, session.store)
+    session.report.say(
+        f"layer {j} is now the variant {one['name']}: test {100 * one['test']['top1']:.2f} %"
+    )
+
+
+def _layer(session: Session, j: int, one: Result) -> nn.Module:
+    path = sweep_results.place(session.run, j, one["name"]) / sweep_results.WEIGHTS
+    return read_layer(session.run.recipe.layers[j - 1], path, one["weights"], session.device)
+
+
+def _record(session: Session, j: int, one: Result) -> dict[str, Any]:
+    """As pipeline/train/train.py has it, and which variant it was."""
+    # Seconds were shared with other variants: nothing was expected of them.
+    measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])
+    nothing = outcome.figures(None, None, None)
+    same = ("weights", "auxiliary", "parameters", "auxiliary_parameters", "kept_epoch", "train")
+    return {
+        "layer": j,
+        "input": one["made_of"]["input"],
+        "lineage": session.run.lineage(j - 1),
+        **{name: one[name] for name in (*same, "test", "seconds", "peak_memory_bytes")},
+        "outcome": outcome.kept(session, nothing, measured, whole=False),
+        "variant": {"name": one["name"], "changes": one["changes"]},
+    }

@@ -1,0 +1,166 @@
+"""Probing x_j: a classifier is trained on features that do not change (paper Sec. 4.2, Figure 3).
+
+Linear: one class against the rest, on features averaged to 2 × 2. CNN-p: C_γ with p convolutions,
+by the recipe's schedule. Both see the un-augmented images: the paper names no augmentation for
+them, and its CNN probes reach 100 % on the training images.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from strata.pipeline.errors import BudgetError
+from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
+from strata.pipeline.materialize import images
+from strata.pipeline.progress import Tick, duration, size
+from strata.pipeline.run import device, weights
+from strata.pipeline.run.probe_results import Kind, made_of
+from strata.pipeline.run.rundir import CHECKPOINT, write_curve
+from strata.pipeline.run.session import Session
+from strata.pipeline.train import judging
+from strata.pipeline.train.train import Solving, keeping_good, schedule_of, train
+from strata.stages.errors import Diverged
+from strata.stages.network.featurize import pooled
+from strata.stages.network.network import Auxiliary, build_auxiliary
+from strata.stages.solve import probe
+from strata.stages.solve.evaluate import accuracies, cross_entropy
+from strata.stages.solve.solve import Solver, logits_of
+from strata.store.files.publish import make_directory
+from strata.store.read.order import generator, key_of
+
+WEIGHTS = "weights.safetensors"
+
+
+def train_probe(session: Session, j: int, kind: Kind) -> None:
+    """Probe x_j and record it; layer j must be there.
+
+    Raises:
+        BudgetError: the rows of a linear probe do not fit into memory; gives both numbers.
+        DataError: the training images are all of one class, or none can be held out.
+        Diverged: the loss of a CNN is not finite; the last good state is kept.
+        KeyboardInterrupt: somebody asked to stop; the state of a CNN is saved.
+    """
+    found = _cnn(session, j, kind) if kind.hidden else _linear(session, j)
+    record = {"made_of": made_of(session.run, j, kind), "layer": j, "kind": kind.name, **found}
+    session.run.write_probe(j, kind.name, record)
+    (session.run.probe_directory(j) / kind.name / CHECKPOINT).unlink(missing_ok=True)
+    test, train = (f"{100 * record[split]['top1']:.2f} %" for split in ("test", "train"))
+    spent = duration(record["seconds"])
+    session.report.say(f"{kind.name} probe of x_{j}: test {test}, train {train}, {spent}")
+
+
+# ---- linear -------------------------------------------------------------------------------------
+
+
+def _linear(session: Session, j: int) -> dict[str, Any]:
+    begun, run = time.monotonic(), session.run
+    labels = images.levels(session)["train"].array("labels")
+    _check_memory(session, j, len(labels))
+    shuffled = generator("probe rows", run.seed, j).permutation(len(labels))
+    order, fitted_on = probe.split(labels, shuffled)
+    fits = probe.fits_of(len(np.unique(labels)))
+    with session.report.task(f"features of x_{j}", len(labels), "images") as tick:
+        rows = _rows(session, j, order, tick)
+    with session.report.task(f"linear probe of x_{j}", fits, "fits") as tick:
+
+        def done(count: int) -> None:
+            session.stop.check()
+            tick(count)
+
+        found = probe.fit(rows, labels[order], fitted_on, done)
+    directory = make_directory(run.probe_directory(j) / "linear")
+    arrays = {name: torch.from_numpy(array) for name, array in found.probe.arrays().items()}
+    weights.write(directory / WEIGHTS, arrays)
+    return {
+        "train": {"top1": found.train_top1},
+        "test": {"top1": _linear_test(session, j, found.probe)},
+        "regularisation": found.regularisation,
+        "held_out": found.held_out,
+        "converged": found.converged,
+        "parameters": found.probe.weight.size + found.probe.bias.size,
+        "seconds": time.monotonic() - begun,
+    }
+
+
+def _check_memory(session: Session, j: int, rows: int) -> None:
+    columns = 4 * session.run.recipe.layers[j - 1].width
+    needed = probe.bytes_of_fit(rows, columns)
+    asked, free = session.memory_budget, device.available_memory()
+    if asked is not None and needed > asked:
+        bound = f"--memory-budget is {size(asked)}"
+    elif needed > free:
+        bound = f"only {size(free)} is free"
+    else:
+        return
+    raise BudgetError(
+        f"a linear probe of x_{j} holds {rows:,} × {columns:,} values in memory, {size(needed)}; "
+        f"{bound}. --kind cnn reads its features batch by batch"
+    )
+
+
+def _rows(session: Session, j: int, order: np.ndarray, tick: Tick) -> np.ndarray:
+    """Pooled x_j of the training images: float64 (rows, 4 · channels), row order[i] at i."""
+    place, first = np.argsort(order), 0
+    rows = np.empty((len(order), 4 * session.run.recipe.layers[j - 1].width))
+    for x in clean_batches(session, j, "train"):
+        rows[place[first : first + len(x)]] = pooled(x)
+        first += len(x)
+        tick(len(x))
+        session.stop.check()
+    return rows
+
+
+def _linear_test(session: Session, j: int, found: probe.LinearProbe) -> float:
+    guessed = [found.predict(pooled(x)) for x in clean_batches(session, j)]
+    return float((np.concatenate(guessed) == judging.labels_of_test(session)).mean())
+
+
+# ---- CNN-p --------------------------------------------------------------------------------------
+
+
+def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
+    run, recipe = session.run, session.run.recipe
+    seed = key_of("probe weights", run.seed, j, kind.hidden) % 2**63
+    classifier = build_auxiliary(kind.classifier(recipe, j), seed)
+    schedule = schedule_of(recipe.schedule, recipe.schedule.accumulate)
+    solver = Solver(classifier, schedule, session.device, session.compute)
+    directory = run.probe_directory(j) / kind.name
+    # A classifier of x_j is the problem after layer j, without a layer of its own.
+    solving = Solving(session, j + 1, solver, f"{kind.name} probe of x_{j}", directory)
+    solving.load()
+    advice = f"It was a probe: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
+    with ProblemFeed(session, j, augmented=False) as feed, keeping_good(solving, advice):
+        train(solving, feed)
+        return _finish(solving, feed)
+
+
+def _finish(solving: Solving, feed: ProblemFeed) -> dict[str, Any]:
+    """Write weights and curve; what the record says."""
+    session, solver = solving.session, solving.solver
+    classifier = solver.finish()
+    (logits,) = judging.logits_on_test(session, solving.j, [classifier])
+    if not np.isfinite(logits).all():
+        raise Diverged(solver.schedule.epochs, solver.progress.last_good)
+    labels = judging.labels_of_test(session)
+    weights.write(make_directory(solving.directory) / WEIGHTS, classifier.state_dict())
+    write_curve(solving.directory, solving.history)
+    return {
+        "train": {"top1": _on_training_images(session, feed, classifier)},
+        "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
+        "kept_epoch": solver.kept_epoch,
+        "parameters": sum(p.numel() for p in classifier.parameters()),
+        "seconds": sum(line["seconds"] for line in solving.history),
+    }
+
+
+def _on_training_images(session: Session, feed: ProblemFeed, classifier: Auxiliary) -> float:
+    right = 0
+    for x, y in feed.fixed(np.arange(len(feed.ids))):
+        guessed = logits_of(classifier, [x], session.device, session.compute).argmax(1)
+        right += int((guessed == y.cpu()).sum())
+        session.stop.check()
+    return right / len(feed.ids)

@@ -1,0 +1,77 @@
+"""Algorithm 1: for every layer, solve its auxiliary problem, then write its representation.
+
+What is missing is decided first (plan.py), then done, as make does. Nothing flows backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from strata.pipeline.materialize.images import ensure_images
+from strata.pipeline.materialize.materialize import materialize
+from strata.pipeline.plan.inventory import inventory
+from strata.pipeline.plan.plan import Step, steps, steps_below
+from strata.pipeline.progress import size
+from strata.pipeline.run.levels import refer_to
+from strata.pipeline.run.session import Session
+from strata.pipeline.train.evaluation import evaluate
+from strata.pipeline.train.train import solve
+
+
+def execute(session: Session, todo: tuple[Step, ...], *, evict: bool = False) -> tuple[Step, ...]:
+    """Do the steps that :func:`strata.pipeline.plan.plan.steps` found missing, in their order;
+    returns them.
+
+    Args:
+        evict: remove the features below once x_j is complete, to stay within a disk budget.
+    """
+    ranks = session.ranks
+    for step in todo:
+        if ranks.leads:
+            refer_to(session.run, session.store)  # what another run wrote is only read, and used
+        if step.kind == "solve":
+            solve(session, step.j)
+        if ranks.leads:
+            _alone(session, step, evict)
+        ranks.wait()
+    if ranks.leads:
+        refer_to(session.run, session.store)
+    return todo
+
+
+def _alone(session: Session, step: Step, evict: bool) -> None:
+    """What one process does for all of them."""
+    if step.kind == "images":
+        ensure_images(session)
+    elif step.kind == "solve":
+        evaluate(session.run, session.store)
+    else:
+        materialize(session, step.j)
+        for below in range(1, step.j if evict else 1):
+            _evict(session, below)
+
+
+def make(
+    session: Session,
+    *,
+    solve: int = 0,
+    write: int = 0,
+    evict: bool = False,
+    cached: Collection[int] | None = None,
+) -> tuple[Step, ...]:
+    """Have layers 1 … ``solve`` solved and x_``write`` complete; returns what that took."""
+    have = inventory(session.run, session.store)
+    todo = session.ranks.told(lambda: steps(have, solve=solve, write=write, cached=cached))
+    return execute(session, todo, evict=evict)
+
+
+def prepare(session: Session, j: int, *, cached: Collection[int] | None = None) -> tuple[Step, ...]:
+    """Have all there that solving layer j needs; returns what that took."""
+    have = inventory(session.run, session.store)
+    return execute(session, steps_below(have, j, cached=cached))
+
+
+def _evict(session: Session, j: int) -> None:
+    freed = session.store.remove(j, session.run.nodes()[j].fingerprint)
+    if freed:
+        session.report.say(f"removed x_{j}, which is not needed any more: {size(freed)} freed")

@@ -1,0 +1,158 @@
+"""Layer-wise compression (paper Sec. 4.3): of a layer that has just been solved, remove the filters
+that matter least, and fine-tune what is left with its auxiliary classifier, on the same x_{j-1}.
+
+The state of it goes into the layer's one checkpoint, so it is taken up where it was stopped. What
+was removed is gone from the weights, and so from x_j and from the input of layer j + 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from strata.pipeline.feed.problem_feed import ProblemFeed
+from strata.pipeline.plan.costs import SCORE_ROWS
+from strata.pipeline.run import weights
+from strata.stages.errors import Diverged
+from strata.stages.network.network import Problem, build_problem
+from strata.stages.solve.prune import narrowed, strongest, taylor
+from strata.stages.solve.solve import Solver
+
+if TYPE_CHECKING:
+    from strata.pipeline.train.train import Solving
+
+Train = Callable[["Solving", ProblemFeed], None]
+"""Does the epochs that are left."""
+Judge = Callable[["Solving"], float]
+"""Share of the test images that the problem is right about."""
+
+
+def take_up(solving: Solving) -> None:
+    """Make the problem that a checkpoint is about: after a removal, that of the kept filters."""
+    if solving.checkpoint.exists():
+        _, note = weights.read(solving.checkpoint)
+        if note["input"] == solving.input and note.get("compression"):
+            _narrow(solving, note["compression"])
+
+
+def compress(solving: Solving, feed: ProblemFeed, train: Train, judge: Judge) -> None:
+    """What is left to be done of removing filters of a solved layer, and of fine-tuning it.
+
+    Raises:
+        Diverged: the loss is not finite; the last checkpoint is kept.
+        KeyboardInterrupt: somebody asked to stop; the state is saved.
+    """
+    recipe = solving.session.run.recipe
+    widths = [layer.width for layer, _ in recipe.fine_tuned(solving.j)]
+    done = len(solving.compression["removals"]) if solving.compression else 0
+    for number in range(max(1, done), len(widths) + 1):
+        if number > done:
+            _remove(solving, feed, widths[number - 1], judge)
+        train(solving, feed)
+        _tuned(solving, judge)
+
+
+def _tuned(solving: Solving, judge: Judge) -> None:
+    found, problem = solving.compression, solving.solver.finish()
+    last = found["removals"][-1]
+    last["test_after"] = judge(solving)
+    solving.session.report.say(
+        f"layer {solving.j}: test {_percent(last['test_after'])} with "
+        f"{problem.filters} of {found['solved_filters']} filters, "
+        f"{_percent(found['removals'][0]['test_before'])} with all"
+    )
+
+
+def _remove(solving: Solving, feed: ProblemFeed, width: int, judge: Judge) -> None:
+    """Go on with the problem without the filters that matter least."""
+    solving.save()  # scoring can be repeated; what was trained is not lost
+    problem: Problem = solving.solver.finish()
+    found = solving.compression or {
+        "solved_filters": problem.filters,
+        "kept": list(range(problem.filters)),
+        "removals": [],
+    }
+    earlier = found["removals"]
+    before = earlier[-1]["test_after"] if earlier else judge(solving)
+    chosen = strongest(_scores(solving, feed, problem), width)
+    removal = {"filters": width, "epochs_before": len(solving.history), "test_before": before}
+    kept = [found["kept"][i] for i in chosen.tolist()]
+    peak = solving.solver.progress.peak_bytes
+    _narrow(solving, {**found, "kept": kept, "removals": [*earlier, removal]}, problem, chosen)
+    solving.solver.progress.peak_bytes = peak
+    removal["test_removed"] = judge(solving)
+    solving.good, solving.resumed_at = None, time.monotonic()
+    solving.save()
+    gone = problem.filters - width
+    solving.session.report.say(
+        f"layer {solving.j}: removed {gone} filters, test {_percent(before)} → "
+        f"{_percent(removal['test_removed'])}"
+    )
+
+
+def _narrow(
+    solving: Solving,
+    found: dict[str, Any],
+    problem: Problem | None = None,
+    chosen: Tensor | None = None,
+) -> None:
+    """Put the solver of the next fine-tuning in the place of the present one. Momentum begins anew.
+
+    Args:
+        found: the compression so far.
+        problem, chosen: what the filters are taken from, and which; None: they are loaded later.
+    """
+    session, j, number = solving.session, solving.j, len(found["removals"])
+    recipe = session.run.recipe
+    assert recipe.compress is not None
+    specs = recipe.fine_tuned(j)[number - 1]
+    if problem is None or chosen is None:
+        smaller = build_problem(*specs, 0)
+    else:
+        smaller = narrowed(problem, *specs, chosen)
+    schedule = replace(
+        solving.solver.schedule, epochs=recipe.compress.epochs, lr=recipe.compress.lr
+    )
+    solving.solver = Solver(smaller, schedule, session.device, session.compute, ranks=session.ranks)
+    solving.compression, solving.before = found, found["removals"][-1]["epochs_before"]
+    solving.title = f"layer {j}, fine-tuning {number} of {len(recipe.fine_tuned(j))}"
+
+
+def _scores(solving: Solving, feed: ProblemFeed, problem: Problem) -> Tensor:
+    """Of every filter, on training batches as the next epoch would see them. float64 (width,).
+
+    Raises:
+        Diverged: one is not finite.
+    """
+    session, solver = solving.session, solving.solver
+    batches = min(feed.batches, -(-SCORE_ROWS // feed.batch))
+    title = f"{solving.title}, scoring filters"
+    with session.report.task(title, batches * feed.batch, "images") as tick:
+
+        def rows() -> Iterator[tuple[Tensor, Tensor]]:
+            parts = solver.schedule.accumulate
+            epoch = len(solving.history)
+            made = feed.epoch_in_parts(epoch, 0, parts) if parts > 1 else feed.epoch(epoch)
+            with closing(made):  # pyright: ignore  # it may be left before its end
+                for x, y in itertools.islice(made, batches):
+                    micro = -(-len(y) // parts)
+                    yield from zip(x.split(micro), y.split(micro), strict=True)
+                    tick(len(y) * session.ranks.count)
+                    if session.ranks.any(session.stop.asked):  # what was trained is saved
+                        raise KeyboardInterrupt
+
+        scores = taylor(problem, rows(), session.device, session.compute, session.ranks)
+    if not torch.isfinite(scores).all():
+        raise Diverged(len(solving.history), solver.progress.last_good)
+    return scores
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

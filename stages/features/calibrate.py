@@ -1,0 +1,257 @@
+"""Choosing scales: from a sample of a layer's outputs to a quantiser, and how good it is.
+
+Per channel, and for its positive and negative values apart:
+
+1. Take the ``percentile`` of the values that are not 0. Zeros are exact whatever the scale, and
+   there may be any number of them: a percentile over all values of a channel that fires on one
+   pixel in a thousand would clip a tenth of all that it says.
+2. If the largest value is at most ``HEADROOM`` times that, the codes reach to the largest, and
+   nothing is clipped. If it lies further out, the codes end at the percentile, and what lies beyond
+   becomes the last code. The mean squared error would not do as a criterion: one outlier of 10⁴
+   weighs more in it than all that it would ruin.
+
+A channel without any value is dead for now and may wake up on other images; it gets the widest
+scale of the others, so that what it then says is coarse and not clipped.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from strata.stages.errors import NotFinite
+from strata.stages.features.quantise import LEVELS, Quantiser, refuse_not_finite, unclipped_codes
+
+HEADROOM = {"uint8": 2.0, "uint4": 1.0}
+"""How many times the percentile a largest value may be for the codes to reach to it. Reaching twice
+as far costs one of the eight bits at worst, and clipping costs more; of four bits there is none to
+spare, and clipping costs less (both measured, docs/log.md)."""
+VALUES_PER_ROW = 16_384
+"""Values of a row that are looked at, over all channels, so that 4,096 rows take 256 MiB."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What calibration found in one channel."""
+
+    minimum: float
+    """Of all values and 0, as the maximum is."""
+    maximum: float
+    low: float
+    """The percentile of the negative values; 0 if there are none."""
+    high: float
+    """The percentile of the positive values; 0 if there are none."""
+    values: int
+    """Values that are not 0, among those looked at."""
+    clipped: int
+    """How many of them lie beyond the first or the last code."""
+    snr_db: float | None
+    """10 · log10(Σ x² / Σ (x − x̂)²), to 0.01; None without a signal, or without an error."""
+    dead: bool
+    """Not one value that is not 0."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A quantiser, and what is known of its quality."""
+
+    quantiser: Quantiser
+    channels: tuple[Channel, ...]
+
+    def as_json(self) -> list[dict]:
+        """One table per channel."""
+        return [asdict(channel) for channel in self.channels]
+
+    def summary(self) -> dict:
+        """The worst channel (counted from 0) with its signal-to-noise ratio in dB, the median over
+        channels, the clipped share of all values that are not 0, and how many channels are dead.
+        What no channel can tell is None."""
+        ratios = enumerate(channel.snr_db for channel in self.channels)
+        known = {c: ratio for c, ratio in ratios if ratio is not None}
+        worst = min(known, key=lambda c: known[c], default=None)
+        values = sum(channel.values for channel in self.channels)
+        return {
+            "median_snr_db": round(statistics.median(known.values()), 2) if known else None,
+            "worst_channel": worst,
+            "worst_snr_db": None if worst is None else known[worst],
+            "clipped": sum(channel.clipped for channel in self.channels) / max(1, values),
+            "dead": sum(channel.dead for channel in self.channels),
+            "channels": len(self.channels),
+        }
+
+    @property
+    def text(self) -> str:
+        """The summary on one line."""
+        s = self.summary()
+        ratio = "without a measurable error"
+        if s["worst_channel"] is not None:
+            ratio = (
+                f"signal-to-noise {s['median_snr_db']:.1f} dB "
+                f"(worst channel {s['worst_channel']}: {s['worst_snr_db']:.1f} dB)"
+            )
+        return (
+            f"{self.quantiser.precision}: {ratio}, {100 * s['clipped']:.3f} % clipped, "
+            f"{s['dead']} dead channels of {s['channels']}"
+        )
+
+
+@torch.inference_mode()
+def calibrate(
+    batches: Iterable[Float[Tensor, "_ c h w"]], precision: str, percentile: float
+) -> Calibration:
+    """Choose a quantiser for maps like these, and measure it on them.
+
+    How the rows are cut into batches does not matter. Of a large map a fixed pattern of pixels is
+    looked at, another one in each row; smallest and largest values are over all pixels.
+
+    Args:
+        batches: float32 on any device.
+        precision: ``uint8`` or ``uint4``.
+        percentile: above 0, at most 100; 100 clips nothing.
+
+    Returns:
+        The calibration, its quantiser on the CPU.
+
+    Raises:
+        NotFinite: a value is NaN or infinite; its sample is counted over all batches.
+        ValueError: there is not one row.
+    """
+    seen = _gather(batches, precision)
+    channels = range(len(seen.smallest))
+    ends = [_ends(seen, c, percentile, HEADROOM[precision]) for c in channels]
+    quantiser = _quantiser(precision, ends)
+    there = quantiser.to(seen.device)
+    return Calibration(quantiser, tuple(_judge(seen, c, ends[c], there) for c in channels))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of the calibration rows."""
+
+    parts: list[Tensor]
+    """Per batch, the pixels that are looked at: (B, C, P), on the CPU."""
+    smallest: list[float]
+    """Per channel over all pixels; at most 0."""
+    largest: list[float]
+    """The same; at least 0."""
+    device: torch.device
+    """Where the maps were, and where a channel at a time is looked at."""
+
+    def channel(self, c: int) -> Tensor:
+        """Values of channel c, (n,)."""
+        return torch.cat([part[:, c].flatten() for part in self.parts]).to(self.device)
+
+
+def _gather(batches: Iterable[Tensor], precision: str) -> _Seen:
+    parts, lows, highs, row, device = [], [], [], 0, torch.device("cpu")
+    for x in batches:
+        device = x.device
+        try:
+            refuse_not_finite(x, x, precision)
+        except NotFinite as error:
+            error.sample += row
+            raise
+        parts.append(_thinned(x, row).cpu())
+        lows.append(x.amin((0, 2, 3)).cpu())
+        highs.append(x.amax((0, 2, 3)).cpu())
+        row += len(x)
+    if not row:
+        raise ValueError("there is nothing to calibrate on")
+    smallest = torch.stack(lows).amin(0).clamp(max=0)
+    largest = torch.stack(highs).amax(0).clamp(min=0)
+    return _Seen(parts, smallest.tolist(), largest.tolist(), device)
+
+
+def _thinned(x: Tensor, first: int) -> Tensor:
+    """(B, C, P) of (B, C, H, W): P pixels evenly apart, one further on in each row."""
+    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+    wanted = min(pixels, max(1, VALUES_PER_ROW // channels))
+    rows = torch.arange(first, first + len(x), device=x.device)
+    pattern = torch.arange(wanted, device=x.device) * pixels // wanted
+    index = (rows[:, None] + pattern) % pixels
+    return x.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Of one channel, as magnitudes: the percentiles, and how far the codes reach."""
+
+    low: float
+    high: float
+    below: float
+    above: float
+
+    @property
+    def width(self) -> float:
+        """0 for a dead channel."""
+        return self.below + self.above
+
+
+def _ends(seen: _Seen, c: int, percentile: float, headroom: float) -> _Ends:
+    values = seen.channel(c)
+    low = _typical(-values, -seen.smallest[c], percentile)
+    high = _typical(values, seen.largest[c], percentile)
+    reach = [
+        largest if largest <= headroom * typical else typical
+        for typical, largest in ((low, -seen.smallest[c]), (high, seen.largest[c]))
+    ]
+    return _Ends(low, high, *reach)
+
+
+def _typical(values: Tensor, largest: float, percentile: float) -> float:
+    """Percentile of the values above 0.
+
+    It is one of them, rounded down: below 100 it is never the largest of several, so that even in
+    a channel of a few values one outlier is seen as one.
+    """
+    values = values[values > 0]
+    if not len(values):
+        return largest  # 0, or a value on a pixel that was not looked at
+    index = int(percentile / 100 * (len(values) - 1))
+    return values.kthvalue(index + 1).values.item()
+
+
+def _quantiser(precision: str, ends: list[_Ends]) -> Quantiser:
+    """Scales and zero points over the channels' ends; dead channels get the widest one's."""
+    widest = max(ends, key=lambda e: e.width)
+    steps = [_step(e if e.width else widest, LEVELS[precision]) for e in ends]
+    return Quantiser(
+        precision,
+        torch.tensor([scale for scale, _ in steps], dtype=torch.float32),
+        torch.tensor([zero for _, zero in steps], dtype=torch.uint8),
+    )
+
+
+def _step(ends: _Ends, top: int) -> tuple[float, int]:
+    """Scale and zero point for codes 0 … top; scale 1 if there is nothing to go by."""
+    if not ends.width:
+        return 1.0, 0
+    # So that neither the scale is subnormal nor a decoded value infinite.
+    bounds = torch.finfo(torch.float32)
+    scale = min(max(ends.width / top, bounds.tiny), bounds.max / (top + 2))
+    return scale, min(top, round(ends.below / scale))
+
+
+def _judge(seen: _Seen, c: int, ends: _Ends, quantiser: Quantiser) -> Channel:
+    """Channel c through the quantiser that was chosen."""
+    x = seen.channel(c).view(1, 1, 1, -1)
+    alone = Quantiser(quantiser.precision, quantiser.scale[c : c + 1], quantiser.zero[c : c + 1])
+    codes = unclipped_codes(x, alone.scale, alone.zero)
+    signal = x.double().square().sum().item()
+    error = (x - alone.rounded(x)).double().square().sum().item()
+    return Channel(
+        minimum=seen.smallest[c],
+        maximum=seen.largest[c],
+        low=-ends.low,
+        high=ends.high,
+        values=int((x != 0).sum()),
+        clipped=int(((codes < 0) | (codes > alone.levels)).sum()),
+        snr_db=round(10 * math.log10(signal / error), 2) if signal and error else None,
+        dead=not ends.width,
+    )

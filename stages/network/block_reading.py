@@ -1,0 +1,187 @@
+"""What blocks are, read off from the modules: shapes, operations, memory, and whether they will do.
+
+A block is shown a tensor without content in training mode. It must take one (N, C, H, W) and give
+one, of a side that divides the input's; it must draw nothing, leave its input as it is, and keep
+all its tensors where weights are kept. What is refused here would otherwise show as weights that
+cannot be repeated, or as features that are not those of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from strata.stages.errors import UnusableNetwork
+from strata.stages.faking import faked
+from strata.stages.network.block_memory import moments
+from strata.stages.network.block_source import Named, digest, first_line, made_by
+from strata.stages.network.blocks import Block, Source
+from strata.stages.network.spec import Shape
+
+PIXELS = 16
+"""Side of the x_j on which it is seen whether a block is local."""
+
+
+def read_blocks(source: Source, shape: Shape) -> tuple[Block, ...]:
+    """The blocks of a network for images of a shape, (channel, y, x).
+
+    Raises:
+        UnusableNetwork: it cannot be made or cut, or a block is not what layers can be; names the
+            block, and why.
+    """
+    made, blocks = made_by(source, None), []
+    _check_apart(source, made)
+    known: dict[tuple[str, Shape], dict[str, Any]] = {}
+    for index, (name, module) in enumerate(made, start=1):
+        title = f"network {source.name}: block {index}, {name},"
+        key = digest(source, module), shape
+        if key not in known:  # many networks have the same block many times
+            known[key] = _figures(module, shape, title)
+        one = Block(index=index, digest=key[0], name=name, source=source, **known[key])
+        blocks.append(one)
+        shape = one.output(shape)
+    return tuple(blocks)
+
+
+def _figures(module: nn.Module, shape: Shape, title: str) -> dict[str, Any]:
+    """All of a block but what it is called."""
+    output, work = _shown(module, shape, title)
+    sizes = [parameter.numel() for parameter in module.parameters()]
+    return {
+        "channels": shape[0],
+        "width": output[0],
+        "factor": _factor(shape, output, title),
+        "parameters": sum(sizes),
+        "largest": max(sizes),
+        "side": shape[1],
+        "work": work,
+        "local": _is_local(module, shape[0], shape[1] // output[1]),
+        "whole": moments(module, shape, torch.float32),
+        "half": moments(module, shape, torch.bfloat16),
+    }
+
+
+def _check_apart(source: Source, made: Sequence[Named]) -> None:
+    """Refuse blocks that share weights or have none, and tensors that would not be kept."""
+    owner: dict[int, int] = {}
+    for index, (name, module) in enumerate(made, start=1):
+        title = f"network {source.name}: block {index}, {name},"
+        for parameter in module.parameters():
+            if owner.setdefault(id(parameter), index) != index:
+                raise UnusableNetwork(
+                    f"{title} shares weights with block {owner[id(parameter)]}, which is trained "
+                    "alone"
+                )
+        if not any(p.requires_grad for p in module.parameters()):
+            raise UnusableNetwork(
+                f"{title} has no weights to train: make it a part of the next one"
+            )
+        if loose := _loose(module):
+            raise UnusableNetwork(
+                f"{title} has the tensor {loose} beside its parameters and buffers, so it would "
+                "not be kept with them: use register_buffer, persistent"
+            )
+
+
+def _loose(module: nn.Module) -> str | None:
+    """Name of a tensor that a state dict would not have."""
+    kept = set(module.state_dict(keep_vars=True))
+    for path, part in module.named_modules():
+        names = [n for n, value in vars(part).items() if isinstance(value, Tensor)]
+        names += [n for n in part._buffers if part._buffers[n] is not None]
+        for name in names:
+            whole = f"{path}.{name}" if path else name
+            if whole not in kept:
+                return whole
+    return None
+
+
+# ---- shown a tensor without content --------------------------------------------------------------
+
+
+class _Draws(TorchDispatchMode):
+    """Notes the first call that draws from a random generator."""
+
+    name: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and self.name is None:
+            self.name = func.name().removeprefix("aten::")
+        return func(*args, **(kwargs or {}))
+
+
+def _shown(module: nn.Module, shape: Shape, title: str) -> tuple[Shape, int]:
+    """Shape of one output, and multiply-adds of one input."""
+    rows = 2
+    module.train()
+    try:
+        with faked(module, (rows, *shape)) as (call, x), _Draws() as draws:
+            with FlopCounterMode(display=False) as counter:
+                y = call(x)
+            changed = x._version > 0
+    except Exception as error:  # whatever code of others does
+        seen = "×".join(map(str, shape))
+        raise UnusableNetwork(
+            f"{title} cannot take {seen}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if draws.name:
+        raise UnusableNetwork(
+            f"{title} draws random numbers in training ({draws.name}), which a run could not "
+            "repeat: take its dropout away, or set it to 0"
+        )
+    if changed:
+        raise UnusableNetwork(
+            f"{title} changes its input in place: let its first operation make a copy"
+        )
+    if not isinstance(y, Tensor) or y.ndim != 4 or len(y) != rows:
+        gives = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise UnusableNetwork(f"{title} must give one tensor N×C×H×W, and gives {gives}")
+    if not y.requires_grad or not y.dtype.is_floating_point:
+        raise UnusableNetwork(f"{title} gives no gradient to its weights")
+    _, channels, height, width = y.shape
+    return (channels, height, width), counter.get_total_flops() // 2 // rows
+
+
+def _factor(shape: Shape, output: Shape, title: str) -> int:
+    """By how much it has fewer pixels a side."""
+    (_, before, _), (channels, height, width) = shape, output
+    if height != width or height < 2:
+        raise UnusableNetwork(
+            f"{title} turns {'×'.join(map(str, shape))} into {channels}×{height}×{width}; sides "
+            "must be equal, and 2 or more pixels: enlarge 'augment.crop', or leave out blocks"
+        )
+    factor = before // height
+    if factor * height != before:
+        raise UnusableNetwork(
+            f"{title} turns a side of {before} pixels into {height}, which does not divide it: pad "
+            "its convolutions, or change 'augment.crop'"
+        )
+    return factor
+
+
+@torch.no_grad()
+def _is_local(module: nn.Module, channels: int, factor: int) -> bool:
+    """Does a pixel in one corner leave the values at the opposite one alone? If not (global
+    averages, attention, learnt positions), the features of a canvas are not those of its crops."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        bound = 1 / math.sqrt(max(1, parameter[:1].numel()))
+        parameter.uniform_(-bound, bound, generator=generator)
+    side = PIXELS * factor
+    x = torch.randn(1, channels, side, side, generator=generator)
+    other = x.clone()
+    other[..., :factor, :factor] += 1
+    module.eval()
+    try:
+        y, z = (module(one)[..., -PIXELS // 4 :, -PIXELS // 4 :] for one in (x, other))
+    except Exception:  # it knows one size only
+        return False
+    return torch.equal(y, z)

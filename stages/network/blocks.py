@@ -1,0 +1,135 @@
+"""Layers that are blocks of any network, as arithmetic: shapes, parameters, operations, memory.
+
+Layer j is then block j: a module with one (N, C, H, W) in and one out, which a Python file or
+torchvision made. What a block is was read off from the module once
+(stages/network/block_reading.py); here are only its figures, so that planning and looking need no
+torch once they are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from math import prod
+from typing import Any
+
+from strata.stages.network.spec import UNNAMED, LayerSpec, Shape
+
+Pair = tuple[int, int]
+"""Bytes of every row, and bytes beside the rows."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where blocks come from."""
+
+    name: str
+    """``torchvision:resnet18`` or ``residual.py:blocks``."""
+    arguments: tuple[tuple[str, Any], ...] = ()
+    """Of the function that makes the network."""
+    code: str | None = field(default=None, repr=False)
+    """Text of the Python file."""
+
+    @property
+    def digest(self) -> str | None:
+        """Of the text; None for torchvision."""
+        return self.code and sha256(self.code.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Bytes of tensors at the moments that can be a peak, without the input and the weights."""
+
+    kept: Pair
+    """Between the forward and the backward pass: what backward needs, and the output."""
+    training: tuple[Pair, ...]
+    """In the forward pass of a training step."""
+    backward: tuple[Pair, ...]
+    """In the backward pass, from the output's gradient on."""
+    frozen: tuple[Pair, ...]
+    """In a forward pass in eval mode, of which nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layer j as block j of a network."""
+
+    index: int
+    """j, from 1."""
+    channels: int
+    """Channels of x_{j-1}."""
+    width: int
+    """Channels of x_j."""
+    factor: int
+    """By how much x_j has fewer pixels a side than x_{j-1}."""
+    digest: str
+    """Of its code and structure; in fingerprints it stands for the block."""
+    name: str = field(metadata=UNNAMED)
+    """What it is called where it comes from, and its class: ``layer1.0 (BasicBlock)``."""
+    parameters: int = field(metadata=UNNAMED)
+    largest: int = field(metadata=UNNAMED)
+    """Values of its largest parameter."""
+    side: int = field(metadata=UNNAMED)
+    """Of the x_{j-1} that the figures below are of, in pixels."""
+    work: int = field(metadata=UNNAMED)
+    """Multiply-adds of one forward pass of one x_{j-1}."""
+    local: bool = field(metadata=UNNAMED)
+    """A value of x_j depends on the pixels around its place, and on no others."""
+    whole: Moments | None = field(metadata=UNNAMED)
+    """Memory in float32; None: not known."""
+    half: Moments | None = field(metadata=UNNAMED)
+    """Memory with convolutions in bfloat16 or float16; None: not known."""
+    source: Source = field(metadata=UNNAMED)
+
+    @property
+    def convolved_channels(self) -> int:
+        """Channels that it sees."""
+        return self.channels
+
+    @property
+    def remark(self) -> str:
+        """What decides about its speed beside its shapes."""
+        return f", {self.name} {self.digest[:12]}"
+
+    def output(self, shape: Shape) -> Shape:
+        """Shape of x_j from that of x_{j-1}."""
+        return self.width, shape[1] // self.factor, shape[2] // self.factor
+
+    def operations(self, shape: Shape) -> int:
+        """Multiply-adds of one forward pass of one sample of shape ``shape`` (x_{j-1})."""
+        return round(self.work * self._share(shape))
+
+    def moments(self, compute: str) -> Moments | None:
+        """By the dtype of the convolutions; None: memory is not known."""
+        return self.whole if compute == "float32" else self.half
+
+    def nbytes(self, pairs: tuple[Pair, ...], shape: Shape, rows: int) -> int:
+        """The most bytes at any of some moments, for so many rows of shape ``shape``."""
+        share = rows * self._share(shape)
+        return max((round(a * share) + b for a, b in pairs), default=0)
+
+    def _share(self, shape: Shape) -> float:
+        return prod(shape[1:]) / self.side**2
+
+    def as_json(self) -> dict[str, Any]:
+        """All but its source."""
+        found = dataclasses.asdict(self)
+        del found["source"]
+        return found
+
+    @classmethod
+    def of_json(cls, found: Mapping[str, Any], source: Source) -> Block:
+        known = {name: found[name] and _moments(found[name]) for name in ("whole", "half")}
+        return cls(**{**found, **known, "source": source})
+
+
+AnyLayer = LayerSpec | Block
+"""What layer j is, of any network."""
+
+
+def _moments(found: Mapping[str, Any]) -> Moments:
+    (a, b), rest = found["kept"], ("training", "backward", "frozen")
+    pairs = {name: tuple((a, b) for a, b in found[name]) for name in rest}
+    return Moments((a, b), **pairs)

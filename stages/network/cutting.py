@@ -1,0 +1,134 @@
+"""Cutting a model into a chain of blocks that can be trained one by one.
+
+The parts of a model are read off from a forward pass: its modules in the order in which they are
+called, as long as each sees what the one before it gave. ``Sequential`` is opened up; any other
+module (a residual block, a dense block) stays whole. Then a block is
+
+    pooling that lies before it · a part with weights · norms and activations that follow it
+
+so pooling opens the next block, as P does in a layer (Sec. 4.3, VGG). From the first part on that
+is shown or gives no map any more, a model is its own classifier; that is left out, since every
+block has an auxiliary classifier instead. So is pooling that closes the last block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from strata.stages.errors import UnusableNetwork
+from strata.stages.faking import faked
+
+Named = tuple[str, nn.Module]
+
+SIDE = 224
+"""Of the image that is shown to the model, in pixels: it has no content, so it costs nothing."""
+OPENING = ("pooling", "dropout", "pixelshuffle")
+"""Modules of torch.nn that belong to the block after them."""
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # pyright: ignore
+
+
+def cut(model: nn.Module, name: str) -> list[Named]:
+    """The blocks of a model for images of three channels, each with its name and class.
+
+    Args:
+        name: of the model, for messages.
+
+    Raises:
+        UnusableNetwork: it is no chain; names the module where it is not.
+    """
+    blocks: list[list[Named]] = []
+    opening: list[Named] = []
+    for path, part in _trunk(model, name):
+        begins = _weighted(part) and not isinstance(part, NORMS)
+        if type(part).__module__ in {f"torch.nn.modules.{kind}" for kind in OPENING}:
+            opening.append((path, part))
+        elif begins or not blocks:
+            blocks.append([*opening, (path, part)])
+            opening = []
+        else:
+            (opening or blocks[-1]).append((path, part))
+    return [_joined(parts) for parts in blocks]
+
+
+def _weighted(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _joined(parts: Sequence[Named]) -> Named:
+    path, main = next((one for one in parts if _weighted(one[1])), parts[0])
+    module = main if len(parts) == 1 else nn.Sequential(*(part for _, part in parts))
+    return f"{path} ({type(main).__name__})", module
+
+
+# ---- the chain -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Chain:
+    """What was called so far, in a chain, and what did not fit."""
+
+    last: Tensor
+    parts: list[Named] = field(default_factory=list)
+    ended: bool = False
+    stray: str | None = None
+    """The first part after the end that has weights and is none of a classifier."""
+
+    def note(self, path: str, module: nn.Module, x: Any, output: Any) -> None:
+        self.ended = self.ended or x is not self.last or not _is_map(output)
+        if not self.ended:
+            self.parts.append((path, module))
+            self.last = output
+        elif self.stray is None and _weighted(module) and not _is_flat(output):
+            self.stray = f"{path} ({type(module).__name__})"
+
+
+def _is_map(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1
+
+
+def _is_flat(output: Any) -> bool:
+    """One value of every feature or class."""
+    return isinstance(output, Tensor) and output.numel() == output.shape[:2].numel()
+
+
+def _trunk(model: nn.Module, name: str) -> list[Named]:
+    """The modules from the image to the last map."""
+    model.eval()
+    with faked(model, (1, 3, SIDE, SIDE)) as (call, x):
+        chain = _Chain(x)
+        hooks = [part.register_forward_hook(_noting(chain, path)) for path, part in _units(model)]
+        try:
+            call(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    model.train()
+    if chain.stray or not chain.parts:
+        where = chain.stray or "its first part"
+        after = f" ({chain.parts[-1][0]})" if chain.parts else ""
+        raise UnusableNetwork(
+            f"network {name} cannot be cut into blocks: {where} does not see the map that the part "
+            f"before it gave{after}, or gives none. Name a Python file with blocks of your own"
+        )
+    return chain.parts
+
+
+def _units(module: nn.Module, path: str = "") -> Iterator[Named]:
+    """Modules that are not opened up, in the order of their definition. Lists are: nobody calls
+    them."""
+    for name, child in module.named_children():
+        if type(child).forward in (nn.Sequential.forward, nn.Module.forward):
+            yield from _units(child, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", child
+
+
+def _noting(chain: _Chain, path: str) -> Any:
+    def noted(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        chain.note(path, module, inputs[0] if inputs else None, output)
+
+    return noted

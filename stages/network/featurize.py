@@ -1,0 +1,104 @@
+"""Frozen layers as a function: x_i → x_j, the same value for a row whatever rows are beside it.
+
+Two rules make a cache invisible. Every forward pass sees the same number of rows (the last block is
+filled up and cut again), because kernels may round differently for another batch size. And after
+each layer the values are rounded to the form the level is stored in, whether or not it is stored:
+so x_j computed from a cached x_{j-1} equals x_j computed from the images.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from strata.stages.errors import NotFinite
+from strata.stages.features.quantise import Codec
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A solved layer, in eval mode, and what its output is rounded to: each has its own scales."""
+
+    layer: nn.Module
+    stored: Codec
+
+
+@torch.no_grad()
+def featurize(
+    layers: Sequence[Frozen],
+    x: Float[Tensor, "b c h w"],
+    *,
+    block: int,
+    compute: torch.dtype,
+) -> Float[Tensor, "b c2 h2 w2"]:
+    """Apply frozen layers to a batch of any number of rows.
+
+    Args:
+        x: features of some depth, in any float dtype, or normalised images.
+        block: rows in every forward pass.
+        compute: dtype of the convolutions.
+
+    Returns:
+        The representation, (B, C', H', W'), rounded to what the last layer is stored as: its codec
+        encodes it without a further loss.
+
+    Raises:
+        NotFinite: a value is NaN or does not fit; names channel and sample.
+    """
+    return _in_blocks(layers, x, block, compute, layers[-1].stored.rounded) if layers else x
+
+
+@torch.no_grad()
+def encoded(
+    layers: Sequence[Frozen], x: Float[Tensor, "b c h w"], *, block: int, compute: torch.dtype
+) -> Shaped[Tensor, "b c2 h2 w2"]:
+    """What :func:`featurize` gives, in its stored form. Arguments and errors as there."""
+    return _in_blocks(layers, x, block, compute, layers[-1].stored.encode)
+
+
+def _in_blocks(
+    layers: Sequence[Frozen],
+    x: Tensor,
+    block: int,
+    compute: torch.dtype,
+    finish: Callable[[Tensor], Tensor],
+) -> Tensor:
+    blocks = []
+    for first in range(0, len(x), block):
+        try:
+            blocks.append(_forward(layers, x[first : first + block], block, compute, finish))
+        except NotFinite as error:
+            error.sample += first
+            raise
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def _forward(
+    layers: Sequence[Frozen],
+    part: Tensor,
+    block: int,
+    compute: torch.dtype,
+    finish: Callable[[Tensor], Tensor],
+) -> Tensor:
+    rows = len(part)
+    if rows < block:
+        part = torch.cat([part, part.new_zeros((block - rows, *part.shape[1:]))])
+    for frozen in layers[:-1]:
+        part = frozen.stored.rounded(run_layer(frozen.layer, part, compute))
+    return finish(run_layer(layers[-1].layer, part, compute))[:rows]
+
+
+def run_layer(layer: nn.Module, x: Tensor, compute: torch.dtype) -> Tensor:
+    """One layer in eval mode under the numeric policy; float32 in and out of the mixed region."""
+    x = x.to(torch.float32).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, compute, enabled=compute != torch.float32):
+        return layer(x)
+
+
+def pooled(x: Float[Tensor, "b c h w"]) -> Float[np.ndarray, "b columns"]:
+    """A x of Eq. 2, flat: means over the four quadrants of each of the C channels, float32
+    (B, 4 · C), on the CPU."""
+    return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1).float().cpu().numpy()

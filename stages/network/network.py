@@ -1,0 +1,141 @@
+"""Layers and auxiliary classifiers (paper Eq. 1 and 2), as modules with their own random generator.
+
+    x_j     = ρ W_θ P x_{j-1}                     Layer
+    C_γ x_j = L A ρW̃_{k-2} … ρW̃_0 x_j            Auxiliary
+
+P is the invertible downsampling of Dinh et al. (2017): each 2×2 block of pixels becomes 4 channels.
+A averages over the four spatial quadrants. Initialisation is PyTorch's default, from a given seed.
+
+For VGG (Sec. 4.3) P is max pooling, W̃_0 sees x_j averaged to half its resolution, and the last
+classifier is VGG's own: max pooling and fully connected layers.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from strata.stages.network.block_source import blank_block, fresh_block
+from strata.stages.network.blocks import AnyLayer, Block
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec
+
+
+class Layer(nn.Module):
+    """Layer j, from x_{j-1} (B, C, H, W) to x_j (B, width, H/2^p, W/2^p)."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__()
+        p = nn.PixelUnshuffle if spec.pool == "invertible" else nn.MaxPool2d
+        self.downsample = nn.Sequential(*(p(2) for _ in range(spec.downsamplings)))
+        self.convolution = nn.Conv2d(
+            spec.convolved_channels, spec.width, 3, padding=1, bias=spec.bias
+        )
+        self.norm = nn.BatchNorm2d(spec.width) if spec.batch_norm else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width h2 w2"]:
+        # In place: what ρ overwrites, nobody needs, and half of a small layer's time is new memory.
+        return torch.relu_(self.norm(self.convolution(self.downsample(x))))
+
+
+class Auxiliary(nn.Module):
+    """C_γ, from x_j (B, C, H, W) to logits z_j (B, classes)."""
+
+    def __init__(self, spec: AuxiliarySpec) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for inputs, outputs in spec.convolutions:
+            blocks.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=spec.bias))
+            blocks.append(nn.BatchNorm2d(outputs) if spec.batch_norm else nn.Identity())
+            blocks.append(nn.ReLU(inplace=True))
+        # Where a side is odd, its last average is of fewer pixels.
+        self.halve = nn.AvgPool2d(2, ceil_mode=True) if spec.half_resolution else nn.Identity()
+        self.convolutions = nn.Sequential(*blocks)
+        self.average = nn.MaxPool2d(2) if spec.hidden else nn.AdaptiveAvgPool2d(2)
+        self.linear = _linear(spec)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        return self.linear(self.average(self.convolutions(self.halve(x))).flatten(1))
+
+
+def _linear(spec: AuxiliarySpec) -> nn.Module:
+    """L, or the fully connected layers that end with it."""
+    *hidden, last = (nn.Linear(inputs, outputs) for inputs, outputs in spec.maps)
+    if not hidden:
+        return last
+    return nn.Sequential(*(part for one in hidden for part in (one, nn.ReLU(inplace=True))), last)
+
+
+class Problem(nn.Module):
+    """The auxiliary problem at layer j: z_j = C_γ(ρ W_θ P x_{j-1})."""
+
+    def __init__(self, layer: nn.Module, auxiliary: Auxiliary) -> None:
+        super().__init__()
+        self.layer, self.auxiliary = layer, auxiliary
+
+    @property
+    def filters(self) -> int:
+        """Of W_θ. The layer must be a :class:`Layer`."""
+        assert isinstance(self.layer, Layer)
+        return self.layer.convolution.out_channels
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        return self.auxiliary(self.layer(x))
+
+
+def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int) -> Problem:
+    """A freshly initialised problem. The same seed gives the same weights on every machine. A block
+    of a named network is initialised as its own constructor does it.
+
+    Raises:
+        UnusableNetwork: it is another block than the one that was read.
+    """
+    if isinstance(layer, Block):
+        return Problem(fresh_block(layer, seed), build_auxiliary(auxiliary, seed))
+    problem = Problem(blank_layer(layer), blank_auxiliary(auxiliary))
+    initialise(problem, torch.Generator().manual_seed(seed))
+    return problem
+
+
+def build_auxiliary(spec: AuxiliarySpec, seed: int) -> Auxiliary:
+    """A freshly initialised classifier of features that stay as they are. Seed as above."""
+    auxiliary = blank_auxiliary(spec)
+    initialise(auxiliary, torch.Generator().manual_seed(seed))
+    return auxiliary
+
+
+def build_layer(spec: AnyLayer, seed: int) -> nn.Module:
+    """A freshly initialised layer. Seed as above."""
+    if isinstance(spec, Block):
+        return fresh_block(spec, seed)
+    layer = blank_layer(spec)
+    initialise(layer, torch.Generator().manual_seed(seed))
+    return layer
+
+
+def blank_layer(spec: AnyLayer) -> nn.Module:
+    """A layer whose weights are to be loaded or initialised; no generator is touched."""
+    if isinstance(spec, Block):
+        return blank_block(spec)
+    with torch.device("meta"):
+        layer = Layer(spec)
+    return layer.to_empty(device="cpu")
+
+
+def blank_auxiliary(spec: AuxiliarySpec) -> Auxiliary:
+    """As :func:`blank_layer`, for an auxiliary classifier."""
+    with torch.device("meta"):
+        auxiliary = Auxiliary(spec)
+    return auxiliary.to_empty(device="cpu")
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            bound = 1 / math.sqrt(part.weight[0].numel())
+            nn.init.uniform_(part.weight, -bound, bound, generator=generator)
+            if part.bias is not None:
+                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+        elif isinstance(part, nn.BatchNorm2d):
+            part.reset_parameters()

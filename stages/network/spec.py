@@ -1,0 +1,218 @@
+"""The architecture as arithmetic (paper Sec. 3.1, Eq. 1 and 2): shapes, parameters, operations.
+
+No torch here, so that planning answers at once. Layers are numbered as in the paper's text from 1:
+layer j is the map x_{j-1} → x_j = ρ W_θ P x_{j-1}. ``downsample = [2, 3]`` is the paper's P_j: x_2
+and x_3 are downsampled before the next layer, so layers 3 and 4 begin with P and double the width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strata.stages.network.blocks import AnyLayer, Block
+
+Shape = tuple[int, int, int]
+"""(channel, y, x)."""
+
+KERNEL = 9
+"""Weights of a 3×3 kernel."""
+UNNAMED = {"described": False}
+"""Of a field of a specification: it does not decide about values, and no fingerprint has it."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Layer j: P (``downsamplings`` times), W (3×3, zero padding 1), batch norm or not, ρ."""
+
+    index: int
+    """j, from 1."""
+    channels: int
+    """Channels of x_{j-1}."""
+    width: int
+    """Channels of x_j."""
+    downsamplings: int
+    """How often P is applied before W: 0 or 1, for layer 1 the stem's count."""
+    batch_norm: bool
+    bias: bool
+    pool: str = "invertible"
+    """P: the ``invertible`` downsampling, or ``max`` over 2×2 pixels as in VGG (Sec. 4.3)."""
+
+    @property
+    def convolved_channels(self) -> int:
+        """Channels that W sees: the invertible P turns each into 4."""
+        return self.channels * (4**self.downsamplings if self.pool == "invertible" else 1)
+
+    @property
+    def factor(self) -> int:
+        """By how much x_j has fewer pixels a side than x_{j-1}."""
+        return 2**self.downsamplings
+
+    @property
+    def remark(self) -> str:
+        """What decides about its speed beside its shapes."""
+        return ", max pooled" * (self.pool == "max")
+
+    def output(self, shape: Shape) -> Shape:
+        """Shape of x_j from that of x_{j-1}."""
+        return self.width, shape[1] // self.factor, shape[2] // self.factor
+
+    @property
+    def parameters(self) -> int:
+        kernels = self.convolved_channels * self.width * KERNEL
+        return kernels + self.width * (self.bias + 2 * self.batch_norm)
+
+    def operations(self, shape: Shape) -> int:
+        """Multiply-adds of one forward pass of one sample of shape ``shape`` (x_{j-1})."""
+        _, height, width = self.output(shape)
+        return self.convolved_channels * self.width * KERNEL * height * width
+
+
+@dataclass(frozen=True)
+class AuxiliarySpec:
+    """C_γ = L A ρW̃_{k-2} … ρW̃_0 (Eq. 2): k-1 convolutions, averaging to 2×2, one linear map.
+
+    Or, with ``hidden`` layers, what VGG ends with: max pooling over 2×2 pixels and, instead of
+    convolutions, fully connected layers, each with bias and ρ, before the linear map.
+    """
+
+    channels: int
+    """Channels of x_j."""
+    k: int
+    """Hidden layers of the auxiliary problem, layer j itself included."""
+    width: int
+    """M̃ at this depth."""
+    classes: int
+    batch_norm: bool
+    bias: bool
+    half_resolution: bool = False
+    """The convolutions see x_j averaged over 2×2 pixels (Sec. 4.3, VGG)."""
+    hidden: tuple[int, ...] = ()
+    """Widths of the fully connected layers."""
+    side: int = 0
+    """With ``hidden``: of x_j after max pooling, in pixels."""
+
+    @property
+    def convolutions(self) -> tuple[tuple[int, int], ...]:
+        """Channels in and out of W̃_0 … W̃_{k-2}."""
+        widths = [self.channels, *[self.width] * (self.k - 1)]
+        return () if self.hidden else tuple(pairwise(widths))
+
+    @property
+    def maps(self) -> tuple[tuple[int, int], ...]:
+        """Values in and out of the linear maps: L, after those of the hidden layers."""
+        averaged = self.width if self.k > 1 else self.channels
+        inputs = self.channels * self.side**2 if self.hidden else 4 * averaged
+        return tuple(pairwise((inputs, *self.hidden, self.classes)))
+
+    @property
+    def parameters(self) -> int:
+        extra = self.bias + 2 * self.batch_norm
+        kernels = sum(outputs * (inputs * KERNEL + extra) for inputs, outputs in self.convolutions)
+        return kernels + sum(outputs * (inputs + 1) for inputs, outputs in self.maps)
+
+    def pixels(self, shape: Shape) -> int:
+        """How many the convolutions see of an x_j of shape ``shape``."""
+        _, height, width = shape
+        if self.half_resolution:
+            height, width = -(-height // 2), -(-width // 2)
+        return height * width
+
+    def operations(self, shape: Shape) -> int:
+        """Multiply-adds of one forward pass of one x_j of shape ``shape``."""
+        kernels = sum(inputs * outputs * KERNEL for inputs, outputs in self.convolutions)
+        maps = sum(inputs * outputs for inputs, outputs in self.maps)
+        return kernels * self.pixels(shape) + maps
+
+
+def described(spec: LayerSpec | AuxiliarySpec | Block) -> dict[str, Any]:
+    """A specification as JSON, without what is at its default: so that a network keeps its
+    fingerprints when specifications learn to say more. And without what decides nothing."""
+    return {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if getattr(spec, field.name) != field.default and field.metadata != UNNAMED
+    }
+
+
+def layer_specs(
+    *,
+    channels: int,
+    layers: int,
+    width: int,
+    downsample: Sequence[int],
+    stem: int,
+    batch_norm: bool,
+    bias: bool,
+    pool: str = "invertible",
+    widths: Sequence[int] = (),
+) -> tuple[LayerSpec, ...]:
+    """The J layers. Output width equals input width, or twice that after a P (Sec. 4, naming).
+
+    Args:
+        pool: what P is between layers; the stem is always invertible.
+        widths: of all layers, where they follow another rule.
+    """
+    specs: list[LayerSpec] = []
+    for j in range(1, layers + 1):
+        begins_with_p = (j - 1) in downsample
+        inputs = channels if j == 1 else specs[-1].width
+        outputs = width if j == 1 else inputs * (2 if begins_with_p else 1)
+        if widths:
+            outputs = widths[j - 1]
+        times, p = (stem, "invertible") if j == 1 else (int(begins_with_p), pool)
+        p = p if times else "invertible"  # without P it is the same layer
+        specs.append(LayerSpec(j, inputs, outputs, times, batch_norm, bias, p))
+    return tuple(specs)
+
+
+def auxiliary_specs(
+    layers: Sequence[AnyLayer],
+    *,
+    k: int,
+    width: int,
+    final_width: int | None,
+    classes: int,
+    batch_norm: bool,
+    bias: bool,
+    half_resolution: bool = False,
+    final_hidden: Sequence[int] = (),
+    final_side: int = 0,
+) -> tuple[AuxiliarySpec, ...]:
+    """One auxiliary classifier per layer; M̃ doubles with the width, M̃_f is the last one's.
+
+    Args:
+        final_hidden: hidden fully connected layers of the last one, which is then VGG's.
+        final_side: of x_J in pixels; used with these.
+    """
+    specs = []
+    for layer in layers:
+        scaled = width * layer.width // layers[0].width
+        if layer is layers[-1] and final_width is not None:
+            scaled = final_width
+        specs.append(
+            AuxiliarySpec(layer.width, k, scaled, classes, batch_norm, bias, half_resolution)
+        )
+    if final_hidden:
+        hidden, side = tuple(final_hidden), final_side // 2
+        last = dataclasses.replace(specs[-1], k=1 + len(hidden), width=0, half_resolution=False)
+        specs[-1] = dataclasses.replace(last, hidden=hidden, side=side)
+    return tuple(specs)
+
+
+def scale_at(layers: Sequence[AnyLayer], depth: int) -> int:
+    """How many pixels of x_0 one pixel of x_depth spans: 2^(downsamplings so far)."""
+    return prod(layer.factor for layer in layers[:depth])
+
+
+def shape_at(layers: Sequence[AnyLayer], depth: int, channels: int, size: int) -> Shape:
+    """Shape of x_depth when x_0 is (channels, size, size)."""
+    shape: Shape = (channels, size, size)
+    for layer in layers[:depth]:
+        shape = layer.output(shape)
+    return shape

@@ -1,0 +1,177 @@
+"""Linear separability of features that do not change (paper Sec. 4.2): one class against the rest.
+
+    s_c(x) = w_c · (A x - μ) / σ + b_c            the class of x is argmax_c s_c(x)
+    (w_c, b_c) = argmin |w|² / 2 + C Σ_n log(1 + exp(-y_n s_c(x_n))),  y_n = 1 for class c, else -1
+
+A averages over the four spatial quadrants, as in an auxiliary classifier. μ and σ are those of the
+training rows, so that C means the same at every depth. The fits are scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from strata.stages.errors import DataError
+
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Values of C that are tried, the strongest regularisation first."""
+HELD_OUT = 5
+"""One in so many training rows of each class is held out to choose C, and at least one."""
+MOST_ITERATIONS = 200
+"""Of L-BFGS, per class and C; a fit that would take more is said not to have converged."""
+BLOCK = 4096
+"""Rows that are standardised or judged at a time."""
+
+Tick = Callable[[int], None]
+
+
+def bytes_of_fit(rows: int, columns: int) -> int:
+    """Most that a fit holds: the rows in float64, and what is as long as they are: labels, scores
+    and L-BFGS's intermediate vectors."""
+    return 8 * rows * (columns + 16)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier of pooled features."""
+
+    classes: np.ndarray
+    """int64 (k,): labels that there were to learn, ascending."""
+    weight: np.ndarray
+    """float64 (k, columns)"""
+    bias: np.ndarray
+    """float64 (k,)"""
+    mean: np.ndarray
+    """float64 (columns,): μ"""
+    scale: np.ndarray
+    """float64 (columns,): σ, 1 where a column does not vary."""
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """int64 (n,) labels of pooled features (n, columns)."""
+        scores = (features - self.mean) / self.scale @ self.weight.T + self.bias
+        return self.classes[scores.argmax(1)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it, by name."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A linear probe and how it came about."""
+
+    probe: LinearProbe
+    regularisation: float
+    """The C that was chosen."""
+    held_out: dict[str, float]
+    """Accuracy on the rows held out, by C."""
+    train_top1: float
+    """On all training rows."""
+    converged: bool
+    """Did every fit with that C end before :data:`MOST_ITERATIONS`?"""
+
+
+def split(labels: np.ndarray, shuffled: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rows so ordered that those to fit on come first and those held out last, and how many the
+    first are. Of each class the first fifth in a shuffled order is held out, at least one row
+    where there are two.
+
+    Args:
+        shuffled: a permutation of the rows.
+
+    Raises:
+        DataError: no class has two rows, so nothing could be held out.
+    """
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        own = shuffled[labels[shuffled] == label]
+        held[own[: max(len(own) // HELD_OUT, int(len(own) > 1))]] = True
+    if not held.any():
+        raise DataError("every class has a single training image: none can be held out to choose C")
+    return np.concatenate([np.flatnonzero(~held), np.flatnonzero(held)]), int((~held).sum())
+
+
+def fit(rows: np.ndarray, labels: np.ndarray, fitted_on: int, tick: Tick) -> Fitted:
+    """Choose C by the accuracy on rows held out, the smaller of two as good, and fit all rows.
+
+    Args:
+        rows: float64 (n, columns), pooled; standardised in place, so that they are held once.
+        labels: int64 (n,)
+        fitted_on: the first so many rows are fitted when C is chosen; the others are held out.
+        tick: called after every fit of one class, with 1; may raise to stop.
+
+    Raises:
+        DataError: there are fewer than two classes.
+    """
+    if len(classes := np.unique(labels)) < 2:
+        raise DataError("the training images are all of one class: there is nothing to tell apart")
+    mean, scale = _standardise(rows)
+    with warnings.catch_warnings():
+        from sklearn.exceptions import ConvergenceWarning
+
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said in the result
+        held_out, fits = {}, _fits(len(classes))
+        for c in GRID:
+            weight, bias, _ = _one_against_rest(fits, c, rows[:fitted_on], labels[:fitted_on], tick)
+            rest = LinearProbe(classes, weight, bias, np.zeros(()), np.ones(()))
+            held_out[c] = _accuracy(rest, rows[fitted_on:], labels[fitted_on:])
+        best = max(GRID, key=lambda c: (held_out[c], -c))
+        weight, bias, most = _one_against_rest(_fits(len(classes)), best, rows, labels, tick)
+    train = _accuracy(LinearProbe(classes, weight, bias, np.zeros(()), np.ones(())), rows, labels)
+    return Fitted(
+        LinearProbe(classes, weight, bias, mean, scale),
+        best,
+        {f"{c:g}": accuracy for c, accuracy in held_out.items()},
+        train,
+        most < MOST_ITERATIONS,
+    )
+
+
+def fits_of(classes: int) -> int:
+    """How often :func:`fit` ticks."""
+    return classes * (len(GRID) + 1)
+
+
+def _standardise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In place, a block at a time; returns μ and σ."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler: Any = StandardScaler(copy=False)
+    blocks = [rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK)]
+    for block in blocks:
+        scaler.partial_fit(block)
+    for block in blocks:
+        block[:] = scaler.transform(block)
+    return scaler.mean_, scaler.scale_
+
+
+def _fits(classes: int) -> list[Any]:
+    """One per class; each begins where it ended with a smaller C."""
+    from sklearn.linear_model import LogisticRegression
+
+    return [LogisticRegression(warm_start=True, max_iter=MOST_ITERATIONS) for _ in range(classes)]
+
+
+def _one_against_rest(
+    fits: list[Any], c: float, rows: np.ndarray, labels: np.ndarray, tick: Tick
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Weights (k, columns), biases (k,) and the most iterations that one of the fits took."""
+    for label, one in zip(np.unique(labels), fits, strict=True):
+        one.set_params(C=c).fit(rows, labels == label)
+        tick(1)
+    weight = np.concatenate([one.coef_ for one in fits])
+    bias = np.concatenate([one.intercept_ for one in fits])
+    return weight, bias, max(int(one.n_iter_.max()) for one in fits)
+
+
+def _accuracy(probe: LinearProbe, rows: np.ndarray, labels: np.ndarray) -> float:
+    right = 0
+    for first in range(0, len(rows), BLOCK):
+        part = slice(first, first + BLOCK)
+        right += int((probe.predict(rows[part]) == labels[part]).sum())
+    return right / len(rows)

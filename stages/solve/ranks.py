@@ -1,0 +1,132 @@
+"""Processes that solve one problem together: data-parallel SGD, each on its part of every batch.
+
+Every rank has the same weights, is fed an equal part of every (micro-)batch, and takes the same
+step: gradients are averaged, batch norm is over all parts. So the result is that of one process but
+for the order in which floats are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from strata.stages.errors import StageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among those of a process group; by default the only one, which needs none."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Is it the one that writes and speaks?"""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def total(self, *values: float) -> list[float]:
+        """Sums over the ranks, in float64."""
+        if self.count == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Does one of them say so?"""
+        return bool(self.total(flag)[0])
+
+    def told(self, find: Callable[[], T]) -> T:
+        """What the leader finds; the others do not look."""
+        if self.count == 1:
+            return find()
+        said = [find() if self.leads else None]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]  # pyright: ignore[reportReturnType]
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients over the ranks, all of them in one message: those of one layer are few,
+        and there is nothing to overlap it with."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat)
+        parts = flat.div_(self.count).split([g.numel() for g in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+    def share_norms(self, network: nn.Module, device: torch.device) -> None:
+        """Let every batch norm in a network be over all ranks, with the parameters that it has.
+
+        Raises:
+            StageError: one has no weights or no running averages.
+        """
+        if self.count > 1 and device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        elif self.count > 1:
+            _share_norms(network)
+
+
+class _Sum(torch.autograd.Function):
+    """Σ over the ranks; so is its gradient, since every rank's loss depends on every part."""
+
+    @staticmethod
+    def forward(ctx: object, part: Tensor) -> Tensor:
+        whole = part.clone()
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:  # pyright: ignore
+        whole = gradients[0].clone()
+        dist.all_reduce(whole)
+        return whole
+
+
+class NormOverRanks(nn.BatchNorm2d):
+    """Batch norm over the parts of all ranks, of equal size; on a CPU, for which torch's
+    SyncBatchNorm is not made. In eval mode it is its base class."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W), float32 or what autocast makes of it; the same comes back."""
+        if not self.training:
+            return super().forward(input)
+        x, ranks = input.float(), dist.get_world_size()
+        count = ranks * x.numel() // x.shape[1]
+        mean = _Sum.apply(x.sum((0, 2, 3))) / count
+        centred = x - mean.view(-1, 1, 1)
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        """The running statistics, as torch.nn.BatchNorm2d keeps them."""
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        self.num_batches_tracked.add_(1)  # pyright: ignore
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)  # pyright: ignore
+
+
+def _share_norms(network: nn.Module) -> None:
+    for name, norm in network.named_modules():
+        if type(norm) is nn.BatchNorm2d:
+            if not norm.affine or norm.momentum is None or not norm.track_running_stats:
+                raise StageError(f"{name} is {norm}: several ranks need weights and averages in it")
+            norm.__class__ = NormOverRanks  # in place: by name it stays what the records know

@@ -1,0 +1,281 @@
+"""Solving one auxiliary problem (paper Sec. 3.2): min over (θ_j, γ_j) of the risk, by SGD.
+
+The solver is a plain loop over epochs that is handed its batches; it knows neither where they come
+from nor where its state is kept. Everything it needs to go on after an interruption is in
+:class:`Solver`, between any two batches.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from strata.stages.errors import Diverged
+from strata.stages.memory import watched
+from strata.stages.solve.ranks import Ranks
+
+Network = TypeVar("Network", bound=nn.Module)
+"""What is trained: an auxiliary problem, or a whole network."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Rows of a batch: a tensor (B, C, H, W), or what makes them while it is split."""
+
+    def split(self, rows: int, /) -> Iterable[Tensor]:
+        """Micro-batches of so many rows, the last perhaps smaller."""
+        ...
+
+
+Batches = Iterable[tuple[Rows, Int[Tensor, " b"]]]
+
+WATCHED_STEPS = 2
+"""Whose peak memory is measured: momentum is there from the second on, and then all steps agree."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with momentum and a learning rate that depends on the step alone."""
+
+    kind: str
+    """``step``: lr · decay^⌊epoch / every⌋ (Sec. 4). ``one-cycle``: linear up, then down to 0."""
+    epochs: int
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    decay: float = 0.2
+    every: int = 15
+    """Epochs between decays, for ``step``."""
+    warmup: float = 0.25
+    """Share of the steps on which the rate rises, for ``one-cycle``."""
+    accumulate: int = 1
+    """Micro-batches summed into one step; ``batch`` is the whole step's."""
+    keep: str = "last"
+    """``last`` iterate, or ``best``: the lowest training risk after an epoch (Prop. 3.1)."""
+    nesterov: bool = False
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of step ``step`` (from 0, over the whole problem)."""
+        if self.kind == "step":
+            return self.lr * self.decay ** (step // steps_per_epoch // self.every)
+        total = self.epochs * steps_per_epoch
+        rise = max(1.0, self.warmup * total)
+        return self.lr * min((step + 1) / rise, (total - step) / max(1.0, total - rise))
+
+
+@dataclass
+class Progress:
+    """How far a problem is: all that is not a tensor."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    batch: int = 0
+    """Finished batches of the epoch under way."""
+    loss_sum: float = 0.0
+    """Σ loss over the samples of the epoch under way."""
+    correct: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    """Spent in the epoch under way, over all processes that worked on it."""
+    best_risk: float | None = None
+    best_epoch: int | None = None
+    last_good: float | None = None
+    """Mean loss of the last batch."""
+    peak_bytes: int = 0
+    """Most bytes of tensors on the device in a step; see stages/memory.py."""
+
+
+@dataclass
+class Solver(Generic[Network]):
+    """One auxiliary problem under way: module, optimiser, progress, and the best iterate so far."""
+
+    problem: Network
+    schedule: Schedule
+    device: torch.device
+    compute: torch.dtype
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    epoch_seconds: float = 0.0
+    """What :attr:`Progress.seconds` said when the last epoch ended."""
+    watched: int = 0
+    """Steps whose memory this process has measured."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """Those who solve it together; what :meth:`step` is given is this one's part of the batch."""
+
+    def __post_init__(self) -> None:
+        self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        self.ranks.share_norms(self.problem, self.device)
+        self.optimiser = torch.optim.SGD(
+            self.problem.parameters(),
+            lr=self.schedule.lr,
+            momentum=self.schedule.momentum,
+            weight_decay=self.schedule.weight_decay,
+            nesterov=self.schedule.nesterov,
+        )
+        self.scaler = torch.amp.GradScaler(  # pyright: ignore
+            self.device.type, enabled=self.compute == torch.float16
+        )
+
+    # ---- state between two batches ------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, buffers, momentum and best iterate: with :attr:`progress`, all the state."""
+        state = {f"problem.{n}": t for n, t in self.problem.state_dict().items()}
+        for name, parameter in self.problem.named_parameters():
+            momentum = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                state[f"momentum.{name}"] = momentum
+        return state | {f"best.{n}": t for n, t in self.best.items()}
+
+    def restore(self, tensors: dict[str, Tensor], progress: dict, scaler: dict) -> None:
+        """Take up where :meth:`tensors`, :attr:`progress` and the scaler's state were saved."""
+        part = _by_prefix(tensors)
+        self.problem.load_state_dict(part["problem"])
+        for name, parameter in self.problem.named_parameters():
+            if name in part["momentum"]:
+                buffer = torch.empty_like(parameter)
+                self.optimiser.state[parameter]["momentum_buffer"] = buffer.copy_(
+                    part["momentum"][name]
+                )
+        self.best = {n: t.to(self.device) for n, t in part["best"].items()}
+        self.progress = Progress(**progress)
+        if scaler:
+            self.scaler.load_state_dict(scaler)
+
+    def snapshot(self) -> dict:
+        """The state that is not tensors, as JSON."""
+        return {"progress": asdict(self.progress), "scaler": self.scaler.state_dict()}
+
+    # ---- one epoch ------------------------------------------------------------------------------
+
+    def run_epoch(
+        self, batches: Batches, steps_per_epoch: int, after: Callable[[int], None]
+    ) -> dict[str, float]:
+        """Train on the batches that are left of the epoch under way.
+
+        Args:
+            batches: (x, y) with x (B, C, H, W) float and y (B,) int64, on the device; those that
+                :attr:`progress` counts as finished are not among them.
+            after: called with the batch's size after every step; may save the state.
+
+        Returns:
+            Mean training loss and accuracy of the epoch, as seen while training.
+
+        Raises:
+            Diverged: a loss is not finite. The last saved state is good.
+        """
+        self.problem.train()
+        for x, y in batches:
+            self.train_on(x, y, steps_per_epoch)
+            after(len(y))
+        return self.finish_epoch()
+
+    def train_on(self, x: Rows, y: Tensor, steps_per_epoch: int) -> None:
+        """One step of SGD at the schedule's rate, and the progress that makes it resumable.
+
+        For those who give one batch to several solvers; :meth:`run_epoch` is for the others. The
+        problem must be in training mode. Raises Diverged.
+        """
+        done = self.progress
+        rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        if self.watched < WATCHED_STEPS:
+            self._watched_step(x, y)
+        else:
+            self.step(x, y)
+        done.batch += 1
+
+    def _watched_step(self, x: Rows, y: Tensor) -> None:
+        self.watched += 1
+        with watched(self.device, self.tensors().values()) as peak:
+            self.step(x, y)
+        self.progress.peak_bytes = max(self.progress.peak_bytes, peak.nbytes)
+
+    def step(self, x: Rows, y: Int[Tensor, " b"]) -> None:
+        """One step of SGD at the present rate. Raises Diverged if the loss is not finite.
+
+        Args:
+            x: x_{j-1} of the batch, float. What is made while it is split need not be there whole.
+        """
+        micro = -(-len(y) // self.schedule.accumulate)
+        loss_sum, correct = 0.0, 0
+        parts = iter(x.split(micro))  # none is held here while the next one is made
+        for target in y.split(micro):
+            loss, right = self._backward(next(parts), target, len(y))
+            loss_sum, correct = loss_sum + loss, correct + right
+        self.ranks.average(self.problem.parameters())
+        loss_sum, correct, samples = self.ranks.total(loss_sum, correct, len(y))
+        if not torch.isfinite(torch.tensor(loss_sum)):
+            self.optimiser.zero_grad(set_to_none=True)
+            raise Diverged(self.progress.epoch + 1, self.progress.last_good)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.progress.last_good = loss_sum / samples
+        self.progress.loss_sum += loss_sum
+        self.progress.correct += int(correct)
+        self.progress.samples += int(samples)
+
+    def _backward(self, x: Tensor, target: Tensor, rows: int) -> tuple[float, int]:
+        """Gradients of a micro-batch in a batch of so many ``rows``; its Σ loss and hits."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
+            logits = self.problem(x)
+        loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
+        self.scaler.scale(loss / rows).backward()
+        return float(loss.item()), int((logits.argmax(1) == target).sum())
+
+    def finish_epoch(self) -> dict[str, float]:
+        """Mean training loss and accuracy of the epoch whose last batch was trained on."""
+        done = self.progress
+        result = {"loss": done.loss_sum / done.samples, "top1": done.correct / done.samples}
+        done.epoch, done.batch = done.epoch + 1, 0
+        self.epoch_seconds = done.seconds
+        done.loss_sum, done.correct, done.samples, done.seconds = 0.0, 0, 0, 0.0
+        return result
+
+    def consider(self, risk: float) -> None:
+        """Keep the present iterate if its training risk is the lowest so far (Prop. 3.1)."""
+        if self.progress.best_risk is None or risk < self.progress.best_risk:
+            self.progress.best_risk, self.progress.best_epoch = risk, self.progress.epoch
+            self.best = {n: t.detach().clone() for n, t in self.problem.state_dict().items()}
+
+    @property
+    def kept_epoch(self) -> int | None:
+        """Whose iterate :meth:`finish` gives."""
+        done = self.progress
+        return done.best_epoch if self.schedule.keep == "best" else done.epoch
+
+    def finish(self) -> Network:
+        """The problem at the iterate the schedule keeps, in eval mode."""
+        if self.schedule.keep == "best":
+            self.problem.load_state_dict(self.best)
+        return self.problem.eval()
+
+
+def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {"problem": {}, "momentum": {}, "best": {}}
+    for name, tensor in tensors.items():
+        prefix, rest = name.split(".", 1)
+        parts[prefix][rest] = tensor
+    return parts
+
+
+@torch.inference_mode()
+def logits_of(
+    problem: nn.Module, batches: Iterable[Tensor], device: torch.device, compute: torch.dtype
+) -> Float[Tensor, "n classes"]:
+    """Logits in eval mode, float32 on the CPU, in the order of the batches."""
+    was_training = problem.training
+    problem.eval()
+    parts = []
+    for x in batches:
+        with torch.autocast(device.type, compute, enabled=compute != torch.float32):
+            parts.append(problem(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+    problem.train(was_training)
+    return torch.cat(parts)

@@ -1,0 +1,75 @@
+"""One writer at a time, by a lock that the kernel drops when its process dies, however it dies.
+
+A lock file is never removed: the next process locks the same inode, and a removed one would let two
+processes hold "the" lock. What is written in it is for people only.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from strata.store.errors import LevelBusy, refusals
+
+EVERY = 0.1
+"""Seconds between two tries."""
+
+
+@contextmanager
+def hold(path: Path, what: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock ``path`` for the block.
+
+    Args:
+        what: is locked, for messages: ``x_3 train.v0``.
+        waiting: called with who holds it, again and again until it is free; it may raise to give
+            up. None: do not wait.
+
+    Raises:
+        LevelBusy: another process holds it and nobody wants to wait; says who.
+        StoreRefused: no lock can be had here, for example because the disk is read-only.
+    """
+    with refusals(path):
+        file = _opened(path)
+    with file:
+        with refusals(path):
+            while not _taken(file):
+                who = f"{what} is being written by {_holder(path)}"
+                if waiting is None:
+                    raise LevelBusy(who)
+                waiting(who)
+                time.sleep(EVERY)
+            _sign(file)
+        yield
+
+
+def _opened(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a+", encoding="utf-8")
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
+            return False
+        raise
+    return True
+
+
+def _sign(file: IO[str]) -> None:
+    file.truncate(0)
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+    file.flush()
+
+
+def _holder(path: Path) -> str:
+    return path.read_text("utf-8") or "another process"

@@ -1,0 +1,188 @@
+"""How one file reaches the disk: whole, durable and exclusive, or not at all.
+
+A file is written under a temporary name, synced, and linked to its name; the directory is synced
+last. A reader can therefore meet a file or its absence, never a part of it, even after power loss.
+A failed fsync is not retried (the kernel may have dropped the dirty pages): the temporary file is
+removed and the error raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.store.errors import LevelDamaged, refusals
+from strata.store.files.files import DISK, Files, WholeFiles
+from strata.store.fingerprint import canonical, sha256
+
+TEMPORARY = ".tmp-"
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""How file systems without hard links (FAT, some network mounts) refuse one."""
+START_BYTES = 4 << 20
+"""Written before the disk is told to begin with them."""
+
+Parts = bytes | Sequence[bytes | memoryview]
+"""What a file is to hold: bytes, or pieces of it in their order, each a contiguous buffer."""
+
+
+def put_exclusive(directory: Path, name: str, data: Parts, files: Files = DISK) -> bool:
+    """Publish ``data`` as ``directory/name`` unless the name is taken.
+
+    Returns:
+        True if this call published it, False if the name already existed (it is left alone).
+
+    Raises:
+        DiskFull: no space; nothing is left behind.
+        StoreRefused: any other refusal of the file system. No part of the file is left behind; if
+            only the directory's sync failed, the whole file is there, but may not outlive a power
+            cut.
+    """
+    if isinstance(files, WholeFiles):
+        return files.put_exclusive(directory / name, joined(data))
+    with refusals(directory / name, _length(data)):
+        with _temporary(directory, data, files) as temporary:
+            try:
+                _link(temporary, directory / name, files)
+            except FileExistsError:
+                return False
+        files.sync_directory(directory)
+        return True
+
+
+def replace(directory: Path, name: str, data: Parts, files: Files = DISK) -> None:
+    """Publish ``data`` as ``directory/name``, replacing what was there in one step.
+
+    Raises:
+        DiskFull, StoreRefused: as :func:`put_exclusive`; the file that was there is still there.
+    """
+    if isinstance(files, WholeFiles):
+        return files.put(directory / name, joined(data))
+    with refusals(directory / name, _length(data)):
+        with _temporary(directory, data, files) as temporary:
+            files.rename(temporary, directory / name)
+        files.sync_directory(directory)
+
+
+def _pieces(data: Parts) -> list[memoryview]:
+    parts = [data] if isinstance(data, bytes) else data
+    return [memoryview(part).cast("B") for part in parts if len(part)]
+
+
+def joined(data: Parts) -> bytes:
+    """What a file is to hold, in one piece."""
+    return data if isinstance(data, bytes) else b"".join(data)
+
+
+def _length(data: Parts) -> int:
+    return sum(len(piece) for piece in _pieces(data))
+
+
+@contextlib.contextmanager
+def _temporary(directory: Path, data: Parts, files: Files) -> Iterator[Path]:
+    """A synced temporary file holding ``data``; gone when the block ends, whatever happened."""
+    path = directory / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        _write_synced(path, data, files)
+        yield path
+    finally:
+        # A second error here (the disk is failing) must not hide the first; the name says what it
+        # is, and the next writer removes it.
+        with contextlib.suppress(OSError):
+            files.unlink(path)
+
+
+def _write_synced(path: Path, data: Parts, files: Files) -> None:
+    """The disk works while we copy on: without being told, it would begin at the sync."""
+    descriptor, started, written = files.create(path), 0, 0
+    try:
+        for piece in _pieces(data):
+            while len(piece):
+                taken = files.write(descriptor, piece[:START_BYTES])
+                piece, written = piece[taken:], written + taken
+                if written - started >= START_BYTES:
+                    files.start_writing(descriptor, started, written - started)
+                    started = written
+        files.sync(descriptor)
+    finally:
+        files.close(descriptor)
+
+
+def _link(temporary: Path, target: Path, files: Files) -> None:
+    """Exclusive where the file system can; else by looking first, which the level's lock covers."""
+    try:
+        files.link(temporary, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if files.exists(target):
+            raise FileExistsError(errno.EEXIST, "File exists", str(target)) from error
+        files.rename(temporary, target)
+
+
+def make_directory(path: Path, files: Files = DISK) -> Path:
+    """``mkdir -p`` whose names are durable, the last one that existed with them: a killed process
+    may have made that and not synced it.
+
+    Raises:
+        DiskFull, StoreRefused: the file system does not let us.
+    """
+    if isinstance(files, WholeFiles):  # which have no directories
+        return path
+    with refusals(path):
+        missing = [p for p in (path, *path.parents) if not files.exists(p)]
+        existing = missing[-1].parent if missing else path
+        with contextlib.suppress(
+            PermissionError
+        ):  # /home may be closed to us; we made nothing there
+            files.sync_directory(existing.parent)
+        for directory in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                files.make_directory(directory)
+            files.sync_directory(directory.parent)
+    return path
+
+
+def npy(array: np.ndarray) -> bytes:
+    """The bytes of an ``.npy`` file; an array of Python objects is refused (``ValueError``)."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def sealed(body: Any) -> bytes:
+    """JSON text ``{"sha256": …, "body": …}`` that proves itself."""
+    record = {"sha256": sha256(canonical(body)), "body": body}
+    return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def unseal(path: Path, files: Files = DISK, field: str | None = None) -> Any:
+    """Read a sealed file back.
+
+    Args:
+        field: only records of this kind have it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LevelDamaged: it is not, byte for byte, what was sealed, or a record of another kind.
+    """
+    body = opened(files.read(path), path)
+    if field is not None and not (isinstance(body, dict) and field in body):
+        raise LevelDamaged(f"{path} is damaged: it is a record of another kind")
+    return body
+
+
+def opened(data: bytes, path: Path) -> Any:
+    """The body of a sealed file's bytes. Raises LevelDamaged as :func:`unseal` does."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        body = json.loads(data)["body"]
+        if sealed(body) == data:
+            return body
+    raise LevelDamaged(f"{path} is damaged: its content does not match its own sha256")

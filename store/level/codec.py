@@ -1,0 +1,221 @@
+"""Shards as bytes: what zarr would have written for the same rows, put together in memory.
+
+    raw      row row row …   poison up to a whole chunk            index  crc32c of the index
+    packed   chunk crc32c  chunk crc32c …  (zstd or lz4, no shuffle)  index  crc32c of the index
+
+Features after a ReLU are runs of zero bytes; shuffling would spread them, so nothing is shuffled.
+The metadata is zarr's own, and a test compares the bytes with zarr's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+from google_crc32c import value as crc32c
+
+from strata.store.errors import LevelDamaged
+from strata.store.level.layout import Geometry, LevelKey
+from strata.store.precision import precision
+
+INDEX_ENTRY = np.dtype("<u8")
+CHECKSUM = np.dtype("<u4")
+NO_CHUNK = 2**64 - 1
+"""Offset and length, in a shard's index, of a chunk that is not there (Zarr v3 sharding)."""
+ZSTD_LEVEL, LZ4_LEVEL = 1, 5
+CODEC_THREADS = os.cpu_count() or 1
+
+
+@cache
+def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
+    """The level's ``zarr.json``: Zarr v3, sharded, flat chunk keys, poison as fill value."""
+    import zarr
+    import zarr.storage
+
+    files: dict[str, Any] = {}
+    zarr.create_array(
+        zarr.storage.MemoryStore(files),
+        shape=(geometry.rows, *geometry.stored),
+        shards=(geometry.shard_rows, *geometry.stored),
+        chunks=(geometry.chunk_rows, *geometry.stored),
+        dtype=geometry.dtype,
+        compressors=_zarr_codecs(geometry),
+        fill_value=precision(geometry.precision).poison,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("sample", "channel", "y", "x"),
+        attributes=_attributes(geometry, key),
+    )
+    return files["zarr.json"].to_bytes()
+
+
+def _attributes(geometry: Geometry, key: LevelKey) -> dict[str, Any]:
+    """What a level says of itself to readers who know nothing of us."""
+    found: dict[str, Any] = {
+        "level": key.label,
+        "fingerprint": key.fingerprint,
+        "precision": geometry.precision,
+    }
+    if geometry.precision == "bfloat16":
+        found["logical_dtype"] = "bfloat16"
+    elif geometry.precision in ("uint8", "uint4") and key.depth > 0:
+        found["values"] = "(code - zero[channel]) * scale[channel]; see scale.npy and zero.npy"
+    if precision(geometry.precision).packed > 1:
+        found["packing"] = "two codes per byte along x, the first in the low bits"
+        found["width"] = geometry.sample[2]
+    return found
+
+
+def _zarr_codecs(geometry: Geometry) -> Any:
+    """Compression of an inner chunk, as zarr names it."""
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+    match geometry.profile:
+        case "raw":
+            return None
+        case "zstd":
+            return [ZstdCodec(level=ZSTD_LEVEL, checksum=False), Crc32cCodec()]
+    blosc = BloscCodec(
+        cname="lz4", clevel=LZ4_LEVEL, shuffle="noshuffle", typesize=geometry.dtype.itemsize
+    )
+    return [blosc, Crc32cCodec()]
+
+
+def profile_of(metadata: bytes) -> str:
+    """The profile of a level by its ``zarr.json``. Raises LevelDamaged if it is none of ours."""
+    try:
+        (sharding,) = json.loads(metadata)["codecs"]
+        names = {codec["name"] for codec in sharding["configuration"]["codecs"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise LevelDamaged(f"zarr.json is none of a level: {error!r}") from None
+    return "zstd" if "zstd" in names else "lz4" if "blosc" in names else "raw"
+
+
+@cache
+def _compressor(profile: str, itemsize: int) -> Any:
+    """The same compression, from numcodecs."""
+    from numcodecs import Blosc, Zstd
+
+    if profile == "zstd":
+        return Zstd(level=ZSTD_LEVEL, checksum=False)
+    return Blosc(cname="lz4", clevel=LZ4_LEVEL, shuffle=Blosc.NOSHUFFLE, typesize=itemsize)
+
+
+def encode(
+    geometry: Geometry, rows: np.ndarray, threads: int = CODEC_THREADS
+) -> list[bytes | memoryview]:
+    """One shard of (n, channel, y, x) stored elements, in pieces that need no copy.
+
+    Args:
+        threads: that compress, which changes nothing of the bytes.
+    """
+    rows = np.ascontiguousarray(rows)
+    if geometry.profile == "raw":
+        filled = -(-len(rows) // geometry.chunk_rows) * geometry.chunk_rows
+        lengths = np.full(filled // geometry.chunk_rows, geometry.chunk_rows * geometry.row_bytes)
+        poison = _poison(geometry, filled - len(rows))
+        return [rows.data.cast("B"), poison.tobytes(), _index(geometry, lengths)]
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(0, len(rows), geometry.chunk_rows)
+        chunks = list(
+            pool.map(lambda at: _pack(geometry, rows[at : at + geometry.chunk_rows]), starts)
+        )
+    return [*chunks, _index(geometry, np.array([len(chunk) for chunk in chunks]))]
+
+
+def _poison(geometry: Geometry, rows: int) -> np.ndarray:
+    return np.full((rows, *geometry.stored), precision(geometry.precision).poison, geometry.dtype)
+
+
+def _pack(geometry: Geometry, rows: np.ndarray) -> bytes:
+    """One inner chunk, poison up to its full length, compressed, its crc32c last."""
+    if len(rows) < geometry.chunk_rows:
+        rows = np.concatenate([rows, _poison(geometry, geometry.chunk_rows - len(rows))])
+    packed = bytes(_compressor(geometry.profile, geometry.dtype.itemsize).encode(rows))
+    return packed + _checksum(packed)
+
+
+def _checksum(data: bytes | np.ndarray) -> bytes:
+    return np.array(crc32c(data), CHECKSUM).tobytes()
+
+
+def _index(geometry: Geometry, lengths: np.ndarray) -> bytes:
+    """Offset and length of every inner chunk, and the checksum of that."""
+    index = np.full((geometry.shard_rows // geometry.chunk_rows, 2), NO_CHUNK, INDEX_ENTRY)
+    index[: len(lengths), 0] = np.cumsum(lengths) - lengths
+    index[: len(lengths), 1] = lengths
+    data = index.tobytes()
+    return data + _checksum(data)
+
+
+def row_checksums(rows: np.ndarray) -> np.ndarray:
+    """crc32c of every row: uint32 (n,) from a C-contiguous (n, …)."""
+    flat = rows.reshape(len(rows), -1).view(np.uint8)
+    return np.fromiter((crc32c(row) for row in flat), CHECKSUM, len(rows))
+
+
+class BadChunk(ValueError):
+    """A part of a shard is not what its own checksum or the index says."""
+
+
+def index_bytes(geometry: Geometry) -> int:
+    """Bytes of a shard's index and its checksum, with which it ends."""
+    return geometry.shard_rows // geometry.chunk_rows * 2 * INDEX_ENTRY.itemsize + CHECKSUM.itemsize
+
+
+def read_index(
+    geometry: Geometry, shard: np.ndarray, rows: int, nbytes: int | None = None
+) -> np.ndarray:
+    """Offset and length of the inner chunks that hold ``rows`` rows: uint64 (chunks, 2).
+
+    Args:
+        shard: its bytes, uint8, or only the last of them.
+        nbytes: it has; None: all of them are given.
+
+    Raises:
+        BadChunk: the index fails its checksum, or points outside the file.
+    """
+    slots = geometry.shard_rows // geometry.chunk_rows
+    tail = shard[len(shard) - index_bytes(geometry) :].tobytes()
+    data, checksum = tail[: -CHECKSUM.itemsize], tail[-CHECKSUM.itemsize :]
+    if len(data) != slots * 2 * INDEX_ENTRY.itemsize or _checksum(data) != checksum:
+        raise BadChunk("its index fails its checksum")
+    index = np.frombuffer(data, INDEX_ENTRY).reshape(slots, 2)[: -(-rows // geometry.chunk_rows)]
+    if int(index.sum(axis=1).max(initial=0)) > (nbytes or len(shard)) - len(tail):
+        raise BadChunk("its index points outside the file")
+    return index
+
+
+def unpack(geometry: Geometry, chunk: np.ndarray, out: np.ndarray) -> None:
+    """Decode one packed inner chunk where it is wanted.
+
+    Args:
+        chunk: its bytes (uint8), the checksum included.
+        out: C-contiguous (chunk_rows, channel, y, x) of stored elements.
+
+    Raises:
+        BadChunk: it fails its checksum.
+    """
+    body, checksum = chunk[: -CHECKSUM.itemsize], chunk[-CHECKSUM.itemsize :]
+    if _checksum(body) != checksum.tobytes():
+        raise BadChunk("an inner chunk fails its checksum")
+    _compressor(geometry.profile, geometry.dtype.itemsize).decode(body, out)
+
+
+def decode(geometry: Geometry, shard: np.ndarray, rows: int) -> np.ndarray:
+    """All ``rows`` rows of a whole shard: (rows, channel, y, x) of stored elements.
+
+    Raises:
+        BadChunk: the index or a chunk of a packed shard fails its checksum.
+    """
+    if geometry.profile == "raw":
+        body = shard[: rows * geometry.row_bytes]
+        return body.view(geometry.dtype).reshape(rows, *geometry.stored)
+    index = read_index(geometry, shard, rows).tolist()
+    out = np.empty((len(index), geometry.chunk_rows, *geometry.stored), geometry.dtype)
+    for chunk, (at, nbytes) in zip(out, index, strict=True):
+        unpack(geometry, shard[at : at + nbytes], chunk)
+    return out.reshape(-1, *geometry.stored)[:rows]

@@ -1,0 +1,131 @@
+"""Names on disk. A level is named by what made it, so runs that agree up to a depth share it.
+
+STORE/x_3-9f3c1a72be04/intent.json
+                       train.v0/  zarr.json  c.0.0.0.0 …  receipts/000000.json …  COMMIT.json
+                       test/      …
+      locks/x_3-9f3c1a72be04.lock
+      runs/       who refers to what
+      quarantine/ what verify --repair set aside
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from strata.store.precision import precision
+
+CHUNK_BYTES = 1 << 20
+"""Aim for an inner chunk: below about 1 MiB, readers pay more per chunk than per byte."""
+
+
+@dataclass(frozen=True)
+class LevelKey:
+    """Which level: (x_depth, split, view) of one lineage."""
+
+    depth: int
+    fingerprint: str
+    """sha256 hex of everything that made x_depth; the directory carries its first 12 digits."""
+    split: str
+    """``train`` or ``test``."""
+    view: str
+    """``clean``, ``v0`` …, or in canvas mode ``plain`` and ``flipped``."""
+
+    @property
+    def name(self) -> str:
+        return self.split if self.view == "clean" else f"{self.split}.{self.view}"
+
+    @property
+    def label(self) -> str:
+        """What people read: ``x_3 train.v0``."""
+        return f"x_{self.depth} {self.name}"
+
+    def directory(self, root: Path) -> Path:
+        return depth_directory(root, self.depth, self.fingerprint) / self.name
+
+
+def shard_name(shard: int) -> str:
+    """Zarr's key of a shard, with flat keys: one directory to sync instead of four."""
+    return f"c.{shard}.0.0.0"
+
+
+def depth_directory(root: Path, depth: int, fingerprint: str) -> Path:
+    return root / f"x_{depth}-{fingerprint[:12]}"
+
+
+def lock_path(root: Path, depth: int, fingerprint: str) -> Path:
+    """The lock of every level of one x_depth; outside of what it locks, so that can be removed."""
+    return root / "locks" / f"{depth_directory(root, depth, fingerprint).name}.lock"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape of a level and of its files. Rows are samples, in NCHW order."""
+
+    rows: int
+    sample: tuple[int, int, int]
+    """(channel, y, x) of the values."""
+    precision: str
+    chunk_rows: int
+    """Rows in one inner chunk, the unit of decode."""
+    shard_rows: int
+    """Rows in one shard file, the unit of write and resume; a multiple of ``chunk_rows``."""
+    profile: str = "raw"
+    """``raw``: uncompressed, rows at a constant stride. ``zstd`` or ``lz4``: packed, every inner
+    chunk compressed without shuffle, crc32c last."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        return precision(self.precision).dtype
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        """(channel, y, x) of the stored elements: x is shorter where several values share one."""
+        return stored_shape(self.sample, self.precision)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row before any compression."""
+        return prod(self.stored) * self.dtype.itemsize
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First row, and one past the last, of a shard."""
+        return shard * self.shard_rows, min(self.rows, (shard + 1) * self.shard_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a raw level's shards: whole inner chunks, their index, its checksum. A packed
+        level has fewer, but how many is known only once it is written."""
+        full, rest = divmod(self.rows, self.shard_rows)
+        per_shard = self.shard_rows // self.chunk_rows
+        chunks = full * per_shard + -(-rest // self.chunk_rows)
+        index = self.shards * (16 * per_shard + 4)
+        return chunks * self.chunk_rows * self.row_bytes + index
+
+
+def geometry(
+    rows: int,
+    sample: tuple[int, int, int],
+    precision_name: str,
+    shard_bytes: int,
+    profile: str = "raw",
+) -> Geometry:
+    """Choose chunk and shard rows: chunks of about 1 MiB, shards of about ``shard_bytes``."""
+    elements = int(np.prod(stored_shape(sample, precision_name)))
+    row = elements * precision(precision_name).dtype.itemsize
+    chunk = max(1, min(CHUNK_BYTES // row, shard_bytes // row, rows))
+    chunks = max(1, min(shard_bytes // (chunk * row), -(-rows // chunk)))
+    return Geometry(rows, sample, precision_name, chunk, chunk * chunks, profile)
+
+
+def stored_shape(sample: tuple[int, int, int], precision_name: str) -> tuple[int, int, int]:
+    """Elements on disk of one row of values."""
+    channels, height, width = sample
+    return channels, height, -(-width // precision(precision_name).packed)

@@ -1,0 +1,274 @@
+"""Reading a committed level. Rows of a raw shard lie at a constant stride, so a row is a pointer.
+
+Opening trusts nothing but the commit: it must hash to itself, name the fingerprint asked for, match
+``zarr.json``, and every shard must have the recorded size. A row is checked against its crc32c the
+first time it is read, so a flipped bit, a hole or another level's shard is an error and never a
+feature. Nothing here imports zarr.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusals
+from strata.store.files.files import DISK, Files
+from strata.store.files.publish import opened, unseal
+from strata.store.fingerprint import sha256
+from strata.store.level.checks import Checks
+from strata.store.level.codec import CHECKSUM, BadChunk, read_index, unpack
+from strata.store.level.layout import Geometry, LevelKey, shard_name
+from strata.store.level.shard_table import Shards
+from strata.store.memory import aligned
+
+COMMIT = "COMMIT.json"
+RECEIPTS = "receipts"
+SHARDS, CHECKSUMS = "shards", "crc32c"
+"""Fields by which a commit and a receipt are told from other records."""
+FORMAT = 3
+"""Version of what a commit says."""
+READABLE = (2, FORMAT)
+"""Format 2 had an entry of JSON for every shard."""
+CHUNKS_KEPT = 8
+"""Decoded inner chunks kept, for readers that want a part of one after another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One committed array of (rows, channel, y, x), readable at random rows."""
+
+    directory: Path
+    key: LevelKey
+    geometry: Geometry
+    content_root: str
+    """sha256 over the shards' sha256s, in order."""
+    parent: dict[str, Any] | None
+    """Fingerprint, name and content root of the level this one was computed from; None for x_0."""
+    auxiliary: dict[str, dict[str, Any]]
+    """Small arrays beside the level (labels, sample ids): name → bytes and sha256."""
+    shards: Shards
+    """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
+    files: Files = field(default=DISK, repr=False)
+
+    @classmethod
+    def open(cls, root: Path, key: LevelKey, files: Files = DISK) -> Level:
+        """Open a level by its commit.
+
+        Raises:
+            LevelAbsent: no commit.
+            LevelConflict: the commit belongs to another level.
+            LevelDamaged: a file is missing or is not what the commit says.
+        """
+        directory = key.directory(root)
+        body = read_commit(directory, key, files)
+        if body["format"] not in READABLE:
+            raise LevelConflict(
+                f"{directory} has format {body['format']}; this version reads up to {FORMAT}"
+            )
+        facts = {name: body[name] for name in ("content_root", "parent", "auxiliary", "shards")}
+        level = cls(directory, key, geometry_of(body), **facts, files=files)
+        read_hashed(directory / "zarr.json", body["zarr_json"]["sha256"], files)
+        level.check_sizes()
+        return level
+
+    def __len__(self) -> int:
+        return self.geometry.rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shards on disk."""
+        return self.shards.nbytes
+
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows into ``out``.
+
+        Args:
+            rows: int64 (n,), ascending.
+            out: C-contiguous (n, channel, y, x) of stored elements, in the level's dtype.
+
+        Raises:
+            IndexError: a row is not in the level.
+            LevelDamaged: a row is not the one that was written; names file and row.
+        """
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < len(self)):
+            raise IndexError(
+                f"rows {rows[0]}…{rows[-1]} of {self.key.label}, which has {len(self)}"
+            )
+        gather = self._gather_raw if self.geometry.profile == "raw" else self._gather_packed
+        for shard, part in runs(rows // self.geometry.shard_rows):
+            gather(shard, rows[part] - shard * self.geometry.shard_rows, out[part])
+        self._checks.check(rows, out)
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements."""
+        memory = aligned((end - begin) * self.geometry.row_bytes).view(self.geometry.dtype)
+        out = memory.reshape(end - begin, *self.geometry.stored)
+        self.take(np.arange(begin, end), out)
+        return out
+
+    def array(self, name: str) -> np.ndarray:
+        """A small array committed beside the level, e.g. ``labels``; checked against its sha256."""
+        path = self.directory / f"{name}.npy"
+        data = read_hashed(path, self.auxiliary[path.name]["sha256"], self.files)
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+    # ---- one shard ------------------------------------------------------------------------------
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.directory / shard_name(shard)
+
+    def checksums(self, shard: int) -> np.ndarray:
+        """crc32c of every row of a shard, uint32 (rows,). Raises LevelDamaged if its receipt is not
+        the one that was committed."""
+        path = receipt_path(self.directory, shard)
+        body = opened(read_hashed(path, self.shards[shard]["receipt"], self.files), path)
+        return checksums_of(body)
+
+    def _gather_raw(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
+        # mode="clip" lets take write straight into out; the range was checked.
+        np.take(self._raw(shard), local, axis=0, out=out, mode="clip")
+
+    def _gather_packed(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
+        for chunk, part in runs(local // self.geometry.chunk_rows):
+            out[part] = self._chunk(shard, chunk)[local[part] - chunk * self.geometry.chunk_rows]
+
+    @cached_property
+    def _raw(self) -> Callable[[int], np.ndarray]:
+        return lru_cache(self.files.maps_kept)(self._map)
+
+    @cached_property
+    def _chunk(self) -> Callable[[int, int], np.ndarray]:
+        return lru_cache(CHUNKS_KEPT)(self._decode)
+
+    @cached_property
+    def _checks(self) -> Checks:
+        return Checks((self,))
+
+    def _rows(self, shard: int) -> int:
+        first, last = self.geometry.shard_range(shard)
+        return last - first
+
+    def _map(self, shard: int) -> np.ndarray:
+        """Memory map of a raw shard as (rows, channel, y, x)."""
+        body = self.mapped(shard)[: self._rows(shard) * self.geometry.row_bytes]
+        return body.view(self.geometry.dtype).reshape(-1, *self.geometry.stored)
+
+    def _decode(self, shard: int, chunk: int) -> np.ndarray:
+        """Rows of one packed inner chunk."""
+        data = self.mapped(shard)
+        try:
+            offset, nbytes = map(int, read_index(self.geometry, data, self._rows(shard))[chunk])
+            rows = np.empty((self.geometry.chunk_rows, *self.geometry.stored), self.geometry.dtype)
+            unpack(self.geometry, data[offset : offset + nbytes], rows)
+            return rows
+        except BadChunk as error:
+            raise LevelDamaged(f"{self.path(shard)}: {error}") from None
+
+    def mapped(self, shard: int) -> np.ndarray:
+        """The bytes of a shard, mapped: uint8, read-only. Raises LevelDamaged if it is missing."""
+        path, facts = self.path(shard), self.shards[shard]
+        with present(path, "its commit lists it"):
+            return self.files.map_shard(path, facts["nbytes"], facts["sha256"])
+
+    def check_sizes(self) -> None:
+        """Raises LevelDamaged if a shard is gone or has not the size that the commit says."""
+        found = self.files.sizes(self.directory)
+        for shard, nbytes in enumerate(self.shards.sizes.tolist()):
+            if found.get(shard_name(shard)) != nbytes:
+                check_size(self.path(shard), nbytes, self.files, found)
+
+
+def runs(groups: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """Runs of equal values: value, and where it lies."""
+    edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+    for begin, end in pairwise(edges):
+        if begin < end:
+            yield int(groups[begin]), slice(begin, end)
+
+
+def receipt_name(shard: int) -> str:
+    return f"{shard:06d}.json"
+
+
+def receipt_path(directory: Path, shard: int) -> Path:
+    return directory / RECEIPTS / receipt_name(shard)
+
+
+def checksums_of(receipt: dict[str, Any]) -> np.ndarray:
+    """crc32c of every row of a shard, uint32 (rows,), as its receipt keeps them."""
+    return np.frombuffer(base64.b64decode(receipt[CHECKSUMS]), CHECKSUM)
+
+
+def read_commit(directory: Path, key: LevelKey, files: Files = DISK) -> dict[str, Any]:
+    """The body of a commit, which must be about ``key``. Raises as :meth:`Level.open` does."""
+    with refusals(directory / COMMIT):
+        try:
+            body = commit_of(directory, files)
+        except FileNotFoundError:
+            raise LevelAbsent(f"{key.label} ({key.fingerprint[:12]}) is not in the store") from None
+    if body["level"] != asdict(key):
+        raise LevelConflict(f"{directory} holds {body['level']}, not {asdict(key)}")
+    return body
+
+
+def commit_of(directory: Path, files: Files = DISK) -> dict[str, Any]:
+    """The body of the commit in a directory, with its shards as :class:`Shards`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LevelDamaged: it is not what was written.
+    """
+    body = unseal(directory / COMMIT, files, SHARDS)
+    return body | {SHARDS: Shards.from_json(geometry_of(body), body[SHARDS])}
+
+
+def geometry_of(commit: dict[str, Any]) -> Geometry:
+    fields = commit["geometry"]
+    return Geometry(**{**fields, "sample": tuple(fields["sample"])})
+
+
+@contextmanager
+def present(path: Path, why: str) -> Iterator[None]:
+    """Look at a committed file: that it is not there is damage, any other refusal the disk's."""
+    with refusals(path):
+        try:
+            yield
+        except FileNotFoundError:
+            raise LevelDamaged(f"{path} is missing; {why}") from None
+
+
+def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
+    """Bytes of a small committed file. Raises LevelDamaged if it is gone or another one."""
+    with present(path, "the level was committed with it"):
+        data = files.read(path)
+    if sha256(data) != expected:
+        raise LevelDamaged(f"{path} is not the one that was committed")
+    return data
+
+
+def check_size(
+    path: Path, nbytes: int, files: Files = DISK, sizes: Mapping[str, int] | None = None
+) -> None:
+    """
+    Args:
+        sizes: of the files in the shard's directory, if they were asked for.
+
+    Raises:
+        LevelDamaged: a shard is not there or has another size than recorded.
+    """
+    with present(path, f"its commit says {nbytes:,} bytes"):
+        if sizes is not None and path.name not in sizes:
+            raise FileNotFoundError(str(path))
+        size = files.size(path) if sizes is None else sizes[path.name]
+    if size != nbytes:
+        raise LevelDamaged(f"{path} has {size:,} bytes; its commit says {nbytes:,}")

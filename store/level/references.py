@@ -1,0 +1,79 @@
+"""Which runs use which levels: what garbage collection must not touch.
+
+A run notes its levels in the store before it writes or reads them. The note names a directory and a
+host, since a store can be mounted where the run cannot be seen.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from strata.store.errors import refusals
+from strata.store.files.files import DISK, Files
+from strata.store.files.publish import make_directory, replace, sealed, unseal
+from strata.store.fingerprint import fingerprint
+from strata.store.level.layout import depth_directory
+
+REFERENCES = "runs"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One run's note in the store."""
+
+    run: str
+    """The run's directory, absolute, on ``host``."""
+    host: str
+    levels: tuple[str, ...]
+    """Directories of the store that the run uses: ``x_3-9f3c1a72be04``."""
+
+    @property
+    def here(self) -> bool:
+        """Was it made on this host, so that we can look whether the run still exists?"""
+        return self.host == socket.gethostname()
+
+    @property
+    def name(self) -> str:
+        """Of the note's file."""
+        return f"{fingerprint([self.host, self.run])[:12]}.json"
+
+
+def reference(run: Path, levels: Iterable[tuple[int, str]]) -> Reference:
+    """The note of a run on this host that uses (depth, fingerprint) …"""
+    names = (depth_directory(Path(), depth, name).name for depth, name in levels)
+    return Reference(str(run.resolve()), socket.gethostname(), tuple(names))
+
+
+def refer(root: Path, note: Reference, files: Files = DISK) -> None:
+    """Write a run's note, unless it is there already.
+
+    Raises:
+        DiskFull, StoreRefused: the store cannot be written.
+    """
+    directory, data = root / REFERENCES, sealed(asdict(note))
+    if not files.exists(directory / note.name) or files.read(directory / note.name) != data:
+        make_directory(directory, files)
+        replace(directory, note.name, data, files)
+
+
+def references(root: Path, files: Files = DISK) -> list[Reference]:
+    """Every run's note.
+
+    Raises:
+        LevelDamaged: a note cannot be read, so nobody knows what that run uses.
+    """
+    directory = root / REFERENCES
+    notes = [
+        unseal(directory / n, files, "host") for n in files.names(directory) if n.endswith(".json")
+    ]
+    return [Reference(note["run"], note["host"], tuple(note["levels"])) for note in notes]
+
+
+def forget(root: Path, note: Reference, files: Files = DISK) -> None:
+    """Remove a note."""
+    path = root / REFERENCES / note.name
+    with refusals(path):
+        files.unlink(path)

@@ -1,0 +1,136 @@
+"""Shards of raw levels as one array: mapped one after another in place, not copied.
+
+    view 0:  shard 0 | shard 1 | …   view 1:  shard 0 | …
+
+Every shard begins at a multiple of one stride, which is a whole number of pages and of rows. So all
+rows of all views lie at one constant distance, and any of them are gathered by one ``np.take``,
+whatever shards they are in. Only address space is spent on what lies between two shards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.store.errors import refusals
+from strata.store.level.level import Level, check_size
+
+PROT_NONE, MAP_FIXED = 0, 0x10
+"""Of Linux; Python's mmap has no names for them."""
+
+
+class Mapped:
+    """The rows of some raw levels of equal geometry, by number: view · rows + row.
+
+    A shard that is cut short while it is mapped ends the process with SIGBUS, as any map of a file
+    does, so :meth:`check_sizes` looks before every epoch.
+    """
+
+    memory: np.ndarray
+    """uint8, read-only. Gone after :meth:`close`: whoever touches it then crashes."""
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        """
+        Raises:
+            ValueError: a level is packed or no file, or their geometries differ.
+            LevelDamaged: a shard is missing, or has not the size that its commit says.
+            StoreRefused: the kernel refuses the maps; a process may have about 65,000, one a shard.
+        """
+        self.levels, self.geometry = tuple(levels), same_geometry(levels)
+        if not levels[0].files.mapped:
+            raise ValueError(f"{levels[0].directory} is in an object store, which cannot be mapped")
+        if self.geometry.profile != "raw":
+            raise ValueError(
+                f"{levels[0].key.label} is packed: its rows have no place of their own"
+            )
+        unit = math.lcm(mmap.PAGESIZE, self.geometry.row_bytes)
+        self._stride = -(-self.geometry.shard_rows * self.geometry.row_bytes // unit) * unit
+        total = len(levels) * self.geometry.shards * self._stride
+        with refusals(levels[0].directory):
+            base = _map(None, total, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+        self.close = weakref.finalize(self, _libc().munmap, base, total)
+        """Unmap. Nobody may be reading."""
+        self.close.atexit = False  # a thread may still read then, and the kernel unmaps anyway
+        for number, (path, nbytes, rows) in enumerate(self._shards()):
+            length = rows * self.geometry.row_bytes
+            _map_file(path, nbytes, base + number * self._stride, length)
+        self.memory = np.ctypeslib.as_array((ctypes.c_uint8 * total).from_address(base))
+        self.memory.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.levels) * self.geometry.rows
+
+    @property
+    def rows(self) -> np.ndarray:
+        """uint8 (places, bytes of a row): the memory as rows. See :meth:`places`."""
+        return self.memory.reshape(-1, self.geometry.row_bytes)
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of :attr:`rows` are the rows of these numbers: int64 (n,)."""
+        shape, per_shard = self.geometry, self._stride // self.geometry.row_bytes
+        if per_shard == shape.shard_rows:  # nothing lies between two shards
+            if len(self.levels) == 1:
+                return numbers
+            return numbers + numbers // shape.rows * (shape.shards * per_shard - shape.rows)
+        view, row = np.divmod(numbers, shape.rows)
+        shard, local = np.divmod(row, shape.shard_rows)
+        return (view * shape.shards + shard) * per_shard + local
+
+    def check_sizes(self) -> None:
+        """Raises LevelDamaged if a shard is gone or was cut since it was mapped."""
+        for path, nbytes, _ in self._shards():
+            check_size(path, nbytes)
+
+    def _shards(self) -> Iterator[tuple[Path, int, int]]:
+        """Path, bytes and rows of every shard, in the order of the maps."""
+        for level in self.levels:
+            for number, shard in enumerate(level.shards):
+                first, last = self.geometry.shard_range(number)
+                yield level.path(number), shard["nbytes"], last - first
+
+
+def same_geometry(levels: Sequence[Level]) -> Any:
+    """The geometry that all of these levels have. Raises ValueError if one has another."""
+    for level in levels:
+        if level.geometry != levels[0].geometry:
+            raise ValueError(f"{level.key.label} has not the geometry of {levels[0].key.label}")
+    return levels[0].geometry
+
+
+def _map_file(path: Path, nbytes: int, address: int, length: int) -> None:
+    """Put the first ``length`` bytes of a shard of ``nbytes`` at an address that is reserved."""
+    check_size(path, nbytes)
+    with refusals(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            _map(address, length, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _map(address: int | None, length: int, protection: int, flags: int, descriptor: int) -> int:
+    """mmap(2) from the start of a file. Raises OSError."""
+    found = _libc().mmap(address, length, protection, flags, descriptor, 0)
+    if found in (None, ctypes.c_void_p(-1).value):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return found
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    size, number, pointer = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
+    libc.mmap.argtypes = [pointer, size, number, number, number, ctypes.c_longlong]
+    libc.mmap.restype = pointer
+    libc.munmap.argtypes = [pointer, size]
+    return libc

@@ -1,0 +1,105 @@
+"""Random orders and draws as pure functions of named keys: no state to save."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from strata.store.level.layout import Geometry
+
+
+def key_of(*words: str | int) -> int:
+    """128-bit integer that depends on every word and on their order."""
+    return int.from_bytes(hashlib.sha256(json.dumps(words).encode()).digest()[:16], "little")
+
+
+def generator(*words: str | int) -> np.random.Generator:
+    """Counter-based generator (Philox) keyed by words: ``("epoch order", seed, epoch)``."""
+    return np.random.Generator(np.random.Philox(key=key_of(*words)))
+
+
+def epoch_order(rows: int, seed: int, depth: int, epoch: int) -> np.ndarray:
+    """The order in which epoch ``epoch`` of problem ``depth + 1`` visits the rows of x_depth.
+
+    Returns:
+        int64 (rows,), a permutation.
+    """
+    return generator("epoch order", seed, depth, epoch).permutation(rows)
+
+
+POOL_BYTES = 112 << 20
+"""Where rows are drawn in blocks, so many bytes of them are mixed at least, and at most twice."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the rows of a level are shuffled: in blocks of neighbours, where a row by itself is dear.
+
+    Blocks are visited in a random order, in windows of many, and the rows of a window are shuffled.
+    Since the rows of a level lie in a random order, that is still a uniform shuffle in the first
+    epoch; later on, rows of one block meet in a batch a little too often (:meth:`same_block`). One
+    row per block, or one window, is an exact shuffle of every row.
+    """
+
+    rows: int
+    block: int = 1
+    """Rows of a block: an inner chunk of a packed level, whose rows are decoded together."""
+    pool: int = 1
+    """A window has at least so many rows."""
+
+    @property
+    def windows(self) -> int:
+        return 1 if self.block == 1 else max(1, self.rows // self.pool)
+
+    def order(self, seed: int, depth: int, epoch: int) -> np.ndarray:
+        """The order in which an epoch visits the rows: int64 (rows,), a permutation."""
+        if self.windows == 1:
+            return epoch_order(self.rows, seed, depth, epoch)
+        blocks = generator("block order", seed, depth, epoch).permutation(
+            -(-self.rows // self.block)
+        )
+        shuffle = generator("order in windows", seed, depth, epoch).permutation
+        return np.concatenate(
+            [shuffle(self._rows_of(part)) for part in np.array_split(blocks, self.windows)]
+        )
+
+    def _rows_of(self, blocks: np.ndarray) -> np.ndarray:
+        rows = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
+        return rows[rows < self.rows]
+
+    @property
+    def same_block(self) -> float:
+        """Share of the pairs of a batch that come from one block, (block - 1) / (window - 1); 0 for
+        an exact shuffle, which is what the last share is compared with."""
+        return 0.0 if self.windows == 1 else (self.block - 1) / (self.rows // self.windows - 1)
+
+
+def mixing(geometry: Geometry) -> Mixing:
+    """How a level of this geometry is shuffled: raw ones exactly, packed ones in their chunks.
+
+    A function of the geometry alone, not of the machine: so a run on another one, or one that is
+    taken up when memory is short, sees the same order.
+    """
+    if geometry.profile == "raw":
+        return Mixing(geometry.rows)
+    return Mixing(geometry.rows, geometry.chunk_rows, max(1, POOL_BYTES // geometry.row_bytes))
+
+
+def batches(order: np.ndarray, batch: int, *, drop_last: bool, start: int = 0) -> list[np.ndarray]:
+    """Cut an order into batches, skipping the first ``start`` of them.
+
+    Rows are ascending inside each batch: which rows share a batch is the random part, and reading
+    them in file order costs fewer seeks.
+    """
+    full = len(order) // batch
+    whole = np.sort(order[start * batch : full * batch].reshape(-1, batch), axis=1)
+    rest = order[max(start, full) * batch :]
+    return [*whole, *([] if drop_last or not len(rest) else [np.sort(rest)])]
+
+
+def batch_count(rows: int, batch: int, *, drop_last: bool) -> int:
+    """Batches in one epoch."""
+    return rows // batch if drop_last else -(-rows // batch)

@@ -1,0 +1,251 @@
+"""S3, and what speaks its language, by obstore: one bucket, and its errors in one line each.
+
+Where it is and who we are comes from the environment, as for other tools: AWS_ENDPOINT_URL,
+AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN; AWS_MAX_ATTEMPTS bounds how
+often a request is made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from strata.store.errors import StoreRefused
+
+ATTEMPTS = 5
+CONNECT, REQUEST, RETRYING = timedelta(seconds=5), timedelta(minutes=10), timedelta(minutes=2)
+"""At most: to reach the server, for a shard in one request, for a request and its repetitions."""
+PIECE = 8 << 20
+CONDITIONAL, ALONE = "", "1"
+"""Of ``?writers=``: several, which the server keeps apart; or one, who says so."""
+
+REASONS = (
+    ("NoSuchBucket", "there is no such bucket"),
+    (
+        "169.254.169.254|/latest/(api|meta)|[Cc]redential",
+        "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+    ("SlowDown|: 503|: 429", "it asks for fewer requests, also after waiting"),
+    ("AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|: 403|: 401", "access is denied"),
+    ("error sending request|timed out|connect|dns", "it cannot be reached"),
+)
+"""How people are told, by what the answer says; the first that matches."""
+
+
+class S3Bucket:
+    """A bucket; see :class:`strata.store.s3.objects.Bucket`."""
+
+    def __init__(self, name: str, *, conditional: bool = True) -> None:
+        """Asks for nothing yet. Raises StoreRefused if the environment makes no sense."""
+        self.name, self.conditional = f"s3://{name}", conditional
+        attempts = _attempts()
+        self._attempts = attempts
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3")
+        self._where = f" at {endpoint}" if endpoint else ""
+        self._store = self._connected(name, endpoint, attempts)
+        self._known = False
+
+    def _connected(self, name: str, endpoint: str | None, attempts: int) -> Any:
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+
+        config: dict[str, Any] = {"checksum_algorithm": "SHA256"}
+        if endpoint:
+            config["endpoint"] = endpoint
+        if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(os.environ):
+            config["region"] = "us-east-1"
+        try:
+            return S3Store(
+                name,
+                config=config,  # pyright: ignore[reportArgumentType]
+                client_options={
+                    "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                    "connect_timeout": CONNECT,
+                    "timeout": REQUEST,
+                },
+                retry_config={"max_retries": attempts - 1, "retry_timeout": RETRYING},
+            )
+        except (BaseError, ValueError) as error:
+            raise StoreRefused(f"{self.name}{self._where}: {_first_line(error)}") from error
+
+    # ---- writing --------------------------------------------------------------------------------
+
+    def put(self, key: str, data: bytes) -> None:
+        self._put(key, data, "overwrite")
+
+    def create(self, key: str, data: bytes) -> str:
+        """The answer may be lost on its way: then the name is taken, by these very bytes."""
+        if not self.conditional:
+            return self._create_alone(key, data)
+        for left in reversed(range(self._attempts)):
+            try:
+                return self._put(key, data, "create")
+            except FileExistsError:
+                if tag := self._same(key, data):
+                    return tag
+                raise
+            except StoreRefused:  # perhaps after the server did what it was asked
+                if tag := self._same(key, data):
+                    return tag
+                if not left:
+                    raise
+        raise AssertionError("the last attempt has raised")
+
+    def _create_alone(self, key: str, data: bytes) -> str:
+        with suppress(FileNotFoundError):
+            there, tag = self.get(key)
+            if there == data:
+                return tag
+            raise FileExistsError(key)
+        return self._put(key, data, "overwrite")
+
+    def swap(self, key: str, data: bytes, tag: str) -> str:
+        if not self.conditional:
+            return self._put(key, data, "overwrite")
+        try:
+            return self._put(key, data, {"e_tag": tag})
+        except (FileExistsError, FileNotFoundError):
+            if found := self._same(key, data):
+                return found
+            raise FileExistsError(key) from None
+
+    def _put(self, key: str, data: bytes, mode: Any) -> str:
+        import obstore
+
+        with self._refusals(key):
+            answer = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+            return answer["e_tag"] or ""
+
+    def _same(self, key: str, data: bytes) -> str | None:
+        """The tag of an object that has these bytes."""
+        with suppress(FileNotFoundError):
+            there, tag = self.get(key)
+            return tag if there == data else None
+        return None
+
+    def delete(self, keys: Sequence[str]) -> None:
+        import obstore
+
+        if keys:
+            with self._refusals(keys[0]), suppress(FileNotFoundError):
+                obstore.delete(self._store, list(keys))
+
+    def copy(self, key: str, target: str) -> None:
+        import obstore
+
+        with self._refusals(key):
+            obstore.copy(self._store, key, target)
+
+    # ---- looking --------------------------------------------------------------------------------
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        import obstore
+
+        with self._refusals(key):
+            answer = obstore.get(self._store, key)
+            return bytes(answer.bytes()), answer.meta["e_tag"] or ""
+
+    def stream(self, key: str) -> Iterator[bytes | memoryview]:
+        import obstore
+
+        with self._refusals(key):
+            for piece in obstore.get(self._store, key).stream(min_chunk_size=PIECE):
+                yield memoryview(piece)
+
+    def part(self, key: str, begin: int, nbytes: int) -> memoryview:
+        import obstore
+
+        with self._refusals(key):
+            return memoryview(obstore.get_range(self._store, key, start=begin, length=nbytes))
+
+    def size(self, key: str) -> int:
+        import obstore
+
+        with self._refusals(key):
+            return obstore.head(self._store, key)["size"]
+
+    def below(self, prefix: str) -> Iterator[tuple[str, int]]:
+        import obstore
+
+        with self._refusals(prefix):
+            for batch in obstore.list(self._store, prefix or None):
+                yield from ((facts["path"], facts["size"]) for facts in batch)
+
+    def names(self, prefix: str) -> list[str]:
+        import obstore
+
+        with self._refusals(prefix):
+            found = obstore.list_with_delimiter(self._store, prefix or None)
+            paths = [*found["common_prefixes"], *(facts["path"] for facts in found["objects"])]
+            return [path.rpartition("/")[2] for path in paths]
+
+    def any_below(self, prefix: str) -> bool:
+        import obstore
+
+        with self._refusals(prefix):
+            return any(obstore.list(self._store, prefix or None, chunk_size=1))
+
+    # ---- what is refused ------------------------------------------------------------------------
+
+    @contextmanager
+    def _refusals(self, key: str) -> Iterator[None]:
+        """A server that refuses, or is not there, in one line. That an object is not there is for
+        the caller, unless it is because the bucket is not."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        self._look()
+        try:
+            yield
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise FileExistsError(key) from error
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise self._refused(error) from error
+            raise FileNotFoundError(f"{self.name}/{key}") from error
+        except BaseError as error:
+            raise self._refused(error) from error
+
+    def _look(self) -> None:
+        """Once: of a bucket that is not there, a look for one object says only that that is not."""
+        if self._known:
+            return
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            next(iter(obstore.list(self._store, chunk_size=1)), None)
+        except BaseError as error:
+            raise self._refused(error) from error
+        self._known = True
+
+    def _refused(self, error: Exception) -> StoreRefused:
+        line = _first_line(error)
+        why = next((why for pattern, why in REASONS if re.search(pattern, str(error))), line)
+        return StoreRefused(f"{self.name}{self._where}: {why}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def _attempts() -> int:
+    text = os.environ.get("AWS_MAX_ATTEMPTS", str(ATTEMPTS))
+    if not text.isdigit() or text == "0":
+        raise StoreRefused(f"AWS_MAX_ATTEMPTS is {text!r}; it must be a number from 1 on")
+    return int(text)
+
+
+def parsed(url: str) -> tuple[str, str, bool]:
+    """Bucket, prefix, and whether several may write, of ``s3://bucket/prefix?writers=1``. Raises
+    ValueError if it is none."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    writers = query.pop("writers", [CONDITIONAL])
+    if parts.scheme != "s3" or not parts.netloc or query or writers[0] not in (CONDITIONAL, ALONE):
+        raise ValueError(f"{url!r} is no s3://BUCKET/PREFIX, nor that with ?writers=1")
+    return parts.netloc, parts.path.strip("/"), writers[0] == CONDITIONAL

@@ -1,0 +1,304 @@
+"""Is every file of a level what its commit says? And how a damaged level is made whole again.
+
+Structure is fast: every small file by its hash, every shard by its size. ``deep`` hashes the shards
+too. A file that is wrong is named; nothing is changed until :func:`mend` is asked to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.store.ahead import several
+from strata.store.errors import LevelDamaged, refusals
+from strata.store.files.files import DISK, Files
+from strata.store.files.publish import make_directory, unseal
+from strata.store.fingerprint import fingerprint, sha256
+from strata.store.level.codec import decode
+from strata.store.level.layout import LevelKey, shard_name
+from strata.store.level.level import (
+    CHECKSUMS,
+    COMMIT,
+    RECEIPTS,
+    SHARDS,
+    check_size,
+    commit_of,
+    read_hashed,
+    receipt_path,
+)
+from strata.store.write.unfinished import HASH_THREADS
+from strata.store.write.writer import INTENT, LINEAGE, ZARR, LevelWriter
+
+QUARANTINE = "quarantine"
+NOT_ITSELF = "it does not match its own sha256, or is of another kind"
+
+Tick = Callable[[int], None]
+Hashing = Callable[[Path, Sequence[dict[str, Any]]], Iterable["Damage | None"]]
+"""Checks shards of a level by hash: its directory, and what its commit says of each of them."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not what it should be, or one directory that is not where it should be."""
+
+    path: Path
+    what: str
+    level: Path
+    """The level's directory."""
+    shard: int | None = None
+    """Number of the shard, if it is one."""
+    belongs: LevelKey | None = None
+    """For a directory: the level that it holds."""
+
+
+def level_directories(root: Path, files: Files = DISK) -> list[Path]:
+    """Every directory of a store that holds, or began to hold, a level."""
+    found = []
+    for depth in files.names(root):
+        if depth.startswith("x_") and files.is_directory(root / depth):
+            found += [root / depth / name for name in files.names(root / depth)]
+    return [directory for directory in found if files.is_directory(directory)]
+
+
+def check_level(
+    root: Path,
+    directory: Path,
+    *,
+    deep: bool = False,
+    files: Files = DISK,
+    tick: Tick = lambda nbytes: None,
+    hashing: Hashing | None = None,
+) -> list[Damage]:
+    """Every damaged file of a committed level; of one without a commit none, since it is not done.
+
+    Args:
+        deep: hash the shards, too.
+        tick: called with the bytes of every shard that was hashed.
+        hashing: who hashes the shards of a ``deep`` check; None: we do.
+    """
+    if not files.exists(directory / COMMIT):
+        return []
+    try:
+        body = commit_of(directory, files)
+    except LevelDamaged:
+        damage = Damage(directory / COMMIT, NOT_ITSELF, directory)
+        return [damage, *_check_intent(directory, files), *_by_receipts(directory, files, tick)]
+    key = LevelKey(**body["level"])
+    if key.directory(root) != directory:
+        what = f"it holds {key.label} of {key.fingerprint[:12]}, which belongs elsewhere"
+        return [Damage(directory, what, directory, belongs=key)]
+    return [
+        *_check_intent(directory, files),
+        *_small_files(directory, body, files),
+        *_shards(directory, body["shards"], deep, files, tick, hashing),
+    ]
+
+
+def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
+    path = directory.parent / INTENT
+    try:
+        lineage = unseal(path, files, LINEAGE)[LINEAGE]
+    except FileNotFoundError:
+        yield Damage(path, "it is missing", directory)
+    except LevelDamaged:
+        yield Damage(path, NOT_ITSELF, directory)
+    else:
+        if not directory.parent.name.endswith(f"-{fingerprint(lineage[-1])[:12]}"):
+            yield Damage(path, "it describes another level", directory)
+
+
+def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterator[Damage]:
+    """zarr.json, the small arrays and the receipts, by their hashes in the commit."""
+    expected = {ZARR: body["zarr_json"]["sha256"]}
+    expected |= {name: facts["sha256"] for name, facts in body["auxiliary"].items()}
+    small = ((directory / name, sha) for name, sha in expected.items())
+    receipts = ((receipt_path(directory, s["shard"]), s["receipt"]) for s in body["shards"])
+
+    def check(file: tuple[Path, str]) -> Damage | None:
+        path, sha = file
+        try:
+            read_hashed(path, sha, files)
+        except LevelDamaged as error:
+            return _damage(path, error, directory)
+        return None
+
+    yield from filter(None, several(check, chain(small, receipts), files.requests))
+
+
+def _shards(
+    directory: Path,
+    entries: Sequence[dict[str, Any]],
+    deep: bool,
+    files: Files,
+    tick: Tick,
+    hashing: Hashing | None = None,
+) -> list[Damage]:
+    """Shards by size, and ``deep`` by hash."""
+    if deep and hashing is not None:
+        return [damage for damage in hashing(directory, entries) if damage]
+    sizes = files.sizes(directory)
+
+    def check(entry: dict[str, Any]) -> Damage | None:
+        damage = check_shard(directory, entry, deep=deep, files=files, sizes=sizes)
+        if deep and damage is None:
+            tick(entry["nbytes"])
+        return damage
+
+    return [damage for damage in several(check, entries, HASH_THREADS if deep else 1) if damage]
+
+
+def check_shard(
+    directory: Path,
+    entry: dict[str, Any],
+    *,
+    deep: bool,
+    files: Files = DISK,
+    sizes: Mapping[str, int] | None = None,
+) -> Damage | None:
+    """A shard by its size, and ``deep`` by its hash; None: it is sound.
+
+    Args:
+        entry: what its commit, or its receipt, says of it.
+        sizes: of the files in the directory, if they were asked for.
+    """
+    path = directory / entry["key"]
+    try:
+        check_size(path, entry["nbytes"], files, sizes)
+        if deep:
+            with refusals(path):
+                if sha256(files.read(path)) != entry["sha256"]:
+                    raise LevelDamaged(f"{path} is not what was written: its sha256 differs")
+    except LevelDamaged as error:
+        return _damage(path, error, directory, entry["shard"])
+    return None
+
+
+def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None = None) -> Damage:
+    return Damage(path, str(error).removeprefix(f"{path} "), directory, shard)
+
+
+def _by_receipts(directory: Path, files: Files, tick: Tick) -> list[Damage]:
+    """The shards of a level whose commit cannot be read, always by hash."""
+    entries, damaged = [], []
+    for name in files.names(directory / RECEIPTS):
+        path = directory / RECEIPTS / name
+        try:
+            entries.append(unseal(path, files, CHECKSUMS))
+        except LevelDamaged:
+            damaged.append(Damage(path, NOT_ITSELF, directory))
+    return damaged + _shards(directory, entries, True, files, tick)
+
+
+# ---- making it whole --------------------------------------------------------------------------
+
+
+def put_back(root: Path, damaged: Sequence[Damage], files: Files = DISK) -> list[Path]:
+    """Move directories that hold another level to where that level belongs, or to quarantine if its
+    place is taken.
+
+    On its way a directory lies beside its place, so that after a kill it is found there again.
+
+    Returns:
+        The directories that went to quarantine, as they were called.
+    """
+    moved, aside = [], []
+    for damage in damaged:
+        if damage.belongs is not None:
+            place = damage.belongs.directory(root)
+            make_directory(place.parent, files)
+            beside = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}")
+            _move(damage.path, beside, files)
+            moved.append((damage.path, beside, place))
+    for path, beside, place in moved:
+        if files.exists(place):
+            set_aside(root, beside, files)
+            aside.append(path)
+        else:
+            _move(beside, place, files)
+        _leave(root, path.parent, place.parent, files)
+    return aside
+
+
+def _leave(root: Path, old: Path, new: Path, files: Files) -> None:
+    """Once no level is left in a depth's directory, its intent follows them, and it goes."""
+    if not files.exists(old) or any(files.is_directory(old / name) for name in files.names(old)):
+        return
+    if files.exists(old / INTENT) and not files.exists(new / INTENT):
+        _move(old / INTENT, new / INTENT, files)
+    if files.names(old):
+        set_aside(root, old, files)
+    else:
+        with refusals(old):
+            files.remove_directory(old)
+
+
+def set_aside(root: Path, path: Path, files: Files = DISK) -> Path:
+    """Move a file or directory to quarantine; returns where it is now."""
+    quarantine = make_directory(root / QUARANTINE, files)
+    aside = quarantine / f"{path.parent.name}.{path.name}.{uuid.uuid4().hex[:8]}"
+    _move(path, aside, files)
+    return aside
+
+
+def _move(path: Path, target: Path, files: Files) -> None:
+    with refusals(path):
+        files.rename(path, target)
+        files.sync_directory(path.parent)
+        files.sync_directory(target.parent)
+
+
+def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
+    """Make of a damaged level one that ``begin``, ``missing``, ``put`` and ``commit`` finish.
+
+    The commit goes before the first shard does, so that no reader meets a level in repair, and
+    after the damaged small files: nobody looks for damage in a level without a commit, and
+    ``begin`` would take one of those for another level's. Damaged shards go to quarantine. A
+    receipt alone is written again from its shard, if the commit vouches for that. The level must be
+    locked, and not yet begun: its ``zarr.json`` may be among the damaged.
+    """
+    files, directory = writer.files, writer.directory
+    known: Sequence[dict[str, Any]] = ()
+    with contextlib.suppress(LevelDamaged, FileNotFoundError):
+        known = commit_of(directory, files)[SHARDS]
+    make_directory(directory / RECEIPTS, files)
+    small = {d.path for d in damaged if d.shard is None and d.path.name != COMMIT}
+    _remove(sorted(small), files)
+    _remove([directory / COMMIT], files)
+    bad = {damage.shard for damage in damaged}
+    for damage in damaged:
+        if damage.shard is not None:
+            if files.exists(damage.path):
+                set_aside(writer.root, damage.path, files)
+            with refusals(damage.path):
+                writer.forget(damage.shard)
+        elif damage.path.parent.name == RECEIPTS:
+            shard = int(damage.path.stem)
+            if shard < len(known) and shard not in bad:
+                _vouch_again(writer, shard, known[shard]["sha256"])
+
+
+def _vouch_again(writer: LevelWriter, shard: int, expected: str) -> None:
+    """Write the receipt of a shard whose bytes are those that the commit knew."""
+    first, last = writer.geometry.shard_range(shard)
+    path = writer.directory / shard_name(shard)
+    with refusals(path):
+        data = writer.files.read(path)
+    if sha256(data) == expected:
+        rows = decode(writer.geometry, np.frombuffer(data, np.uint8), last - first)
+        writer.vouch(shard, writer.receipt(shard, [data], rows))
+
+
+def _remove(paths: Sequence[Path], files: Files) -> None:
+    """Remove small files, durably."""
+    for path in paths:
+        with refusals(path):
+            with contextlib.suppress(FileNotFoundError):
+                files.unlink(path)
+            files.sync_directory(path.parent)

@@ -1,0 +1,330 @@
+"""Writing a level shard by shard: the shard, then its receipt, and the commit last of all."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.store.ahead import several
+from strata.store.errors import LevelConflict, LevelDamaged, refusals
+from strata.store.files.files import DISK, Files
+from strata.store.files.publish import (
+    TEMPORARY,
+    Parts,
+    joined,
+    make_directory,
+    npy,
+    opened,
+    put_exclusive,
+    replace,
+    sealed,
+    unseal,
+)
+from strata.store.fingerprint import sha256
+from strata.store.level.codec import encode, row_checksums, zarr_metadata
+from strata.store.level.layout import Geometry, LevelKey, lock_path, shard_name
+from strata.store.level.level import (
+    CHECKSUMS,
+    COMMIT,
+    FORMAT,
+    RECEIPTS,
+    SHARDS,
+    Level,
+    check_size,
+    receipt_path,
+)
+from strata.store.level.shard_table import Entry, Shards
+from strata.store.priority import step_back
+from strata.store.write.unfinished import Unfinished
+
+INTENT, ZARR = "intent.json", "zarr.json"
+LINEAGE = "lineage"
+"""Field by which an intent is told from other records."""
+PUBLISHERS = 2
+"""Shards on their way to the disk at a time: hashing one takes as long as writing it to a fast
+disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
+
+
+class LevelWriter:
+    """The half-written level: knows which shards are still missing, and how to add one.
+
+    Everything that looks, removes or commits wants the level :meth:`locked`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        key: LevelKey,
+        geometry: Geometry,
+        lineage: Sequence[Mapping[str, Any]],
+        files: Files = DISK,
+    ) -> None:
+        """Touches nothing yet.
+
+        Args:
+            lineage: what made x_0 … x_depth, readable, kept as ``intent.json``; the last of them
+                hashes to ``key.fingerprint``.
+        """
+        self.root, self.key, self.geometry, self.files = root, key, geometry, files
+        self.directory = key.directory(root)
+        self.intent = sealed({LINEAGE: list(lineage)})
+        self.metadata = zarr_metadata(geometry, key)
+
+    @contextlib.contextmanager
+    def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Be the only writer of this x_depth for the block.
+
+        Args:
+            waiting: called with who holds the lock until it is free; None: do not wait.
+
+        Raises:
+            LevelBusy: another process writes it, and we do not wait.
+            StoreRefused: the store cannot be written.
+        """
+        make_directory(self.root, self.files)
+        path = lock_path(self.root, self.key.depth, self.key.fingerprint)
+        with self.files.lock(path, self.key.label, waiting):
+            yield
+
+    @contextlib.contextmanager
+    def locked(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """:meth:`lock` and :meth:`begin`."""
+        with self.lock(waiting):
+            self.begin()
+            yield
+
+    def begin(self) -> None:
+        """Make the level's directory, or take up the one that is there.
+
+        Raises:
+            LevelConflict: it was begun with another geometry or lineage.
+        """
+        for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
+            make_directory(directory, self.files)
+        self._have(self.directory.parent, INTENT, self.intent)
+        self._have(self.directory, ZARR, self.metadata)
+
+    def _have(self, directory: Path, name: str, data: bytes) -> None:
+        if put_exclusive(directory, name, data, self.files):
+            return
+        path = directory / name
+        if name == INTENT and self._is_damaged(path):  # the directory's name still says whose it is
+            replace(directory, name, data, self.files)
+        elif self.files.read(path) != data:
+            raise LevelConflict(
+                f"{path} was begun for another level or geometry; remove {directory}"
+            )
+
+    def _is_damaged(self, sealed_file: Path) -> bool:
+        try:
+            unseal(sealed_file, self.files)
+        except LevelDamaged:
+            return True
+        return False
+
+    # ---- what is there --------------------------------------------------------------------------
+
+    def committed(self) -> bool:
+        """Is there a commit? Another process may have finished the level while we waited."""
+        return self.files.exists(self.directory / COMMIT)
+
+    def missing(self) -> list[int]:
+        """Shards that are to be written: see :mod:`strata.store.write.unfinished`. What a killed
+        writer left half done is removed."""
+        self.sweep()
+        with refusals(self.directory):
+            found = Unfinished(self.directory, self.geometry, self.files)
+            missing = found.missing(self.is_whole)
+            for shard in missing:
+                if found.has_any(shard):
+                    self.forget(shard)
+        return missing
+
+    def sweep(self) -> None:
+        """Remove what killed writers were at. Nobody else may be writing."""
+        with refusals(self.directory):
+            for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
+                for name in self.files.names(directory):
+                    if name.startswith(TEMPORARY):
+                        self.files.unlink(directory / name)
+
+    def is_whole(self, shard: int) -> bool:
+        """Does a shard lie on disk as its receipt says?"""
+        path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
+        with contextlib.suppress(FileNotFoundError, LevelDamaged):
+            return sha256(self.files.read(data)) == unseal(path, self.files, CHECKSUMS)["sha256"]
+        return False
+
+    def forget(self, shard: int) -> None:
+        """Remove a shard and its receipt, the receipt first: it must never vouch for nothing."""
+        for path in (receipt_path(self.directory, shard), self.directory / shard_name(shard)):
+            with contextlib.suppress(FileNotFoundError):
+                self.files.unlink(path)
+
+    # ---- one shard ------------------------------------------------------------------------------
+
+    def fill(self, produced: Iterable[tuple[int, np.ndarray]]) -> int:
+        """Publish shards while the next ones are made, a few at a time.
+
+        Args:
+            produced: (shard, rows as for :meth:`put`); an error of its own ends the filling once
+                the shards at work are published.
+
+        Returns:
+            Bytes of the shards.
+
+        Raises:
+            DiskFull, StoreRefused: of the first shard that was refused; the others are kept.
+        """
+        nbytes, waiting = 0, deque[Future[int]]()
+        with ThreadPoolExecutor(PUBLISHERS, initializer=step_back) as pool:
+            for shard, rows in produced:
+                waiting.append(pool.submit(self.put, shard, rows))
+                if len(waiting) > PUBLISHERS:  # one more is made while all of them work
+                    nbytes += waiting.popleft().result()
+            return nbytes + sum(future.result() for future in waiting)
+
+    def put(self, shard: int, rows: np.ndarray) -> int:
+        """Publish one shard and its receipt.
+
+        Args:
+            rows: (rows of the shard, channel, y, x) of stored elements, in the level's dtype.
+
+        Returns:
+            Bytes of the shard.
+
+        Raises:
+            DiskFull, StoreRefused: nothing of this shard is left behind.
+            ValueError: shape or dtype is not the level's.
+        """
+        self.check_rows(shard, rows)
+        path = receipt_path(self.directory, shard)
+        if self.files.exists(path):  # somebody finished it since we asked what is missing
+            return unseal(path, self.files)["nbytes"]
+        return self._put(shard, encode(self.geometry, rows), rows)
+
+    def _put(self, shard: int, data: list[bytes | memoryview], rows: np.ndarray) -> int:
+        # Hashing takes about as long as writing and syncing does, on another core.
+        with ThreadPoolExecutor(1) as pool:
+            receipt = pool.submit(self.receipt, shard, data, rows)
+            self._publish(shard_name(shard), data)
+        self.vouch(shard, receipt.result())
+        return receipt.result()["nbytes"]
+
+    def check_rows(self, shard: int, rows: np.ndarray) -> None:
+        """Are these, by their shape and dtype, the rows of a shard? Raises ValueError."""
+        first, last = self.geometry.shard_range(shard)
+        expected = (last - first, *self.geometry.stored)
+        if rows.shape != expected or rows.dtype != self.geometry.dtype:
+            raise ValueError(
+                f"shard {shard} wants {expected} {self.geometry.dtype}, "
+                f"got {rows.shape} {rows.dtype}"
+            )
+
+    def vouch(self, shard: int, receipt: Any) -> None:
+        """Publish the receipt of a shard that is on disk."""
+        self._publish(f"{RECEIPTS}/{receipt_path(self.directory, shard).name}", sealed(receipt))
+
+    def receipt(self, shard: int, data: Sequence[bytes | memoryview], rows: np.ndarray) -> Any:
+        """What the receipt of a shard says: a function of its bytes, ``data``, alone."""
+        digest = hashlib.sha256()
+        for piece in data:
+            digest.update(piece)
+        checksums = row_checksums(np.ascontiguousarray(rows))
+        return {
+            "shard": shard,
+            "key": shard_name(shard),
+            "rows": list(self.geometry.shard_range(shard)),
+            "nbytes": sum(len(piece) for piece in data),
+            "sha256": digest.hexdigest(),
+            CHECKSUMS: base64.b64encode(checksums.tobytes()).decode(),
+        }
+
+    def _publish(self, name: str, data: Parts) -> None:
+        """Have exactly ``data`` under ``name``: what is recorded must be what is on disk."""
+        path = self.directory / name
+        published = put_exclusive(path.parent, path.name, data, self.files)
+        if not published and self.files.read(path) != joined(data):
+            replace(path.parent, path.name, data, self.files)
+
+    # ---- the whole level ------------------------------------------------------------------------
+
+    def commit(
+        self,
+        parent: Mapping[str, Any] | None,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        tool: Mapping[str, str] | None = None,
+    ) -> Level:
+        """Write the commit, after which the level exists for readers.
+
+        Args:
+            parent: fingerprint, name and content root of the level it was computed from.
+            arrays: small arrays to keep beside the level (labels, sample ids).
+            tool: versions of what wrote it.
+
+        Raises:
+            LevelDamaged: a shard has no receipt.
+        """
+        shards = Shards.of(self.geometry, self._entries())
+        auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
+        body = {
+            "format": FORMAT,
+            "level": asdict(self.key),
+            "parent": dict(parent) if parent else None,
+            "geometry": asdict(self.geometry),
+            "zarr_json": {"nbytes": len(self.metadata), "sha256": sha256(self.metadata)},
+            "auxiliary": auxiliary,
+            SHARDS: shards.as_json(),
+            "content_root": shards.content_root,
+            "tool": dict(tool or {}),
+        }
+        # A writer that was killed may have linked any of these names and synced none of them.
+        with refusals(self.directory):
+            for directory in (self.directory / RECEIPTS, self.directory, self.directory.parent):
+                self.files.sync_directory(directory)
+        put_exclusive(self.directory, COMMIT, sealed(body), self.files)
+        return Level.open(self.root, self.key, self.files)
+
+    def _entries(self) -> Iterator[Entry]:
+        """What the commit says of every shard, in their order.
+
+        Raises:
+            LevelDamaged: a shard has no sound receipt, or is not as large as that says. What there
+                is of it is removed, so that the next writer makes it again.
+        """
+        sizes = self.files.sizes(self.directory)
+
+        def entry(shard: int) -> Entry:
+            try:
+                found, path = self._entry(shard), self.directory / shard_name(shard)
+                check_size(path, found.nbytes, self.files, sizes)
+            except LevelDamaged as error:
+                self.forget(shard)
+                error.add_note("It was removed: repeat the command, which makes it again")
+                raise
+            return found
+
+        return several(entry, range(self.geometry.shards), self.files.requests)
+
+    def _entry(self, shard: int) -> Entry:
+        path = receipt_path(self.directory, shard)
+        try:
+            data = self.files.read(path)
+        except FileNotFoundError:
+            raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
+        body = opened(data, path)
+        return Entry(shard, body["nbytes"], body["sha256"], sha256(data))
+
+    def _put_array(self, name: str, array: np.ndarray) -> dict[str, Any]:
+        data = npy(array)
+        self._publish(name, data)
+        return {"nbytes": len(data), "sha256": sha256(data)}

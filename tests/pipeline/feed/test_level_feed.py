@@ -1,0 +1,318 @@
+"""The feed alone: a level in, batches of (x, y) out, for whoever has no recipe."""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ffcv_levels import drawn
+from root import ROOT
+from torch import Tensor
+
+from strata.pipeline.errors import BudgetError
+from strata.pipeline.feed import level_feed as feeds
+from strata.pipeline.feed.level_feed import LevelFeed, feed
+from strata.pipeline.progress import Reporter
+from strata.stages.features.quantise import Quantiser
+from strata.store.errors import LevelAbsent, LevelConflict
+from strata.store.fingerprint import fingerprint
+from strata.store.level.layout import Geometry, LevelKey
+from strata.store.level.level import Level
+from strata.store.opening import images_of, open_level
+from strata.store.read import order as orders
+from strata.store.write.writer import LevelWriter
+
+ROWS = 90
+SHAPE = Geometry(ROWS, (3, 6, 6), "float16", chunk_rows=4, shard_rows=16)
+LINEAGE = [{"depth": 0}, {"depth": 1}]
+
+
+def values(view: int = 0, shape: Geometry = SHAPE) -> np.ndarray:
+    rng = np.random.default_rng(view)
+    return rng.standard_normal((shape.rows, *shape.sample)).astype(np.float16)
+
+
+def put(
+    root: Path, depth: int, view: str, shape: Geometry, rows: np.ndarray, **arrays: Any
+) -> Level:
+    lineage = LINEAGE[: depth + 1]
+    key = LevelKey(depth, fingerprint(lineage[-1]), "train", view)
+    writer = LevelWriter(root, key, shape, lineage)
+    writer.begin()
+    for shard in range(shape.shards):
+        writer.put(shard, rows[slice(*shape.shard_range(shard))])
+    return writer.commit(None, arrays)
+
+
+def images(root: Path) -> Level:
+    shape = Geometry(ROWS, (1, 6, 6), "uint8", chunk_rows=4, shard_rows=16)
+    ids = np.random.default_rng(9).permutation(ROWS)
+    return put(root, 0, "clean", shape, drawn(shape), labels=np.arange(ROWS) % 7, sample_id=ids)
+
+
+@pytest.fixture(params=["raw", "zstd"])
+def level(request: pytest.FixtureRequest, tmp_path: Path) -> Level:
+    images(tmp_path)
+    return put(tmp_path, 1, "v0", replace(SHAPE, profile=request.param), values())
+
+
+def rows_of(x: Tensor, view: int = 0) -> list[int]:
+    """Which rows these maps are: all are different."""
+    known = {row.tobytes(): number for number, row in enumerate(values(view))}
+    return [known[row.tobytes()] for row in x.numpy().astype(np.float16)]
+
+
+def test_one_pass_is_every_row_with_its_own_label(level: Level) -> None:
+    with feed(level, batch=16, ids=True) as batches:
+        assert len(batches) == 6
+        seen = []
+        for x, y, ids in batches:
+            assert (x.dtype, y.dtype, ids.dtype) == (torch.float32, torch.int64, torch.int64)
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            rows = rows_of(x)
+            seen += rows
+            assert y.tolist() == [row % 7 for row in rows]
+            assert ids.tolist() == images_of(level).array("sample_id")[rows].tolist()
+        assert sorted(seen) == list(range(ROWS))
+
+
+def order_of(batches: LevelFeed, epoch: int, start: int = 0) -> list[list[int]]:
+    return [rows_of(x) for x, *_ in batches.epoch(epoch, start)]
+
+
+def test_passes_are_epochs_and_the_order_is_a_function_of_seed_and_epoch(level: Level) -> None:
+    with feed(level, batch=16) as one, feed(level, batch=16) as two:
+        passes = [[rows_of(x) for x, _ in one] for _ in range(3)]
+        assert passes == [order_of(two, epoch) for epoch in range(3)]
+        assert passes[0] != passes[1]
+    with feed(level, batch=16, seed=1) as other:
+        assert order_of(other, 0) != passes[0]
+    with feed(level, batch=16, shuffle=False, drop_last=True) as still:
+        assert order_of(still, 0) == np.arange(80).reshape(5, 16).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:shuffle in blocks")
+@pytest.mark.parametrize("tier", ["memory", "disk", "device"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_neither_tier_nor_threads_change_a_batch(
+    level: Level, tier: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "mixing", lambda geometry: orders.Mixing(ROWS, 4, 20))
+    monkeypatch.setattr("strata.pipeline.run.device.free_device_memory", lambda device: 1 << 30)
+    with feed(level, batch=16, tier="disk", threads=2) as plain:
+        expected = [(x.clone(), y) for x, y in plain]
+    with feed(level, batch=16, tier=tier, threads=threads) as batches:
+        assert batches.choice.tier == tier
+        for (x, y), (x_, y_) in zip(batches, expected, strict=True):
+            assert torch.equal(x, x_)
+            assert torch.equal(y, y_)
+
+
+def test_an_epoch_is_taken_up_in_its_middle_by_another_feed(level: Level) -> None:
+    with feed(level, batch=16) as one:
+        list(one)
+        second = iter(one)
+        next(second)
+        next(second)
+        state = one.state_dict()
+        rest = [rows_of(x) for x, _ in second]
+        third = [rows_of(x) for x, _ in one]
+    with feed(level, batch=16, threads=1, tier="disk") as other:
+        other.load_state_dict(state)
+        assert other.state_dict() == state
+        assert [rows_of(x) for x, _ in other] == rest
+        assert [rows_of(x) for x, _ in other] == third
+    with feed(level, batch=15) as different, pytest.raises(ValueError, match=r"size 16.* has 15"):
+        different.load_state_dict(state)
+
+
+def test_an_epoch_that_was_left_is_not_repeated(level: Level) -> None:
+    with feed(level, batch=16) as batches:
+        for _ in batches:
+            break
+        assert [rows_of(x) for x, _ in batches] == order_of(batches, 1)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_deliver_slices_of_the_same_batches(level: Level, ranks: int) -> None:
+    with feed(level, batch=16) as whole:
+        expected = order_of(whole, 0)
+    parts = []
+    for rank in range(ranks):
+        with feed(level, batch=16, rank=rank, ranks=ranks) as own:
+            parts.append(order_of(own, 0))
+    assert len({len(part) for part in parts}) == 1
+    joined = [[*chain(*slices)] for slices in zip(*parts, strict=True)]
+    assert joined == expected
+    assert {len(rows) for part in parts for rows in part[:-1]} == {16 // ranks}
+
+
+def test_views_alternate_from_epoch_to_epoch(tmp_path: Path) -> None:
+    images(tmp_path)
+    views = [put(tmp_path, 1, f"v{v}", SHAPE, values(v)) for v in range(3)]
+    known = {row.tobytes(): (v, i) for v in range(3) for i, row in enumerate(values(v))}
+    used: dict[int, list[int]] = {}
+    with feed(views, batch=16) as batches:
+        for _ in range(3):
+            for x, y in batches:
+                for row, label in zip(x.numpy().astype(np.float16), y.tolist(), strict=True):
+                    view, number = known[row.tobytes()]
+                    used.setdefault(number, []).append(view)
+                    assert label == number % 7
+    assert sorted(used) == list(range(ROWS))
+    assert all(sorted(views) == [0, 1, 2] for views in used.values())
+
+
+def test_crops_are_windows_of_the_maps_and_change_from_epoch_to_epoch(level: Level) -> None:
+    with feed(level, batch=16, crop=4, ids=True) as batches:
+        places: list[list[tuple[int, int]]] = [[], []]
+        sample_id = images_of(level).array("sample_id")
+        row_of = np.argsort(sample_id)
+        for epoch in range(2):
+            for x, _, ids in batches:
+                for window, sample in zip(x, ids.tolist(), strict=True):
+                    whole = torch.from_numpy(values()[row_of[sample]].astype(np.float32))
+                    at = [
+                        (y, x0)
+                        for y in range(3)
+                        for x0 in range(3)
+                        if torch.equal(whole[:, y : y + 4, x0 : x0 + 4], window)
+                    ]
+                    assert len(at) == 1
+                    places[epoch] += at
+    assert set(places[0]) == {(y, x) for y in range(3) for x in range(3)}
+    assert places[0] != places[1]
+
+
+def test_codes_become_values_or_stay_codes(tmp_path: Path) -> None:
+    images(tmp_path)
+    for precision in ("uint8", "uint4"):
+        x = torch.from_numpy(values().astype(np.float32))
+        scale = torch.tensor([0.02, 0.03, 0.5])
+        quantiser = Quantiser(precision, scale, torch.tensor([7, 8, 9], dtype=torch.uint8))
+        codes = quantiser.encode(x).numpy()
+        arrays = {name: t.numpy() for name, t in quantiser.tensors().items()}
+        shape = replace(SHAPE, precision=precision)
+        level = put(tmp_path / precision, 1, "v0", shape, codes, **arrays)
+        images(tmp_path / precision)
+        with feed(level, batch=ROWS, shuffle=False) as batches:
+            assert torch.equal(next(iter(batches))[0], quantiser.rounded(x))
+        with feed(level, batch=ROWS, shuffle=False, stored=True) as batches:
+            assert np.array_equal(next(iter(batches))[0].numpy(), codes)
+
+
+def test_images_come_as_they_are_stored(tmp_path: Path) -> None:
+    level = images(tmp_path)
+    with feed(level, batch=ROWS, shuffle=False) as batches:
+        ((x, y),) = batches
+    assert x.dtype == torch.uint8
+    assert np.array_equal(x.numpy(), level.read(0, ROWS))
+    assert y.tolist() == level.array("labels").tolist()
+
+
+def test_batches_can_be_kept_and_threads_end(level: Level) -> None:
+    before = set(threading.enumerate())
+    with feed(level, batch=7) as batches:
+        kept = [(x, x.clone()) for x, _ in batches]
+        for _ in batches:
+            break
+    assert set(threading.enumerate()) <= before
+    assert all(torch.equal(x, copy) for x, copy in kept)
+
+
+# --- what is said --------------------------------------------------------------------------------
+
+
+def test_the_tier_and_its_reason_are_said(level: Level) -> None:
+    class Listening(Reporter):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def say(self, text: str) -> None:
+            self.said.append(text)
+
+    report = Listening()
+    with feed(level, batch=16, report=report) as batches:
+        assert batches.choice.tier == "memory"
+    assert len(report.said) == 1
+    assert report.said[0].startswith("memory: x_1 ")
+    assert "of memory are free" in report.said[0]
+
+
+def test_a_shuffle_that_mixes_too_little_is_worth_a_warning(
+    level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "mixing", lambda geometry: orders.Mixing(ROWS, 4, 20))
+    with pytest.warns(UserWarning, match=r"14\.29 % of the pairs in a batch share a block, more"):
+        feed(level, batch=16).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        feed(level, batch=16, shuffle=False).close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"batch": 0}, "batch is 0; x_1 train.v0 has 90 rows", id="no batch"),
+        pytest.param({"batch": 91}, "batch is 91", id="more than there are"),
+        pytest.param({"batch": 10, "ranks": 4}, "rank 0 of 4 .* batch of 10", id="uneven ranks"),
+        pytest.param({"batch": 8, "ranks": 2, "rank": 2}, "rank 2 of 2", id="no such rank"),
+        pytest.param({"batch": 8, "crop": 7}, "crop is 7; .* side of 6", id="too large a crop"),
+        pytest.param({"batch": 8, "tier": "ram"}, "tier is 'ram'; .* disk", id="no such tier"),
+        pytest.param({"batch": 8, "loader": "dali"}, "loader is 'dali'", id="no such loader"),
+        pytest.param({"batch": 8, "labels": np.zeros(3)}, r"labels has shape \(3,\)", id="labels"),
+    ],
+)
+def test_what_cannot_be_is_refused(level: Level, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        feed(level, **options)
+
+
+def test_a_tier_without_room_is_refused(level: Level) -> None:
+    with pytest.raises(BudgetError, match=r"--tier device: x_1 .* is 19\.4 kB, 0 B of GPU memory"):
+        feed(level, batch=8, tier="device")
+
+
+def test_labels_can_be_given_where_the_images_are_gone(tmp_path: Path) -> None:
+    level = put(tmp_path, 1, "v0", SHAPE, values())
+    with pytest.raises(LevelAbsent, match=r"x_0 train \("):
+        feed(level, batch=16)
+    with feed(level, batch=16, labels=np.arange(ROWS), ids=True) as batches:
+        for x, y, ids in batches:
+            assert y.tolist() == ids.tolist() == rows_of(x)
+
+
+# --- a level by its directory --------------------------------------------------------------------
+
+
+def test_a_level_is_opened_by_its_directory(level: Level, tmp_path: Path) -> None:
+    assert open_level(str(level.directory)).key == level.key
+    assert open_level(level.directory).content_root == level.content_root
+    assert images_of(level).key.depth == 0
+    with pytest.raises(LevelAbsent, match="holds no level"):
+        open_level(tmp_path / "none")
+    moved = level.directory.with_name("train.v7")
+    level.directory.rename(moved)
+    with pytest.raises((LevelAbsent, LevelConflict)):
+        open_level(moved)
+
+
+def test_the_examples_of_the_page_run(level: Level) -> None:
+    page = (ROOT / "docs/feed.md").read_text("utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    place = re.search(r'open_level\("(.*?)"\)', code)
+    assert place is not None
+    code = code.replace(place[1], str(level.directory)).replace('"cuda"', '"cpu"')
+    names: dict[str, Any] = {}
+    exec(code.replace("256", "16"), names)
+    assert names["x"].shape == (ROWS % 16, 3, 6, 6)
+    assert names["state"]["epoch"] == 10
+    assert names["batches"].state_dict()["epoch"] == 11

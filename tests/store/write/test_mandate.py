@@ -1,0 +1,176 @@
+"""Publishing without the lock: duplicates, racers and strays agree on what lies on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+from test_levels import INTENT, KEY, SMALL, drawn
+
+from strata.store.errors import LevelConflict, StoreRefused
+from strata.store.feature_store import Store
+from strata.store.files.files import Files
+from strata.store.files.publish import TEMPORARY, unseal
+from strata.store.level.level import Level, receipt_path, shard_name
+from strata.store.write.mandate import Mandate, Published, unsettled
+from strata.store.write.writer import LevelWriter
+
+PROFILES = pytest.mark.parametrize("profile", ["raw", "zstd"])
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[LevelWriter]:
+    writer = Store(tmp_path).writer(KEY, SMALL, INTENT)
+    with writer.locked():
+        yield writer
+
+
+def part(rows: np.ndarray, writer: LevelWriter, shard: int) -> np.ndarray:
+    first, last = writer.geometry.shard_range(shard)
+    return rows[first:last]
+
+
+def finish(writer: LevelWriter, rows: np.ndarray) -> Level:
+    """All shards by mandate, and the commit."""
+    mandate = Mandate.of(writer)
+    for shard in range(writer.geometry.shards):
+        mandate.publish(shard, part(rows, writer, shard))
+    return writer.commit(None)
+
+
+def agrees(writer: LevelWriter, shard: int) -> bool:
+    """Does the receipt speak of the bytes that lie there?"""
+    data = (writer.directory / shard_name(shard)).read_bytes()
+    receipt = unseal(receipt_path(writer.directory, shard))
+    return hashlib.sha256(data).hexdigest() == receipt["sha256"]
+
+
+@PROFILES
+def test_a_level_by_mandate_is_the_level_by_its_writer(tmp_path: Path, profile: str) -> None:
+    shape, rows, found = replace(SMALL, profile=profile), drawn(SMALL), []
+    for name in ("own", "mandated"):
+        writer = Store(tmp_path / name).writer(KEY, shape, INTENT)
+        with writer.locked():
+            if name == "own":
+                writer.fill((s, part(rows, writer, s)) for s in range(shape.shards))
+                writer.commit(None)
+            else:
+                finish(writer, rows)
+        files = (p for p in writer.directory.rglob("*") if p.is_file())
+        found.append({str(p.relative_to(writer.directory)): p.read_bytes() for p in files})
+    assert found[0] == found[1]
+    assert len(found[0]) == 2 * SMALL.shards + 2
+
+
+def test_a_mandate_is_small_and_travels(writer: LevelWriter) -> None:
+    mandate = Mandate.of(writer)
+    data = pickle.dumps(mandate)
+    assert len(data) < 1000
+    assert pickle.loads(data) == mandate
+    mandate.check()
+
+
+def test_a_second_try_publishes_nothing(writer: LevelWriter) -> None:
+    rows, mandate = drawn(SMALL), Mandate.of(writer)
+    assert mandate.done(0) is None
+    first = mandate.publish(0, part(rows, writer, 0))
+    before = (writer.directory / shard_name(0)).stat().st_ino
+    assert mandate.done(0) == first
+    assert mandate.publish(0, part(rows + 1, writer, 0)) == first, "others' bytes came too late"
+    assert (writer.directory / shard_name(0)).stat().st_ino == before
+
+
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_racers_with_other_bytes_agree_on_one_shard(writer: LevelWriter, kinds: int) -> None:
+    """Two devices may round differently; whoever is first is right, and all say the same of it."""
+    mandate, gate, rows = Mandate.of(writer), Barrier(8), drawn(SMALL)
+
+    def race(number: int) -> Published:
+        gate.wait()
+        return mandate.publish(1, part(rows + number % kinds, writer, 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        said = set(pool.map(race, range(8)))
+    assert len(said) == 1
+    assert agrees(writer, 1)
+    assert not list(writer.directory.glob(f"{TEMPORARY}*"))
+
+
+class Between(Files):
+    """Does something once, right after a shard is linked and before its receipt is."""
+
+    def __init__(self, then: object) -> None:
+        self.then = then
+
+    def link(self, source: Path, target: Path) -> None:
+        super().link(source, target)
+        if target.name.startswith("c.") and self.then is not None:
+            then, self.then = self.then, None
+            then()  # pyright: ignore[reportCallIssue]
+
+
+def test_a_stray_whose_shard_was_removed_leaves_no_receipt_in_the_way(writer: LevelWriter) -> None:
+    """A worker of a killed command goes on while the next one takes stock and begins anew."""
+    rows, mandate = drawn(SMALL), Mandate.of(writer)
+    stray = Between(lambda: writer.missing())
+    mandate.publish(0, part(rows + 1, writer, 0), stray)
+    assert not (writer.directory / shard_name(0)).exists(), "the stray's shard went with the stock"
+    assert mandate.done(0) is None
+    mandate.publish(0, part(rows, writer, 0))
+    assert agrees(writer, 0)
+    level = finish(writer, rows)
+    np.testing.assert_array_equal(level.read(0, len(level)), rows)
+
+
+def test_a_stray_that_comes_late_does_not_unsettle_the_shard(writer: LevelWriter) -> None:
+    rows, mandate = drawn(SMALL), Mandate.of(writer)
+
+    def meanwhile() -> None:
+        writer.missing()
+        mandate.publish(0, part(rows, writer, 0))
+
+    said = mandate.publish(0, part(rows + 1, writer, 0), Between(meanwhile))
+    assert agrees(writer, 0), "the stray says what lies there, not what it made"
+    assert said == mandate.done(0)
+    assert unsettled(writer, [said]) == []
+
+
+@PROFILES
+def test_half_a_shard_is_replaced(tmp_path: Path, profile: str) -> None:
+    """As a file system without hard links may leave it."""
+    writer = Store(tmp_path).writer(KEY, replace(SMALL, profile=profile), INTENT)
+    with writer.locked():
+        (writer.directory / shard_name(0)).write_bytes(b"half")
+        level = finish(writer, drawn(SMALL))
+    np.testing.assert_array_equal(level.read(0, len(level)), drawn(SMALL))
+
+
+def test_what_is_not_to_be_seen_here_is_unsettled(writer: LevelWriter) -> None:
+    rows, mandate = drawn(SMALL), Mandate.of(writer)
+    said = [mandate.publish(s, part(rows, writer, s)) for s in range(SMALL.shards)]
+    assert unsettled(writer, said) == []
+    receipt_path(writer.directory, 0).unlink()
+    (writer.directory / shard_name(1)).write_bytes(b"other")
+    wrong = replace(said[2], sha256="0" * 64)
+    assert unsettled(writer, [*said[:2], wrong, *said[3:]]) == [0, 1, 2]
+
+
+def test_a_store_that_is_not_shared_is_named(writer: LevelWriter, tmp_path: Path) -> None:
+    elsewhere = replace(Mandate.of(writer), root=tmp_path / "elsewhere")
+    with pytest.raises(StoreRefused, match=r"elsewhere.*zarr\.json here.*all can see it"):
+        elsewhere.check()
+    other = replace(Mandate.of(writer), geometry=replace(SMALL, profile="lz4"))
+    with pytest.raises(LevelConflict, match="another level"):
+        other.check()
+
+
+def test_rows_of_another_shape_are_refused(writer: LevelWriter) -> None:
+    with pytest.raises(ValueError, match="shard 0 wants"):
+        Mandate.of(writer).publish(0, drawn(SMALL)[:1])

@@ -1,0 +1,53 @@
+"""One rank that takes some steps and keeps what it has after each; started by test_ranks.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from strata.stages.network.network import build_problem
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec
+from strata.stages.solve.ranks import Ranks
+from strata.stages.solve.solve import Schedule, Solver
+
+STEPS, BATCH = 6, 12
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = 3 + torch.randn(BATCH, 2, 8, 8, generator=generator)
+    return x, torch.randint(0, 5, (BATCH,), generator=generator)
+
+
+def part(rows: torch.Tensor, ranks: Ranks, accumulate: int) -> torch.Tensor:
+    """This rank's rows of every micro-batch."""
+    micro = rows.split(-(-len(rows) // accumulate))
+    return torch.cat([one.chunk(ranks.count)[ranks.rank] for one in micro])
+
+
+def steps(ranks: Ranks, *, norm: bool, accumulate: int) -> list[dict[str, torch.Tensor]]:
+    """The solver's tensors and loss after every step."""
+    spec = LayerSpec(1, 2, 6, 1, norm, not norm), AuxiliarySpec(6, 2, 4, 5, norm, not norm)
+    plan = Schedule("step", 1, BATCH, 0.1, 0.9, 1e-3, accumulate=accumulate)
+    problem = build_problem(*spec, seed=3)
+    solver = Solver(problem, plan, torch.device("cpu"), torch.float32, ranks=ranks)
+    solver.problem.train()
+    kept = []
+    for step in range(STEPS):
+        x, y = (part(rows, ranks, accumulate) for rows in batch(step))
+        solver.train_on(x, y, STEPS)
+        loss = torch.tensor([solver.progress.loss_sum, solver.progress.correct])
+        tensors = {"loss": loss, **solver.tensors()}
+        kept.append({name: tensor.detach().clone() for name, tensor in tensors.items()})
+    return kept
+
+
+if __name__ == "__main__":
+    out, norm, accumulate = Path(sys.argv[1]), sys.argv[2] == "norm", int(sys.argv[3])
+    dist.init_process_group("gloo")
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    torch.save(steps(ranks, norm=norm, accumulate=accumulate), out / f"{ranks.rank}.pt")
+    dist.destroy_process_group()
