@@ -220,9 +220,9 @@ def probe(**options: Any) -> None:
 @click.option("--channels", is_flag=True, help="A line for each.")
 def statistics(**options: Any) -> None:
     """Mean, deviation, extremes and zeros of the channels of x_j, over every row on disk."""
-    from strata.pipeline.study import statistics as channels
+    from strata.pipeline.commands import inspect
 
-    answer(options, channels.statistics(options))
+    answer(options, inspect.statistics(options))
 
 
 @main.command()
@@ -243,9 +243,9 @@ def evaluate(**options: Any) -> None:
 @click.option("--final", metavar="NAME", help="With a classifier that `final` trained.")
 def export(**options: Any) -> None:
     """The trained network as files that load without this project: plain PyTorch."""
-    from strata.pipeline.results import export as exporting
+    from strata.pipeline.commands import inspect
 
-    answer(options, exporting.export(options))
+    answer(options, inspect.export(options))
 
 
 @main.command()

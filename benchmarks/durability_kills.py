@@ -63,10 +63,10 @@ def prepare() -> None:
     import torch
 
     from strata.pipeline.commands import commands  # noqa: F401
-    from strata.pipeline.train import algorithm, train  # noqa: F401
+    from strata.pipeline.train import algorithm, solving  # noqa: F401
 
     torch.set_num_threads(1)
-    train.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
+    solving.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
 
 
 def start(place: Path, command: str) -> int:

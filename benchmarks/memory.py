@@ -59,7 +59,7 @@ from strata.pipeline.recipe.builtin import load
 from strata.pipeline.run import device, rundir
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
-from strata.pipeline.train.train import schedule_of
+from strata.pipeline.train.solving import schedule_of
 from strata.stages.network.network import build_problem
 from strata.stages.solve.baseline import build_end_to_end
 from strata.stages.solve.solve import Batches, Solver

@@ -32,6 +32,15 @@ class LevelState:
     parent: dict[str, Any] | None = None
 
 
+Place = Path | str
+"""Where a store lies: a directory, or the URL of an object store, ``s3://bucket/prefix``."""
+
+
+def is_url(place: Place) -> bool:
+    """Is it an object store, and no directory?"""
+    return "://" in str(place)
+
+
 class Store:
     """Levels under one root. Several runs may share it."""
 

@@ -1,58 +1,13 @@
-"""The network of a run trained end to end instead: which variant, what is there, and how the two
-compare. No torch here; pipeline/train/end_to_end.py trains."""
+"""The command `baseline`: the network of a run trained end to end, to compare the two."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from strata.pipeline.commands import lifecycle
-from strata.pipeline.errors import OptionRange
-from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.run.baselines import current, variant
 from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.rundir import CHECKPOINT, NOTE, Run
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How memory is saved while a network is trained end to end."""
-
-    checkpointing: bool
-    accumulate: int
-    """Micro-batches summed into one step."""
-    micro_batch: int
-    """Images in one of them."""
-
-    @property
-    def name(self) -> str:
-        """Of its directory: ``plain``, ``checkpointing``, ``micro-16``, …"""
-        parts = ["checkpointing"] * self.checkpointing
-        parts += [f"micro-{self.micro_batch}"] * (self.accumulate > 1)
-        return "-".join(parts) or "plain"
-
-
-def variant(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> Variant:
-    """
-    Args:
-        micro_batch: most images at a time; None: as the recipe accumulates.
-
-    Raises:
-        OptionRange: a micro-batch is larger than the batch.
-    """
-    batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
-    if micro_batch is not None:
-        if micro_batch > batch:
-            raise OptionRange(
-                f"--micro-batch is {micro_batch}; 'schedule.batch' is only {batch}. Leave it out "
-                "for whole batches"
-            )
-        accumulate = -(-batch // micro_batch)
-    return Variant(checkpointing, accumulate, -(-batch // accumulate))
 
 
 def perform(options: Mapping[str, Any]) -> tuple[Overview, dict[str, Any], list[str]]:
@@ -70,53 +25,3 @@ def perform(options: Mapping[str, Any]) -> tuple[Overview, dict[str, Any], list[
         with lifecycle.at_work(found, options) as session:
             record, done = train_end_to_end(session, chosen)
     return lifecycle.find(options), record, done
-
-
-def current(run: Run | None, name: str) -> dict[str, Any] | None:
-    """The record of a variant that was trained on the images that the run has today."""
-    record = run.baseline(name) if run else None
-    if run is None or record is None or record["input"] != run.nodes()[0].fingerprint:
-        return None
-    return record
-
-
-def known(run: Run) -> list[dict[str, Any]]:
-    """Of every variant that was trained or begun: its name, ``trained``, ``partial``, or ``stale``
-    where the images have changed since; epochs done, and test top-1."""
-    return [_known(run, name) for name in run.baselines()]
-
-
-def _known(run: Run, name: str) -> dict[str, Any]:
-    record, epochs = run.baseline(name), run.recipe.schedule.epochs
-    if record is None:
-        done = _epochs_done(run.baseline_directory(name) / CHECKPOINT)
-        return {"variant": name, "state": "partial", "epochs": done, "test_accuracy": None}
-    state = "trained" if current(run, name) else "stale"
-    top1 = record["test"]["top1"]
-    return {"variant": name, "state": state, "epochs": epochs, "test_accuracy": top1}
-
-
-def _epochs_done(checkpoint: Path) -> int | None:
-    """By the note in its header, without torch; None: there is none that can be read."""
-    try:
-        with safe_open(str(checkpoint), framework="numpy") as file:
-            return json.loads(file.metadata()[NOTE])["progress"]["epoch"]
-    except (OSError, SafetensorError):
-        return None
-
-
-def greedy(found: Overview) -> dict[str, Any] | None:
-    """The same figures of the greedy run; None before its last layer is solved."""
-    run = found.existing()
-    evaluation = run.evaluation()
-    if run.solved() < run.layers or evaluation is None or len(evaluation["layers"]) < run.layers:
-        return None
-    records = [run.layer(j) or {} for j in range(1, run.layers + 1)]
-    last = evaluation["layers"][-1]
-    peaks = [record["peak_memory_bytes"] for record in records]
-    return {
-        "test": last["test"],
-        "ensemble": last["ensemble"]["probabilities"],
-        "seconds": sum(record["seconds"] for record in records),
-        "peak_memory_bytes": None if None in peaks else max(peaks),
-    }

@@ -16,15 +16,14 @@ from strata.pipeline.commands import clean as cleaning
 from strata.pipeline.commands import explain as explaining
 from strata.pipeline.commands import sweep as sweeping
 from strata.pipeline.commands import verify as verifying
-from strata.pipeline.commands.answer import Answer
-from strata.pipeline.commands.lifecycle import Options
+from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.plan import caching, compression, machine, memory, plan
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import builtin, named_network, variants
 from strata.pipeline.results import paper
-from strata.pipeline.run import overview, ranks, stores
+from strata.pipeline.run import baselines, overview, ranks, stores
 from strata.store.files.publish import replace
 
 
@@ -154,7 +153,7 @@ def _done(found: overview.Overview, done: list[str]) -> Answer:
 
 def train_baseline(options: Options) -> Answer:
     found, record, done = baseline.perform(options)
-    beside = baseline.greedy(found)
+    beside = baselines.greedy(found)
     said = _done(found, done)
     value = {**said.value, "result": record, "greedy": beside}
     return Answer(value, (*said.shown, tables.of_baseline(record, beside, found.name)))
@@ -170,7 +169,8 @@ def evaluate(options: Options) -> Answer:
 
 def report(options: Options) -> Answer:
     if options["paper"]:
-        return paper.report_paper(options["runs"])
+        value, shown = paper.report_paper(options["runs"])
+        return Answer(value, tuple(shown))
     from strata.pipeline.results.report import write_report
 
     page = write_report(lifecycle.find(options))

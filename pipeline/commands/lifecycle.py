@@ -28,6 +28,18 @@ Options = Mapping[str, Any]
 """Flags of the command line, by name."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command."""
+
+    value: Any
+    """For machines, as JSON."""
+    shown: tuple[Any, ...]
+    """For people: tables and lines."""
+    error: Exception | None = None
+    """Raised once the rest was said."""
+
+
 def find(options: Options) -> Overview:
     """The run that a command's flags speak of."""
     return overview.find(

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from strata.pipeline.commands import lifecycle
-from strata.pipeline.commands.answer import Answer
-from strata.pipeline.commands.lifecycle import Options
+from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.errors import NotThereYet, OptionRange
 from strata.pipeline.results import separability
 from strata.pipeline.run import levels, probe_results
-from strata.pipeline.run.images import unchanged
+from strata.pipeline.run.levels import unchanged
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import Kind, Network
 from strata.pipeline.run.rundir import Run

@@ -11,9 +11,9 @@ from typing import Any
 from strata.pipeline.errors import NotThereYet, RunConflict, remedy
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.rundir import RUN, Run
-from strata.pipeline.run.stores import Place, open_store
+from strata.pipeline.run.stores import open_store
 from strata.store.errors import LevelBusy, LevelDamaged
-from strata.store.feature_store import LevelState, Store, complete, partial, used_bytes
+from strata.store.feature_store import LevelState, Place, Store, complete, partial, used_bytes
 from strata.store.files.files import DISK, Files
 from strata.store.level.layout import depth_directory
 from strata.store.level.level import commit_of, geometry_of

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from strata.pipeline.commands import lifecycle, ranking
-from strata.pipeline.commands.answer import Answer
-from strata.pipeline.commands.lifecycle import Options
+from strata.pipeline.commands import lifecycle, tables
+from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.plan import memory, plan
 from strata.pipeline.plan.caching import caching
@@ -47,7 +46,7 @@ def solved(options: Options, wanted: Sequence[Variant]) -> Answer:
         "variants": [{k: v for k, v in r.items() if k != "files"} for r in ranked],
     }
     title = f"variants of {sweep_results.title(found.recipe, j)} in {found.directory}"
-    return Answer(value, (ranking.of_sweep(title, ranked, kept),), error)
+    return Answer(value, (tables.of_sweep(title, ranked, kept),), error)
 
 
 def perform(options: Options, wanted: Sequence[Variant]) -> list[str]:

@@ -6,9 +6,7 @@ The one seam where stored arrays become tensors. What comes out is what is store
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,7 @@ from strata.pipeline.feed.prefetch import Reader
 from strata.pipeline.feed.resident import Resident
 from strata.pipeline.feed.transfer import CudaStreams, Transfer, host_memory
 from strata.pipeline.plan.tiers import CACHE_SHARE, Choice, choose
-from strata.pipeline.run import device as devices
+from strata.pipeline.run.device import ReadOptions, available_memory
 from strata.store.level.level import Level
 from strata.store.read.pool import Pool
 from strata.store.read.rows import LoadedRows, MappedRows, ReadRows, Rows, TakenRows
@@ -29,9 +27,6 @@ from strata.store.read.rows import LoadedRows, MappedRows, ReadRows, Rows, Taken
 if TYPE_CHECKING:
     from strata.pipeline.feed.ffcv.rows import FfcvRows
 
-GATHERERS = max(1, min(4, len(os.sched_getaffinity(0)) - 1))
-"""Threads that gather from memory or decode, beside the one that waits for a batch and takes part
-meanwhile: a few of them are as fast as memory is."""
 WAITERS = 16
 """Threads that wait for a disk."""
 WAIT_BYTES = 256 << 10
@@ -39,27 +34,6 @@ WAIT_BYTES = 256 << 10
 LOADERS = ("native", "ffcv")
 
 Tick = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How rows are to be read: the machine's side, which does not change what is read."""
-
-    device: torch.device
-    tier: str = "auto"
-    loader: str = "native"
-    threads: int = GATHERERS
-    device_bytes: int | None = None
-    """Of the GPU's memory, for rows; None: what is free."""
-    memory_bytes: int | None = None
-    """Of the host's."""
-
-    def free(self) -> tuple[int, int]:
-        """Bytes of the GPU's and of the host's memory that rows may take."""
-        device = devices.free_device_memory(self.device)
-        there = (device, self.device_bytes), (devices.available_memory(), self.memory_bytes)
-        on_device, on_host = (free if cap is None else min(free, cap) for free, cap in there)
-        return on_device, on_host
 
 
 class Delivery:
@@ -72,7 +46,7 @@ class Delivery:
     def __init__(
         self,
         levels: Sequence[Level],
-        machine: Machine,
+        machine: ReadOptions,
         *,
         once: bool = False,
         beton: Path | None = None,
@@ -173,9 +147,7 @@ class Delivery:
         if self.choice.tier == "memory" and packed:
             return LoadedRows(levels, self._machine.threads, tick)
         if packed:
-            stays = (
-                sum(level.nbytes for level in levels) <= CACHE_SHARE * devices.available_memory()
-            )
+            stays = sum(level.nbytes for level in levels) <= CACHE_SHARE * available_memory()
             return Pool(levels, mapped=stays)
         by_position = self.choice.tier == "disk" or not levels[0].files.mapped
         return ReadRows(levels) if by_position else MappedRows(levels)
@@ -185,7 +157,7 @@ def _as_tensors(batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
     return map(torch.from_numpy, batches)
 
 
-def _ffcv(levels: Sequence[Level], beton: Path | None, machine: Machine) -> FfcvRows | None:
+def _ffcv(levels: Sequence[Level], beton: Path | None, machine: ReadOptions) -> FfcvRows | None:
     if machine.loader != "ffcv":
         return None
     from strata.pipeline.feed.ffcv.rows import FfcvRows

@@ -115,7 +115,7 @@ def deliver(session: Session, levels: Sequence[Level], *, once: bool) -> Deliver
     rows, depth = sum(len(level) for level in levels), levels[0].key.depth
     images = image_file(session, levels[0]) if depth == 0 else None
     with session.report.task(f"reading x_{depth}", rows, "rows") as tick:
-        return Delivery(levels, session.machine, once=once, beton=images, tick=tick)
+        return Delivery(levels, session.read_options, once=once, beton=images, tick=tick)
 
 
 def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strata.pipeline.feed.delivery import GATHERERS, LOADERS, Delivery, Machine
+from strata.pipeline.feed.delivery import LOADERS, Delivery
 from strata.pipeline.feed.ring import Maps
 from strata.pipeline.plan.tiers import TIERS
 from strata.pipeline.progress import Reporter
+from strata.pipeline.run.device import GATHERERS, ReadOptions
 from strata.stages.data.augment import crop as cut
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.store.errors import LevelAbsent
@@ -96,7 +97,7 @@ class LevelFeed:
         codec = None if stored else codec_of(level)
         self._codec = codec and codec.to(self.device)
         self._maps = Maps() if self.device.type == "cpu" else None  # a GPU's allocator is as good
-        machine = Machine(self.device, tier, loader, threads)
+        machine = ReadOptions(self.device, tier, loader, threads)
         self._delivery = _delivery(views, machine, report or Reporter())
         self.choice = self._delivery.choice
         if shuffle and self.mixing.same_block > WARN_SHARE:
@@ -260,7 +261,7 @@ def _labels(level: Level, given: np.ndarray | None) -> tuple[np.ndarray, np.ndar
     return labels, images.array("sample_id") if images else np.arange(len(level))
 
 
-def _delivery(views: Sequence[Level], machine: Machine, report: Reporter) -> Delivery:
+def _delivery(views: Sequence[Level], machine: ReadOptions, report: Reporter) -> Delivery:
     level = views[0]
     with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
         found = Delivery(views, machine, tick=tick)

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from strata.pipeline.feed.features import Crops, features, level_draws
 from strata.pipeline.feed.level_feed import shuffle_text
-from strata.pipeline.materialize import images as ingest
-from strata.pipeline.materialize.materialize import level_geometry
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run.session import Session
@@ -72,7 +70,7 @@ class ProblemFeed:
         """
         self.session, self.depth = session, depth
         self.recipe, self.seed = session.run.recipe, session.run.seed
-        images = ingest.levels(session)["train"]
+        images = session.images()["train"]
         self.labels, self.ids = images.array("labels"), images.array("sample_id")
         self.samples = int(self.ids.max()) + 1
         self._augmented = augmented
@@ -139,7 +137,7 @@ class ProblemFeed:
         profile is left open, it is as for packed levels: raw rows can be read in any order."""
         if self._mode == "fresh":
             return Mixing(len(self.ids))
-        shape = level_geometry(self.session, self.depth, "train")
+        shape = self.session.geometry(self.depth, "train")
         profile = self.recipe.cache.profile
         return mixing(replace(shape, profile="lz4" if profile == "auto" else profile))
 
@@ -238,7 +236,7 @@ def clean_batches(
     In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
     """
     recipe = session.run.recipe
-    ids = ingest.levels(session)[split].array("sample_id")
+    ids = session.images()[split].array("sample_id")
     samples = int(ids.max()) + 1
     draws = level_draws(recipe, session.run.seed, "clean", samples)
     if depth == 0:

@@ -14,7 +14,6 @@ from torch import Tensor
 from strata.pipeline.feed.features import Features, level_draws, naming_rows
 from strata.pipeline.feed.ring import Ring
 from strata.pipeline.feed.transfer import host_memory
-from strata.pipeline.materialize import images
 from strata.pipeline.materialize.timing import ALONE, Line, Shards, Turn
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run import device
@@ -40,7 +39,7 @@ class Computed:
 
     @classmethod
     def of(cls, session: Session, key: LevelKey, shape: Geometry, source: Features) -> Computed:
-        ids = images.levels(session)[key.split].array("sample_id")
+        ids = session.images()[key.split].array("sample_id")
         draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
         view = "clean" if source.base == 0 else key.view
         return cls(session, key, shape, source, view, ids, draws)

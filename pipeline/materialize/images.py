@@ -20,8 +20,7 @@ from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.level import Content, write_level
 from strata.pipeline.materialize.timing import ALONE, Line, Shards, Turn
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run.images import have_images, stamp
-from strata.pipeline.run.levels import geometry_at
+from strata.pipeline.run.levels import geometry_at, have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
 from strata.stages.data.images import (
@@ -38,7 +37,6 @@ from strata.store.errors import LevelDamaged
 from strata.store.files.publish import make_directory, replace, sealed, unseal
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey, geometry
-from strata.store.level.level import Level
 from strata.store.read.order import generator
 from strata.store.write.mandate import Mandate
 from strata.store.write.verify import Damage
@@ -78,11 +76,6 @@ def ensure_images(
         for split in SPLITS:
             again = (damaged or {}).get(session.key(0, split, "clean"), ())
             _write_split(session, source, split, found, again)
-
-
-def levels(session: Session) -> dict[str, Level]:
-    """x_0 by split."""
-    return {split: session.store.open(session.key(0, split, "clean")) for split in SPLITS}
 
 
 # ---- survey -----------------------------------------------------------------------------------

@@ -15,38 +15,15 @@ from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.forward import Computed
 from strata.pipeline.materialize.level import Content, write_level
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.run import device, levels, outcome, stores
+from strata.pipeline.run import device, levels, outcome
 from strata.pipeline.run.rundir import FEATURES
 from strata.pipeline.run.session import Session
 from strata.store.errors import DiskFull
-from strata.store.level.layout import Geometry, LevelKey, geometry
+from strata.store.level.layout import Geometry, LevelKey
 from strata.store.write.verify import Damage
 
 SPARE_BYTES = 64 << 20
 """Kept free beyond what a level needs, for records and checkpoints."""
-
-
-def level_geometry(session: Session, j: int, split: str) -> Geometry:
-    """Rows, shape and shards of a level of x_j that is to be written."""
-    recipe, data = session.run.recipe, session.run.data()
-    assert data is not None
-    sample = recipe.shape(j, augmentation.cached_size(recipe))
-    return geometry(
-        data[split],
-        sample,
-        recipe.cache.precision,
-        recipe.cache.shard_mb << 20,
-        _profile(session, j),
-    )
-
-
-def _profile(session: Session, j: int) -> str:
-    """The recipe's; where that is left open, that of the levels there are, or what was chosen."""
-    run, store = session.run, session.store
-    if run.recipe.cache.profile != "auto" and not store.remote:
-        return run.recipe.cache.profile
-    there = levels.profile_at(run, store, j) or session.profiles.get(j)
-    return there or stores.default_profile(store, run)
 
 
 def materialize(session: Session, j: int, *, clean: bool = False) -> None:
@@ -80,7 +57,7 @@ def write(
     written, base = {}, _base(session, keys[0]) if keys else 0
     for key in keys:
         shape = levels.geometry_at(session.store, key)
-        shape = shape or level_geometry(session, key.depth, key.split)
+        shape = shape or session.geometry(key.depth, key.split)
         content = partial(_content, session, key, shape)
         if done := write_level(session, key, shape, content, (damaged or {}).get(key, ())):
             written[key.name] = done
@@ -95,7 +72,7 @@ def _base(session: Session, key: LevelKey) -> int:
 
 def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
     needed = -sum(session.store.state(key).nbytes for key in missing)
-    needed += sum(level_geometry(session, j, key.split).nbytes for key in missing)
+    needed += sum(session.geometry(j, key.split).nbytes for key in missing)
     free = session.store.free_bytes()
     if missing and free is not None and needed + SPARE_BYTES > free:
         error = DiskFull(f"x_{j} in {session.store.root}", needed + SPARE_BYTES, free)

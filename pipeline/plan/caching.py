@@ -21,7 +21,7 @@ from strata.pipeline.plan.worth import evicted
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run import stores
+from strata.store.feature_store import is_url
 
 FEATURES = "features of x_1"
 """What rows were measured on, where that says how features pack."""
@@ -52,7 +52,7 @@ def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
         NotThereYet: ``--cache auto`` knows no rates of this machine.
     """
     how = _depths(recipe, plan, options)
-    remote = stores.is_url(options["store"])  # where `materialize` packs what is left open
+    remote = is_url(options["store"])  # where `materialize` packs what is left open
     if remote or recipe.cache.profile != "auto" or augmentation.mode(recipe) == "fresh":
         return how
     try:
@@ -142,7 +142,7 @@ def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
     """
     if options["machine"] is not None:
         return machine.load(options["machine"])
-    if stores.is_url(options["store"]):
+    if is_url(options["store"]):
         return None
     path = calibrated(options["store"])
     if not path.exists():

@@ -1,10 +1,9 @@
-"""The command `export`: a trained network as files that load without this project.
+"""A trained network as files that load without this project.
 
     DIR/weights.safetensors   parameters and buffers, by plain names
-        model.py              builds the network from them; a copy of
-        pipeline/results/plain_model.py model.pt2             the same as one file, for
-        torch.export.load export.json           what it is: input, classes, blocks and steps,
-        accuracies, digests
+        model.py              builds the network from them: a copy of plain_model.py
+        model.pt2             the same as one file, for torch.export.load
+        export.json           what it is: input, classes, blocks and steps, accuracies, digests
 
 The directory appears whole or not at all, and only after both forms gave, on test images, what
 `evaluate` has of them.
@@ -28,9 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strata.pipeline.commands import lifecycle
-from strata.pipeline.commands.answer import Answer
-from strata.pipeline.commands.lifecycle import Options
 from strata.pipeline.errors import NotThereYet, OptionRange
 from strata.pipeline.feed.features import image_views, level_draws
 from strata.pipeline.recipe.strict import did_you_mean
@@ -83,18 +79,41 @@ class Wanted:
         return f"{layers} with {f'all classifiers up to {own}' if self.ensemble else own}"
 
 
-def export(options: Options) -> Answer:
-    """
+def wanted(
+    found: Overview, *, layer: int | None, features: bool, ensemble: bool, final: str | None
+) -> Wanted:
+    """What flags ask for.
+
     Raises:
-        OptionRange: the directory exists, or the flags exclude each other.
-        NotThereYet: a layer is not solved.
+        OptionRange: the flags exclude each other.
+        LayerRange, NotThereYet: there is no such layer, or it is not solved.
+    """
+    if features and (ensemble or final):
+        raise OptionRange("--features has no classifier: leave out --ensemble and --final")
+    j = layer or len(found.recipe.layers)
+    found.check_layer(j)
+    run = found.existing()
+    if run.solved() < j:
+        raise NotThereYet(
+            f"layer {j} is not solved in {run.directory}. Run: strata train {found.name} "
+            f"--layer {j}"
+        )
+    return Wanted(found, run, j, features, ensemble, _final(run, j, final))
+
+
+def export(wanted: Wanted, place: Path) -> tuple[dict[str, Any], list[str]]:
+    """Write what is wanted into a new directory.
+
+    Returns:
+        What export.json says, and lines for people.
+
+    Raises:
+        OptionRange: the directory exists.
         LevelDamaged: weights or images are not what their records speak of, or the network does
             not give what `evaluate` has.
     """
-    place: Path = options["to"]
     if place.exists():
         raise OptionRange(f"--to {place} exists already. Name a new directory, or remove it")
-    wanted = _wanted(options)
     judged = evaluate(wanted.run, wanted.found.store)
     layers = frozen_layers(wanted.run, wanted.j)
     made = assemble(
@@ -121,23 +140,7 @@ def export(options: Options) -> Answer:
         value["files"] = files
         replace(partial, DESCRIPTION, (json.dumps(value, indent=1) + "\n").encode())
     said = f"exported {wanted.text} to {place}: {', '.join((*files, DESCRIPTION))}"
-    return Answer({"to": str(place), **value}, (said, *_left_out(made), _said(value["compared"])))
-
-
-def _wanted(options: Options) -> Wanted:
-    if options["features"] and (options["ensemble"] or options["final"]):
-        raise OptionRange("--features has no classifier: leave out --ensemble and --final")
-    found = lifecycle.find(options)
-    j = options["layer"] or len(found.recipe.layers)
-    found.check_layer(j)
-    run = found.existing()
-    if run.solved() < j:
-        raise NotThereYet(
-            f"layer {j} is not solved in {run.directory}. Run: strata train {found.name} "
-            f"--layer {j}"
-        )
-    final = _final(run, j, options["final"])
-    return Wanted(found, run, j, options["features"], options["ensemble"], final)
+    return value, [said, *_left_out(made), _said(value["compared"])]
 
 
 def _final(run: Run, j: int, name: str | None) -> sweep_results.Result | None:

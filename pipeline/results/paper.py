@@ -17,12 +17,11 @@ from typing import Any
 
 from rich.table import Table
 
-from strata.pipeline.commands.answer import Answer
-from strata.pipeline.commands.baseline import current
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe import builtin, strict
 from strata.pipeline.results import separability
 from strata.pipeline.run import rundir
+from strata.pipeline.run.baselines import current
 from strata.pipeline.run.rundir import EVALUATION, RESULT, Run
 from strata.store.errors import LevelDamaged
 
@@ -68,11 +67,14 @@ def systems() -> list[System]:
     return [strict.read(System, table) for table in tomllib.loads(text)["systems"]]
 
 
-def report_paper(runs: Path) -> Answer:
+def report_paper(runs: Path) -> tuple[dict[str, Any], list[Table | str]]:
     """Tables 1, 2, 3 and Figures 2, 3.
 
     Args:
         runs: run directories lie there as RECIPE/SEED.
+
+    Returns:
+        The figures as JSON, and the tables and lines that show them.
     """
     left_out: list[str] = []
     known = {name: list(_runs(runs, name, left_out)) for name in _names()}
@@ -81,8 +83,7 @@ def report_paper(runs: Path) -> Answer:
     probed = [curve for name in _studies() for curve in _separability(name, known[name])]
     value = {"rows": rows, "figure_2": progress, "figure_3": probed, "left_out": left_out}
     shown = [_table(rows), _figure_2(progress), _figure_3(probed)]
-    notes = [f"left out: {why}" for why in left_out]
-    return Answer(value, (*shown, *notes))
+    return value, [*shown, *(f"left out: {why}" for why in left_out)]
 
 
 def _names() -> list[str]:

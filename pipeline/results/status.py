@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from strata.pipeline.commands import baseline
 from strata.pipeline.plan import compression
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run import sweep_results
+from strata.pipeline.run import baselines, sweep_results
 from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.rundir import CHECKPOINT, Run
@@ -33,7 +32,7 @@ def status(overview: Overview) -> dict[str, Any]:
             _layer(run, store, recipe, j, accuracy) for j in range(1, len(recipe.layers) + 1)
         ],
         "finals": _finals(run) if run else [],
-        "baselines": baseline.known(run) if run else [],
+        "baselines": baselines.known(run) if run else [],
     }
 
 

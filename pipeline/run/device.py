@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,31 @@ import torch
 
 from strata.pipeline.plan import hardware
 from strata.stages.errors import DeviceError
+
+GATHERERS = max(1, min(4, len(os.sched_getaffinity(0)) - 1))
+"""Threads that gather from memory or decode, beside the one that waits for a batch and takes part
+meanwhile: a few of them are as fast as memory is."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How rows are to be read: the machine's side, which does not change what is read."""
+
+    device: torch.device
+    tier: str = "auto"
+    loader: str = "native"
+    threads: int = GATHERERS
+    device_bytes: int | None = None
+    """Of the GPU's memory, for rows; None: what is free."""
+    memory_bytes: int | None = None
+    """Of the host's."""
+
+    def free(self) -> tuple[int, int]:
+        """Bytes of the GPU's and of the host's memory that rows may take."""
+        device = free_device_memory(self.device)
+        there = (device, self.device_bytes), (available_memory(), self.memory_bytes)
+        on_device, on_host = (free if cap is None else min(free, cap) for free, cap in there)
+        return on_device, on_host
 
 
 def pick(name: str) -> torch.device:

@@ -1,11 +1,13 @@
-"""The levels of a run, and whether they are current. No torch: status and plan ask too."""
+"""The levels and images of a run, and whether they are current. No torch: status and plan ask."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from strata.pipeline.plan.inventory import Inventory
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run.rundir import Run
 from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused
@@ -88,3 +90,45 @@ def refer_to(run: Run, store: Store) -> None:
     note = reference(run.directory, [(node.depth, node.fingerprint) for node in run.nodes()])
     with suppress(StoreRefused):
         refer(store.root, note, store.files)
+
+
+# ---- the images, and all of it ----------------------------------------------------------------
+
+
+def have_images(run: Run, store: Store) -> bool:
+    """x_0 is complete, and its source is unchanged as far as can be told without reading it."""
+    known = run.data()
+    return known is not None and not missing_at(run, store, 0) and unchanged(run, known)
+
+
+def stamp(source: str) -> list[int] | None:
+    """Size and mtime of a source that is one file; None if it is not one, or gone."""
+    with suppress(OSError):
+        path = Path(source.partition(":")[2]).expanduser()
+        if path.is_file():
+            return [path.stat().st_size, path.stat().st_mtime_ns]
+    return None
+
+
+def unchanged(run: Run, known: dict[str, Any]) -> bool:
+    """Is the source still what a record of the images says, as far as can be told without reading
+    it? A file by size and time, a folder by those of all its files; built in or gone: yes."""
+    kind, _, place = run.source.partition(":")
+    path = Path(place).expanduser()
+    if run.source != known["source"]:
+        return False
+    if kind == "imagefolder" and path.is_dir():
+        from strata.stages.data.images import open_source
+
+        with open_source(run.source, root=Path()) as source:
+            return source.signature() == known["signature"]
+    return stamp(run.source) in (None, known["stamp"])
+
+
+def inventory(run: Run | None, store: Store) -> Inventory:
+    """Take stock of a run; one that was not made has nothing."""
+    if run is None or run.data() is None:
+        return Inventory(False, 0, frozenset())
+    solved = run.solved()
+    written = {j for j in range(1, solved + 1) if not missing_at(run, store, j)}
+    return Inventory(have_images(run, store), solved, frozenset(written))

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import LayerRange, NotThereYet
-from strata.pipeline.plan.inventory import Inventory, inventory
+from strata.pipeline.plan.inventory import Inventory
 from strata.pipeline.plan.plan import Plan
 from strata.pipeline.recipe import builtin
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import rundir
-from strata.pipeline.run.levels import is_current, keys_at
+from strata.pipeline.run.levels import inventory, is_current, keys_at
 from strata.pipeline.run.rundir import Run
-from strata.pipeline.run.stores import Place, open_store
-from strata.store.feature_store import Store
+from strata.pipeline.run.stores import open_store
+from strata.store.feature_store import Place, Store
 
 
 @dataclass(frozen=True)

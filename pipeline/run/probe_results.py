@@ -27,10 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from strata.pipeline.commands import baseline
 from strata.pipeline.errors import NotThereYet
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import NOT_RESULTS
+from strata.pipeline.run import baselines
 from strata.pipeline.run.rundir import BASELINE, RESULT, RUN, Run, damaged_beside
 from strata.stages.network.spec import AuxiliarySpec, described
 from strata.stages.solve import probe
@@ -133,7 +133,7 @@ def end_to_end(run: Run) -> Network:
     """
     names = sorted(run.baselines(), key=lambda name: (name != "plain", name))
     for name in names:
-        if (record := baseline.current(run, name)) is not None:
+        if (record := baselines.current(run, name)) is not None:
             place = run.baseline_directory(name) / NETWORK
             origin = fingerprint([record["input"], record["weights"]])
             crops = replace(run.recipe, augment=replace(run.recipe.augment, views=0))

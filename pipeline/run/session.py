@@ -6,28 +6,66 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from strata.pipeline.feed.delivery import Machine
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.plan import hardware, memory
 from strata.pipeline.plan.machine import Machine as Rates
 from strata.pipeline.progress import Reporter, size
-from strata.pipeline.run import device, rundir
+from strata.pipeline.recipe import augmentation
+from strata.pipeline.run import device, levels, rundir
 from strata.pipeline.run import ranks as launch
+from strata.pipeline.run.device import ReadOptions
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.rundir import Run
+from strata.pipeline.run.stores import default_profile
+from strata.stages.data.images import SPLITS
 from strata.stages.solve.ranks import Ranks
 from strata.store.feature_store import Store
-from strata.store.level.layout import LevelKey
+from strata.store.level.layout import Geometry, LevelKey, geometry
+from strata.store.level.level import Level
 
 if TYPE_CHECKING:
-    from strata.pipeline.materialize.cluster.cluster import Crew
+    from distributed import Client, Future
 
 READ_THREADS = 2
 """Threads that decode images."""
+
+
+class Crew(Protocol):
+    """Workers of a Dask cluster, as whoever gives them work knows them."""
+
+    report: Reporter
+    stop: Interruptions
+
+    @property
+    def where(self) -> str:
+        """Which scheduler it is, for messages."""
+        ...
+
+    @property
+    def client(self) -> Client:
+        """The connection. Raises ClusterError: there is no scheduler, or no worker that fits."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool:
+        """Do the workers offer GPUs?"""
+        ...
+
+    def begin(self) -> None:
+        """Have workers, which may take some seconds. Raises as :attr:`client`."""
+        ...
+
+    def count(self) -> int:
+        """Workers there are now. Raises OSError if nobody answers."""
+        ...
+
+    def submit(self, order: Any, item: Any, *, gpu: bool) -> Future:
+        """Have a worker do one item of an order; see materialize/cluster/worker.py:serve."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,9 +104,9 @@ class Session:
         return device.dtype(self.run.compute)
 
     @cached_property
-    def machine(self) -> Machine:
+    def read_options(self) -> ReadOptions:
         """How rows are read."""
-        return Machine(
+        return ReadOptions(
             self.device,
             self.tier,
             self.loader,
@@ -101,6 +139,31 @@ class Session:
     def key(self, depth: int, split: str, view: str) -> LevelKey:
         """The level of this run's lineage; the layers up to ``depth`` must be solved."""
         return LevelKey(depth, self.run.nodes()[depth].fingerprint, split, view)
+
+    def images(self) -> dict[str, Level]:
+        """x_0 by split."""
+        return {split: self.store.open(self.key(0, split, "clean")) for split in SPLITS}
+
+    def geometry(self, j: int, split: str) -> Geometry:
+        """Rows, shape and shards of a level of x_j that is to be written."""
+        recipe, data = self.run.recipe, self.run.data()
+        assert data is not None
+        sample = recipe.shape(j, augmentation.cached_size(recipe))
+        return geometry(
+            data[split],
+            sample,
+            recipe.cache.precision,
+            recipe.cache.shard_mb << 20,
+            self._profile(j),
+        )
+
+    def _profile(self, j: int) -> str:
+        """The recipe's; where that is left open, that of the levels there are, or what was
+        chosen."""
+        if self.run.recipe.cache.profile != "auto" and not self.store.remote:
+            return self.run.recipe.cache.profile
+        there = levels.profile_at(self.run, self.store, j) or self.profiles.get(j)
+        return there or default_profile(self.store, self.run)
 
 
 def patience(session: Session) -> Callable[[str], None]:

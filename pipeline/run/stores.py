@@ -10,11 +10,9 @@ from pathlib import Path
 from strata.pipeline.errors import LoaderError, OptionRange
 from strata.pipeline.progress import parse_size
 from strata.pipeline.run.rundir import Run
-from strata.store.feature_store import Store
+from strata.store.feature_store import Place, Store, is_url
 from strata.store.files.files import Files
 
-Place = Path | str
-"""A directory, or the URL of an object store: ``s3://bucket/prefix``."""
 READ_CACHE = "read-cache"
 CACHE_BYTES = 20 * 10**9
 """Of local copies of an object store's shards, where nothing else is said."""
@@ -49,10 +47,6 @@ class Address:
     def files(self) -> Files:
         """Its files. Raises as :meth:`open`."""
         return self.open().files
-
-
-def is_url(place: Place) -> bool:
-    return "://" in str(place)
 
 
 def open_store(place: Place, read_cache: str | None = None) -> Store:

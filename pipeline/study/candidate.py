@@ -14,7 +14,7 @@ from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import sweep_results, weights
 from strata.pipeline.run.rundir import CHECKPOINT, CURVE, LOGITS, RESULT, write_curve
 from strata.pipeline.run.session import Session
-from strata.pipeline.train.train import schedule_of
+from strata.pipeline.train.solving import schedule_of
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem, build_auxiliary, build_problem
 from strata.stages.solve.solve import Progress, Solver

@@ -15,14 +15,14 @@ import torch
 
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
-from strata.pipeline.materialize import images
 from strata.pipeline.progress import Tick, duration, size
 from strata.pipeline.run import device, weights
 from strata.pipeline.run.probe_results import Kind, made_of
 from strata.pipeline.run.rundir import CHECKPOINT, write_curve
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import judging
-from strata.pipeline.train.train import Solving, keeping_good, schedule_of, train
+from strata.pipeline.train.solving import Solving, keeping_good, schedule_of
+from strata.pipeline.train.train import train
 from strata.stages.errors import Diverged
 from strata.stages.network.featurize import pooled
 from strata.stages.network.network import Auxiliary, build_auxiliary
@@ -58,7 +58,7 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
 
 def _linear(session: Session, j: int) -> dict[str, Any]:
     begun, run = time.monotonic(), session.run
-    labels = images.levels(session)["train"].array("labels")
+    labels = session.images()["train"].array("labels")
     _check_memory(session, j, len(labels))
     shuffled = generator("probe rows", run.seed, j).permutation(len(labels))
     order, fitted_on = probe.split(labels, shuffled)

@@ -14,8 +14,7 @@ from torch import Tensor
 from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.run import weights
-from strata.pipeline.run.images import unchanged
-from strata.pipeline.run.levels import refer_to
+from strata.pipeline.run.levels import refer_to, unchanged
 from strata.pipeline.run.probe_results import Network, with_classes
 from strata.pipeline.run.rundir import DATA, RUN, Run
 from strata.pipeline.run.session import Session

@@ -20,7 +20,6 @@ import torch
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.delivery import Delivery
-from strata.pipeline.feed.delivery import Machine as Reading
 from strata.pipeline.feed.ffcv import beton
 from strata.pipeline.feed.ffcv.rows import FfcvRows
 from strata.pipeline.plan.costs import PROFILES
@@ -29,6 +28,7 @@ from strata.pipeline.plan.worth import PRECISIONS
 from strata.pipeline.progress import Tick
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.run.device import ReadOptions
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.study.sample_rows import Sample, codec_for, sample
 from strata.stages.features.quantise import Codec
@@ -170,7 +170,7 @@ class _Rows:
 
 
 def _delivery(level: Level) -> Delivery:
-    return Delivery([level], Reading(torch.device("cpu"), tier="memory"))
+    return Delivery([level], ReadOptions(torch.device("cpu"), tier="memory"))
 
 
 def _encode(writer: LevelWriter, computed: torch.Tensor | None, rows: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from strata.pipeline.feed.features import read_layer
 from strata.pipeline.plan.caching import FEATURES
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run.images import have_images
+from strata.pipeline.run.levels import have_images
 from strata.pipeline.run.overview import Overview
 from strata.stages.data import augment
 from strata.stages.features.calibrate import calibrate

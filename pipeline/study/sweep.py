@@ -23,7 +23,7 @@ from strata.pipeline.run import sweep_results
 from strata.pipeline.run.session import Session
 from strata.pipeline.study.candidate import Candidate, begin
 from strata.pipeline.train import judging
-from strata.pipeline.train.train import CHECKPOINT_SECONDS, SAY_SECONDS
+from strata.pipeline.train.solving import CHECKPOINT_SECONDS, SAY_SECONDS
 from strata.stages.errors import Diverged
 from strata.stages.solve.evaluate import accuracies, cross_entropy
 

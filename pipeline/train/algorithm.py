@@ -9,10 +9,9 @@ from collections.abc import Collection
 
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.materialize.materialize import materialize
-from strata.pipeline.plan.inventory import inventory
 from strata.pipeline.plan.plan import Step, steps, steps_below
 from strata.pipeline.progress import size
-from strata.pipeline.run.levels import refer_to
+from strata.pipeline.run.levels import inventory, refer_to
 from strata.pipeline.run.session import Session
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.train import solve

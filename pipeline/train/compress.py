@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +20,15 @@ from torch import Tensor
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.plan.costs import SCORE_ROWS
 from strata.pipeline.run import weights
+from strata.pipeline.train.solving import Solving
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem, build_problem
 from strata.stages.solve.prune import narrowed, strongest, taylor
 from strata.stages.solve.solve import Solver
 
-if TYPE_CHECKING:
-    from strata.pipeline.train.train import Solving
-
-Train = Callable[["Solving", ProblemFeed], None]
+Train = Callable[[Solving, ProblemFeed], None]
 """Does the epochs that are left."""
-Judge = Callable[["Solving"], float]
+Judge = Callable[[Solving], float]
 """Share of the test images that the problem is right about."""
 
 

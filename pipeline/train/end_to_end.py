@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from strata.pipeline.commands.baseline import Variant, current
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.plan import hardware
 from strata.pipeline.progress import duration
 from strata.pipeline.run import weights
+from strata.pipeline.run.baselines import Variant, current
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.rundir import LOGITS, write_curve
 from strata.pipeline.run.session import Session
-from strata.pipeline.train.train import Solving, keeping_good, logits_of_tests, schedule_of, train
+from strata.pipeline.train.solving import Solving, keeping_good, schedule_of
+from strata.pipeline.train.train import logits_of_tests, train
 from strata.stages.errors import Diverged
 from strata.stages.solve.baseline import build_end_to_end
 from strata.stages.solve.evaluate import accuracies, cross_entropy

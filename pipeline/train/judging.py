@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
-from strata.pipeline.materialize import images
 from strata.pipeline.plan.costs import RISK_ROWS
 from strata.pipeline.run.session import Session
 from strata.stages.solve.evaluate import cross_entropy
@@ -26,7 +25,7 @@ def logits_on_test(session: Session, j: int, problems: Sequence[nn.Module]) -> l
 
 def labels_of_test(session: Session) -> np.ndarray:
     """int64 (n,)"""
-    return images.levels(session)["test"].array("labels")
+    return session.images()["test"].array("labels")
 
 
 def risks(session: Session, feed: ProblemFeed, problems: Sequence[nn.Module]) -> list[float]:

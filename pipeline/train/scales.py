@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from strata.pipeline.feed.features import Features, level_draws, naming_rows
-from strata.pipeline.materialize import images
 from strata.pipeline.plan.costs import SCALE_ROWS
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import weights
@@ -57,7 +56,7 @@ def _maps(session: Session, j: int, layer: nn.Module, below: Features) -> Iterat
     """x_j before rounding, of a fixed part of the training rows, as the first view holds it: a
     whole canvas in canvas mode; in fresh mode, which has no view, the centre crop."""
     recipe, seed = session.run.recipe, session.run.seed
-    ids = images.levels(session)["train"].array("sample_id")
+    ids = session.images()["train"].array("sample_id")
     view = (*augmentation.train_views(recipe), "clean")[0]
     draws = level_draws(recipe, seed, view, int(ids.max()) + 1)
     exact = dataclasses.replace(below, layers=[*below.layers, Frozen(layer, Floats("float32"))])

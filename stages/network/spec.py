@@ -12,10 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from strata.stages.network.blocks import AnyLayer, Block
+from typing import Any, Protocol
 
 Shape = tuple[int, int, int]
 """(channel, y, x)."""
@@ -24,6 +21,24 @@ KERNEL = 9
 """Weights of a 3×3 kernel."""
 UNNAMED = {"described": False}
 """Of a field of a specification: it does not decide about values, and no fingerprint has it."""
+
+
+class Layer(Protocol):
+    """Layer j of any network, as far as arithmetic over all of them asks."""
+
+    @property
+    def width(self) -> int:
+        """Channels of x_j."""
+        ...
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of x_{j-1}, a side, one pixel of x_j spans."""
+        ...
+
+    def output(self, shape: Shape) -> Shape:
+        """Shape of x_j from that of x_{j-1}."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,7 @@ class AuxiliarySpec:
         return kernels * self.pixels(shape) + maps
 
 
-def described(spec: LayerSpec | AuxiliarySpec | Block) -> dict[str, Any]:
+def described(spec: Any) -> dict[str, Any]:
     """A specification as JSON, without what is at its default: so that a network keeps its
     fingerprints when specifications learn to say more. And without what decides nothing."""
     return {
@@ -172,7 +187,7 @@ def layer_specs(
 
 
 def auxiliary_specs(
-    layers: Sequence[AnyLayer],
+    layers: Sequence[Layer],
     *,
     k: int,
     width: int,
@@ -205,12 +220,12 @@ def auxiliary_specs(
     return tuple(specs)
 
 
-def scale_at(layers: Sequence[AnyLayer], depth: int) -> int:
+def scale_at(layers: Sequence[Layer], depth: int) -> int:
     """How many pixels of x_0 one pixel of x_depth spans: 2^(downsamplings so far)."""
     return prod(layer.factor for layer in layers[:depth])
 
 
-def shape_at(layers: Sequence[AnyLayer], depth: int, channels: int, size: int) -> Shape:
+def shape_at(layers: Sequence[Layer], depth: int, channels: int, size: int) -> Shape:
     """Shape of x_depth when x_0 is (channels, size, size)."""
     shape: Shape = (channels, size, size)
     for layer in layers[:depth]:

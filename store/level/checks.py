@@ -7,16 +7,30 @@ of the row cost a look at a bitmap.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from google_crc32c import value as crc32c
 
 from strata.store.errors import LevelDamaged
 from strata.store.level.codec import CHECKSUM
+from strata.store.level.layout import Geometry
 
-if TYPE_CHECKING:
-    from strata.store.level.level import Level
+
+class Checked(Protocol):
+    """A committed level, as far as checking its rows asks."""
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        ...
+
+    def checksums(self, shard: int) -> np.ndarray:
+        """crc32c of every row of a shard, uint32 (rows,)."""
+        ...
 
 
 class Checks:
@@ -25,7 +39,7 @@ class Checks:
     Threads may share it: all that can happen is that two of them check the same row.
     """
 
-    def __init__(self, levels: Sequence[Level]) -> None:
+    def __init__(self, levels: Sequence[Checked]) -> None:
         self.levels, self.geometry = tuple(levels), levels[0].geometry
         rows = len(levels) * self.geometry.rows
         self._expected = np.empty(rows, CHECKSUM)

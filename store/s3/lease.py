@@ -18,12 +18,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from strata.store.errors import LevelBusy, StoreRefused
-
-if TYPE_CHECKING:
-    from strata.store.s3.objects import Bucket
+from strata.store.s3.bucket import Bucket
 
 SECONDS = 60.0
 """A lease lasts that long from its last renewal …"""

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import mmap
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, cast
+from threading import Lock
+from typing import Any, cast
 
 import numpy as np
 
-from strata.store.errors import StoreRefused
-from strata.store.files.files import Opened, WholeFiles
+from strata.store.files.files import Descriptor, Opened, WholeFiles
 from strata.store.level.level import COMMIT
+from strata.store.s3.bucket import Bucket, check_conditions
 from strata.store.s3.lease import hold
 from strata.store.s3.read_cache import ReadCache
-from strata.store.s3.remote_shard import RemoteShard
 
 REQUESTS = 16
 """Requests under way at a time: each waits for the network most of its time."""
-OTHER_TAG = f'"{"0" * 32}"'
-"""Which no object has."""
 
 
 class ObjectPath(PurePosixPath):
@@ -56,62 +53,6 @@ def object_path(text: str) -> Path:
 
 def key_of(path: Path) -> str:
     return cast(ObjectPath, path).key
-
-
-class Bucket(Protocol):
-    """What is asked of an object store. Everything raises ``FileNotFoundError`` where there is no
-    such object, and StoreRefused where the server refuses or is not to be had."""
-
-    name: str
-    """``s3://bucket``, for messages."""
-    conditional: bool
-    """Does the server check conditions? False: whoever writes must be alone."""
-
-    def put(self, key: str, data: bytes) -> None:
-        """Have ``data`` under a name, whatever was there."""
-        ...
-
-    def create(self, key: str, data: bytes) -> str:
-        """Have ``data`` under a name that is free, or that has it already; returns its tag.
-        ``FileExistsError`` if there is something else: exactly one of many racers wins."""
-        ...
-
-    def swap(self, key: str, data: bytes, tag: str) -> str:
-        """Replace the object that has this tag; returns the new one. ``FileExistsError`` if there
-        is another one, or none, by now."""
-        ...
-
-    def get(self, key: str) -> tuple[bytes, str]:
-        """The bytes of an object, and its tag."""
-        ...
-
-    def stream(self, key: str) -> Iterator[bytes | memoryview]:
-        """The bytes of an object in pieces, in their order."""
-        ...
-
-    def part(self, key: str, begin: int, nbytes: int) -> memoryview:
-        """Some bytes of an object; fewer where it ends before."""
-        ...
-
-    def size(self, key: str) -> int: ...
-
-    def below(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Key and bytes of every object whose key begins with ``prefix/``."""
-        ...
-
-    def names(self, prefix: str) -> list[str]:
-        """What lies directly below ``prefix/``: objects, and prefixes of others."""
-        ...
-
-    def any_below(self, prefix: str) -> bool:
-        """Is there any object whose key begins with ``prefix/``?"""
-        ...
-
-    def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects, those that are there."""
-        ...
-
-    def copy(self, key: str, target: str) -> None: ...
 
 
 class Objects(WholeFiles):
@@ -248,31 +189,62 @@ class Objects(WholeFiles):
         return hold(self.bucket, key_of(path), what, waiting)
 
 
-def check_conditions(bucket: Bucket, prefix: str) -> None:
-    """Put one name twice: does the server refuse the second?
+class RemoteShard:
+    """One shard, read by position: from its local copy, or piece by piece. Threads share it.
 
-    Raises:
-        StoreRefused: it does not, so that of two writers one would overwrite what the other has
-            vouched for.
+    The copy is fetched whole in the background, as soon as somebody wants any of it. Where the
+    cache has no room, what is asked for is read by itself, and what is said to be wanted soon is
+    asked for ahead: an object store answers many questions at once, each of them late.
     """
-    key = f"{prefix}/probe-{uuid.uuid4().hex}"
-    try:
-        bucket.create(key, b"first")
-        refused = [_refused(bucket.create, key, b"second")]
-        refused.append(_refused(bucket.swap, key, b"third", OTHER_TAG))
-    finally:
-        bucket.delete([key])
-    if not all(refused):
-        raise StoreRefused(
-            f"{bucket.name}: the server overwrites where it was told not to (it ignores "
-            "If-None-Match or If-Match), so several writers are refused. If this is the only one, "
-            "say so: --store 's3://…?writers=1'"
-        )
 
+    def __init__(self, objects: Objects, path: Path, nbytes: int, sha256: str) -> None:
+        """Asks for nothing yet."""
+        self._objects, self._path = objects, path
+        self._facts = (path, nbytes, sha256)
+        self._copy: Future[Descriptor | None] | None = None
+        self._coming: dict[tuple[int, int], Future[memoryview]] = {}
+        self._lock = Lock()
 
-def _refused(call: Callable[..., Any], *arguments: Any) -> bool:
-    try:
-        call(*arguments)
-    except FileExistsError:
-        return True
-    return False
+    def read(self, parts: Sequence[Any], offset: int) -> int:
+        """Fill buffers from a position on; returns the bytes that there were.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            LevelDamaged: its bytes are not those that were committed.
+            StoreRefused: the object store refuses, or is not to be had.
+        """
+        copy = self._begun().result()
+        if copy is not None:
+            return copy.read(parts, offset)
+        wanted = sum(map(len, parts))
+        with self._lock:
+            coming = self._coming.pop((offset, wanted), None)
+        data = coming.result() if coming else self._part(offset, wanted)
+        found, at = np.frombuffer(data, np.uint8), 0
+        for part in parts:
+            piece = found[at : at + len(part)]
+            part[: len(piece)] = piece
+            at += len(piece)
+        return at
+
+    def fetch(self, offset: int, nbytes: int) -> None:
+        """Some bytes are wanted soon: begin, and do not wait."""
+        copy = self._begun()
+        if copy.done() and not copy.exception() and copy.result() is None:
+            with self._lock:
+                if (offset, nbytes) not in self._coming:
+                    future = self._objects.pool.submit(self._part, offset, nbytes)
+                    self._coming[offset, nbytes] = future
+
+    def _begun(self) -> Future[Descriptor | None]:
+        with self._lock:
+            if self._copy is None:
+                self._copy = self._objects.pool.submit(self._local)
+            return self._copy
+
+    def _local(self) -> Descriptor | None:
+        descriptor = self._objects.cached(*self._facts)
+        return None if descriptor is None else Descriptor(descriptor)
+
+    def _part(self, offset: int, nbytes: int) -> memoryview:
+        return self._objects.part(self._path, offset, nbytes)

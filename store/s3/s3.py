@@ -38,7 +38,7 @@ REASONS = (
 
 
 class S3Bucket:
-    """A bucket; see :class:`strata.store.s3.objects.Bucket`."""
+    """A bucket; see :class:`strata.store.s3.bucket.Bucket`."""
 
     def __init__(self, name: str, *, conditional: bool = True) -> None:
         """Asks for nothing yet. Raises StoreRefused if the environment makes no sense."""

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from strata.pipeline.feed.shard_moments import looking_at
-from strata.pipeline.materialize.cluster.cluster import Crew
 from strata.pipeline.materialize.cluster.submit import Spread, refusal
 from strata.pipeline.materialize.cluster.tasks import ChannelsOrder, Failed, HashOrder, SurveyOrder
-from strata.pipeline.run.session import Session
+from strata.pipeline.run.session import Crew, Session
 from strata.pipeline.run.stores import Address
 from strata.stages.data.images import Examined, Source, examine, spans
 from strata.stages.features.moments import Moments

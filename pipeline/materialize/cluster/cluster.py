@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.errors import ClusterError, OptionRange
 from strata.pipeline.interrupt import Interruptions
-from strata.pipeline.materialize.cluster.tasks import call
+from strata.pipeline.materialize.cluster.tasks import WORKERS_S, Order, call
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.stores import check_several
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
-CONNECT_S, WORKERS_S, ANSWER_S = 10.0, 30.0, 120.0
-"""How long a scheduler, a first worker, and every worker's first answer are waited for."""
+CONNECT_S, ANSWER_S = 10.0, 120.0
+"""How long a scheduler, and every worker's first answer are waited for."""
 ONE_HEAP = ("MALLOC_ARENA_MAX", "1")
 """Of a worker's environment, since it computes in threads: glibc gives each a heap of its own,
 which cannot grow beyond 64 MiB. Larger tensors then come from the kernel, page by page, and go
@@ -99,6 +100,7 @@ class Crew:
         self.report, self.stop = report, stop
         self._workers, self._scheduler, self._device = workers, scheduler, device
         self._open = ExitStack()
+        self._client: Client | None = None
 
     @property
     def where(self) -> str:
@@ -109,13 +111,17 @@ class Crew:
         """Have workers, which may take some seconds."""
         _ = self.client
 
-    @cached_property
+    @property
     def client(self) -> Client:
         """A connection to workers that run what we run.
 
         Raises:
             ClusterError: there is no scheduler, no worker, or one with other versions.
         """
+        self._client = self._client or self._begun()
+        return self._client
+
+    def _begun(self) -> Client:
         self._open.enter_context(_quiet())
         client = self._connected() if self._scheduler else self._started()
         with self._closing_if_refused():
@@ -138,11 +144,21 @@ class Crew:
         cores = len(os.sched_getaffinity(0)) // (self._workers or 1)
         return max(1, min(cores, torch.get_num_threads()))
 
-    @cached_property
+    @property
     def on_gpu(self) -> bool:
         """Do workers offer GPUs, as the resource that Dask knows by that name?"""
         workers = self.client.scheduler_info()["workers"].values()
         return self._device != "cpu" and any(w["resources"].get("GPU") for w in workers)
+
+    def submit(self, order: Order, item: Any, *, gpu: bool) -> Future:
+        """Have a worker do one item of an order; see :func:`worker.serve`."""
+        from strata.pipeline.materialize.cluster.worker import serve
+
+        device, resources = ("cuda", {"GPU": 1}) if gpu else ("cpu", None)
+        function = pickle.dumps(serve)
+        return self.client.submit(
+            call, function, order, item, device, self.threads, pure=False, resources=resources
+        )
 
     def count(self) -> int:
         """Workers there are now. Raises OSError if nobody answers."""
@@ -151,7 +167,7 @@ class Crew:
     def close(self) -> None:
         """Let the workers go: those that were started here end."""
         self._open.close()
-        self.__dict__.pop("client", None)
+        self._client = None
 
     @contextmanager
     def _closing_if_refused(self) -> Iterator[None]:
@@ -259,7 +275,7 @@ def _check(client: Client, workers: list[str], address: str | None) -> None:
 
     from strata.pipeline.materialize.cluster.worker import facts
 
-    asked = {w: client.submit(call, "facts", workers=[w], pure=False) for w in workers}
+    asked = {w: client.submit(call, pickle.dumps(facts), workers=[w], pure=False) for w in workers}
     with suppress(TimeoutError), client.as_current():
         wait(list(asked.values()), timeout=ANSWER_S)
     ours = facts()

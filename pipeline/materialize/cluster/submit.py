@@ -17,18 +17,17 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.errors import ClusterError, one_line
-from strata.pipeline.materialize.cluster.cluster import WORKERS_S, Crew
 from strata.pipeline.materialize.cluster.tasks import (
+    WORKERS_S,
     Done,
     Failed,
     FeaturesOrder,
     Order,
-    call,
     one_machine_alone,
 )
 from strata.pipeline.materialize.timing import NOTE_SECONDS, Together
 from strata.pipeline.progress import Tick, size
-from strata.pipeline.run.session import Session
+from strata.pipeline.run.session import Crew, Session
 from strata.store.errors import StoreRefused
 from strata.store.write.mandate import Published, unsettled
 from strata.store.write.writer import LevelWriter
@@ -66,6 +65,7 @@ class Spread:
         self._refusing: set[str] = set()
         """Workers that cannot get at the files."""
         self._workers = max(1, crew.count())
+        self._gpu = isinstance(order, FeaturesOrder) and crew.on_gpu
         self._heard = self._looked = time.monotonic()
         self.most = 0
         """Items that were under way at once."""
@@ -122,19 +122,9 @@ class Spread:
 
     def _submit(self, coming: Iterator[Any], alone: bool) -> None:
         most = 1 if alone else WINDOW * self._workers
-        gpu = isinstance(self._order, FeaturesOrder) and self._crew.on_gpu
         waiting = chain(_drained(self._again), coming)
         for item in islice(waiting, max(0, most - len(self._under_way))):
-            future = self._client.submit(
-                call,
-                "serve",
-                self._order,
-                item,
-                "cuda" if gpu else "cpu",
-                self._crew.threads,
-                pure=False,
-                resources={"GPU": 1} if gpu else None,
-            )
+            future = self._crew.submit(self._order, item, gpu=self._gpu)
             self._under_way[future] = item
             future.add_done_callback(self._finished.put)
         self.most = max(self.most, len(self._under_way))

@@ -6,6 +6,7 @@ worker loads weights itself and refuses others than those that the command knows
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ from strata.store.write.mandate import Mandate
 
 if TYPE_CHECKING:
     from strata.pipeline.run.session import Session
+
+
+WORKERS_S = 30.0
+"""How long a first worker is waited for."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,10 @@ class ChannelsOrder:
 Order = FeaturesOrder | SurveyOrder | ImagesOrder | HashOrder | ChannelsOrder
 
 
-def call(function: str, *arguments: Any) -> Any:
-    """A function of ``worker.py``. A scheduler reads what it passes on: it needs this module, and
-    not that one, which needs torch."""
-    from strata.pipeline.materialize.cluster import worker
-
-    return getattr(worker, function)(*arguments)
+def call(function: bytes, *arguments: Any) -> Any:
+    """Call a pickled function of ``worker.py``: a scheduler reads what it passes on, and it must
+    not need that file, which needs torch."""
+    return pickle.loads(function)(*arguments)
 
 
 # ---- answers ------------------------------------------------------------------------------------

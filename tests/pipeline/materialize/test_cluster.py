@@ -20,7 +20,6 @@ from strata.pipeline.feed.features import features
 from strata.pipeline.materialize.cluster import cluster as cluster_module
 from strata.pipeline.materialize.cluster import tasks, worker
 from strata.pipeline.materialize.cluster.submit import WINDOW, Spread
-from strata.pipeline.materialize.materialize import level_geometry
 from strata.pipeline.run.stores import Address
 from strata.store.errors import DiskFull, StoreRefused
 from strata.store.level.layout import LevelKey
@@ -180,7 +179,7 @@ def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesOrder, i
     """What workers are told of x_1 train, begun anew, and its number of shards."""
     session = session_of(place)
     level = session.key(1, "train", view)
-    shape = level_geometry(session, 1, "train")
+    shape = session.geometry(1, "train")
     base = features(session, 1, "train", cached=False).levels["clean"]
     writer = session.store.writer(level, shape, session.run.lineage(1))
     with writer.locked():

@@ -22,7 +22,6 @@ from strata.pipeline.feed.features import features
 from strata.pipeline.materialize.cluster.submit import Spread
 from strata.pipeline.materialize.cluster.tasks import Done, FeaturesOrder
 from strata.pipeline.materialize.cluster.tasks import features as features_order
-from strata.pipeline.materialize.materialize import level_geometry
 from strata.pipeline.run import rundir
 from strata.pipeline.run.session import Session
 from strata.pipeline.run.stores import Address, open_store
@@ -157,7 +156,7 @@ def order_for(place: Remote, cache: Path) -> tuple[FeaturesOrder, Level]:
     assert run is not None
     session = Session(run, store, torch.device("cpu"))
     base = features(session, 1, "train", cached=False).levels["clean"]
-    shape = level_geometry(session, 1, "train")
+    shape = session.geometry(1, "train")
     writer = store.writer(session.key(1, "train", "plain"), shape, run.lineage(1))
     with writer.locked():
         return features_order(session, base, Mandate.of(writer)), base

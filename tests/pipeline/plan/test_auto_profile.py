@@ -10,7 +10,7 @@ from root import MACHINES
 from runs import Place, here, open_run, tiny
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
-from strata.pipeline.materialize.materialize import level_geometry, materialize
+from strata.pipeline.materialize.materialize import materialize
 from strata.pipeline.plan.caching import caching
 from strata.pipeline.plan.plan import make_plan
 from strata.pipeline.progress import Reporter
@@ -97,8 +97,8 @@ def test_a_level_that_was_begun_goes_on_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         materialize(replace(begun, report=Once()), 1)
     other = session(tmp_path, x_1="raw")
-    assert level_geometry(other, 1, "train").profile == "zstd"
-    assert level_geometry(other, 2, "train").profile == "raw"
+    assert other.geometry(1, "train").profile == "zstd"
+    assert other.geometry(2, "train").profile == "raw"
     materialize(other, 1)
     profiles = {other.store.profile(key) for key in levels.keys_at(other.run, 1)}
     assert profiles == {"zstd"}

@@ -10,9 +10,9 @@ import torch
 from rows_of import views
 
 from strata.pipeline.errors import BudgetError, exit_code
-from strata.pipeline.feed.delivery import Delivery, Machine
+from strata.pipeline.feed.delivery import Delivery
 from strata.pipeline.plan.tiers import Choice, choose
-from strata.pipeline.run.device import _group_memory, available_memory
+from strata.pipeline.run.device import ReadOptions, _group_memory, available_memory
 from strata.store.level.layout import Geometry
 
 GB = 10**9
@@ -61,7 +61,7 @@ def test_a_tier_that_is_asked_for_is_taken_or_refused_with_both_numbers() -> Non
 def test_rows_that_are_read_once_are_not_put_on_the_gpu(tmp_path: Path) -> None:
     """`--tier device` is about a problem's features; writing a level reads what is below once."""
     levels = views(tmp_path, Geometry(5, (1, 2, 3), "uint8", 2, 4, "raw"), 1)
-    machine = Machine(torch.device("cpu"), tier="device")
+    machine = ReadOptions(torch.device("cpu"), tier="device")
     with Delivery(levels, machine, once=True) as delivery:
         assert delivery.choice.tier == "memory"
     with pytest.raises(BudgetError, match="--tier device"):

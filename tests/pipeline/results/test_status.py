@@ -8,10 +8,9 @@ import pytest
 import torch
 from runs import open_run, tiny
 
-from strata.pipeline.materialize.materialize import level_geometry
-from strata.pipeline.plan.inventory import inventory
 from strata.pipeline.results.status import status
 from strata.pipeline.run import levels, weights
+from strata.pipeline.run.levels import inventory
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
@@ -83,7 +82,7 @@ def test_a_level_whose_parent_was_rewritten_with_other_values_is_stale(session: 
     rows = session.store.open(key).read(0, 1437)
     rows[0, 0, 0, 0] += np.float16(1)
     session.store.remove_level(key)
-    geometry = level_geometry(session, 1, "train")
+    geometry = session.geometry(1, "train")
     writer = session.store.writer(key, geometry, session.run.lineage(1))
     writer.begin()
     for shard in writer.missing():

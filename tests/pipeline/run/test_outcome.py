@@ -10,7 +10,7 @@ import pytest
 from root import ROOT
 from runs import here, tiny
 
-from strata.pipeline.train.train import Solving
+from strata.pipeline.train.solving import Solving
 
 MACHINE = ROOT / "docs/machines/laptop.toml"
 
@@ -76,7 +76,7 @@ def test_what_was_taken_up_is_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The second process did not do all of it, so its seconds are not compared."""
     (tmp_path / "tiny.toml").write_text(tiny(layers=2, epochs=3), "utf-8")
     with monkeypatch.context() as patched:
-        patched.setattr("strata.pipeline.train.train.CHECKPOINT_SECONDS", 0.0)
+        patched.setattr("strata.pipeline.train.solving.CHECKPOINT_SECONDS", 0.0)
         patched.setattr(Solving, "outcome", _killed)
         with pytest.raises(ZeroDivisionError):
             do(tmp_path, "train", "--layer", 1)

@@ -21,7 +21,6 @@ from spoil import TEXT, flip
 from test_cli_resume import signalled
 
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
-from strata.pipeline.materialize import images
 from strata.pipeline.materialize.materialize import materialize
 from strata.pipeline.train import algorithm
 from strata.stages.network.featurize import pooled
@@ -100,7 +99,7 @@ def test_probes_see_the_images_without_augmentation(tmp_path: Path, views: str) 
     materialize(session, 1, clean=True)
     assert session.store.state(session.key(1, "train", "plain" if "c" in views else "clean")).rows
     assert torch.equal(exact, torch.cat(list(clean_batches(session, 1, "train"))))
-    labels = images.levels(session)["train"].array("labels")
+    labels = session.images()["train"].array("labels")
     with ProblemFeed(session, 1, augmented=False) as feed:
         orders = []
         for epoch in (0, 1):

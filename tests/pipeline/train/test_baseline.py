@@ -252,7 +252,7 @@ def test_status_names_it_and_what_was_begun(place: Path, tmp_path: Path) -> None
     assert do(other, "status", "--json").json["baselines"] == [plain]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("strata.pipeline.train.end_to_end._finish", _killed)
-        patched.setattr("strata.pipeline.train.train.CHECKPOINT_SECONDS", -1.0)
+        patched.setattr("strata.pipeline.train.solving.CHECKPOINT_SECONDS", -1.0)
         with pytest.raises(ZeroDivisionError):
             do(other, "baseline", "--micro-batch", 32)
     assert do(other, "status", "--json").json["baselines"] == [{**begun, "epochs": 1}, plain]

@@ -18,8 +18,8 @@ from spoil import flip
 
 from strata.pipeline.feed.features import frozen_layer
 from strata.pipeline.feed.problem_feed import ProblemFeed
-from strata.pipeline.plan.inventory import inventory
 from strata.pipeline.recipe.named_network import NamedNetwork
+from strata.pipeline.run.levels import inventory
 from strata.pipeline.train import algorithm
 from strata.pipeline.train.train import solve
 from strata.stages.network.spec import described

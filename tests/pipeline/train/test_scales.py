@@ -15,11 +15,10 @@ from runs import open_run, tiny
 
 from strata.pipeline.errors import exit_code, one_line
 from strata.pipeline.feed.features import features, level_draws, load_layer
-from strata.pipeline.materialize import images
 from strata.pipeline.materialize.materialize import materialize
-from strata.pipeline.plan.inventory import inventory
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run import weights
+from strata.pipeline.run.levels import inventory
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm, scales
 from strata.pipeline.train.evaluation import evaluate
@@ -133,7 +132,7 @@ def test_scales_are_chosen_on_what_the_first_view_holds(
     rows, view = np.sort(chosen), {'"canvas"': "plain", "3": "v0", "0": "clean"}[views]
     source = features(session, 1, "train", cached=views != "0")
     assert source.base == (0 if views == "0" else 1)
-    ids = images.levels(session)["train"].array("sample_id")
+    ids = session.images()["train"].array("sample_id")
     draws = level_draws(session.run.recipe, 0, view, len(ids)).of(ids[rows])
     with source.delivery([view]) as delivery:
         (stored,) = delivery.batches([rows])
@@ -258,7 +257,7 @@ def test_float16_overflow_names_row_and_sample_and_what_to_do(tmp_path: Path) ->
     )
     match = re.fullmatch(pattern, line)
     assert match, line
-    ids = images.levels(session)["train"].array("sample_id")
+    ids = session.images()["train"].array("sample_id")
     assert ids[int(match[1])] == int(match[2])
     assert exit_code(caught.value) == 9
 
@@ -271,7 +270,7 @@ def test_nan_is_refused_when_scales_are_chosen_and_when_levels_are_written(
     change_weights(session, float("nan"))
     layer = load_layer(session, 1).layer
     rows = np.sort(generator("calibration rows", 0).permutation(1437))
-    ids = images.levels(session)["train"].array("sample_id")
+    ids = session.images()["train"].array("sample_id")
     named = f"x_1 train.plain, row {rows[0]}, sample {ids[rows[0]]} of train"
     with pytest.raises(NotFinite, match="feature nan in channel 0") as caught:
         scales.keep(session, 1, layer, features(session, 0, "train"))

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from strata.pipeline.feed.features import features, image_views, level_draws
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
-from strata.pipeline.materialize.images import levels as images
 from strata.pipeline.materialize.materialize import materialize
-from strata.pipeline.plan.inventory import inventory
 from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.recipe import parse
 from strata.pipeline.run import levels
+from strata.pipeline.run.levels import inventory
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
 from strata.pipeline.train.evaluation import evaluate
@@ -81,8 +80,8 @@ def test_layer_by_layer_equals_the_assembled_network(tmp_path: Path) -> None:
     algorithm.make(session, solve=session.run.layers)
     materialize(session, 3)
     recipe, run = session.run.recipe, session.run
-    ids = images(session)["train"].array("sample_id")
-    x0 = torch.from_numpy(images(session)["train"].read(0, 64))
+    ids = session.images()["train"].array("sample_id")
+    x0 = torch.from_numpy(session.images()["train"].read(0, 64))
     layers = features(session, 3, "train", cached=False).layers
     for view in views.train_views(recipe):
         level = session.store.open(session.key(3, "train", view))
@@ -146,7 +145,7 @@ def test_ensembles_and_accuracies_follow_from_the_logits(tmp_path: Path) -> None
     session = open_run(tmp_path, tiny(epochs=1))
     algorithm.make(session, solve=session.run.layers)
     result = evaluate(session.run, session.store)
-    labels = images(session)["test"].array("labels")
+    labels = session.images()["test"].array("labels")
     for j in (1, 2, 3):
         kept = np.load(session.run.layer_directory(j) / "test_logits.npy")
         assert result["layers"][j - 1]["test"]["top1"] == (kept.argmax(1) == labels).mean()

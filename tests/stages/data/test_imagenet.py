@@ -11,7 +11,6 @@ from drawn import noise, save
 from PIL import Image, ImageOps
 from runs import Place, here, open_run
 
-from strata.pipeline.materialize.images import levels
 from strata.pipeline.recipe.builtin import text_of
 from strata.stages.data.images import open_source
 from strata.store.opening import open_level
@@ -139,7 +138,7 @@ def test_images_are_read_in_the_memory_of_a_few_shards(tmp_path: Path) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    level = levels(session)["train"]
+    level = session.images()["train"]
     assert len(level) == 800
     assert peak < 8 << 20
     assert level.nbytes > 2.5 * peak
