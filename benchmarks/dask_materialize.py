@@ -36,7 +36,7 @@ from random_run import make_run
 
 import checkout  # noqa: F401
 from strata.pipeline.interrupt import Interruptions
-from strata.pipeline.materialize.cluster.cluster import Crew
+from strata.pipeline.materialize.cluster.cluster import Workers
 from strata.pipeline.plan import hardware
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.session import Session
@@ -56,9 +56,9 @@ QUICK = 8
 
 
 @contextmanager
-def hands(count: int) -> Iterator[Crew]:
+def hands(count: int) -> Iterator[Workers]:
     """Workers of one thread each."""
-    crew = Crew(count, None, "cpu", Reporter(), Interruptions())
+    crew = Workers(count, None, "cpu", Reporter(), Interruptions())
     crew.begin()
     try:
         yield crew

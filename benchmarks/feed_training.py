@@ -22,7 +22,7 @@ from strata.pipeline.run import device as devices
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
 from strata.stages.network.network import build_problem
-from strata.stages.solve.solve import Schedule, Solver
+from strata.stages.solve.solve import SGDSchedule, Solver
 
 
 def fed_against_memory(
@@ -75,5 +75,5 @@ def solver_of(session: Session, rounds: int) -> Solver:
     """Of layer 2, at a rate that does not change."""
     recipe = session.run.recipe
     problem = build_problem(recipe.layers[1], recipe.auxiliaries[1], 0)
-    schedule = Schedule("step", 2 * rounds + 2, recipe.schedule.batch, 0.01, 0.9, 5e-4)
+    schedule = SGDSchedule("step", 2 * rounds + 2, recipe.schedule.batch, 0.01, 0.9, 5e-4)
     return Solver(problem, schedule, session.device, torch.float32)

@@ -33,7 +33,7 @@ from strata.stages.network.spec import (
     shape_at,
 )
 from strata.stages.solve.baseline import EndToEnd
-from strata.stages.solve.solve import Batches, Schedule, Solver
+from strata.stages.solve.solve import Batches, SGDSchedule, Solver
 
 SIDE, CLASSES, STEPS = 32, 10, 2
 STORED = torch.float16
@@ -139,7 +139,7 @@ def _peak(net: Net, case: Case, device: torch.device, rows: int) -> int:
     depth = (case.layer or 1) - 1
     with torch.device(device):
         network = _network(net, case)
-    schedule = Schedule(
+    schedule = SGDSchedule(
         "step", 1, rows, 0.0, 0.9, 5e-4, accumulate=-(-rows // case.micro)
     )  # a rate of 0: what is counted does not depend on it, and nothing diverges
     solver = Solver(network, schedule, device, torch.float32)

@@ -1,1 +1,1 @@
-"""The pipeline decides: what to train, what is missing, what it costs, in which order."""
+"""The pipeline decides: what to do, in which order, from which levels; and does it."""

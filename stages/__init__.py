@@ -1,1 +1,1 @@
-"""The stages compute: images, network, training, features, metrics. They know no store."""
+"""The stages compute: tensors in, tensors out."""

@@ -12,7 +12,7 @@ from strata.pipeline.results import separability
 from strata.pipeline.run import levels, probe_results
 from strata.pipeline.run.levels import unchanged
 from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.probe_results import Kind, Network
+from strata.pipeline.run.probe_results import Kind, ProbedNetwork
 from strata.pipeline.run.rundir import Run
 from strata.store.feature_store import Store
 
@@ -60,14 +60,14 @@ def _kind(options: Options) -> Kind:
     return Kind(0 if options["kind"] == "linear" else options["p"] or 1)
 
 
-def _network(run: Run, options: Options) -> Network:
+def _network(run: Run, options: Options) -> ProbedNetwork:
     base = (
         probe_results.end_to_end(run) if options["of"] == "baseline" else probe_results.greedy(run)
     )
     return probe_results.transferred(base, options["transfer"]) if options["transfer"] else base
 
 
-def _depths(found: Overview, network: Network, layer: int | None) -> Sequence[int]:
+def _depths(found: Overview, network: ProbedNetwork, layer: int | None) -> Sequence[int]:
     """Which x_j are asked for: that of one layer, or all that are there."""
     run = found.existing()
     solved = run.solved() if network.variant is None else run.layers
@@ -81,7 +81,7 @@ def _depths(found: Overview, network: Network, layer: int | None) -> Sequence[in
     return [layer] if layer else range(1, solved + 1)
 
 
-def _is_missing(store: Store, network: Network, j: int, kind: Kind, options: Options) -> bool:
+def _is_missing(store: Store, network: ProbedNetwork, j: int, kind: Kind, options: Options) -> bool:
     """Is there something to do for x_j?"""
     known = network.run.data()
     if options["transfer"] and (known is None or not unchanged(network.run, known)):

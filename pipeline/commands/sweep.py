@@ -18,7 +18,7 @@ from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import sweep_results
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.rundir import Run
-from strata.pipeline.run.sweep_results import Result
+from strata.pipeline.run.sweep_results import SweepResult
 from strata.stages.errors import StageError
 from strata.stages.network import footprint
 
@@ -143,7 +143,7 @@ def check_memory(
         )
 
 
-def _kept(results: dict[str, Result | None], name: str) -> Result:
+def _kept(results: dict[str, SweepResult | None], name: str) -> SweepResult:
     one = sweep_results.chosen(results, name)
     assert one is not None, "all variants are through"
     return one

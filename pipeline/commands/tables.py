@@ -14,7 +14,7 @@ from strata.pipeline.plan.plan import Plan, Step
 from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run.sweep_results import Result
+from strata.pipeline.run.sweep_results import SweepResult
 
 
 def of_recipes(found: Mapping[str, Recipe]) -> Table:
@@ -260,7 +260,7 @@ def _table(*columns: str) -> Table:
 SWEEP_COLUMNS = ("test top-1", "train loss", "training risk", "parameters", "epoch", "time", "")
 
 
-def of_sweep(title: str, ranked: Sequence[Result], kept: Sequence[str]) -> Table:
+def of_sweep(title: str, ranked: Sequence[SweepResult], kept: Sequence[str]) -> Table:
     """One row per variant; seconds are its own steps and its part of the reading.
 
     Args:
@@ -282,7 +282,7 @@ def of_sweep(title: str, ranked: Sequence[Result], kept: Sequence[str]) -> Table
     return table
 
 
-def _judged_variant(result: Result) -> tuple[str, str, str]:
+def _judged_variant(result: SweepResult) -> tuple[str, str, str]:
     gone = result["diverged"]
     if gone:
         last = "none finite" if gone["last_good"] is None else f"last {gone['last_good']:.4g}"

@@ -22,7 +22,7 @@ from strata.store.level.level import COMMIT
 from strata.store.write.verify import Damage, Hashing, check_level, level_directories, put_back
 
 if TYPE_CHECKING:
-    from strata.pipeline.materialize.cluster.cluster import Crew
+    from strata.pipeline.materialize.cluster.cluster import Workers
     from strata.pipeline.run.session import Session
 
 MB = 10**6
@@ -77,7 +77,7 @@ def verify(
     deep: bool,
     layer: int | None = None,
     report: Reporter | None = None,
-    crew: Crew | None = None,
+    crew: Workers | None = None,
 ) -> Findings:
     """Check every level of the store, and the records and weights of the run.
 
@@ -110,7 +110,7 @@ def verify(
     )
 
 
-def _hashing(crew: Crew | None, store: Store, tick: Tick) -> Hashing | None:
+def _hashing(crew: Workers | None, store: Store, tick: Tick) -> Hashing | None:
     """Workers, where there are any."""
     if crew is None:
         return None

@@ -18,7 +18,7 @@ from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.prefetch import Reader
 from strata.pipeline.feed.resident import Resident
 from strata.pipeline.feed.transfer import CudaStreams, Transfer, host_memory
-from strata.pipeline.plan.tiers import CACHE_SHARE, Choice, choose
+from strata.pipeline.plan.tiers import CACHE_SHARE, TierChoice, choose
 from strata.pipeline.run.device import ReadOptions, available_memory
 from strata.store.level.level import Level
 from strata.store.read.pool import Pool
@@ -33,14 +33,14 @@ WAIT_BYTES = 256 << 10
 """What one of them reads at a time."""
 LOADERS = ("native", "ffcv")
 
-Tick = Callable[[int], None]
+_Tick = Callable[[int], None]
 
 
 class Delivery:
     """Rows of levels of one x_j (views), by number: view · rows + row. Close it, or use it in a
     with statement."""
 
-    choice: Choice
+    choice: TierChoice
     """The tier, and why."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Delivery:
         *,
         once: bool = False,
         beton: Path | None = None,
-        tick: Tick = lambda rows: None,
+        tick: _Tick = lambda rows: None,
     ) -> None:
         """
         Args:
@@ -109,17 +109,17 @@ class Delivery:
     def _streamed(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
         return self._to_device(self._reader.batches(parts))
 
-    def _choose(self, once: bool) -> Choice:
+    def _choose(self, once: bool) -> TierChoice:
         views, machine = len(self._levels), self._machine
         if machine.loader == "ffcv":
             if machine.tier != "auto":
                 raise LoaderError(
                     f"--tier {machine.tier} is for --loader native: ffcv has no tiers"
                 )
-            return Choice("ffcv", "--loader ffcv")
+            return TierChoice("ffcv", "--loader ffcv")
         packed = self.geometry.profile != "raw"
         if once and packed:
-            return Choice("disk", "every chunk is decoded once")
+            return TierChoice("disk", "every chunk is decoded once")
         # What is read once gains nothing from being held, whatever the problems are told to do.
         asked = "auto" if once and machine.tier == "device" else machine.tier
         on_device, on_host = machine.free()
@@ -133,14 +133,14 @@ class Delivery:
             memory_free=on_host,
         )
 
-    def _native(self, tick: Tick) -> Reader:
+    def _native(self, tick: _Tick) -> Reader:
         rows = self._rows(tick)
         allocate = host_memory(self._machine.device)
         if isinstance(rows, ReadRows):
             return Reader(rows, WAITERS, piece_bytes=WAIT_BYTES, allocate=allocate)
         return Reader(rows, self._machine.threads, allocate=allocate)
 
-    def _rows(self, tick: Tick) -> Rows:
+    def _rows(self, tick: _Tick) -> Rows:
         levels, packed = self._levels, self.geometry.profile != "raw"
         if any(level.geometry != self.geometry for level in levels):
             return TakenRows(levels)  # two runs have written these views, in shards of two sizes

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from strata.pipeline.feed.ring import Allocate, Ring, plain
-from strata.store.read.rows import Rows, Task
+from strata.store.read.rows import ReadTask, Rows
 
 STRIPE_BYTES = 4 << 20
 """Aim for a stripe: much against the price of handing it over, little against a CPU's cache."""
@@ -60,7 +60,7 @@ class Reader:
         self.rows, self.geometry = rows, rows.geometry
         self._row_bytes = rows.geometry.row_bytes
         self._threads, self._piece_bytes, self._allocate = threads, piece_bytes, allocate
-        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self._tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
         self._workers: list[Thread] = []
         self._ring: Ring | None = None
         self._epochs: set[_Epoch] = set()
@@ -212,7 +212,7 @@ class _Job:
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._pieces, self._left = 0, False
 
-    def piece(self, take: Task) -> Task:
+    def piece(self, take: ReadTask) -> ReadTask:
         """The same task, which says when it is done, and never raises."""
         self._pieces += 1
 

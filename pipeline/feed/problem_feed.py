@@ -35,7 +35,7 @@ class EpochPlan:
     """int64 (samples, 2): offsets in feature space, in pixels of x_depth; None: no crop."""
 
 
-class Parts:
+class MicroBatches:
     """Rows of a batch that are made a micro-batch at a time, when they are split."""
 
     def __init__(self, made: Iterator[Tensor], rows: int) -> None:
@@ -106,7 +106,7 @@ class ProblemFeed:
 
     def epoch_in_parts(
         self, epoch: int, start: int, accumulate: int
-    ) -> Iterator[tuple[Parts, Tensor]]:
+    ) -> Iterator[tuple[MicroBatches, Tensor]]:
         """As :meth:`epoch`, but x is made while it is split, a micro-batch at a time: no more than
         one is on the device. Split each once, before the next batch is asked for.
 
@@ -118,7 +118,10 @@ class ProblemFeed:
         pieces = [[self._mine(piece) for piece in some] for some in pieces]
         made = self._values([piece for some in pieces for piece in some], plan)
         for some in pieces:
-            yield Parts(islice(made, len(some)), len(some[0])), self._labels(np.concatenate(some))
+            yield (
+                MicroBatches(islice(made, len(some)), len(some[0])),
+                self._labels(np.concatenate(some)),
+            )
 
     def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the

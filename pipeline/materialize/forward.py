@@ -14,7 +14,7 @@ from torch import Tensor
 from strata.pipeline.feed.features import Features, level_draws, naming_rows
 from strata.pipeline.feed.ring import Ring
 from strata.pipeline.feed.transfer import host_memory
-from strata.pipeline.materialize.timing import ALONE, Line, Shards, Turn
+from strata.pipeline.materialize.timing import ALONE, Line, ShardRows, Turn
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run import device
 from strata.pipeline.run.session import Session
@@ -44,7 +44,7 @@ class Computed:
         view = "clean" if source.base == 0 else key.view
         return cls(session, key, shape, source, view, ids, draws)
 
-    def shards(self, todo: Sequence[int], line: Line, turn: Turn = ALONE) -> Shards:
+    def shards(self, todo: Sequence[int], line: Line, turn: Turn = ALONE) -> ShardRows:
         """Stored elements of each shard. Their memory is used again once they are published.
 
         Args:

@@ -18,7 +18,7 @@ import numpy as np
 from strata.pipeline.errors import RunConflict, remedy
 from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.level import Content, write_level
-from strata.pipeline.materialize.timing import ALONE, Line, Shards, Turn
+from strata.pipeline.materialize.timing import ALONE, Line, ShardRows, Turn
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run.levels import geometry_at, have_images, stamp
 from strata.pipeline.run.rundir import DATA
@@ -153,7 +153,7 @@ class Decoded:
     shape: Geometry
     threads: int = READ_THREADS
 
-    def shards(self, todo: Sequence[int], line: Line, turn: Turn = ALONE) -> Shards:
+    def shards(self, todo: Sequence[int], line: Line, turn: Turn = ALONE) -> ShardRows:
         """As of ``computed.py``."""
         with ThreadPoolExecutor(self.threads) as pool:
             for shard in todo:
@@ -197,9 +197,9 @@ def _write_split(
     decoded = Decoded(session.run.recipe, source, split, samples, shape)
     arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
 
-    def told(mandate: Mandate) -> tasks.ImagesOrder:
+    def told(mandate: Mandate) -> tasks.ImagesTask:
         memo = _memo(session, found["signature"]).absolute()
-        return tasks.ImagesOrder(tasks.Place.of(session), mandate, memo, found["digest"])
+        return tasks.ImagesTask(tasks.RunAddress.of(session), mandate, memo, found["digest"])
 
     content = Content("decoding", decoded.shards, arrays=arrays, told=told)
     write_level(session, key, shape, lambda: content, damaged)
@@ -213,4 +213,4 @@ def _examined(
         return None
     from strata.pipeline.materialize.cluster.checks import examined
 
-    return examined(session, source, tasks.SurveyOrder(tasks.Place.of(session), signature))
+    return examined(session, source, tasks.SurveyTask(tasks.RunAddress.of(session), signature))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from strata.pipeline.materialize.cluster.tasks import Order
-from strata.pipeline.materialize.timing import Line, Shards, Together
+from strata.pipeline.materialize.cluster.tasks import WorkerTask
+from strata.pipeline.materialize.timing import Line, ShardRows, Together
 from strata.pipeline.progress import Tick, duration, size
 from strata.pipeline.run import levels
 from strata.pipeline.run.session import Session, patience
@@ -32,12 +32,12 @@ class Content:
 
     work: str
     """What computes it, for people: ``forward pass``."""
-    shards: Callable[[Sequence[int], Line], Shards]
+    shards: Callable[[Sequence[int], Line], ShardRows]
     """Those that are missing; ticks as rows are done."""
     parent: Mapping[str, Any] | None = None
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     tool: Mapping[str, str] = field(default_factory=dict)
-    told: Callable[[Mandate], Order] | None = None
+    told: Callable[[Mandate], WorkerTask] | None = None
     """What workers of a cluster are told, to do the same; None: they cannot."""
 
 
@@ -114,7 +114,7 @@ def _here(
 ) -> int:
     """Publish shards from this process; returns their bytes."""
 
-    def produced() -> Shards:
+    def produced() -> ShardRows:
         for shard in line.publishing(content.shards(todo, line)):
             yield shard
             session.stop.check()

@@ -17,7 +17,7 @@ import numpy as np
 from strata.pipeline.progress import Tick, size
 
 T = TypeVar("T")
-Shards = Iterator[tuple[int, np.ndarray]]
+ShardRows = Iterator[tuple[int, np.ndarray]]
 """Number and stored elements, (rows, channel, y, x), of some shards."""
 Turn = AbstractContextManager[Any]
 ALONE: Turn = nullcontext()

@@ -14,7 +14,7 @@ from typing import Any
 
 from strata.pipeline.errors import BudgetError, NotThereYet, RecipeError
 from strata.pipeline.plan import hardware, machine, memory
-from strata.pipeline.plan.choose import Choice, Tabled, choose
+from strata.pipeline.plan.choose import Chain, Tabled, choose
 from strata.pipeline.plan.costs import RecipeCosts, kind
 from strata.pipeline.plan.plan import Plan, check_budget
 from strata.pipeline.plan.worth import evicted
@@ -164,6 +164,6 @@ def calibrated(store: Path) -> Path:
     return store / "machine.toml"
 
 
-def _told(best: Choice, found: RecipeCosts) -> str:
+def _told(best: Chain, found: RecipeCosts) -> str:
     cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
     return f"--cache auto: worth caching on {found.machine.name}: {cached}"

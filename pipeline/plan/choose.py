@@ -21,7 +21,7 @@ START = "raw"
 
 
 @dataclass(frozen=True)
-class Node:
+class CachedDepth:
     """A cached depth, and how it is stored."""
 
     depth: int
@@ -39,13 +39,13 @@ class Costs(Protocol):
         """How x_depth may be stored."""
         ...
 
-    def nbytes(self, node: Node) -> int: ...
+    def nbytes(self, node: CachedDepth) -> int: ...
 
-    def write(self, base: Node, node: Node) -> float:
+    def write(self, base: CachedDepth, node: CachedDepth) -> float:
         """To compute a level from the one below and store it."""
         ...
 
-    def solve(self, base: Node, j: int) -> float:
+    def solve(self, base: CachedDepth, j: int) -> float:
         """All problems at layer j, each reading ``base`` and computing x_{j-1} from it."""
         ...
 
@@ -58,7 +58,7 @@ class Tabled:
         self.forms, self.nbytes = cache(costs.forms), cache(costs.nbytes)
         self.write, self._once = cache(costs.write), cache(costs.solve)
 
-    def solve(self, base: Node, j: int) -> float:
+    def solve(self, base: CachedDepth, j: int) -> float:
         return self._times * self._once(base, j)
 
     def several(self, times: int) -> Tabled:
@@ -69,12 +69,12 @@ class Tabled:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chain:
     """A chain of cached levels above x_0, by depth, and what it costs."""
 
     seconds: float
     """Infinite where nothing fits the budget."""
-    chain: tuple[Node, ...]
+    chain: tuple[CachedDepth, ...]
 
     def form(self, depth: int) -> str | None:
         """How x_depth is cached; None: it is computed again each time."""
@@ -87,20 +87,20 @@ def choose(
     disk: float = math.inf,
     must: frozenset[int] = frozenset(),
     never: frozenset[int] = frozenset(),
-) -> Choice:
+) -> Chain:
     """The cheapest chain.
 
     Args:
         disk: bytes that x_0 and two neighbours may take together.
         must, never: depths that are cached, or are not, whatever it costs.
     """
-    start = Node(0, START)
+    start = CachedDepth(0, START)
     room = disk - costs.nbytes(start)
-    best = {start: Choice(0.0, ())}
+    best = {start: Chain(0.0, ())}
     for depth in range(1, costs.layers):
         if depth in never:
             continue
-        for node in (Node(depth, form) for form in costs.forms(depth)):
+        for node in (CachedDepth(depth, form) for form in costs.forms(depth)):
             ways = (
                 _extended(costs, best[base], base, node)
                 for base in best
@@ -108,36 +108,36 @@ def choose(
             )
             if way := min(ways, key=lambda choice: choice.seconds, default=None):
                 best[node] = way
-    end = Node(costs.layers, "")
+    end = CachedDepth(costs.layers, "")
     whole = (
-        Choice(so_far.seconds + _between(costs, base, end), so_far.chain)
+        Chain(so_far.seconds + _between(costs, base, end), so_far.chain)
         for base, so_far in best.items()
         if _linked(base, end, must) and room >= 0
     )
-    return min(whole, key=lambda choice: choice.seconds, default=Choice(math.inf, ()))
+    return min(whole, key=lambda choice: choice.seconds, default=Chain(math.inf, ()))
 
 
-def _linked(base: Node, node: Node, must: frozenset[int]) -> bool:
+def _linked(base: CachedDepth, node: CachedDepth, must: frozenset[int]) -> bool:
     """Is ``node`` above, with nothing between that must be cached?"""
     return base.depth < node.depth and must.isdisjoint(range(base.depth + 1, node.depth))
 
 
-def _bytes(costs: Costs, base: Node) -> int:
+def _bytes(costs: Costs, base: CachedDepth) -> int:
     """Of a level beside x_0."""
     return costs.nbytes(base) if base.depth else 0
 
 
-def _extended(costs: Costs, so_far: Choice, base: Node, node: Node) -> Choice:
+def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth) -> Chain:
     seconds = so_far.seconds + _between(costs, base, node) + costs.write(base, node)
-    return Choice(seconds, (*so_far.chain, node))
+    return Chain(seconds, (*so_far.chain, node))
 
 
-def _between(costs: Costs, base: Node, node: Node) -> float:
+def _between(costs: Costs, base: CachedDepth, node: CachedDepth) -> float:
     """Solving the layers above one level, up to that whose output the next one is."""
     return sum(costs.solve(base, j) for j in range(base.depth + 1, node.depth + 1))
 
 
-def otherwise(costs: Costs, best: Choice, depth: int, *, disk: float = math.inf) -> Choice:
+def otherwise(costs: Costs, best: Chain, depth: int, *, disk: float = math.inf) -> Chain:
     """The cheapest chain that decides differently about one depth."""
     one = frozenset([depth])
     if best.form(depth):

@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.plan import tiers
-from strata.pipeline.plan.choose import Node
+from strata.pipeline.plan.choose import CachedDepth
 from strata.pipeline.plan.machine import Machine, RowRate
 from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.recipe import ProblemSpec, Recipe
@@ -111,17 +111,17 @@ class RecipeCosts:
         cache = replace(self.recipe.cache, profile=profile)
         return replace(self, recipe=replace(self.recipe, cache=cache))
 
-    def nbytes(self, node: Node) -> int:
+    def nbytes(self, node: CachedDepth) -> int:
         """Of all levels of x_depth, on disk."""
         unpacked = self._level_rows(node) * self._row_bytes(node)
         return math.ceil(unpacked / self._rate(node).ratio)
 
     # ---- writing --------------------------------------------------------------------------------
 
-    def write(self, base: Node, node: Node) -> float:
+    def write(self, base: CachedDepth, node: CachedDepth) -> float:
         return sum(self.write_level(base, node, rows) for rows in self._levels(node))
 
-    def write_level(self, base: Node, node: Node, rows: int) -> float:
+    def write_level(self, base: CachedDepth, node: CachedDepth, rows: int) -> float:
         """One level of so many rows. The last shard is published when nothing is left to compute:
         of a level of one shard, nothing overlaps."""
         machine, below, above = self.machine, self._row_bytes(base), self._row_bytes(node)
@@ -141,7 +141,7 @@ class RecipeCosts:
 
     # ---- solving --------------------------------------------------------------------------------
 
-    def solve(self, base: Node, j: int) -> float:
+    def solve(self, base: CachedDepth, j: int) -> float:
         below, (step, look) = self._forward(base.depth, j - 1), self._problems[j - 1]
         epochs, worth = passes(self.recipe, j)
         training = self.epoch(base, below + step * worth / epochs) * epochs
@@ -155,7 +155,7 @@ class RecipeCosts:
         work = [operations(self.recipe, j) for j in range(1, self.layers + 1)]
         return [(3 * n / r.train, n / r.forward) for n, r in zip(work, rates, strict=True)]
 
-    def epoch(self, base: Node, compute: float) -> float:
+    def epoch(self, base: CachedDepth, compute: float) -> float:
         """Seconds of an epoch of one problem.
 
         Args:
@@ -165,11 +165,11 @@ class RecipeCosts:
         rows = batch * batch_count(self.train, batch, drop_last=True) or self.train
         return rows * self._seconds(base, compute)
 
-    def reading(self, base: Node) -> float:
+    def reading(self, base: CachedDepth) -> float:
         """Seconds of an epoch that does nothing but read."""
         return self.epoch(base, 0.0)
 
-    def recomputing(self, base: Node, depth: int) -> float:
+    def recomputing(self, base: CachedDepth, depth: int) -> float:
         """Seconds of an epoch that does nothing but compute x_depth from a level below."""
         return self.epoch(base, self._forward(base.depth, depth))
 
@@ -184,7 +184,7 @@ class RecipeCosts:
         scales = min(SCALE_ROWS, self.train) * precision.startswith("uint")
         return tests + risks + scales + removals * min(SCORE_ROWS, self.train)
 
-    def _seconds(self, base: Node, compute: float) -> float:
+    def _seconds(self, base: CachedDepth, compute: float) -> float:
         """Of one row that is read from ``base``; infinite where the tier asked for has no room."""
         try:
             how = self._feeding(base)
@@ -201,7 +201,7 @@ class RecipeCosts:
 
     # ---- where rows lie -------------------------------------------------------------------------
 
-    def held(self, node: Node) -> tiers.Choice:
+    def held(self, node: CachedDepth) -> tiers.TierChoice:
         """Where the rows are while a problem reads them, as :mod:`strata.pipeline.plan.tiers`
         chooses.
 
@@ -218,7 +218,7 @@ class RecipeCosts:
             memory_free=int(machine.memory),
         )
 
-    def _feeding(self, base: Node) -> Feeding:
+    def _feeding(self, base: CachedDepth) -> Feeding:
         """What is held is filled once with all views, if it is unpacked or copied; of raw rows in
         the page cache only those are touched that are read. Every epoch over packed chunks decodes
         all views, since it wants some rows of each."""
@@ -238,12 +238,12 @@ class RecipeCosts:
         once = min(1.0, views / epochs)
         return Feeding(once, 1 - once, off_disk, 1.0)
 
-    def _in_page_cache(self, node: Node) -> bool:
+    def _in_page_cache(self, node: CachedDepth) -> bool:
         """Do its files stay there once they are written?"""
         files = self._unpacked(node) / self._rate(node).ratio
         return files <= tiers.CACHE_SHARE * self.machine.memory
 
-    def _is_jpeg(self, node: Node) -> bool:
+    def _is_jpeg(self, node: CachedDepth) -> bool:
         """Is it x_0, decoded whenever it is read?"""
         return node.depth == 0 and self.recipe.data.jpeg > 0
 
@@ -254,7 +254,7 @@ class RecipeCosts:
 
     # ---- rows -----------------------------------------------------------------------------------
 
-    def _rate(self, node: Node) -> RowRate:
+    def _rate(self, node: CachedDepth) -> RowRate:
         return self._rates[node.depth > 0, node.form]
 
     @cached_property
@@ -263,7 +263,7 @@ class RecipeCosts:
         features = {(True, profile): rate(profile, precision) for profile in PROFILES}
         return {(False, "raw"): rate("raw", "uint8"), **features}
 
-    def _decode(self, node: Node) -> float:
+    def _decode(self, node: CachedDepth) -> float:
         return self.machine.jpeg if self._is_jpeg(node) else self._rate(node).decode
 
     def _forward(self, base: int, depth: int) -> float:
@@ -287,15 +287,15 @@ class RecipeCosts:
         side = views.cached_size(self.recipe)
         return [self.recipe.shape(depth, side) for depth in range(self.layers + 1)]
 
-    def _row_bytes(self, node: Node) -> int:
+    def _row_bytes(self, node: CachedDepth) -> int:
         return self._rows_bytes[node.depth]
 
     @cached_property
     def _rows_bytes(self) -> list[int]:
         """Of one row before packing, by depth."""
-        return [self._geometry(Node(d, "raw"), 1).row_bytes for d in range(self.layers + 1)]
+        return [self._geometry(CachedDepth(d, "raw"), 1).row_bytes for d in range(self.layers + 1)]
 
-    def _geometry(self, node: Node, rows: int) -> Geometry:
+    def _geometry(self, node: CachedDepth, rows: int) -> Geometry:
         cache, data = self.recipe.cache, self.recipe.data
         images = (data.channels, data.size, data.size)
         shape, precision = (self._shape(node.depth), cache.precision)
@@ -306,22 +306,22 @@ class RecipeCosts:
     @cached_property
     def _shards(self) -> Callable[[int, int], int]:
         """Of a level of so many rows at a depth, in any profile."""
-        return cache(lambda depth, rows: self._geometry(Node(depth, "raw"), rows).shards)
+        return cache(lambda depth, rows: self._geometry(CachedDepth(depth, "raw"), rows).shards)
 
-    def _unpacked(self, node: Node) -> int:
+    def _unpacked(self, node: CachedDepth) -> int:
         """Bytes of the training rows that a problem reads, all views."""
         return self._views(node) * self.train * self._row_bytes(node)
 
-    def _views(self, node: Node) -> int:
+    def _views(self, node: CachedDepth) -> int:
         return self._every_view if node.depth else 1
 
     @cached_property
     def _every_view(self) -> int:
         return len(views.train_views(self.recipe))
 
-    def _levels(self, node: Node) -> list[int]:
+    def _levels(self, node: CachedDepth) -> list[int]:
         """Rows of every level of x_depth."""
         return [*[self.train] * self._views(node), self.test]
 
-    def _level_rows(self, node: Node) -> int:
+    def _level_rows(self, node: CachedDepth) -> int:
         return sum(self._levels(node))

@@ -24,7 +24,7 @@ MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Choice:
+class TierChoice:
     """A tier, and the reason for it."""
 
     tier: str
@@ -33,7 +33,7 @@ class Choice:
 
 def choose(
     asked: str, what: str, nbytes: int, *, packed: bool, device_free: int, memory_free: int
-) -> Choice:
+) -> TierChoice:
     """Choose a tier by bytes.
 
     Args:
@@ -54,11 +54,11 @@ def choose(
     for tier, (share, free, name) in rooms.items():
         room = f"{what} {kind} is {size(nbytes)}, {size(free)} of {name} are free"
         if nbytes <= share * free and asked in ("auto", tier):
-            return Choice(tier, room)
+            return TierChoice(tier, room)
         if asked == tier:
             raise BudgetError(
                 f"--tier {tier}: {room}, of which {100 * share:.0f} % may be used. Use --tier auto"
             )
     how = "chunks are decoded as they are wanted" if packed else "rows are read as they are wanted"
     why = "--tier disk" if asked == "disk" else room
-    return Choice("disk", f"{why}: {how}")
+    return TierChoice("disk", f"{why}: {how}")

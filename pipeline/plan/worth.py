@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from strata.pipeline.errors import BudgetError, RecipeError
-from strata.pipeline.plan.choose import START, Choice, Node, Tabled, choose, otherwise
+from strata.pipeline.plan.choose import START, CachedDepth, Chain, Tabled, choose, otherwise
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
 from strata.pipeline.progress import duration, size
 
@@ -130,22 +130,22 @@ def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:
     )
 
 
-def _best(costs: RecipeCosts, disk: float) -> Choice:
+def _best(costs: RecipeCosts, disk: float) -> Chain:
     return choose(Tabled(costs), disk=disk)
 
 
-def evicted(costs: RecipeCosts, best: Choice, disk: float) -> dict[int, int]:
+def evicted(costs: RecipeCosts, best: Chain, disk: float) -> dict[int, int]:
     """Which level leaves the disk once which other is written, by depth; none where all fit."""
     chain = best.chain
-    if sum(map(costs.nbytes, (Node(0, START), *chain))) <= disk:
+    if sum(map(costs.nbytes, (CachedDepth(0, START), *chain))) <= disk:
         return {}
     return {node.depth: above.depth for node, above in pairwise(chain)}
 
 
-def _tier(costs: RecipeCosts, best: Choice, depth: int) -> str | None:
+def _tier(costs: RecipeCosts, best: Chain, depth: int) -> str | None:
     form = best.form(depth)
     with suppress(BudgetError):
-        return costs.held(Node(depth, form)).tier if form else None
+        return costs.held(CachedDepth(depth, form)).tier if form else None
     return None
 
 
@@ -166,7 +166,7 @@ class _Reasons:
 
     costs: RecipeCosts
     table: Tabled
-    best: Choice
+    best: Chain
     disk: float
 
     def of(self, depth: int, other: float) -> str:
@@ -180,7 +180,7 @@ class _Reasons:
         if not form and self.disk < math.inf and choose(self.table).form(depth):
             return f"over the budget of {size(self.disk)}"
         base = self._base(depth)
-        node = Node(depth, form or self._form(base, depth))
+        node = CachedDepth(depth, form or self._form(base, depth))
         read, again = self.costs.reading(node), self.costs.recomputing(base, depth)
         if read >= again and form:
             return f"it spares {_told(other - self.best.seconds)} in all"
@@ -190,16 +190,16 @@ class _Reasons:
         written = _told(self.table.write(base, node))
         return faster if form else f"{faster}, but writing takes {written}"
 
-    def _base(self, depth: int) -> Node:
+    def _base(self, depth: int) -> CachedDepth:
         """What x_depth would be computed from."""
         below = [node for node in self.best.chain if node.depth < depth]
-        return below[-1] if below else Node(0, START)
+        return below[-1] if below else CachedDepth(0, START)
 
-    def _form(self, base: Node, depth: int) -> str:
+    def _form(self, base: CachedDepth, depth: int) -> str:
         """The cheapest for the problem right above."""
 
         def seconds(form: str) -> float:
-            node = Node(depth, form)
+            node = CachedDepth(depth, form)
             return self.table.write(base, node) + self.table.solve(node, depth + 1)
 
         return min(self.costs.forms(depth), key=seconds)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.recipe.strict import require
 from strata.stages.errors import UnusableNetwork
-from strata.stages.network.blocks import AnyLayer, Block, Source
+from strata.stages.network.blocks import AnyLayer, Block, Origin
 
 TORCHVISION = "torchvision:"
 VALUES = (bool, int, float, str)
@@ -45,8 +45,8 @@ class NamedNetwork:
         return self.name
 
     @property
-    def source(self) -> Source:
-        return Source(self.name, tuple(sorted(self.arguments.items())), self.code)
+    def source(self) -> Origin:
+        return Origin(self.name, tuple(sorted(self.arguments.items())), self.code)
 
     @property
     def file(self) -> str | None:
@@ -76,7 +76,7 @@ def listed(layers: Sequence[AnyLayer]) -> list[dict[str, Any]]:
 
 
 @cache
-def _blocks(source: Source, channels: int, side: int) -> tuple[Block, ...]:
+def _blocks(source: Origin, channels: int, side: int) -> tuple[Block, ...]:
     from strata.stages.network.block_reading import read_blocks
 
     try:

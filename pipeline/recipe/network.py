@@ -13,7 +13,7 @@ from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkTable:
     layers: int
     """J."""
     width: int
@@ -69,7 +69,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Auxiliary:
+class AuxiliaryTable:
     k: int
     """Hidden layers of the auxiliary problem: layer j and k - 1 convolutions in C."""
     width: int = 0

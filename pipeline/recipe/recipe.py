@@ -15,7 +15,7 @@ from typing import Any
 
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.recipe.named_network import NamedNetwork, named
-from strata.pipeline.recipe.network import Auxiliary, Network
+from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
 from strata.pipeline.recipe.strict import read, require
 from strata.pipeline.recipe.tables import Augment, Cache, Claim, Compress, Data, Schedule
 from strata.stages.network.blocks import AnyLayer, Block
@@ -29,8 +29,8 @@ ProblemSpec = tuple[AnyLayer, AuxiliarySpec]
 class Recipe:
     data: Data
     augment: Augment
-    network: Network | NamedNetwork
-    auxiliary: Auxiliary
+    network: NetworkTable | NamedNetwork
+    auxiliary: AuxiliaryTable
     schedule: Schedule
     cache: Cache = field(default_factory=Cache)
     claim: Claim = field(default_factory=Claim)
@@ -50,7 +50,7 @@ class Recipe:
             "'augment.views' is 1 with random crops or flips: every epoch would see the same draw. "
             "Use 4 or more views, \"canvas\", or set 'augment.allow_single_view'",
         )
-        if isinstance(self.network, Network):
+        if isinstance(self.network, NetworkTable):
             self.check_layers()
 
     def check_layers(self) -> None:
@@ -70,9 +70,9 @@ class Recipe:
             )
             self._check_local()
 
-    def _table(self, why: str) -> Network:
+    def _table(self, why: str) -> NetworkTable:
         """The table [network]. Raises RecipeError if there is a name in its place."""
-        if isinstance(self.network, Network):
+        if isinstance(self.network, NetworkTable):
             return self.network
         raise RecipeError(f"{why}: 'network' must be a table, not the name {self.network.name!r}")
 

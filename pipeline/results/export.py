@@ -67,7 +67,7 @@ class Wanted:
     """Layers 1 … j."""
     features: bool
     ensemble: bool
-    final: sweep_results.Result | None
+    final: sweep_results.SweepResult | None
     """The classifier that replaces that of layer j, which is the last."""
 
     @property
@@ -143,7 +143,7 @@ def export(wanted: Wanted, place: Path) -> tuple[dict[str, Any], list[str]]:
     return value, [said, *_left_out(made), _said(value["compared"])]
 
 
-def _final(run: Run, j: int, name: str | None) -> sweep_results.Result | None:
+def _final(run: Run, j: int, name: str | None) -> sweep_results.SweepResult | None:
     """The final classifier of that name. Raises OptionRange if it is not to be had."""
     if name is None:
         return None

@@ -12,7 +12,7 @@ from rich.table import Table
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.results.figures import draw, drawable
 from strata.pipeline.run import probe_results, rundir
-from strata.pipeline.run.probe_results import Kind, Result
+from strata.pipeline.run.probe_results import Kind, ProbeResult
 from strata.pipeline.run.rundir import RUN, Run
 from strata.store.errors import LevelDamaged
 
@@ -24,7 +24,7 @@ COLOURS = ("#1f5f99", "#c2691c", "#6b7280", "#3f7d4e", "#8a4f9e")
 MARKERS = ("o", "^", "s", "D", "v")
 
 
-def table(title: str, results: Sequence[Result]) -> Table:
+def table(title: str, results: Sequence[ProbeResult]) -> Table:
     """One row per depth; accuracies on the test and the training images."""
     kinds = sorted({Kind.of(one["kind"]) for one in results})
     found = {(one["layer"], one["kind"]): one for one in results}
@@ -39,7 +39,7 @@ def table(title: str, results: Sequence[Result]) -> Table:
     return shown
 
 
-def _cells(one: Result | None, kind: Kind) -> list[str]:
+def _cells(one: ProbeResult | None, kind: Kind) -> list[str]:
     if one is None:
         return [""] * (2 if kind.hidden else 3)
     cells = [f"{100 * one[split]['top1']:.2f} %" for split in ("test", "train")]
@@ -67,11 +67,11 @@ def curves(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-Name = tuple[str, str | None, str | None, str]
+_Name = tuple[str, str | None, str | None, str]
 """Network, images and their digest (None: the run's own), kind."""
 
 
-def _results(run: Run) -> Iterator[tuple[Name, Result]]:
+def _results(run: Run) -> Iterator[tuple[_Name, ProbeResult]]:
     for network in probe_results.networks(run):
         images, digest, source = None, None, network.run.source
         if source != run.source:
@@ -94,8 +94,8 @@ def _beside(run: Run) -> Iterator[Run]:
                 yield other
 
 
-def _curve(name: Name, results: Iterable[Result]) -> dict[str, Any]:
-    by_depth: dict[int, list[Result]] = {}
+def _curve(name: _Name, results: Iterable[ProbeResult]) -> dict[str, Any]:
+    by_depth: dict[int, list[ProbeResult]] = {}
     for one in results:
         by_depth.setdefault(one["layer"], []).append(one)
     of, images, _, kind = name
@@ -103,7 +103,7 @@ def _curve(name: Name, results: Iterable[Result]) -> dict[str, Any]:
     return {"of": of, "images": images, "kind": kind, "points": points}
 
 
-def _point(depth: int, results: Sequence[Result]) -> dict[str, Any]:
+def _point(depth: int, results: Sequence[ProbeResult]) -> dict[str, Any]:
     test, train = ([one[split]["top1"] for one in results] for split in ("test", "train"))
     return {
         "depth": depth,

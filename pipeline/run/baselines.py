@@ -19,7 +19,7 @@ from strata.pipeline.run.rundir import CHECKPOINT, NOTE, Run
 
 
 @dataclass(frozen=True)
-class Variant:
+class BaselineVariant:
     """How memory is saved while a network is trained end to end."""
 
     checkpointing: bool
@@ -36,7 +36,7 @@ class Variant:
         return "-".join(parts) or "plain"
 
 
-def variant(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> Variant:
+def variant(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> BaselineVariant:
     """
     Args:
         micro_batch: most images at a time; None: as the recipe accumulates.
@@ -52,7 +52,7 @@ def variant(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> 
                 "for whole batches"
             )
         accumulate = -(-batch // micro_batch)
-    return Variant(checkpointing, accumulate, -(-batch // accumulate))
+    return BaselineVariant(checkpointing, accumulate, -(-batch // accumulate))
 
 
 def current(run: Run | None, name: str) -> dict[str, Any] | None:

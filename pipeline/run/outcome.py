@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from strata.pipeline.plan import memory
-from strata.pipeline.plan.choose import START, Node
+from strata.pipeline.plan.choose import START, CachedDepth
 from strata.pipeline.plan.costs import RecipeCosts
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import levels
@@ -68,7 +68,7 @@ def of_writing(session: Session, keys: Sequence[LevelKey], base: int) -> dict[st
     return figures(seconds, _bytes(session, node, rows), peak)
 
 
-def _bytes(session: Session, node: Node, rows: Sequence[int]) -> int | None:
+def _bytes(session: Session, node: CachedDepth, rows: Sequence[int]) -> int | None:
     """On disk. Of a packed level only with a ratio that was measured, or is given."""
     recipe = session.run.recipe
     cache = recipe.cache
@@ -96,10 +96,10 @@ def _costs(session: Session) -> RecipeCosts | None:
     )
 
 
-def _node(session: Session, depth: int) -> Node:
+def _node(session: Session, depth: int) -> CachedDepth:
     """x_depth as it is stored."""
     there = levels.profile_at(session.run, session.store, depth) if depth else START
-    return Node(depth, there or "raw")
+    return CachedDepth(depth, there or "raw")
 
 
 def _rows(session: Session, key: LevelKey) -> int:

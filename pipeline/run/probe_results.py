@@ -40,7 +40,7 @@ from strata.store.fingerprint import fingerprint
 
 GREEDY, NETWORK, TRANSFER = "greedy", "network", "transfer"
 
-Result = Mapping[str, Any]
+ProbeResult = Mapping[str, Any]
 """Body of result.json."""
 
 
@@ -95,7 +95,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Network:
+class ProbedNetwork:
     """Layers that are trained, and the images they are shown, as a run."""
 
     trained: str
@@ -118,11 +118,11 @@ class Network:
         return next((j for j, ok in enumerate(same) if not ok), len(same))
 
 
-def greedy(run: Run) -> Network:
-    return Network(GREEDY, run)
+def greedy(run: Run) -> ProbedNetwork:
+    return ProbedNetwork(GREEDY, run)
 
 
-def end_to_end(run: Run) -> Network:
+def end_to_end(run: Run) -> ProbedNetwork:
     """The network trained end to end; of several variants the plain one, or else the first.
 
     It was trained on crops, whatever the recipe caches for the greedy one: so its features are
@@ -138,19 +138,19 @@ def end_to_end(run: Run) -> Network:
             origin = fingerprint([record["input"], record["weights"]])
             crops = replace(run.recipe, augment=replace(run.recipe.augment, views=0))
             shown = _of_recipe(replace(run, directory=place), crops)
-            return Network(f"end to end, {name}", shown, [origin] * run.layers, name)
+            return ProbedNetwork(f"end to end, {name}", shown, [origin] * run.layers, name)
     raise NotThereYet(
         f"{run.directory} has no network trained end to end. Run: strata baseline {run.name}"
     )
 
 
-def transferred(network: Network, source: str) -> Network:
+def transferred(network: ProbedNetwork, source: str) -> ProbedNetwork:
     """A network on other images; as many classes as those were found to have."""
     name = re.sub(r"[^\w.]+", "-", f"{source_name(source)}-{fingerprint(source)[:8]}")
     return _on_images(network, source, network.run.directory / TRANSFER / name)
 
 
-def _on_images(network: Network, source: str, place: Path) -> Network:
+def _on_images(network: ProbedNetwork, source: str, place: Path) -> ProbedNetwork:
     run = network.run
     shown = Run(place, run.name, run.recipe, {**run.facts, "source": source})
     data = shown.data()
@@ -178,7 +178,7 @@ def source_name(source: str) -> str:
     return kind + colon + Path(place).name
 
 
-def networks(run: Run) -> Iterator[Network]:
+def networks(run: Run) -> Iterator[ProbedNetwork]:
     """Every network of a run that may have been probed."""
     bases = [greedy(run)]
     with suppress(NotThereYet):
@@ -209,7 +209,7 @@ def made_of(run: Run, j: int, kind: Kind) -> dict[str, Any]:
     return json.loads(json.dumps({**settings, "seed": run.seed}))
 
 
-def result(network: Network, j: int, kind: Kind) -> Result | None:
+def result(network: ProbedNetwork, j: int, kind: Kind) -> ProbeResult | None:
     """The result of a probe of x_j; None if there is none, if it was made on another x_j or with
     other settings, or if one of its files is not what it was."""
     run = network.run
@@ -225,7 +225,7 @@ def result(network: Network, j: int, kind: Kind) -> Result | None:
     return found if whole else None
 
 
-def results(network: Network) -> list[Result]:
+def results(network: ProbedNetwork) -> list[ProbeResult]:
     """All results of a network that are believed, by depth."""
     run, found = network.run, []
     for j in range(1, network.solved + 1):

@@ -19,7 +19,7 @@ CACHE_BYTES = 20 * 10**9
 
 
 @dataclass(frozen=True)
-class Address:
+class StoreAddress:
     """Where another process finds a store. Its credentials are that process' own."""
 
     place: str
@@ -27,7 +27,7 @@ class Address:
     read_cache: str | None = None
 
     @classmethod
-    def of(cls, store: Store) -> Address:
+    def of(cls, store: Store) -> StoreAddress:
         """Of an object store, with the same read cache: the same path on the other's machine."""
         if not store.remote:
             return cls(str(store.root.absolute()))

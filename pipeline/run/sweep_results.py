@@ -30,7 +30,7 @@ WEIGHTS, AUXILIARY = "weights.safetensors", "auxiliary.safetensors"
 FILES = (WEIGHTS, AUXILIARY, CURVE, LOGITS)
 """What a result vouches for."""
 
-Result = Mapping[str, Any]
+SweepResult = Mapping[str, Any]
 """Body of result.json; ``diverged`` is None, or epoch and last finite loss."""
 
 
@@ -54,7 +54,7 @@ def vouched(run: Run, j: int, variant: Variant) -> dict[str, Any] | None:
     return json.loads(json.dumps({"input": nodes[j - 1].fingerprint, **variant.settings}))
 
 
-def result(run: Run, j: int, variant: Variant) -> Result | None:
+def result(run: Run, j: int, variant: Variant) -> SweepResult | None:
     """The result of a variant that is through; None if it is not, was made on another x_{j-1} or
     with other settings, or if one of its files is not what it was."""
     directory = place(run, j, variant.name)
@@ -66,7 +66,7 @@ def result(run: Run, j: int, variant: Variant) -> Result | None:
     return found if believed and _is_whole(directory, found) else None
 
 
-def _is_whole(directory: Path, found: Result) -> bool:
+def _is_whole(directory: Path, found: SweepResult) -> bool:
     return all(_is(directory / name, digest) for name, digest in found["files"].items())
 
 
@@ -74,18 +74,18 @@ def _is(path: Path, digest: str) -> bool:
     return path.exists() and sha256(path.read_bytes()) == digest
 
 
-def results(run: Run | None, j: int, wanted: Iterable[Variant]) -> dict[str, Result | None]:
+def results(run: Run | None, j: int, wanted: Iterable[Variant]) -> dict[str, SweepResult | None]:
     """By name, in the order asked for."""
     return {variant.name: run and result(run, j, variant) for variant in wanted}
 
 
-def finals(run: Run) -> dict[str, tuple[str, Result | None]]:
+def finals(run: Run) -> dict[str, tuple[str, SweepResult | None]]:
     """Every classifier of x_J by its name: its state, and its result where that is believed.
 
     States: ``solved``; ``diverged``; ``stale``: x_J is another now, or a file is not what it was;
     ``partial``.
     """
-    found: dict[str, tuple[str, Result | None]] = {}
+    found: dict[str, tuple[str, SweepResult | None]] = {}
     for directory in sorted(run.sweep_directory(run.layers + 1).glob("*")):
         try:
             one = unseal(directory / RESULT)
@@ -102,7 +102,7 @@ def finals(run: Run) -> dict[str, tuple[str, Result | None]]:
     return found
 
 
-def ranked(found: Mapping[str, Result | None]) -> list[Result]:
+def ranked(found: Mapping[str, SweepResult | None]) -> list[SweepResult]:
     """By test top-1, the highest first; those that diverged last."""
     there = [result for result in found.values() if result is not None]
     return sorted(there, key=lambda r: -1.0 if r["diverged"] else r["test"]["top1"], reverse=True)
@@ -111,7 +111,7 @@ def ranked(found: Mapping[str, Result | None]) -> list[Result]:
 # ---- keeping one --------------------------------------------------------------------------------
 
 
-def chosen(found: Mapping[str, Result | None], keep: str) -> Result | None:
+def chosen(found: Mapping[str, SweepResult | None], keep: str) -> SweepResult | None:
     """The result that ``--keep`` speaks of; ``best`` has the lowest training risk, so that nothing
     is chosen by the test images. None as long as it is not known.
 
@@ -135,7 +135,7 @@ def chosen(found: Mapping[str, Result | None], keep: str) -> Result | None:
     return min(finite, key=lambda result: result["risk"])
 
 
-def is_kept(run: Run | None, j: int, one: Result | None) -> bool:
+def is_kept(run: Run | None, j: int, one: SweepResult | None) -> bool:
     """Is the run's layer j, solved and current, this very result?"""
     if run is None or one is None or run.solved() < j:
         return False
@@ -143,7 +143,7 @@ def is_kept(run: Run | None, j: int, one: Result | None) -> bool:
     return all(record[part] == one[part] for part in ("weights", "auxiliary"))
 
 
-def check_free(run: Run | None, j: int, one: Result | None) -> None:
+def check_free(run: Run | None, j: int, one: SweepResult | None) -> None:
     """Refuse to keep a result where another layer j is, which layers above may rest on.
 
     Raises:
@@ -172,7 +172,7 @@ def damaged(run: Run, j: int) -> Iterator[tuple[Path, str]]:
                 yield path.parent / name, f"it is not what {RESULT} says, or missing"
 
 
-def taken_from(run: Run, j: int) -> Result | None:
+def taken_from(run: Run, j: int) -> SweepResult | None:
     """The result that the run's layer j was taken from, if it was, and if all of it is there."""
     try:
         record = run.layer(j) or {}

@@ -30,7 +30,7 @@ from strata.pipeline.study.sample_rows import codec_for
 from strata.stages.features.quantise import Codec
 from strata.stages.network.featurize import Frozen, featurize, run_layer
 from strata.stages.network.network import build_problem
-from strata.stages.solve.solve import Schedule, Solver
+from strata.stages.solve.solve import SGDSchedule, Solver
 from strata.store.files.publish import put_exclusive
 
 FILE_BYTES, FILES = 64 << 20, 4
@@ -142,7 +142,7 @@ def _layer(recipe: Recipe, j: int, device: torch.device, compute: torch.dtype) -
     layer, auxiliary = recipe.problems[j - 1]
     shape = recipe.shape(j - 1, recipe.augment.crop)
     problem = build_problem(layer, auxiliary, 0)
-    schedule = Schedule("step", 10**6, recipe.schedule.batch, 1e-6, 0.9, 0.0)
+    schedule = SGDSchedule("step", 10**6, recipe.schedule.batch, 1e-6, 0.9, 0.0)
     solver = Solver(problem, schedule, device, compute)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(recipe.schedule.batch, *shape, generator=generator).to(device)

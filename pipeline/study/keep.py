@@ -11,13 +11,13 @@ from strata.pipeline.run import outcome, sweep_results
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.rundir import CHECKPOINT
 from strata.pipeline.run.session import Session
-from strata.pipeline.run.sweep_results import Result
+from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train import scales
 from strata.pipeline.train.evaluation import evaluate
 from strata.store.files.publish import make_directory, replace
 
 
-def keep(session: Session, j: int, one: Result) -> None:
+def keep(session: Session, j: int, one: SweepResult) -> None:
     """Write what `train --layer j` would have written with the variant's settings.
 
     Args:
@@ -42,12 +42,12 @@ def keep(session: Session, j: int, one: Result) -> None:
     )
 
 
-def _layer(session: Session, j: int, one: Result) -> nn.Module:
+def _layer(session: Session, j: int, one: SweepResult) -> nn.Module:
     path = sweep_results.place(session.run, j, one["name"]) / sweep_results.WEIGHTS
     return read_layer(session.run.recipe.layers[j - 1], path, one["weights"], session.device)
 
 
-def _record(session: Session, j: int, one: Result) -> dict[str, Any]:
+def _record(session: Session, j: int, one: SweepResult) -> dict[str, Any]:
     """As pipeline/train/train.py has it, and which variant it was."""
     # Seconds were shared with other variants: nothing was expected of them.
     measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])

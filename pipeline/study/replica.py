@@ -15,7 +15,7 @@ from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.run import weights
 from strata.pipeline.run.levels import refer_to, unchanged
-from strata.pipeline.run.probe_results import Network, with_classes
+from strata.pipeline.run.probe_results import ProbedNetwork, with_classes
 from strata.pipeline.run.rundir import DATA, RUN, Run
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import scales
@@ -26,7 +26,7 @@ States = Callable[[int], dict[str, Tensor]]
 """The weights and buffers of layer j."""
 
 
-def shown(session: Session, network: Network) -> Session:
+def shown(session: Session, network: ProbedNetwork) -> Session:
     """A session of the network's run, its images read and x_0 written.
 
     Args:
@@ -63,7 +63,7 @@ def _with_data(session: Session, run: Run) -> Run:
         return with_classes(run, len(source.classes))
 
 
-def copy_layers(session: Session, network: Network, depth: int, states: States) -> None:
+def copy_layers(session: Session, network: ProbedNetwork, depth: int, states: States) -> None:
     """Have layers 1 … ``depth`` in a session of the network's run, with scales of their own where
     features are stored as codes: chosen as ever, on the images that are shown.
 

@@ -1,1 +1,1 @@
-""""""
+"""One auxiliary problem is solved: epochs, checkpoints, scales, compression, evaluation."""

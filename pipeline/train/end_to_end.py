@@ -16,7 +16,7 @@ from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.plan import hardware
 from strata.pipeline.progress import duration
 from strata.pipeline.run import weights
-from strata.pipeline.run.baselines import Variant, current
+from strata.pipeline.run.baselines import BaselineVariant, current
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.rundir import LOGITS, write_curve
 from strata.pipeline.run.session import Session
@@ -30,7 +30,9 @@ from strata.store.files.publish import make_directory, npy, replace
 from strata.store.read.order import key_of
 
 
-def train_end_to_end(session: Session, variant: Variant) -> tuple[dict[str, Any], list[str]]:
+def train_end_to_end(
+    session: Session, variant: BaselineVariant
+) -> tuple[dict[str, Any], list[str]]:
     """Train a variant and record it, unless that was done on these images.
 
     Returns:
@@ -53,7 +55,7 @@ def train_end_to_end(session: Session, variant: Variant) -> tuple[dict[str, Any]
         return _finish(solving, variant, feed), [f"train end to end, {variant.name}"]
 
 
-def _solving(session: Session, variant: Variant) -> Solving:
+def _solving(session: Session, variant: BaselineVariant) -> Solving:
     """One that has not begun. All variants begin at the same weights."""
     recipe = session.run.recipe
     network = build_end_to_end(
@@ -68,7 +70,7 @@ def _solving(session: Session, variant: Variant) -> Solving:
     return Solving(session, 1, solver, f"end to end, {variant.name}", directory)
 
 
-def _finish(solving: Solving, variant: Variant, feed: ProblemFeed) -> dict[str, Any]:
+def _finish(solving: Solving, variant: BaselineVariant, feed: ProblemFeed) -> dict[str, Any]:
     """Write weights, curve and test logits; the record that vouches for them comes last."""
     session, progress = solving.session, solving.solver.progress
     network = solving.solver.finish()

@@ -22,7 +22,7 @@ from strata.pipeline.run import outcome, weights
 from strata.pipeline.run.rundir import CHECKPOINT
 from strata.pipeline.run.session import Session
 from strata.stages.errors import Diverged
-from strata.stages.solve.solve import Schedule, Solver
+from strata.stages.solve.solve import SGDSchedule, Solver
 
 CHECKPOINT_SECONDS = 20.0
 """Most work a kill can cost."""
@@ -142,7 +142,7 @@ def keeping_good(solving: Solving, advice: str) -> Iterator[None]:
             raise
 
 
-def schedule_of(asked: RecipeSchedule, accumulate: int) -> Schedule:
+def schedule_of(asked: RecipeSchedule, accumulate: int) -> SGDSchedule:
     """What a solver needs of a recipe's, with a step in so many micro-batches."""
     table: dict[str, Any] = {**vars(asked), "accumulate": accumulate}
-    return Schedule(**{known.name: table[known.name] for known in fields(Schedule)})
+    return SGDSchedule(**{known.name: table[known.name] for known in fields(SGDSchedule)})

@@ -1,1 +1,1 @@
-""""""
+"""Layers and auxiliary classifiers: the paper's, or blocks of any network; their arithmetic."""

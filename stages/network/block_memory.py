@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from strata.stages.faking import Faked, faked
 from strata.stages.memory import TensorBytes
-from strata.stages.network.blocks import Moments, Pair
+from strata.stages.network.blocks import MemoryPeaks, Pair
 from strata.stages.network.spec import Shape
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ FEW, MORE = 2, 4
 """Rows of the two steps: batch norm wants more than one."""
 
 
-def moments(module: nn.Module, shape: Shape, compute: torch.dtype) -> Moments | None:
+def moments(module: nn.Module, shape: Shape, compute: torch.dtype) -> MemoryPeaks | None:
     """Bytes of tensors of a block in training mode, at every moment that can be a peak.
 
     Args:
@@ -42,7 +42,7 @@ def moments(module: nn.Module, shape: Shape, compute: torch.dtype) -> Moments | 
     if any(len(a) != len(b) for a, b in zip(few, more, strict=True)):
         return None
     (kept,), training, backward, frozen = map(_pairs, few, more)
-    return Moments(kept, training, backward, frozen)
+    return MemoryPeaks(kept, training, backward, frozen)
 
 
 def _pairs(few: Sequence[int], more: Sequence[int]) -> tuple[Pair, ...]:

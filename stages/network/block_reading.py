@@ -20,15 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
 from strata.stages.network.block_memory import moments
-from strata.stages.network.block_source import Named, digest, first_line, made_by
-from strata.stages.network.blocks import Block, Source
+from strata.stages.network.block_source import _Named, digest, first_line, made_by
+from strata.stages.network.blocks import Block, Origin
 from strata.stages.network.spec import Shape
 
 PIXELS = 16
 """Side of the x_j on which it is seen whether a block is local."""
 
 
-def read_blocks(source: Source, shape: Shape) -> tuple[Block, ...]:
+def read_blocks(source: Origin, shape: Shape) -> tuple[Block, ...]:
     """The blocks of a network for images of a shape, (channel, y, x).
 
     Raises:
@@ -67,7 +67,7 @@ def _figures(module: nn.Module, shape: Shape, title: str) -> dict[str, Any]:
     }
 
 
-def _check_apart(source: Source, made: Sequence[Named]) -> None:
+def _check_apart(source: Origin, made: Sequence[_Named]) -> None:
     """Refuse blocks that share weights or have none, and tensors that would not be kept."""
     owner: dict[int, int] = {}
     for index, (name, module) in enumerate(made, start=1):

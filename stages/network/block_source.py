@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from strata.stages.errors import UnusableNetwork
-from strata.stages.network.blocks import Block, Source
+from strata.stages.network.blocks import Block, Origin
 from strata.stages.network.cutting import cut
 
 TORCHVISION = "torchvision:"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
-Named = tuple[str, nn.Module]
+_Named = tuple[str, nn.Module]
 
 
 def blank_block(block: Block) -> nn.Module:
@@ -55,7 +55,7 @@ def _one(block: Block, seed: int | None) -> nn.Module:
     return _checked(block, made_by(block.source, seed))
 
 
-def _checked(block: Block, made: Sequence[Named]) -> nn.Module:
+def _checked(block: Block, made: Sequence[_Named]) -> nn.Module:
     name, module = made[block.index - 1] if block.index <= len(made) else ("", None)
     if module is None or digest(block.source, module) != block.digest:
         raise UnusableNetwork(
@@ -66,7 +66,7 @@ def _checked(block: Block, made: Sequence[Named]) -> nn.Module:
     return module
 
 
-def made_by(source: Source, seed: int | None) -> list[Named]:
+def made_by(source: Origin, seed: int | None) -> list[_Named]:
     """The blocks of a network on the CPU, each with its name there, in training mode.
 
     Args:
@@ -81,7 +81,7 @@ def made_by(source: Source, seed: int | None) -> list[Named]:
         return _of_file(source)
 
 
-def digest(source: Source, module: nn.Module) -> str:
+def digest(source: Origin, module: nn.Module) -> str:
     """Of a block's code and structure, without its weights."""
     state = [[n, list(t.shape), str(t.dtype)] for n, t in module.state_dict().items()]
     said = {
@@ -105,7 +105,7 @@ def _code_of(module: nn.Module) -> list[str]:
 # ---- who makes them ------------------------------------------------------------------------------
 
 
-def _torchvision(source: Source) -> nn.Module:
+def _torchvision(source: Origin) -> nn.Module:
     from torchvision import models
 
     name, known = source.name.removeprefix(TORCHVISION), models.list_models(module=models)
@@ -118,7 +118,7 @@ def _torchvision(source: Source) -> nn.Module:
     return models.get_model(name, weights=None, **dict(source.arguments))
 
 
-def _of_file(source: Source) -> list[Named]:
+def _of_file(source: Origin) -> list[_Named]:
     path, _, name = source.name.rpartition(":")
     place = _executed(source, path)
     found = getattr(place, name, None)
@@ -143,7 +143,7 @@ def _of_file(source: Source) -> list[Named]:
     return [(f"{name}[{n}] ({type(part).__name__})", part) for n, part in enumerate(found)]
 
 
-def _executed(source: Source, path: str) -> ModuleType:
+def _executed(source: Origin, path: str) -> ModuleType:
     """The file as a module of its own. Its directory is not searched for imports: what it needs
     beside installed packages is in it, so that its text tells all."""
     code = source.code or ""
@@ -191,7 +191,7 @@ def _filled(tensor: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, float, fl
 
 
 @contextmanager
-def _in_one_line(source: Source) -> Iterator[None]:
+def _in_one_line(source: Origin) -> Iterator[None]:
     """Whatever goes wrong in code that is not ours, as one of our errors."""
     try:
         yield
@@ -204,7 +204,7 @@ def _in_one_line(source: Source) -> Iterator[None]:
         ) from error
 
 
-def _where(source: Source, error: BaseException) -> str:
+def _where(source: Origin, error: BaseException) -> str:
     path = source.name.rpartition(":")[0]
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}, "

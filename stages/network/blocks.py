@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where blocks come from."""
 
     name: str
@@ -39,7 +39,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Moments:
+class MemoryPeaks:
     """Bytes of tensors at the moments that can be a peak, without the input and the weights."""
 
     kept: Pair
@@ -77,11 +77,11 @@ class Block:
     """Multiply-adds of one forward pass of one x_{j-1}."""
     local: bool = field(metadata=UNNAMED)
     """A value of x_j depends on the pixels around its place, and on no others."""
-    whole: Moments | None = field(metadata=UNNAMED)
+    whole: MemoryPeaks | None = field(metadata=UNNAMED)
     """Memory in float32; None: not known."""
-    half: Moments | None = field(metadata=UNNAMED)
+    half: MemoryPeaks | None = field(metadata=UNNAMED)
     """Memory with convolutions in bfloat16 or float16; None: not known."""
-    source: Source = field(metadata=UNNAMED)
+    source: Origin = field(metadata=UNNAMED)
 
     @property
     def convolved_channels(self) -> int:
@@ -101,7 +101,7 @@ class Block:
         """Multiply-adds of one forward pass of one sample of shape ``shape`` (x_{j-1})."""
         return round(self.work * self._share(shape))
 
-    def moments(self, compute: str) -> Moments | None:
+    def moments(self, compute: str) -> MemoryPeaks | None:
         """By the dtype of the convolutions; None: memory is not known."""
         return self.whole if compute == "float32" else self.half
 
@@ -120,7 +120,7 @@ class Block:
         return found
 
     @classmethod
-    def of_json(cls, found: Mapping[str, Any], source: Source) -> Block:
+    def of_json(cls, found: Mapping[str, Any], source: Origin) -> Block:
         known = {name: found[name] and _moments(found[name]) for name in ("whole", "half")}
         return cls(**{**found, **known, "source": source})
 
@@ -129,7 +129,7 @@ AnyLayer = LayerSpec | Block
 """What layer j is, of any network."""
 
 
-def _moments(found: Mapping[str, Any]) -> Moments:
+def _moments(found: Mapping[str, Any]) -> MemoryPeaks:
     (a, b), rest = found["kept"], ("training", "backward", "frozen")
     pairs = {name: tuple((a, b) for a, b in found[name]) for name in rest}
-    return Moments((a, b), **pairs)
+    return MemoryPeaks((a, b), **pairs)

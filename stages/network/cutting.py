@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
 
-Named = tuple[str, nn.Module]
+_Named = tuple[str, nn.Module]
 
 SIDE = 224
 """Of the image that is shown to the model, in pixels: it has no content, so it costs nothing."""
@@ -31,7 +31,7 @@ OPENING = ("pooling", "dropout", "pixelshuffle")
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # pyright: ignore
 
 
-def cut(model: nn.Module, name: str) -> list[Named]:
+def cut(model: nn.Module, name: str) -> list[_Named]:
     """The blocks of a model for images of three channels, each with its name and class.
 
     Args:
@@ -40,8 +40,8 @@ def cut(model: nn.Module, name: str) -> list[Named]:
     Raises:
         UnusableNetwork: it is no chain; names the module where it is not.
     """
-    blocks: list[list[Named]] = []
-    opening: list[Named] = []
+    blocks: list[list[_Named]] = []
+    opening: list[_Named] = []
     for path, part in _trunk(model, name):
         begins = _weighted(part) and not isinstance(part, NORMS)
         if type(part).__module__ in {f"torch.nn.modules.{kind}" for kind in OPENING}:
@@ -58,7 +58,7 @@ def _weighted(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _joined(parts: Sequence[Named]) -> Named:
+def _joined(parts: Sequence[_Named]) -> _Named:
     path, main = next((one for one in parts if _weighted(one[1])), parts[0])
     module = main if len(parts) == 1 else nn.Sequential(*(part for _, part in parts))
     return f"{path} ({type(main).__name__})", module
@@ -72,7 +72,7 @@ class _Chain:
     """What was called so far, in a chain, and what did not fit."""
 
     last: Tensor
-    parts: list[Named] = field(default_factory=list)
+    parts: list[_Named] = field(default_factory=list)
     ended: bool = False
     stray: str | None = None
     """The first part after the end that has weights and is none of a classifier."""
@@ -95,7 +95,7 @@ def _is_flat(output: Any) -> bool:
     return isinstance(output, Tensor) and output.numel() == output.shape[:2].numel()
 
 
-def _trunk(model: nn.Module, name: str) -> list[Named]:
+def _trunk(model: nn.Module, name: str) -> list[_Named]:
     """The modules from the image to the last map."""
     model.eval()
     with faked(model, (1, 3, SIDE, SIDE)) as (call, x):
@@ -117,7 +117,7 @@ def _trunk(model: nn.Module, name: str) -> list[Named]:
     return chain.parts
 
 
-def _units(module: nn.Module, path: str = "") -> Iterator[Named]:
+def _units(module: nn.Module, path: str = "") -> Iterator[_Named]:
     """Modules that are not opened up, in the order of their definition. Lists are: nobody calls
     them."""
     for name, child in module.named_children():

@@ -23,7 +23,7 @@ UNNAMED = {"described": False}
 """Of a field of a specification: it does not decide about values, and no fingerprint has it."""
 
 
-class Layer(Protocol):
+class PlannedLayer(Protocol):
     """Layer j of any network, as far as arithmetic over all of them asks."""
 
     @property
@@ -187,7 +187,7 @@ def layer_specs(
 
 
 def auxiliary_specs(
-    layers: Sequence[Layer],
+    layers: Sequence[PlannedLayer],
     *,
     k: int,
     width: int,
@@ -220,12 +220,12 @@ def auxiliary_specs(
     return tuple(specs)
 
 
-def scale_at(layers: Sequence[Layer], depth: int) -> int:
+def scale_at(layers: Sequence[PlannedLayer], depth: int) -> int:
     """How many pixels of x_0 one pixel of x_depth spans: 2^(downsamplings so far)."""
     return prod(layer.factor for layer in layers[:depth])
 
 
-def shape_at(layers: Sequence[Layer], depth: int, channels: int, size: int) -> Shape:
+def shape_at(layers: Sequence[PlannedLayer], depth: int, channels: int, size: int) -> Shape:
     """Shape of x_depth when x_0 is (channels, size, size)."""
     shape: Shape = (channels, size, size)
     for layer in layers[:depth]:

@@ -27,7 +27,7 @@ MOST_ITERATIONS = 200
 BLOCK = 4096
 """Rows that are standardised or judged at a time."""
 
-Tick = Callable[[int], None]
+_Tick = Callable[[int], None]
 
 
 def bytes_of_fit(rows: int, columns: int) -> int:
@@ -96,7 +96,7 @@ def split(labels: np.ndarray, shuffled: np.ndarray) -> tuple[np.ndarray, int]:
     return np.concatenate([np.flatnonzero(~held), np.flatnonzero(held)]), int((~held).sum())
 
 
-def fit(rows: np.ndarray, labels: np.ndarray, fitted_on: int, tick: Tick) -> Fitted:
+def fit(rows: np.ndarray, labels: np.ndarray, fitted_on: int, tick: _Tick) -> Fitted:
     """Choose C by the accuracy on rows held out, the smaller of two as good, and fit all rows.
 
     Args:
@@ -158,7 +158,7 @@ def _fits(classes: int) -> list[Any]:
 
 
 def _one_against_rest(
-    fits: list[Any], c: float, rows: np.ndarray, labels: np.ndarray, tick: Tick
+    fits: list[Any], c: float, rows: np.ndarray, labels: np.ndarray, tick: _Tick
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Weights (k, columns), biases (k,) and the most iterations that one of the fits took."""
     for label, one in zip(np.unique(labels), fits, strict=True):

@@ -17,12 +17,12 @@ from strata.stages.errors import Diverged
 from strata.stages.memory import watched
 from strata.stages.solve.ranks import Ranks
 
-Network = TypeVar("Network", bound=nn.Module)
+Trainable = TypeVar("Trainable", bound=nn.Module)
 """What is trained: an auxiliary problem, or a whole network."""
 
 
 @runtime_checkable
-class Rows(Protocol):
+class BatchRows(Protocol):
     """Rows of a batch: a tensor (B, C, H, W), or what makes them while it is split."""
 
     def split(self, rows: int, /) -> Iterable[Tensor]:
@@ -30,14 +30,14 @@ class Rows(Protocol):
         ...
 
 
-Batches = Iterable[tuple[Rows, Int[Tensor, " b"]]]
+Batches = Iterable[tuple[BatchRows, Int[Tensor, " b"]]]
 
 WATCHED_STEPS = 2
 """Whose peak memory is measured: momentum is there from the second on, and then all steps agree."""
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SGDSchedule:
     """SGD with momentum and a learning rate that depends on the step alone."""
 
     kind: str
@@ -90,11 +90,11 @@ class Progress:
 
 
 @dataclass
-class Solver(Generic[Network]):
+class Solver(Generic[Trainable]):
     """One auxiliary problem under way: module, optimiser, progress, and the best iterate so far."""
 
-    problem: Network
-    schedule: Schedule
+    problem: Trainable
+    schedule: SGDSchedule
     device: torch.device
     compute: torch.dtype
     progress: Progress = field(default_factory=Progress)
@@ -174,7 +174,7 @@ class Solver(Generic[Network]):
             after(len(y))
         return self.finish_epoch()
 
-    def train_on(self, x: Rows, y: Tensor, steps_per_epoch: int) -> None:
+    def train_on(self, x: BatchRows, y: Tensor, steps_per_epoch: int) -> None:
         """One step of SGD at the schedule's rate, and the progress that makes it resumable.
 
         For those who give one batch to several solvers; :meth:`run_epoch` is for the others. The
@@ -190,13 +190,13 @@ class Solver(Generic[Network]):
             self.step(x, y)
         done.batch += 1
 
-    def _watched_step(self, x: Rows, y: Tensor) -> None:
+    def _watched_step(self, x: BatchRows, y: Tensor) -> None:
         self.watched += 1
         with watched(self.device, self.tensors().values()) as peak:
             self.step(x, y)
         self.progress.peak_bytes = max(self.progress.peak_bytes, peak.nbytes)
 
-    def step(self, x: Rows, y: Int[Tensor, " b"]) -> None:
+    def step(self, x: BatchRows, y: Int[Tensor, " b"]) -> None:
         """One step of SGD at the present rate. Raises Diverged if the loss is not finite.
 
         Args:
@@ -251,7 +251,7 @@ class Solver(Generic[Network]):
         done = self.progress
         return done.best_epoch if self.schedule.keep == "best" else done.epoch
 
-    def finish(self) -> Network:
+    def finish(self) -> Trainable:
         """The problem at the iterate the schedule keeps, in eval mode."""
         if self.schedule.keep == "best":
             self.problem.load_state_dict(self.best)

@@ -29,11 +29,11 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 START_BYTES = 4 << 20
 """Written before the disk is told to begin with them."""
 
-Parts = bytes | Sequence[bytes | memoryview]
+Buffers = bytes | Sequence[bytes | memoryview]
 """What a file is to hold: bytes, or pieces of it in their order, each a contiguous buffer."""
 
 
-def put_exclusive(directory: Path, name: str, data: Parts, files: Files = DISK) -> bool:
+def put_exclusive(directory: Path, name: str, data: Buffers, files: Files = DISK) -> bool:
     """Publish ``data`` as ``directory/name`` unless the name is taken.
 
     Returns:
@@ -57,7 +57,7 @@ def put_exclusive(directory: Path, name: str, data: Parts, files: Files = DISK) 
         return True
 
 
-def replace(directory: Path, name: str, data: Parts, files: Files = DISK) -> None:
+def replace(directory: Path, name: str, data: Buffers, files: Files = DISK) -> None:
     """Publish ``data`` as ``directory/name``, replacing what was there in one step.
 
     Raises:
@@ -71,22 +71,22 @@ def replace(directory: Path, name: str, data: Parts, files: Files = DISK) -> Non
         files.sync_directory(directory)
 
 
-def _pieces(data: Parts) -> list[memoryview]:
+def _pieces(data: Buffers) -> list[memoryview]:
     parts = [data] if isinstance(data, bytes) else data
     return [memoryview(part).cast("B") for part in parts if len(part)]
 
 
-def joined(data: Parts) -> bytes:
+def joined(data: Buffers) -> bytes:
     """What a file is to hold, in one piece."""
     return data if isinstance(data, bytes) else b"".join(data)
 
 
-def _length(data: Parts) -> int:
+def _length(data: Buffers) -> int:
     return sum(len(piece) for piece in _pieces(data))
 
 
 @contextlib.contextmanager
-def _temporary(directory: Path, data: Parts, files: Files) -> Iterator[Path]:
+def _temporary(directory: Path, data: Buffers, files: Files) -> Iterator[Path]:
     """A synced temporary file holding ``data``; gone when the block ends, whatever happened."""
     path = directory / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
@@ -99,7 +99,7 @@ def _temporary(directory: Path, data: Parts, files: Files) -> Iterator[Path]:
             files.unlink(path)
 
 
-def _write_synced(path: Path, data: Parts, files: Files) -> None:
+def _write_synced(path: Path, data: Buffers, files: Files) -> None:
     """The disk works while we copy on: without being told, it would begin at the sync."""
     descriptor, started, written = files.create(path), 0, 0
     try:

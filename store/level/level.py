@@ -27,7 +27,7 @@ from strata.store.fingerprint import sha256
 from strata.store.level.checks import Checks
 from strata.store.level.codec import CHECKSUM, BadChunk, read_index, unpack
 from strata.store.level.layout import Geometry, LevelKey, shard_name
-from strata.store.level.shard_table import Shards
+from strata.store.level.shard_table import ShardTable
 from strata.store.memory import aligned
 
 COMMIT = "COMMIT.json"
@@ -55,7 +55,7 @@ class Level:
     """Fingerprint, name and content root of the level this one was computed from; None for x_0."""
     auxiliary: dict[str, dict[str, Any]]
     """Small arrays beside the level (labels, sample ids): name → bytes and sha256."""
-    shards: Shards
+    shards: ShardTable
     """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
     files: Files = field(default=DISK, repr=False)
 
@@ -229,7 +229,7 @@ def commit_of(directory: Path, files: Files = DISK) -> dict[str, Any]:
         LevelDamaged: it is not what was written.
     """
     body = unseal(directory / COMMIT, files, SHARDS)
-    return body | {SHARDS: Shards.from_json(geometry_of(body), body[SHARDS])}
+    return body | {SHARDS: ShardTable.from_json(geometry_of(body), body[SHARDS])}
 
 
 def geometry_of(commit: dict[str, Any]) -> Geometry:

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     """sha256 of its receipt."""
 
 
-class Shards(Sequence[dict[str, Any]]):
+class ShardTable(Sequence[dict[str, Any]]):
     """Number, key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Shards(Sequence[dict[str, Any]]):
         self._digests, self._receipts = digests, receipts
 
     @classmethod
-    def of(cls, geometry: Geometry, entries: Iterable[Entry]) -> Shards:
+    def of(cls, geometry: Geometry, entries: Iterable[Entry]) -> ShardTable:
         """From the entry of every shard, in their order."""
         nbytes, digests, receipts = [], bytearray(), bytearray()
         for entry in entries:
@@ -53,7 +53,7 @@ class Shards(Sequence[dict[str, Any]]):
         return cls(geometry, np.array(nbytes, np.int64), _rows(digests), _rows(receipts))
 
     @classmethod
-    def from_json(cls, geometry: Geometry, value: Any) -> Shards:
+    def from_json(cls, geometry: Geometry, value: Any) -> ShardTable:
         """From what a commit has; a list of entries is what format 2 had."""
         if isinstance(value, list):
             fields = ("shard", "nbytes", "sha256", "receipt")

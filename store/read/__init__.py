@@ -1,1 +1,1 @@
-""""""
+"""Rows of committed levels in any order: memory maps, reads by position, decoded chunks."""

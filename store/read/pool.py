@@ -11,10 +11,10 @@ import numpy as np
 from strata.store.level.checks import Checks
 from strata.store.level.level import Level
 from strata.store.memory import aligned
+from strata.store.read.decode_plan import DecodePlan
 from strata.store.read.order import POOL_BYTES
 from strata.store.read.packed import Chunks
-from strata.store.read.rows import Reading, Rows, TakenRows, Task
-from strata.store.read.schedule import Schedule
+from strata.store.read.rows import Reading, ReadTask, Rows, TakenRows
 
 MOST_BYTES = 4 * POOL_BYTES
 """Of places: two windows, which together have at most three times POOL_BYTES, and some room."""
@@ -45,7 +45,7 @@ class Pool(Rows):
         made for other chunks, every row costs a chunk."""
         room = max(1, ROOM_BYTES // self.geometry.row_bytes)
         chunk_of = self.chunks.of(np.concatenate(stripes))
-        schedule = Schedule(stripes, chunk_of, self.geometry.chunk_rows, room)
+        schedule = DecodePlan(stripes, chunk_of, self.geometry.chunk_rows, room)
         if schedule.places * self.geometry.row_bytes > MOST_BYTES:
             return TakenRows(self.levels).begin(stripes)
         return Decoding(self, schedule)
@@ -75,7 +75,7 @@ class Decoding:
     each waits only for earlier ones.
     """
 
-    def __init__(self, pool: Pool, schedule: Schedule) -> None:
+    def __init__(self, pool: Pool, schedule: DecodePlan) -> None:
         self._pool, self._schedule = pool, schedule
         self._memory = pool.lend(schedule.places)
         self._decoded = _Prefix([1] * len(schedule.chunks))
@@ -83,12 +83,12 @@ class Decoding:
         self._asked, self._handed_out, self._ended = 0, 0, 0
         self._quiet = Condition()
 
-    def before(self, stripe: int) -> list[Task]:
+    def before(self, stripe: int) -> list[ReadTask]:
         """The chunks that a stripe needs."""
         count = int(self._schedule.wanted[stripe]) - self._handed_out
         return [self._hand_out() for _ in range(count)]
 
-    def after(self, stripe: int) -> list[Task]:
+    def after(self, stripe: int) -> list[ReadTask]:
         """Chunks wanted later: as many rows as were taken, if there are places."""
         schedule, tasks = self._schedule, []
         until = schedule.ends[stripe] + schedule.lead
@@ -124,7 +124,7 @@ class Decoding:
 
     # ---- inside ---------------------------------------------------------------------------------
 
-    def _hand_out(self) -> Task:
+    def _hand_out(self) -> ReadTask:
         k, self._handed_out = self._handed_out, self._handed_out + 1
         self._fetch(k + FETCHED_AHEAD)
         return partial(self._decode, k)

@@ -24,7 +24,7 @@ from strata.store.read.descriptors import Descriptors
 from strata.store.read.mapped import Mapped, same_geometry
 from strata.store.read.packed import Chunks
 
-Task = Callable[[], None]
+ReadTask = Callable[[], None]
 BUFFERS = 1024
 """Most buffers that one call of the kernel fills."""
 
@@ -35,7 +35,7 @@ class Reading(Protocol):
     Tasks are begun in the order of their stripes and never raise; several may run at a time.
     """
 
-    def before(self, stripe: int) -> list[Task]:
+    def before(self, stripe: int) -> list[ReadTask]:
         """Must be begun before a stripe is taken."""
         ...
 
@@ -43,7 +43,7 @@ class Reading(Protocol):
         """Copy a part of a stripe to ``out``, uint8 (n, bytes of a row). Raises LevelDamaged."""
         ...
 
-    def after(self, stripe: int) -> list[Task]:
+    def after(self, stripe: int) -> list[ReadTask]:
         """May be begun once the stripe was."""
         ...
 
@@ -96,13 +96,13 @@ class _Direct:
     def __init__(self, rows: Rows, stripes: Sequence[np.ndarray]) -> None:
         self._rows, self._stripes = rows, stripes
 
-    def before(self, stripe: int) -> list[Task]:
+    def before(self, stripe: int) -> list[ReadTask]:
         return []
 
     def take(self, stripe: int, part: slice, out: np.ndarray) -> None:
         self._rows.take(self._stripes[stripe][part], out)
 
-    def after(self, stripe: int) -> list[Task]:
+    def after(self, stripe: int) -> list[ReadTask]:
         return []
 
     def end(self) -> None:

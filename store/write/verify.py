@@ -39,7 +39,7 @@ from strata.store.write.writer import INTENT, LINEAGE, ZARR, LevelWriter
 QUARANTINE = "quarantine"
 NOT_ITSELF = "it does not match its own sha256, or is of another kind"
 
-Tick = Callable[[int], None]
+_Tick = Callable[[int], None]
 Hashing = Callable[[Path, Sequence[dict[str, Any]]], Iterable["Damage | None"]]
 """Checks shards of a level by hash: its directory, and what its commit says of each of them."""
 
@@ -73,7 +73,7 @@ def check_level(
     *,
     deep: bool = False,
     files: Files = DISK,
-    tick: Tick = lambda nbytes: None,
+    tick: _Tick = lambda nbytes: None,
     hashing: Hashing | None = None,
 ) -> list[Damage]:
     """Every damaged file of a committed level; of one without a commit none, since it is not done.
@@ -137,7 +137,7 @@ def _shards(
     entries: Sequence[dict[str, Any]],
     deep: bool,
     files: Files,
-    tick: Tick,
+    tick: _Tick,
     hashing: Hashing | None = None,
 ) -> list[Damage]:
     """Shards by size, and ``deep`` by hash."""
@@ -184,7 +184,7 @@ def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None 
     return Damage(path, str(error).removeprefix(f"{path} "), directory, shard)
 
 
-def _by_receipts(directory: Path, files: Files, tick: Tick) -> list[Damage]:
+def _by_receipts(directory: Path, files: Files, tick: _Tick) -> list[Damage]:
     """The shards of a level whose commit cannot be read, always by hash."""
     entries, damaged = [], []
     for name in files.names(directory / RECEIPTS):

@@ -19,7 +19,7 @@ from strata.store.errors import LevelConflict, LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import (
     TEMPORARY,
-    Parts,
+    Buffers,
     joined,
     make_directory,
     npy,
@@ -42,7 +42,7 @@ from strata.store.level.level import (
     check_size,
     receipt_path,
 )
-from strata.store.level.shard_table import Entry, Shards
+from strata.store.level.shard_table import Entry, ShardTable
 from strata.store.priority import step_back
 from strata.store.write.unfinished import Unfinished
 
@@ -249,7 +249,7 @@ class LevelWriter:
             CHECKSUMS: base64.b64encode(checksums.tobytes()).decode(),
         }
 
-    def _publish(self, name: str, data: Parts) -> None:
+    def _publish(self, name: str, data: Buffers) -> None:
         """Have exactly ``data`` under ``name``: what is recorded must be what is on disk."""
         path = self.directory / name
         published = put_exclusive(path.parent, path.name, data, self.files)
@@ -274,7 +274,7 @@ class LevelWriter:
         Raises:
             LevelDamaged: a shard has no receipt.
         """
-        shards = Shards.of(self.geometry, self._entries())
+        shards = ShardTable.of(self.geometry, self._entries())
         auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
         body = {
             "format": FORMAT,

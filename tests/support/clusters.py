@@ -20,7 +20,7 @@ from root import PYTHONPATH
 from runs import Place
 
 from strata.pipeline.interrupt import Interruptions
-from strata.pipeline.materialize.cluster.cluster import Crew
+from strata.pipeline.materialize.cluster.cluster import Workers
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.session import Session
@@ -124,16 +124,16 @@ def cluster(place: Path, workers: int = 2) -> Iterator[Cluster]:
 
 
 @contextmanager
-def crew_of(address: str | None, workers: int | None = None) -> Iterator[Crew]:
+def crew_of(address: str | None, workers: int | None = None) -> Iterator[Workers]:
     """The workers of a scheduler, as a command has them."""
-    crew = Crew(workers, address, "cpu", Reporter(), Interruptions())
+    crew = Workers(workers, address, "cpu", Reporter(), Interruptions())
     try:
         yield crew
     finally:
         crew.close()
 
 
-def session_of(place: Place, crew: Crew | None = None) -> Session:
+def session_of(place: Place, crew: Workers | None = None) -> Session:
     """A session on a run that is there, as a command opens one."""
     import torch
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from strata.stages.network.network import build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 from strata.stages.solve.ranks import Ranks
-from strata.stages.solve.solve import Schedule, Solver
+from strata.stages.solve.solve import SGDSchedule, Solver
 
 STEPS, BATCH = 6, 12
 
@@ -31,7 +31,7 @@ def part(rows: torch.Tensor, ranks: Ranks, accumulate: int) -> torch.Tensor:
 def steps(ranks: Ranks, *, norm: bool, accumulate: int) -> list[dict[str, torch.Tensor]]:
     """The solver's tensors and loss after every step."""
     spec = LayerSpec(1, 2, 6, 1, norm, not norm), AuxiliarySpec(6, 2, 4, 5, norm, not norm)
-    plan = Schedule("step", 1, BATCH, 0.1, 0.9, 1e-3, accumulate=accumulate)
+    plan = SGDSchedule("step", 1, BATCH, 0.1, 0.9, 1e-3, accumulate=accumulate)
     problem = build_problem(*spec, seed=3)
     solver = Solver(problem, plan, torch.device("cpu"), torch.float32, ranks=ranks)
     solver.problem.train()

@@ -33,7 +33,7 @@ _WORKQUEUE = threading.Lock()
 Finish = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-class Source(Protocol):
+class RowsInMemory(Protocol):
     """Rows in memory, and how ffcv is to read them."""
 
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ class Loader:
     batches_ahead = AHEAD
     traversal_order = None
 
-    def __init__(self, source: Source, workers: int) -> None:
+    def __init__(self, source: RowsInMemory, workers: int) -> None:
         self.metadata, self.num_workers = source.metadata, max(1, workers)
         self.batch_size = 0
         order = np.argsort(source.places, kind="stable")  # ffcv looks a size up by its place

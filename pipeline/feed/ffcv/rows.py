@@ -17,7 +17,15 @@ from google_crc32c import value as crc32c
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv.beton import ffcv, places, read_beton
-from strata.pipeline.feed.ffcv.epoch import Loader, Source, alone, cores, next_batch, start, stop
+from strata.pipeline.feed.ffcv.epoch import (
+    Loader,
+    RowsInMemory,
+    alone,
+    cores,
+    next_batch,
+    start,
+    stop,
+)
 from strata.store.level.checks import Checks
 from strata.store.level.level import Level
 from strata.store.read.mapped import Mapped
@@ -26,7 +34,7 @@ from strata.store.read.mapped import Mapped
 class FfcvRows:
     """Batches of stored rows. Close it, or use it in a with statement."""
 
-    def __init__(self, source: Source, workers: int | None = None) -> None:
+    def __init__(self, source: RowsInMemory, workers: int | None = None) -> None:
         """
         Args:
             source: see :meth:`of_levels` and :meth:`of_beton`.

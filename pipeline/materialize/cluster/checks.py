@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from strata.pipeline.feed.shard_moments import looking_at
-from strata.pipeline.materialize.cluster.submit import Spread, refusal
-from strata.pipeline.materialize.cluster.tasks import ChannelsOrder, Failed, HashOrder, SurveyOrder
+from strata.pipeline.materialize.cluster.submit import Dispatch, refusal
+from strata.pipeline.materialize.cluster.tasks import ChannelsTask, Failed, HashTask, SurveyTask
 from strata.pipeline.run.session import Crew, Session
-from strata.pipeline.run.stores import Address
+from strata.pipeline.run.stores import StoreAddress
 from strata.stages.data.images import Examined, Source, examine, spans
 from strata.stages.features.moments import Moments
 from strata.store.feature_store import Store
@@ -30,7 +30,7 @@ Answered = TypeVar("Answered")
 
 
 def examined(
-    session: Session, source: Source, order: SurveyOrder
+    session: Session, source: Source, order: SurveyTask
 ) -> Iterator[tuple[str, int, Examined]]:
     """All images hashed and decoded by workers, in their order: split, number of the first, what
     was found.
@@ -39,7 +39,7 @@ def examined(
         ClusterError: a worker does not see the images.
     """
     assert session.crew is not None
-    answers = Spread(session.crew, order).answers(spans(source, SPAN))
+    answers = Dispatch(session.crew, order).answers(spans(source, SPAN))
     found = (
         ((split, span.start), _or_here(answer, partial(examine, source, split, span)))
         for (split, span), answer in answers
@@ -56,9 +56,9 @@ def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
         ClusterError: a worker does not see the level.
         LevelDamaged: a row is not the one that was written; names file and row.
     """
-    order = ChannelsOrder(Address.of(store), level.key, level.content_root)
+    order = ChannelsTask(StoreAddress.of(store), level.key, level.content_root)
     shards, look = range(level.geometry.shards), looking_at(level)
-    answers = Spread(crew, order).answers(shards)
+    answers = Dispatch(crew, order).answers(shards)
     found = ((shard, _or_here(answer, partial(look, shard))) for shard, answer in answers)
     for _, moments in _in_order(found, shards):
         yield moments
@@ -75,8 +75,8 @@ def hashing(
 
     def hashed(directory: Path, entries: Sequence[dict[str, Any]]) -> Iterator[Damage | None]:
         place, files = directory.absolute(), store.files
-        order = HashOrder(Address.of(store), place, sha256(files.read(place / COMMIT)))
-        for entry, answer in Spread(crew, order).answers(entries):
+        order = HashTask(StoreAddress.of(store), place, sha256(files.read(place / COMMIT)))
+        for entry, answer in Dispatch(crew, order).answers(entries):
             look = partial(check_shard, place, entry, deep=True, files=files)
             damage = _or_here(answer, look)
             tick(entry["nbytes"])
@@ -94,14 +94,14 @@ def _or_here(answer: Any, look: Callable[[], Answered]) -> Answered:
     return look()
 
 
-Name = TypeVar("Name")
+_Name = TypeVar("_Name")
 
 
 def _in_order(
-    found: Iterable[tuple[Name, Answered]], due: Iterable[Name]
-) -> Iterator[tuple[Name, Answered]]:
+    found: Iterable[tuple[_Name, Answered]], due: Iterable[_Name]
+) -> Iterator[tuple[_Name, Answered]]:
     """The same, in the order in which they are due. A few wait, as a few are under way."""
-    waiting: dict[Name, Answered] = {}
+    waiting: dict[_Name, Answered] = {}
     order = iter(due)
     name = next(order, None)
     for other, one in found:

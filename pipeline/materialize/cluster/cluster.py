@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.errors import ClusterError, OptionRange
 from strata.pipeline.interrupt import Interruptions
-from strata.pipeline.materialize.cluster.tasks import WORKERS_S, Order, call
+from strata.pipeline.materialize.cluster.tasks import WORKERS_S, WorkerTask, call
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.stores import check_several
 
@@ -60,7 +60,7 @@ def check(options: Mapping[str, Any], *, reads: bool = False) -> None:
 @contextmanager
 def crew(
     options: Mapping[str, Any], report: Reporter, stop: Interruptions, *, reads: bool = False
-) -> Iterator[Crew | None]:
+) -> Iterator[Workers | None]:
     """The workers that ``--workers`` or ``--scheduler`` ask for; None: neither was given.
 
     Args:
@@ -74,14 +74,14 @@ def crew(
     if workers is None and scheduler is None:
         yield None
         return
-    found = Crew(workers, scheduler, options.get("device") or "auto", report, stop)
+    found = Workers(workers, scheduler, options.get("device") or "auto", report, stop)
     try:
         yield found
     finally:
         found.close()
 
 
-class Crew:
+class Workers:
     """Workers; nobody is there until :attr:`client` is asked for."""
 
     def __init__(
@@ -150,7 +150,7 @@ class Crew:
         workers = self.client.scheduler_info()["workers"].values()
         return self._device != "cpu" and any(w["resources"].get("GPU") for w in workers)
 
-    def submit(self, order: Order, item: Any, *, gpu: bool) -> Future:
+    def submit(self, order: WorkerTask, item: Any, *, gpu: bool) -> Future:
         """Have a worker do one item of an order; see :func:`worker.serve`."""
         from strata.pipeline.materialize.cluster.worker import serve
 

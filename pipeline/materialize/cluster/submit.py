@@ -21,8 +21,8 @@ from strata.pipeline.materialize.cluster.tasks import (
     WORKERS_S,
     Done,
     Failed,
-    FeaturesOrder,
-    Order,
+    FeaturesTask,
+    WorkerTask,
     one_machine_alone,
 )
 from strata.pipeline.materialize.timing import NOTE_SECONDS, Together
@@ -53,10 +53,10 @@ class WorkersDied(ClusterError):
     """Of one item, again and again."""
 
 
-class Spread:
+class Dispatch:
     """Items of one order, under way."""
 
-    def __init__(self, crew: Crew, order: Order) -> None:
+    def __init__(self, crew: Crew, order: WorkerTask) -> None:
         self._crew, self._order = crew, order
         self._client: Client = crew.client
         self._finished: SimpleQueue[Future] = SimpleQueue()
@@ -65,7 +65,7 @@ class Spread:
         self._refusing: set[str] = set()
         """Workers that cannot get at the files."""
         self._workers = max(1, crew.count())
-        self._gpu = isinstance(order, FeaturesOrder) and crew.on_gpu
+        self._gpu = isinstance(order, FeaturesTask) and crew.on_gpu
         self._heard = self._looked = time.monotonic()
         self.most = 0
         """Items that were under way at once."""
@@ -190,7 +190,7 @@ def _drained(items: deque[Any]) -> Iterator[Any]:
 def publish(
     session: Session,
     writer: LevelWriter,
-    order: Order,
+    order: WorkerTask,
     todo: Sequence[int],
     together: Together,
     tick: Tick,
@@ -202,11 +202,11 @@ def publish(
         ClusterError: names the shards that failed, once all others are finished.
     """
     assert session.crew is not None
-    progress = Progress(together, tick, len(todo))
+    progress = PublishProgress(together, tick, len(todo))
     published: dict[int, Published] = {}
     failed: dict[int, Failed] = {}
     for _ in range(ROUNDS):
-        for shard, answer in Spread(session.crew, order).answers(todo):
+        for shard, answer in Dispatch(session.crew, order).answers(todo):
             if isinstance(answer, Done):
                 published[shard] = Published(shard, answer.nbytes, answer.sha256)
                 progress.done(answer)
@@ -226,7 +226,7 @@ def publish(
     return sum(one.nbytes for one in published.values())
 
 
-class Progress:
+class PublishProgress:
     """What people see of shards that workers publish."""
 
     def __init__(self, together: Together, tick: Tick, shards: int) -> None:

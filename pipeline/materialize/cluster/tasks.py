@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strata.pipeline.run.stores import Address
+from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import DiskFull, StoreRefused
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import Level
@@ -26,23 +26,23 @@ WORKERS_S = 30.0
 
 
 @dataclass(frozen=True)
-class Place:
+class RunAddress:
     """Where a worker finds what a run is made of. All of it must be on a shared file system, but
     for a store in a bucket."""
 
     run: Path
-    store: Address
+    store: StoreAddress
     source: str
     """The images."""
     data_root: Path
     """Of torchvision's data sets."""
 
     @classmethod
-    def of(cls, session: Session) -> Place:
+    def of(cls, session: Session) -> RunAddress:
         run = session.run
         return cls(
             run.directory.absolute(),
-            Address.of(session.store),
+            StoreAddress.of(session.store),
             _absolute(run.source),
             session.data_root.absolute(),
         )
@@ -57,10 +57,10 @@ def _absolute(source: str) -> str:
 
 
 @dataclass(frozen=True)
-class FeaturesOrder:
+class FeaturesTask:
     """Compute shards of a level of x_j from a level below, and publish them."""
 
-    place: Place
+    place: RunAddress
     mandate: Mandate
     base: LevelKey
     """The level to read."""
@@ -70,28 +70,28 @@ class FeaturesOrder:
     """Digests of the layers in between, lowest first."""
 
 
-def features(session: Session, base: Level, mandate: Mandate) -> FeaturesOrder:
+def features(session: Session, base: Level, mandate: Mandate) -> FeaturesTask:
     """Told of a level that is computed from ``base``."""
     between = range(base.key.depth + 1, mandate.key.depth + 1)
     records = (session.run.layer(j) for j in between)
     weights = tuple(record["weights"] for record in records if record is not None)
-    return FeaturesOrder(Place.of(session), mandate, base.key, base.content_root, weights)
+    return FeaturesTask(RunAddress.of(session), mandate, base.key, base.content_root, weights)
 
 
 @dataclass(frozen=True)
-class SurveyOrder:
+class SurveyTask:
     """Hash and decode images, to say which can be used."""
 
-    place: Place
+    place: RunAddress
     signature: str
     """Of the images, as far as can be told without reading them."""
 
 
 @dataclass(frozen=True)
-class ImagesOrder:
+class ImagesTask:
     """Decode shards of x_0, and publish them."""
 
-    place: Place
+    place: RunAddress
     mandate: Mandate
     survey: Path
     """The record of the images: which are good."""
@@ -100,25 +100,25 @@ class ImagesOrder:
 
 
 @dataclass(frozen=True)
-class HashOrder:
+class HashTask:
     """Hash shards of a committed level."""
 
-    store: Address
+    store: StoreAddress
     directory: Path
     commit: str
     """sha256 of its commit, to tell a level that is not to be seen from one that is damaged."""
 
 
 @dataclass(frozen=True)
-class ChannelsOrder:
+class ChannelsTask:
     """Look at what the channels of a committed level hold, shard by shard."""
 
-    store: Address
+    store: StoreAddress
     level: LevelKey
     content_root: str
 
 
-Order = FeaturesOrder | SurveyOrder | ImagesOrder | HashOrder | ChannelsOrder
+WorkerTask = FeaturesTask | SurveyTask | ImagesTask | HashTask | ChannelsTask
 
 
 def call(function: bytes, *arguments: Any) -> Any:

@@ -27,15 +27,15 @@ from strata.pipeline.errors import ClusterError, exit_code
 from strata.pipeline.feed.features import features_above
 from strata.pipeline.feed.shard_moments import Look, looking_at
 from strata.pipeline.materialize.cluster.tasks import (
-    ChannelsOrder,
+    ChannelsTask,
     Done,
     Failed,
-    FeaturesOrder,
-    HashOrder,
-    ImagesOrder,
-    Order,
-    Place,
-    SurveyOrder,
+    FeaturesTask,
+    HashTask,
+    ImagesTask,
+    RunAddress,
+    SurveyTask,
+    WorkerTask,
     one_machine_alone,
 )
 from strata.pipeline.materialize.forward import Computed
@@ -100,14 +100,14 @@ class Bench(WorkerPlugin):
         self.room = BoundedSemaphore(PUBLISHERS + 1)
         """As many shards are in memory."""
         self.computing, self._preparing = Lock(), Lock()
-        self._kept: OrderedDict[tuple[Order, str], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[WorkerTask, str], Any] = OrderedDict()
         hardware.keep_freed_memory()
 
     def teardown(self, worker: Worker) -> None:
         while self._kept:
             _close(self._kept.popitem()[1])
 
-    def prepared(self, order: Order, device: str, make: Callable[[Any, Any], Any]) -> Any:
+    def prepared(self, order: WorkerTask, device: str, make: Callable[[Any, Any], Any]) -> Any:
         """What an order needs, made once."""
         with self._preparing:
             if (order, device) not in self._kept:
@@ -132,7 +132,7 @@ def _close(kept: Any) -> None:
         source.close()
 
 
-def serve(order: Order, item: Any, device: str, threads: int | None) -> Any:
+def serve(order: WorkerTask, item: Any, device: str, threads: int | None) -> Any:
     """Do one item of an order; what is refused is returned, whatever else fails is raised.
 
     Args:
@@ -177,7 +177,7 @@ def _failed(bench: Bench, error: Exception, *, for_all: bool) -> Failed:
 # ---- finding what an order names ----------------------------------------------------------------
 
 
-def _run(place: Place, mandate: Mandate) -> Run:
+def _run(place: RunAddress, mandate: Mandate) -> Run:
     """The run, which must give the level its name: so its recipe, layers and scales are those that
     the command knows."""
     mandate.check(place.store.files)
@@ -190,7 +190,7 @@ def _run(place: Place, mandate: Mandate) -> Run:
     return run
 
 
-def _computed(order: FeaturesOrder, device: torch.device) -> Computed:
+def _computed(order: FeaturesTask, device: torch.device) -> Computed:
     """The layers, by their digests, and the level below, by its content."""
     key, run = order.mandate.key, _run(order.place, order.mandate)
     records = [run.layer(j) for j in range(order.base.depth + 1, key.depth + 1)]
@@ -209,7 +209,7 @@ def _computed(order: FeaturesOrder, device: torch.device) -> Computed:
     return computed
 
 
-def _images(order: ImagesOrder, device: torch.device) -> Decoded:
+def _images(order: ImagesTask, device: torch.device) -> Decoded:
     run = _run(order.place, order.mandate)
     found = unseal(order.survey, order.place.store.files)
     if found["digest"] != order.digest:
@@ -219,7 +219,7 @@ def _images(order: ImagesOrder, device: torch.device) -> Decoded:
     return Decoded(run.recipe, source, key.split, samples, order.mandate.geometry)
 
 
-def _source(order: SurveyOrder, device: torch.device) -> Source:
+def _source(order: SurveyTask, device: torch.device) -> Source:
     source = open_source(order.place.source, root=order.place.data_root)
     if source.signature() != order.signature:
         source.close()
@@ -227,7 +227,7 @@ def _source(order: SurveyOrder, device: torch.device) -> Source:
     return source
 
 
-def _checking(order: HashOrder, device: torch.device) -> Check:
+def _checking(order: HashTask, device: torch.device) -> Check:
     """What hashes a shard of a level that is the one the command sees."""
     files = order.store.files
     try:
@@ -239,7 +239,7 @@ def _checking(order: HashOrder, device: torch.device) -> Check:
     return partial(check_shard, order.directory, deep=True, files=files)
 
 
-def _counting(order: ChannelsOrder, device: torch.device) -> Look:
+def _counting(order: ChannelsTask, device: torch.device) -> Look:
     """What looks at the channels of a shard of a level that is the one the command sees."""
     level = order.store.open().open(order.level)
     if level.content_root != order.content_root:
@@ -294,27 +294,27 @@ class _Turn:
 
 
 def _examine(
-    bench: Bench, order: SurveyOrder, source: Source, span: tuple[str, range], threads: int
+    bench: Bench, order: SurveyTask, source: Source, span: tuple[str, range], threads: int
 ) -> Examined:
     return examine(source, *span)
 
 
 def _hash(
-    bench: Bench, order: HashOrder, check: Check, entry: dict[str, Any], threads: int
+    bench: Bench, order: HashTask, check: Check, entry: dict[str, Any], threads: int
 ) -> Damage | None:
     return check(entry)
 
 
-def _count(bench: Bench, order: ChannelsOrder, look: Look, shard: int, threads: int) -> Moments:
+def _count(bench: Bench, order: ChannelsTask, look: Look, shard: int, threads: int) -> Moments:
     torch.set_num_threads(threads)
     return look(shard)
 
 
 _WORK: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    FeaturesOrder: (_computed, _write),
-    ImagesOrder: (_images, _write),
-    SurveyOrder: (_source, _examine),
-    HashOrder: (_checking, _hash),
-    ChannelsOrder: (_counting, _count),
+    FeaturesTask: (_computed, _write),
+    ImagesTask: (_images, _write),
+    SurveyTask: (_source, _examine),
+    HashTask: (_checking, _hash),
+    ChannelsTask: (_counting, _count),
 }
 """By kind of order: what finds what it names, and what does one item of it."""

@@ -19,8 +19,8 @@ from strata.pipeline.errors import ClusterError, one_line
 from strata.pipeline.feed.features import features
 from strata.pipeline.materialize.cluster import cluster as cluster_module
 from strata.pipeline.materialize.cluster import tasks, worker
-from strata.pipeline.materialize.cluster.submit import WINDOW, Spread
-from strata.pipeline.run.stores import Address
+from strata.pipeline.materialize.cluster.submit import WINDOW, Dispatch
+from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import DiskFull, StoreRefused
 from strata.store.level.layout import LevelKey
 from strata.store.write.mandate import Mandate
@@ -134,9 +134,9 @@ def test_damage_is_mended_by_workers(dask: Cluster, place: Place, sound: Place) 
 def test_a_level_that_workers_do_not_see_is_not_called_damaged(dask: Cluster, place: Place) -> None:
     level = session_of(place).store.open(key(place, 1, "test"))
     with crew_of(dask.address) as crew:
-        address = Address(str(place.store))
-        order = tasks.HashOrder(address, place.root / "not here", "0" * 64)
-        (answer,) = (answer for _, answer in Spread(crew, order).answers(level.shards[:1]))
+        address = StoreAddress(str(place.store))
+        order = tasks.HashTask(address, place.root / "not here", "0" * 64)
+        (answer,) = (answer for _, answer in Dispatch(crew, order).answers(level.shards[:1]))
     assert isinstance(answer, tasks.Failed)
     assert answer.for_all
     assert "not the level that the command sees" in one_line(answer.error)
@@ -175,7 +175,7 @@ def key(place: Place, depth: int, split: str, view: str = "clean") -> LevelKey:
     return session_of(place).key(depth, split, view)
 
 
-def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesOrder, int]:
+def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesTask, int]:
     """What workers are told of x_1 train, begun anew, and its number of shards."""
     session = session_of(place)
     level = session.key(1, "train", view)
@@ -188,18 +188,18 @@ def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesOrder, i
 
 
 @pytest.fixture
-def begun(place: Place) -> tuple[Place, tasks.FeaturesOrder, int]:
+def begun(place: Place) -> tuple[Place, tasks.FeaturesTask, int]:
     without(place, 1)
     return place, *order_for(place)
 
 
-Begun = tuple[Place, tasks.FeaturesOrder, int]
+Begun = tuple[Place, tasks.FeaturesTask, int]
 
 
-def refused(dask: Cluster, order: tasks.FeaturesOrder) -> str:
+def refused(dask: Cluster, order: tasks.FeaturesTask) -> str:
     """What all workers say of an order; there must be nothing that they did."""
     with crew_of(dask.address) as crew:
-        answers = [answer for _, answer in Spread(crew, order).answers(range(2))]
+        answers = [answer for _, answer in Dispatch(crew, order).answers(range(2))]
     assert all(isinstance(answer, tasks.Failed) and answer.for_all for answer in answers)
     assert not list(order.mandate.directory.glob("c.*"))
     return one_line(answers[0].error)
@@ -217,7 +217,7 @@ def test_a_layer_that_was_solved_again_is_refused(dask: Cluster, begun: Begun) -
     shutil.rmtree(place.run / "layer_1")
     assert place.do("train", "--layer", 1).rc == 0  # the same weights, so still the same level
     with crew_of(dask.address) as crew:
-        answers = [answer for _, answer in Spread(crew, order).answers([0])]
+        answers = [answer for _, answer in Dispatch(crew, order).answers([0])]
     assert isinstance(answers[0], tasks.Done)
     other = replace(order, weights=("0" * 64,))
     assert "other weights" in refused_order(dask, other)
@@ -225,9 +225,9 @@ def test_a_layer_that_was_solved_again_is_refused(dask: Cluster, begun: Begun) -
     assert "other values" in refused_order(dask, root)
 
 
-def refused_order(dask: Cluster, order: tasks.FeaturesOrder) -> str:
+def refused_order(dask: Cluster, order: tasks.FeaturesTask) -> str:
     with crew_of(dask.address) as crew:
-        ((_, answer),) = Spread(crew, order).answers([1])
+        ((_, answer),) = Dispatch(crew, order).answers([1])
     assert answer.for_all
     return one_line(answer.error)
 
@@ -249,7 +249,7 @@ def test_receipts_come_back_and_no_arrays(dask: Cluster, begun: Begun) -> None:
     _, order, shards = begun
     assert len(pickle.dumps(order)) < ORDER_BYTES
     with crew_of(dask.address) as crew:
-        answers = dict(Spread(crew, order).answers(range(shards)))
+        answers = dict(Dispatch(crew, order).answers(range(shards)))
         assert not crew.client.futures, "every future is let go"
     assert sorted(answers) == list(range(shards))
     for answer in answers.values():
@@ -275,7 +275,7 @@ def test_four_machines_that_cannot_reach_the_files_are_no_accident(
     _, order, _ = begun
     with crew_of(dask.address) as crew:
         monkeypatch.setattr(crew, "count", lambda: 9)
-        spread = Spread(crew, order)
+        spread = Dispatch(crew, order)
         refusals = [tasks.Failed(name, StoreRefused("gone"), for_all=True) for name in "aabcd"]
         assert [spread._others_may(one) for one in refusals] == [True] * 4 + [False]
         full = tasks.Failed("e", DiskFull("x_1", 2, 1), for_all=True)
@@ -287,7 +287,7 @@ def test_a_window_of_items_is_under_way(dask: Cluster, begun: Begun) -> None:
     level = session_of(place).store.open(key(place, 0, "train"))
     commit = cluster_commit(level.directory)
     with crew_of(dask.address) as crew:
-        spread = Spread(crew, commit)
+        spread = Dispatch(crew, commit)
         asked = 0
 
         def items() -> Iterator[dict[str, object]]:
@@ -303,12 +303,12 @@ def test_a_window_of_items_is_under_way(dask: Cluster, begun: Begun) -> None:
     assert asked == 100
 
 
-def cluster_commit(directory: Path) -> tasks.HashOrder:
+def cluster_commit(directory: Path) -> tasks.HashTask:
     from strata.store.fingerprint import sha256
     from strata.store.level.level import COMMIT
 
     commit = sha256((directory / COMMIT).read_bytes())
-    return tasks.HashOrder(Address(str(directory.parent.parent)), directory, commit)
+    return tasks.HashTask(StoreAddress(str(directory.parent.parent)), directory, commit)
 
 
 # ---- no cluster to work with --------------------------------------------------------------------

@@ -19,12 +19,12 @@ from test_cluster import ANSWER_BYTES, ORDER_BYTES
 from test_object_commands import TEXT, Remote, both, levels, local_levels
 
 from strata.pipeline.feed.features import features
-from strata.pipeline.materialize.cluster.submit import Spread
-from strata.pipeline.materialize.cluster.tasks import Done, FeaturesOrder
+from strata.pipeline.materialize.cluster.submit import Dispatch
+from strata.pipeline.materialize.cluster.tasks import Done, FeaturesTask
 from strata.pipeline.materialize.cluster.tasks import features as features_order
 from strata.pipeline.run import rundir
 from strata.pipeline.run.session import Session
-from strata.pipeline.run.stores import Address, open_store
+from strata.pipeline.run.stores import StoreAddress, open_store
 from strata.store.level.level import Level
 from strata.store.write.mandate import Mandate
 
@@ -150,7 +150,7 @@ def test_a_worker_is_killed(dask: Cluster, empty: Remote, way: Road, local: Plac
     assert levels(empty.objects) == x_1
 
 
-def order_for(place: Remote, cache: Path) -> tuple[FeaturesOrder, Level]:
+def order_for(place: Remote, cache: Path) -> tuple[FeaturesTask, Level]:
     """What workers are told of x_1 train, begun, and the level that they read."""
     store, run = open_store(place.store, f"{cache}:50MB"), rundir.find(place.run)
     assert run is not None
@@ -176,7 +176,7 @@ def test_what_workers_are_told_and_through_which_cache_they_read(
     assert b"our-own" not in told
     assert not (tmp_path / "copies").exists()
     with crew_of(dask.address) as crew:
-        answers = dict(Spread(crew, order).answers(range(order.mandate.geometry.shards)))
+        answers = dict(Dispatch(crew, order).answers(range(order.mandate.geometry.shards)))
     assert len(answers) > 1
     for answer in answers.values():
         assert isinstance(answer, Done)
@@ -240,18 +240,18 @@ def test_a_store_is_told_so_that_another_process_finds_it(
     empty: Remote, tmp_path: Path, more: str
 ) -> None:
     store = open_store(f"{empty.store}{more}", f"{tmp_path / 'copies'}:12345")
-    told = pickle.loads(pickle.dumps(Address.of(store)))
+    told = pickle.loads(pickle.dumps(StoreAddress.of(store)))
     again = told.open()
     assert str(again.root) == empty.store
     assert again.files.bucket.conditional == (not more)
     assert (again.files.cache.directory, again.files.cache.budget) == (tmp_path / "copies", 12345)
-    assert Address.of(connect(empty.bucket)).read_cache is None
+    assert StoreAddress.of(connect(empty.bucket)).read_cache is None
 
 
 def test_a_folder_is_told_by_its_whole_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = Address.of(open_store(Path("features")))
-    assert told == Address(str(tmp_path / "features"))
+    told = StoreAddress.of(open_store(Path("features")))
+    assert told == StoreAddress(str(tmp_path / "features"))
     assert told.open().root == tmp_path / "features"

@@ -19,7 +19,7 @@ from test_cluster import order_for, without
 
 from strata.pipeline.errors import one_line
 from strata.pipeline.materialize.cluster import tasks
-from strata.pipeline.materialize.cluster.submit import Spread
+from strata.pipeline.materialize.cluster.submit import Dispatch
 from strata.store.level.level import COMMIT
 
 TEXT = tiny(flip="false", layers=1, downsample="[]", epochs=1).replace("width = 8", "width = 64")
@@ -116,7 +116,7 @@ def test_a_shard_that_kills_its_workers_is_given_up(dask: Cluster, place: Place)
     order, shards = order_for(place)
     items = [0, Deadly(), *range(1, shards)]
     with crew_of(dask.address) as crew:
-        answers = dict(Spread(crew, order).answers(items))
+        answers = dict(Dispatch(crew, order).answers(items))
     failed = answers.pop(items[1])
     assert isinstance(failed, tasks.Failed)
     assert not failed.for_all

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strata.pipeline.plan.choose import START, Choice, Node, choose, otherwise
+from strata.pipeline.plan.choose import START, CachedDepth, Chain, choose, otherwise
 
 FORMS = ("raw", "zstd")
 
@@ -21,26 +21,26 @@ class Drawn:
     """Costs that mean nothing."""
 
     layers: int
-    sizes: dict[Node, int]
-    writing: dict[tuple[Node, Node], int]
-    solving: dict[tuple[Node, int], int]
+    sizes: dict[CachedDepth, int]
+    writing: dict[tuple[CachedDepth, CachedDepth], int]
+    solving: dict[tuple[CachedDepth, int], int]
 
     def forms(self, depth: int) -> tuple[str, ...]:
         return FORMS
 
-    def nbytes(self, node: Node) -> int:
+    def nbytes(self, node: CachedDepth) -> int:
         return self.sizes[node]
 
-    def write(self, base: Node, node: Node) -> float:
+    def write(self, base: CachedDepth, node: CachedDepth) -> float:
         return self.writing[base, node]
 
-    def solve(self, base: Node, j: int) -> float:
+    def solve(self, base: CachedDepth, j: int) -> float:
         return self.solving[base, j]
 
 
-def nodes(layers: int) -> list[Node]:
+def nodes(layers: int) -> list[CachedDepth]:
     cached = itertools.product(range(1, layers), FORMS)
-    return [Node(0, START), *(Node(depth, form) for depth, form in cached)]
+    return [CachedDepth(0, START), *(CachedDepth(depth, form) for depth, form in cached)]
 
 
 @st.composite
@@ -57,15 +57,15 @@ def drawn_costs(draw: st.DrawFn) -> Drawn:
     )
 
 
-def chains(layers: int) -> Iterator[tuple[Node, ...]]:
+def chains(layers: int) -> Iterator[tuple[CachedDepth, ...]]:
     """Every decision at every depth."""
     for decisions in itertools.product((None, *FORMS), repeat=max(0, layers - 1)):
-        yield tuple(Node(d, form) for d, form in enumerate(decisions, start=1) if form)
+        yield tuple(CachedDepth(d, form) for d, form in enumerate(decisions, start=1) if form)
 
 
-def simulated(costs: Drawn, chain: tuple[Node, ...], disk: float) -> float:
+def simulated(costs: Drawn, chain: tuple[CachedDepth, ...], disk: float) -> float:
     """Seconds of a run that goes layer by layer, and keeps what is read next and nothing else."""
-    planned, held, seconds = {node.depth: node for node in chain}, Node(0, START), 0.0
+    planned, held, seconds = {node.depth: node for node in chain}, CachedDepth(0, START), 0.0
     used = costs.sizes[held]
     if used > disk:
         return math.inf
@@ -110,7 +110,7 @@ def test_the_other_decision_is_the_best_of_those(
 
 def test_a_level_may_leave_once_the_next_is_there() -> None:
     """Room for x_0 and two of three levels is enough."""
-    chain = [Node(d, "raw") for d in (1, 2, 3)]
+    chain = [CachedDepth(d, "raw") for d in (1, 2, 3)]
     there = nodes(4)
     costs = Drawn(
         4,
@@ -118,13 +118,13 @@ def test_a_level_may_leave_once_the_next_is_there() -> None:
         {(a, b): 1 for a in there for b in there if a.depth < b.depth},
         {(a, j): 100 * (j - a.depth) for a in there for j in range(a.depth + 1, 5)},
     )
-    assert choose(costs, disk=30) == Choice(403.0, tuple(chain))
+    assert choose(costs, disk=30) == Chain(403.0, tuple(chain))
     assert len(choose(costs, disk=29).chain) == 1
     assert choose(costs, disk=19).chain == ()
 
 
 @pytest.mark.parametrize("disk", [0, 9])
 def test_without_room_for_the_images_there_is_nothing(disk: int) -> None:
-    costs = Drawn(1, {Node(0, START): 10}, {}, {(Node(0, START), 1): 5})
-    assert choose(costs, disk=disk) == Choice(math.inf, ())
-    assert choose(costs, disk=10) == Choice(5.0, ())
+    costs = Drawn(1, {CachedDepth(0, START): 10}, {}, {(CachedDepth(0, START), 1): 5})
+    assert choose(costs, disk=disk) == Chain(math.inf, ())
+    assert choose(costs, disk=10) == Chain(5.0, ())

@@ -14,7 +14,7 @@ from root import MACHINES, ROOT
 
 from strata.pipeline.commands.worth_tables import crossover
 from strata.pipeline.errors import RecipeError
-from strata.pipeline.plan.choose import START, Node, choose
+from strata.pipeline.plan.choose import START, CachedDepth, choose
 from strata.pipeline.plan.costs import RecipeCosts
 from strata.pipeline.plan.machine import JPEG_GUESS, Machine, RowRate, load
 from strata.pipeline.plan.plan import make_plan
@@ -24,7 +24,7 @@ from strata.pipeline.recipe.augmentation import train_views
 from strata.pipeline.recipe.recipe import Recipe
 from strata.store.level.layout import geometry
 
-X0 = Node(0, START)
+X0 = CachedDepth(0, START)
 FLAT = Machine("flat", "a test", "cpu", *[1.0] * 10, publish_shard=1e-30, publish_level=1e-30)
 """One of everything in a second, and nothing for a file by itself."""
 
@@ -56,24 +56,26 @@ def costs(name: str = "cifar10-small", machine: Machine = FLAT, problems: int = 
 def test_bytes_are_those_of_the_plan(name: str) -> None:
     plan = make_plan(recipe(name))
     for depth in plan.depths:
-        assert costs(name).nbytes(Node(depth.depth, "raw")) == pytest.approx(depth.nbytes, rel=0.02)
+        assert costs(name).nbytes(CachedDepth(depth.depth, "raw")) == pytest.approx(
+            depth.nbytes, rel=0.02
+        )
 
 
 def test_operations_are_those_of_the_plan() -> None:
     """Nothing but training costs time; the plan counts forward and backward, all epochs."""
     found = costs(machine=replace(FLAT, **fast_but("train")))
     for depth in make_plan(recipe()).depths[1:]:
-        base = Node(depth.depth - 1, "raw")
+        base = CachedDepth(depth.depth - 1, "raw")
         used = 49920 / 50000  # the last batch of an epoch is dropped
         assert found.solve(base, depth.depth) == pytest.approx(depth.operations * used, rel=1e-3)
 
 
 def test_computing_again_costs_the_layers_between() -> None:
     found = costs(machine=replace(FLAT, **fast_but("forward")))
-    once = found.write(X0, Node(1, "raw")) / (2 * 50_000 + 10_000)  # plain, flipped, test
+    once = found.write(X0, CachedDepth(1, "raw")) / (2 * 50_000 + 10_000)  # plain, flipped, test
     side = recipe().canvas // 2
     assert once == 4 * 3 * 9 * recipe().network.width * side**2
-    again = found.solve(X0, 3) - found.solve(Node(1, "raw"), 3)
+    again = found.solve(X0, 3) - found.solve(CachedDepth(1, "raw"), 3)
     rows = 49_920 * recipe().schedule.epochs + 10_000 * (recipe().schedule.epochs + 1)
     assert again == pytest.approx(rows * once)
 
@@ -82,7 +84,7 @@ def test_packed_levels_take_less_disk_and_more_of_the_cores() -> None:
     slow = replace(FLAT, memory=1.0)
     disk = costs(machine=replace(slow, **fast_but("disk_read", "memory")))
     cores = costs(machine=replace(slow, **fast_but("decode_lz4", "decode_zstd", "memory")))
-    raw, zstd = Node(1, "raw"), Node(1, "zstd")
+    raw, zstd = CachedDepth(1, "raw"), CachedDepth(1, "zstd")
     both = len(train_views(recipe()))  # an epoch decodes every chunk of both levels
     assert FLAT.ratio_zstd * disk.solve(zstd, 2) == pytest.approx(both * disk.solve(raw, 2))
     assert cores.solve(zstd, 2) > cores.solve(raw, 2)
@@ -105,7 +107,7 @@ def test_where_rows_lie_decides_what_an_epoch_pays(
 ) -> None:
     """Two views, five epochs. What is on the device is copied there once; in memory it is decoded
     once, or touched once; packed chunks of both views are read and decoded in every epoch."""
-    node, epochs = Node(1, form), recipe().schedule.epochs
+    node, epochs = CachedDepth(1, form), recipe().schedule.epochs
     assert epochs == 5
     room = {"memory": 1e30 if tier == "memory" else 1.0, "device_memory": None}
     if tier == "device":
@@ -127,7 +129,7 @@ def test_where_rows_lie_decides_what_an_epoch_pays(
 def test_a_level_costs_its_files_and_the_publishing_of_its_last_shard() -> None:
     quiet = replace(FLAT, **fast_but())
     files = replace(quiet, publish_shard=7.0, publish_level=100.0)
-    node, rows = Node(1, "raw"), 50_000
+    node, rows = CachedDepth(1, "raw"), 50_000
     shards = geometry(rows, recipe().shape(1, recipe().canvas), "float16", 64 << 20).shards
     assert costs(machine=files).write_level(X0, node, rows) == pytest.approx(100 + 7 * shards)
     both = costs(machine=replace(quiet, disk_write=1.0, forward=1.0))
@@ -144,7 +146,7 @@ def test_images_are_decoded_from_jpeg_whenever_they_are_read() -> None:
     jpeg = replace(found, recipe=replace(found.recipe, data=replace(found.recipe.data, jpeg=90)))
     pixels = 3 * 32 * 32
     assert jpeg.reading(X0) == pytest.approx(49_920 * pixels)
-    assert jpeg.write(X0, Node(1, "raw")) == pytest.approx(110_000 * pixels)
+    assert jpeg.write(X0, CachedDepth(1, "raw")) == pytest.approx(110_000 * pixels)
     assert found.reading(X0) < 1
     assert replace(FLAT, decode_jpeg=None).jpeg == JPEG_GUESS
 

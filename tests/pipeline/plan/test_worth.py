@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from root import MACHINES
 from runs import here, tiny
 
-from strata.pipeline.plan.choose import START, Choice, Node, choose
+from strata.pipeline.plan.choose import START, CachedDepth, Chain, choose
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
 from strata.pipeline.plan.machine import Machine, load
 from strata.pipeline.plan.tiers import CACHE_SHARE, DEVICE_SHARE, MEMORY_SHARE
@@ -25,7 +25,7 @@ from strata.pipeline.recipe.builtin import load as load_recipe
 from strata.pipeline.recipe.recipe import Recipe, parse
 
 LAPTOP = load(MACHINES / "laptop.toml")
-X0 = Node(0, START)
+X0 = CachedDepth(0, START)
 
 
 def open_recipe(**changes: object) -> Recipe:
@@ -52,13 +52,13 @@ def drawn_costs(draw: st.DrawFn) -> RecipeCosts:
     return RecipeCosts(recipe, machine, 1437, 360, draw(st.sampled_from([1, 7])))
 
 
-def chains(layers: int) -> Iterator[tuple[Node, ...]]:
+def chains(layers: int) -> Iterator[tuple[CachedDepth, ...]]:
     """Every decision at every depth."""
     for decisions in itertools.product((None, *PROFILES), repeat=max(0, layers - 1)):
-        yield tuple(Node(d, form) for d, form in enumerate(decisions, start=1) if form)
+        yield tuple(CachedDepth(d, form) for d, form in enumerate(decisions, start=1) if form)
 
 
-def simulated(costs: RecipeCosts, chain: tuple[Node, ...], disk: float) -> float:
+def simulated(costs: RecipeCosts, chain: tuple[CachedDepth, ...], disk: float) -> float:
     """Seconds of a run that goes layer by layer, and keeps what is read next and nothing else."""
     planned, held, seconds = {node.depth: node for node in chain}, X0, 0.0
     for j in range(1, costs.layers + 1):
@@ -88,7 +88,7 @@ def test_no_chain_of_profiles_is_cheaper(costs: RecipeCosts, disk: float) -> Non
         assert depth.otherwise == pytest.approx(other)
 
 
-def _caches(chain: tuple[Node, ...], depth: int) -> bool:
+def _caches(chain: tuple[CachedDepth, ...], depth: int) -> bool:
     return any(node.depth == depth for node in chain)
 
 
@@ -97,7 +97,7 @@ def _caches(chain: tuple[Node, ...], depth: int) -> bool:
 def test_rows_lie_where_there_is_room(costs: RecipeCosts, form: str) -> None:
     """The bounds by hand; more room is never slower on a GPU, and never on any if it is the
     memory's and rows are raw."""
-    node = Node(1, form)
+    node = CachedDepth(1, form)
     views = {"canvas": 2}.get(str(costs.recipe.augment.views)) or int(costs.recipe.augment.views)
     values = math.prod(costs.recipe.shape(1, 12 if costs.recipe.augment.views == "canvas" else 8))
     nbytes = views * 1437 * values * (4 if costs.recipe.cache.precision == "float32" else 0.5)
@@ -127,8 +127,8 @@ def test_auto_takes_at_every_depth_the_profile_that_is_cheapest() -> None:
 
 def test_a_tier_that_was_asked_for_and_has_no_room_is_no_way() -> None:
     found = RecipeCosts(open_recipe(), replace(LAPTOP, memory=1e6), 1437, 360, tier="memory")
-    assert found.solve(Node(1, "raw"), 2) == math.inf
-    assert replace(found, tier="disk").solve(Node(1, "raw"), 2) < math.inf
+    assert found.solve(CachedDepth(1, "raw"), 2) == math.inf
+    assert replace(found, tier="disk").solve(CachedDepth(1, "raw"), 2) < math.inf
 
 
 # ---- what is said -------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_level_leaves_once_the_next_is_written_where_not_all_fit() -> None:
     assert evicted(costs, best, whole) == {}
     assert evicted(costs, best, whole - 1) == {2: 3, 3: 4}
     assert [d.until for d in weigh(costs, whole - 1).depths] == [None, 3, 4, None]
-    assert evicted(costs, Choice(0.0, ()), 0) == {}
+    assert evicted(costs, Chain(0.0, ()), 0) == {}
 
 
 def test_other_ways_are_shown_and_never_taken() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from strata.stages.network.network import Layer
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
 from strata.stages.solve.baseline import EndToEnd, build_end_to_end
-from strata.stages.solve.solve import Schedule, Solver
+from strata.stages.solve.solve import SGDSchedule, Solver
 from strata.store.files.publish import replace, sealed, unseal
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def specs(*, batch_norm: bool) -> tuple[tuple[LayerSpec, ...], AuxiliarySpec]:
 def solver(
     *, checkpointing: bool = False, accumulate: int = 1, batch_norm: bool = True
 ) -> Solver[EndToEnd]:
-    schedule = Schedule("step", 2, BATCH, 0.1, 0.9, 5e-4, accumulate=accumulate)
+    schedule = SGDSchedule("step", 2, BATCH, 0.1, 0.9, 5e-4, accumulate=accumulate)
     layers, auxiliary = specs(batch_norm=batch_norm)
     network = build_end_to_end(layers, auxiliary, 7, checkpointing=checkpointing)
     return Solver(network, schedule, CPU, torch.float32)

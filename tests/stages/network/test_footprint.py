@@ -17,7 +17,7 @@ from strata.stages.network.featurize import Frozen, encoded
 from strata.stages.network.footprint import applying, solving
 from strata.stages.network.network import build_auxiliary, build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape
-from strata.stages.solve.solve import WATCHED_STEPS, Schedule, Solver
+from strata.stages.solve.solve import WATCHED_STEPS, SGDSchedule, Solver
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def stepped(
     problem: nn.Module, shape: Shape, batch: int, accumulate: int, compute: torch.dtype
 ) -> int:
     """Peak bytes of two steps, as a run measures them."""
-    schedule = Schedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate)
+    schedule = SGDSchedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate)
     solver = Solver(problem, schedule, CPU, compute)
     generator = torch.Generator().manual_seed(0)
 

@@ -21,7 +21,7 @@ from strata.stages.errors import UnusableNetwork
 from strata.stages.memory import watched
 from strata.stages.network.block_reading import read_blocks
 from strata.stages.network.block_source import digest, made_by
-from strata.stages.network.blocks import Block, Source
+from strata.stages.network.blocks import Block, Origin
 from strata.stages.network.featurize import Frozen, encoded
 from strata.stages.network.footprint import applying, solving
 from strata.stages.network.network import blank_layer, build_problem
@@ -66,12 +66,12 @@ LAST = len(CODE.splitlines())
 @pytest.fixture(scope="module")
 def residual() -> tuple[Block, ...]:
     """Stem, residual block, residual block with half of the pixels; on images of 16 pixels."""
-    return read_blocks(Source("residual.py:blocks", (("width", 16),), RESIDUAL), (1, 16, 16))
+    return read_blocks(Origin("residual.py:blocks", (("width", 16),), RESIDUAL), (1, 16, 16))
 
 
 @pytest.fixture(scope="module")
 def resnet() -> tuple[Block, ...]:
-    return read_blocks(Source("torchvision:resnet18"), (3, 64, 64))
+    return read_blocks(Origin("torchvision:resnet18"), (3, 64, 64))
 
 
 def seeded(*shape: int) -> Tensor:
@@ -99,7 +99,7 @@ def resnet_features(model: models.ResNet, x: Tensor) -> Tensor:
 )
 def test_blocks_in_a_row_are_the_models_features(name, features, count, some) -> None:
     """The same draws from the same seed, so the same weights; the same maps, to the bit."""
-    made = made_by(Source(f"torchvision:{name}"), 3)
+    made = made_by(Origin(f"torchvision:{name}"), 3)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(torch.Generator().manual_seed(3).get_state())
         model = models.get_model(name, weights=None)
@@ -114,7 +114,7 @@ def test_blocks_in_a_row_are_the_models_features(name, features, count, some) ->
 
 def test_pooling_opens_the_next_block() -> None:
     for name in ("vgg11_bn", "resnet18"):
-        second = made_by(Source(f"torchvision:{name}"), None)[1][1]
+        second = made_by(Origin(f"torchvision:{name}"), None)[1][1]
         assert isinstance(second, nn.Sequential)
         assert isinstance(second[0], nn.MaxPool2d)
 
@@ -129,7 +129,7 @@ def test_pooling_opens_the_next_block() -> None:
 )
 def test_what_is_no_chain_of_maps_is_refused(name: str, words: list[str]) -> None:
     with pytest.raises(UnusableNetwork) as error:
-        read_blocks(Source(f"torchvision:{name}"), (3, 64, 64))
+        read_blocks(Origin(f"torchvision:{name}"), (3, 64, 64))
     assert all(word in str(error.value) for word in words), error.value
 
 

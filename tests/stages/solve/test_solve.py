@@ -11,14 +11,14 @@ from torch import Tensor
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
-from strata.stages.solve.solve import Schedule, Solver, logits_of
+from strata.stages.solve.solve import SGDSchedule, Solver, logits_of
 
 CPU = torch.device("cpu")
 X = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 10, (96,), generator=torch.Generator().manual_seed(1))
 
 
-def schedule(**changes: object) -> Schedule:
+def schedule(**changes: object) -> SGDSchedule:
     fields = {
         "kind": "one-cycle",
         "epochs": 3,
@@ -27,10 +27,10 @@ def schedule(**changes: object) -> Schedule:
         "momentum": 0.9,
         "weight_decay": 5e-4,
     }
-    return Schedule(**{**fields, **changes})  # pyright: ignore
+    return SGDSchedule(**{**fields, **changes})  # pyright: ignore
 
 
-def solver(plan: Schedule, seed: int = 0) -> Solver:
+def solver(plan: SGDSchedule, seed: int = 0) -> Solver:
     layer, aux = LayerSpec(1, 3, 8, 0, True, False), AuxiliarySpec(8, 2, 8, 10, True, False)
     return Solver(build_problem(layer, aux, seed), plan, CPU, torch.float32)
 

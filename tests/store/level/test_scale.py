@@ -20,7 +20,7 @@ from strata.store.files.publish import sealed, unseal
 from strata.store.fingerprint import canonical, sha256
 from strata.store.level.layout import Geometry, LevelKey, shard_name
 from strata.store.level.level import COMMIT, RECEIPTS, Level, commit_of, receipt_name
-from strata.store.level.shard_table import Entry, Shards
+from strata.store.level.shard_table import Entry, ShardTable
 from strata.store.write.unfinished import Unfinished
 from strata.store.write.writer import LevelWriter
 
@@ -53,8 +53,8 @@ def written(root: Path, shape: Geometry = SHAPE) -> LevelWriter:
 def test_columns_are_what_entries_were(sizes: list[int]) -> None:
     """Through JSON and back, for runs of equal sizes of any length, and for none."""
     shape = Geometry(2 * len(sizes), (1, 2, 2), "float32", 1, 2)
-    shards = Shards.of(shape, entries(sizes))
-    again = Shards.from_json(shape, json.loads(json.dumps(shards.as_json())))
+    shards = ShardTable.of(shape, entries(sizes))
+    again = ShardTable.from_json(shape, json.loads(json.dumps(shards.as_json())))
     assert again[:] == shards[:] == list(shards)
     assert [one["nbytes"] for one in again] == sizes
     assert again.nbytes == sum(sizes)
@@ -80,7 +80,7 @@ def test_a_commit_of_format_2_is_read(tmp_path: Path) -> None:
 
 def test_bytes_of_a_commit_for_each_shard() -> None:
     """Two digests in hexadecimal: a million shards are a commit of some 130 MB."""
-    many = Shards.of(SHAPE, entries([7] * 1000))
+    many = ShardTable.of(SHAPE, entries([7] * 1000))
     assert len(json.dumps(many.as_json())) < 1000 * 130 + 200
 
 

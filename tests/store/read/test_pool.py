@@ -19,10 +19,10 @@ from spoil import flip
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import Geometry
 from strata.store.read import pool as pools
+from strata.store.read.decode_plan import DecodePlan
 from strata.store.read.order import Mixing, mixing
 from strata.store.read.pool import Decoding, Pool
-from strata.store.read.rows import Reading, Task
-from strata.store.read.schedule import Schedule
+from strata.store.read.rows import Reading, ReadTask
 
 FEW = settings(max_examples=40, deadline=None)
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=4, shard_rows=16, profile="zstd")
@@ -38,7 +38,7 @@ def stripes(draw: st.DrawFn, rows: int) -> list[np.ndarray]:
 
 def run(reading: Reading, parts: Sequence[np.ndarray], shape: Geometry, threads: int) -> list:
     """What a reader does: tasks in their order, by some threads."""
-    tasks: SimpleQueue[Task | None] = SimpleQueue()
+    tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
     found = [np.empty((len(part), shape.row_bytes), np.uint8) for part in parts]
     errors: list[BaseException] = []
 
@@ -103,7 +103,7 @@ def test_a_schedule_against_playing_it(
     parts = data.draw(stripes(rows))
     parts = [*parts, parts[0]] if again else parts  # a row may be wanted twice
     flat = np.concatenate(parts)
-    plan = Schedule(parts, flat // chunk, chunk, room)
+    plan = DecodePlan(parts, flat // chunk, chunk, room)
     assert sorted(plan.chunks.tolist()) == sorted(set((flat // chunk).tolist()))
     holds: dict[int, int] = {}  # place → which row of the epoch
     left = set(range(len(flat)))
@@ -173,7 +173,7 @@ def test_there_are_places_for_two_windows_whatever_the_number_of_rows() -> None:
     for rows in (240, 2400, 24_000):
         order = Mixing(rows, block=4, pool=40).order(0, 1, 0)
         parts = np.split(order, range(8, rows, 8))
-        plan = Schedule(parts, order // 4, 4)
+        plan = DecodePlan(parts, order // 4, 4)
         assert plan.places <= 2 * 44 + 8 + 2 * 4
 
 
@@ -183,7 +183,7 @@ def test_views_of_which_a_part_is_wanted_take_no_more_places() -> None:
     order = Mixing(rows, block=8, pool=80).order(0, 1, 0)
     view = np.random.default_rng(0).integers(0, 2, rows)[order]
     parts = np.split(order + view * rows, range(16, rows, 16))
-    plan = Schedule(parts, np.concatenate(parts) // 8, 8)
+    plan = DecodePlan(parts, np.concatenate(parts) // 8, 8)
     assert len(plan.chunks) > 1.9 * rows // 8
     assert plan.places <= 2 * 88 + 16 + 2 * 8
 

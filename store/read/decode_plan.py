@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-class Schedule:
+class DecodePlan:
     """The plan of one epoch. Arrays are by chunk in the order of decoding, or as they say."""
 
     def __init__(

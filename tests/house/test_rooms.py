@@ -1,13 +1,15 @@
 """The rules of the house, read from the source: who imports whom, how long, and how quiet."""
 
 import ast
-import json
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,27 @@ from root import ROOT
 
 FORBIDDEN = {
     "store": {"torch", "torchvision", "ffcv", "click", "rich", "safetensors"}
-    | {"stages", "pipeline", "cli", "cli_options"},
+    | {"strata.stages", "strata.pipeline", "strata.cli"},
     "stages": {"zarr", "numcodecs", "dask", "distributed", "click", "rich"}
-    | {"store", "pipeline", "cli", "cli_options"},
-    "pipeline": {"click", "cli", "cli_options"},
-    "cli.py": {"stages", "store", "tests", "benchmarks"},
-    "cli_options.py": {"stages", "store", "tests", "benchmarks", "cli"},
+    | {"strata.store", "strata.pipeline", "strata.cli"},
+    "pipeline": {"click", "strata.cli"},
+    "cli.py": {"strata.stages", "strata.store", "tests", "benchmarks"},
+    "__init__.py": {"torch", "zarr", "click", "dask", "strata.cli"},
 }
+ROOMS = (
+    "store/errors store/fingerprint store/precision store/memory store/ahead store/priority",
+    *("store/files", "store/level", "store/read store/write", "store/s3"),
+    "store/feature_store store/opening",
+    "stages/errors stages/memory stages/faking",
+    *("stages/data", "stages/features", "stages/network", "stages/solve"),
+    "pipeline/errors pipeline/progress pipeline/interrupt",
+    *("pipeline/recipe", "pipeline/plan", "pipeline/run", "pipeline/feed"),
+    *("pipeline/materialize", "pipeline/train", "pipeline/study pipeline/results"),
+    *("pipeline/commands", "__init__", "cli"),
+)
+"""Lowest first. An arrow points down, or to another file of its own room. In one line are rooms, or
+files that are no room, that do not know each other: files of the lowest line of a floor may."""
+ROOM_FILES = 15
 HEAVY = ("torch", "torchvision", "zarr", "dask", "matplotlib", "sklearn")
 DRAWERS = {"utils.py", "helpers.py", "common.py"}
 FUNCTION_LINES, FILE_LINES, MEDIAN_LINES = 60, 330, 12
@@ -87,12 +103,13 @@ QUIET = [name for name in FLOORS if name != "cli.py"]
 
 
 def imports(source: Source) -> Iterator[tuple[int, str]]:
-    """Every absolute import, wherever it stands, with the calls that import by name."""
+    """Every absolute import, wherever it stands and for types only too, as ``module.name``, with
+    the calls that import by name."""
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.lineno, node.module or ""
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call) and called(node) in {"import_module", "__import__"}:
             yield from ((node.lineno, text) for text in map(literal, node.args[:1]) if text)
 
@@ -105,16 +122,67 @@ def literal(node: ast.expr) -> str:
     return str(node.value) if isinstance(node, ast.Constant) else ""
 
 
+def inside(module: str, packages: set[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
+
+
 def wrong_floor(source: Source) -> Iterator[str]:
     for line, module in imports(source):
-        if module.split(".")[0] in FORBIDDEN[source.floor]:
+        if inside(module, FORBIDDEN[source.floor]):
             yield f"{source.name}:{line}: {source.floor} must not import {module}"
 
 
 def ffcv_imports(source: Source) -> Iterator[str]:
     for line, module in imports(source):
-        if module.split(".")[0] == "ffcv":
+        if inside(module, {"ffcv"}):
             yield f"{source.name}:{line}: imports {module}"
+
+
+def modules(names: Iterable[str]) -> dict[str, str]:
+    """What our files are imported as: strata.store.level.level -> store/level/level."""
+    stems = (name.removesuffix(".py").removesuffix("/__init__") for name in names)
+    return {f"strata.{stem.replace('/', '.')}".removesuffix(".__init__"): stem for stem in stems}
+
+
+def arrows(source: Source, known: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """Line and file, without its ending, of every import of one of our modules."""
+    for line, module in imports(source):
+        while module and module not in known:
+            module = module.rpartition(".")[0]
+        if module not in ("", "strata"):
+            yield line, known[module]
+
+
+def room(stem: str) -> tuple[int, str]:
+    """Which line of ROOMS a file is in, and which room of it."""
+    for number, line in enumerate(ROOMS):
+        for name in line.split():
+            if stem == name or stem.startswith(f"{name}/"):
+                return number, name
+    return -1, ""
+
+
+def wrong_way(source: Source, known: dict[str, str]) -> Iterator[str]:
+    """Imports that point up, or to the room beside; a file that has no room."""
+    stem = source.name.removesuffix(".py").removesuffix("/__init__")
+    if stem in FORBIDDEN:
+        return  # what a floor's own __init__ says is for nobody
+    here, own = room(stem)
+    if here < 0:
+        yield f"{source.name}: in no room"
+    for line, target in arrows(source, known):
+        there, other = room(target)
+        if there > here or (here == there and own != other and own != stem):
+            yield f"{source.name}:{line}: {own} must not import {other}"
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Files that import each other, over however many others."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
 def functions(source: Source) -> Iterator[tuple[int, str, int]]:
@@ -175,53 +243,76 @@ def machine_paths(root: Path, name: str) -> Iterator[str]:
 # --- the house as it stands --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FLOORS)
-def test_imports_stay_on_their_floor(name):
-    assert not list(wrong_floor(read(ROOT, name)))
+@pytest.fixture(scope="module")
+def sources() -> dict[str, Source]:
+    """The product's files, read once."""
+    return {name: read(ROOT, name) for name in FLOORS}
 
 
-def test_ffcv_is_imported_in_one_file():
-    names = [name for name in PYTHON if not name.startswith(("tests/", "benchmarks/"))]
-    found = [hit for name in names for hit in ffcv_imports(read(ROOT, name))]
+def test_imports_stay_on_their_floor(sources: dict[str, Source]) -> None:
+    assert not [hit for source in sources.values() for hit in wrong_floor(source)]
+
+
+def test_arrows_point_down(sources: dict[str, Source]) -> None:
+    known = modules(sources)
+    assert not [hit for source in sources.values() for hit in wrong_way(source, known)]
+
+
+def test_no_two_files_need_each_other(sources: dict[str, Source]) -> None:
+    known = modules(sources)
+    stems = {name: name.removesuffix(".py").removesuffix("/__init__") for name in sources}
+    graph = {stems[n]: {t for _, t in arrows(s, known)} - {stems[n]} for n, s in sources.items()}
+    assert not circles(graph)
+
+
+def test_a_room_has_few_files_and_says_what_it_is_for(sources: dict[str, Source]) -> None:
+    folders = Counter(str(Path(name).parent) for name in sources)
+    assert not {name: count for name, count in folders.items() if count > ROOM_FILES}
+    inits = [source for name, source in sources.items() if name.endswith("__init__.py")]
+    assert not [source.name for source in inits if not ast.get_docstring(source.tree)]
+
+
+def test_what_is_installed_are_the_rooms(sources: dict[str, Source]) -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {str(Path(name).parent) for name in sources}
+    packages = {"strata" if f == "." else f"strata.{f.replace('/', '.')}" for f in folders}
+    assert packages == set(setuptools["packages"])
+
+
+def test_ffcv_is_imported_in_one_file(sources: dict[str, Source]) -> None:
+    found = [hit for source in sources.values() for hit in ffcv_imports(source)]
     assert len({hit.split(":")[0] for hit in found}) <= 1, found
 
 
-def test_no_file_is_a_drawer():
+def test_no_file_is_a_drawer() -> None:
     assert not [name for name in FILES if Path(name).name in DRAWERS]
 
 
-@pytest.mark.parametrize("name", FLOORS)
-def test_files_and_functions_are_short(name):
-    assert not list(too_long(read(ROOT, name)))
-
-
-def test_the_median_function_is_short():
-    lengths = [n for name in FLOORS for _, _, n in functions(read(ROOT, name))]
+def test_files_and_functions_are_short(sources: dict[str, Source]) -> None:
+    assert not [hit for source in sources.values() for hit in too_long(source)]
+    lengths = [n for source in sources.values() for _, _, n in functions(source)]
     median = statistics.median(lengths or [0])
     assert median <= MEDIAN_LINES, f"the median of {len(lengths)} functions is {median} lines"
 
 
-@pytest.mark.parametrize("name", QUIET)
-def test_only_the_cli_prints(name):
-    assert not list(prints(read(ROOT, name)))
+def test_only_the_cli_prints(sources: dict[str, Source]) -> None:
+    assert not [hit for name in QUIET for hit in prints(sources[name])]
 
 
-@pytest.mark.parametrize("name", FLOORS)
-def test_no_draw_from_a_global_generator(name):
-    assert not list(global_generators(read(ROOT, name)))
+def test_no_draw_from_a_global_generator(sources: dict[str, Source]) -> None:
+    assert not [hit for source in sources.values() for hit in global_generators(source)]
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != ".ci/run"])
-def test_no_file_knows_one_machine(name):
-    assert not list(machine_paths(ROOT, name))
+def test_no_file_knows_one_machine() -> None:
+    names = [name for name in FILES if name != ".ci/run"]
+    assert not [hit for name in names for hit in machine_paths(ROOT, name)]
 
 
-@pytest.mark.skipif(not (ROOT / "cli.py").exists(), reason="cli.py is not written yet")
 def test_the_cli_answers_without_the_heavy_libraries():
-    code = f"import cli, json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+    code = f"import sys; from strata import cli; print([m for m in {HEAVY} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == [], "python -X importtime -c 'import cli' shows by whom"
+    assert run.stdout.strip() == "[]", "python -X importtime -c 'import strata.cli' shows by whom"
 
 
 # --- the checks themselves: each sees what it is there to see ------------------------------------
@@ -236,7 +327,8 @@ PLANTED: list[tuple[str, Callable[[Source], Iterator[str]], str, str]] = [
         "def f():\n    import zarr.storage",
     ),
     ("by name", wrong_floor, "pipeline/run.py", "from importlib import *\nimport_module('click')"),
-    ("past a floor", wrong_floor, "cli.py", "import pipeline\nfrom store import level"),
+    ("past a floor", wrong_floor, "cli.py", "import strata.pipeline\nfrom strata import store"),
+    ("own floor above", wrong_floor, "store/a.py", "\nfrom strata.stages.solve import solve"),
     ("ffcv", ffcv_imports, "stages/data/images.py", "\nfrom ffcv.loader import Loader"),
     (
         "long function",
@@ -270,9 +362,30 @@ def test_a_planted_violation_is_found_on_line_two(tmp_path, check, name, text):
     assert [hit.rsplit(": ")[0] for hit in check(plant(tmp_path, name, text))][:1] == [f"{name}:2"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("store/read/rows.py", "from strata.store.s3 import objects"),
+        ("store/read/rows.py", "from strata.store.write.writer import LevelWriter"),
+        ("store/errors.py", "def f():\n    import strata.store.level.level"),
+        ("pipeline/plan/plan.py", "if TYPE_CHECKING:\n    from strata.pipeline.run import levels"),
+        ("pipeline/drawer.py", ""),
+    ],
+)
+def test_an_arrow_up_is_found(tmp_path: Path, name: str, text: str) -> None:
+    assert len(list(wrong_way(plant(tmp_path, name, text), modules([*FLOORS, name])))) == 1
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()})
+    assert not circles({"a": {"b", "c"}, "b": {"c"}})
+
+
 def test_a_file_too_long_is_found(tmp_path):
     hits = list(too_long(plant(tmp_path, "store/level/level.py", "x = 1\n" * (FILE_LINES + 1))))
-    assert hits == [f"store/level.py:{FILE_LINES + 1}: the file has more than {FILE_LINES} lines"]
+    assert hits == [
+        f"store/level/level.py:{FILE_LINES + 1}: the file has more than {FILE_LINES} lines"
+    ]
 
 
 def test_a_path_of_one_machine_is_found(tmp_path):
