@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ AT_LEAST = {
     "ratio_fed_to_memory": 0.9,
 }
 MOST_MEMORY = 512e6
+OPTIONAL = {"raw": ("ffcv", "zarrs", "tensorstore"), "packed": ("zarrs", "tensorstore")}
+OPTIONAL["cold"] = OPTIONAL["raw"]
+"""Libraries that are no part of Strata, by the part of the result that compares with them."""
 
 
 Part = Iterator[tuple[str, Any]]
@@ -240,6 +244,10 @@ def main() -> None:
     wanted = options.parts or parts
     if unknown := set(wanted) - set(parts):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    for part, names in OPTIONAL.items():
+        if part in wanted and (missing := [name for name in names if find_spec(name) is None]):
+            print(f"{part} is left out: {', '.join(missing)} not installed", file=sys.stderr)
+            wanted = [other for other in wanted if other != part]
     measuring = Measuring(options.data, options.rows or list(MAPS), quick=options.quick)
     out = options.out or (None if options.quick else RESULTS / "feed.json")
     found = json.loads(out.read_text("utf-8"))["parts"] if out and out.exists() else {}
