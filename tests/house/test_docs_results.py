@@ -13,6 +13,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks/gpu")]
 
 import compression  # noqa: E402
 import dask_materialize  # noqa: E402
+import depth_figure  # noqa: E402
 import paper_small  # noqa: E402
 import scale  # noqa: E402
 import separability  # noqa: E402
@@ -96,15 +97,30 @@ def test_what_small_networks_show_of_the_paper() -> None:
     rows = [line for line in page.splitlines() if line.startswith("| k = ")]
     shown = paper_small.summary(found["runs"])
     assert rows == [*paper_small.table(shown), *paper_small.told(shown)]
-    last = [shown["networks"][f"k = {k}"]["layers"][-1]["mean"] for k in paper_small.KS]
-    said = "end at {:.1f}, {:.1f} and {:.1f} %, in the paper's order".format(*last)
-    assert said in (ROOT / "README.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    last = [shown["networks"][f"k = {k}"]["layers"][-1] for k in paper_small.KS]
+    said = "end at {:.1f}, {:.1f} and {:.1f} %, in the paper's order".format(
+        *(one["mean"] for one in last)
+    )
+    assert said in " ".join(readme.split())
+    for k, one in zip(paper_small.KS, last, strict=True):
+        cells = f"{one['n']} | {one['mean']:.1f} ± {one['plus_minus']:.1f} | | |"
+        assert f"| `cifar10-k{k}-small` | 2 CPU cores, 6 a layer | {cells}" in readme
+    assert "over n = 5 seeds" in readme
+    assert {one["n"] for one in last} == {5}
+    assert found["machine"]["cores"] == 2
     assert found["holds"] == {
         "order": True,
         "ensemble of logits": False,
         "ensemble of probabilities": False,
         "linear separability rises": True,
     }
+
+
+def test_the_figure_of_the_readme_is_drawn_from_its_runs() -> None:
+    drawn = (ROOT / "docs/depth.svg").read_text("utf-8")
+    assert depth_figure.label(result("paper_small")["networks"]) in drawn
+    assert drawn.startswith("<svg")
 
 
 def test_machines_that_vanish_cost_no_byte() -> None:
@@ -129,11 +145,9 @@ def test_what_full_width_on_a_gpu_showed() -> None:
         ways = ("canvas", "fresh", "end-to-end")
         runs = {way: found["runs"][f"{k}-{way}, 8 epochs, seed 0"] for way in ways}
         *greedy, whole = runs.values()
-        cells = [
-            ", ".join(train_gpu.percent(run[end][-1]) for end in train_gpu.ENDS) for run in greedy
-        ]
-        cells.append(train_gpu.percent(whole["test"]))
-        assert f"| `cifar10-{k}` | {' | '.join(cells)} |" in readme
+        shown = [train_gpu.percent(run["layers"][-1]) for run in greedy]
+        shown.append(train_gpu.percent(whole["test"]))
+        assert f"| `cifar10-{k}` | one H200, 8 a layer | 1 | {' | '.join(shown)} |" in readme
 
 
 def test_what_a_gpu_takes_and_is_fed() -> None:
