@@ -14,6 +14,9 @@ import pytest
 from root import CLI, PYTHONPATH, ROOT
 
 from strata import cli
+from strata.pipeline.plan.plan import make_plan
+from strata.pipeline.progress import size
+from strata.pipeline.recipe.builtin import load
 
 README = (ROOT / "README.md").read_text("utf-8")
 PROSE = " ".join(README.split())
@@ -119,12 +122,11 @@ def test_what_the_demo_prints_is_what_it_printed() -> None:
     shown = section("Install, and a first run")
     for layer, top1 in enumerate(result("first-minutes")["digits_test_top1"], 1):
         assert f"solved layer {layer}: test {100 * top1:.2f} %, …" in shown
+    level = make_plan(load("digits")[1]).depths[1].levels["train.plain"]
+    assert f"wrote x_1 train.plain: 1,437 of 1,437 rows, {size(level)}, …" in shown
 
 
 def test_the_disk_of_the_largest_cifar_network_is_as_planned() -> None:
-    from strata.pipeline.plan.plan import make_plan
-    from strata.pipeline.recipe.builtin import load
-
     total = make_plan(load("cifar10-k1")[1]).total
     assert f"`cifar10-k1` needs {total / 1e9:.0f} GB of disk" in PROSE
 
@@ -199,7 +201,6 @@ def test_the_committed_result_holds_its_claim() -> None:
 
 
 def test_the_fresh_recipe_differs_in_its_views_alone() -> None:
-    from strata.pipeline.recipe.builtin import load
     from strata.pipeline.recipe.recipe import parse
     from strata.store.fingerprint import differences
 
