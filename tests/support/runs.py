@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,12 @@ def open_run(place: Path, text: str, *, device: str = "cpu", compute: str = "flo
     session = Session(run, Store(place / "store"), torch.device(device))
     ensure_images(session)
     return session
+
+
+def curve(session: Session, j: int) -> list[tuple[float, ...]]:
+    lines = (session.run.layer_directory(j) / "epochs.jsonl").read_text().splitlines()
+    table = [json.loads(line) for line in lines]
+    return [(t["train_loss"], t["train_top1"], t["test_top1"]) for t in table]
 
 
 def here(*arguments: object) -> Result:

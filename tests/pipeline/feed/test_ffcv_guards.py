@@ -11,16 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ffcv_levels import (
-    NEEDS_FFCV,
-    drawn,
-    equal,
-    images,
-    python,
-    skip_unless_it_imports,
-    stored,
-    views,
-)
+from ffcv_levels import NEEDS_FFCV, images, python, skip_unless_it_imports
+from rows_of import equal, stored, views
+from small_levels import drawn
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError, exit_code
@@ -206,7 +199,7 @@ def test_workers_are_at_least_one_and_at_most_our_cores(levels: list[Level], wor
 
 TWO_AT_ONCE = """
 import sys, pathlib
-from ffcv_levels import Geometry, views
+from rows_of import Geometry, views
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv.rows import FfcvRows
 import numpy as np, torch

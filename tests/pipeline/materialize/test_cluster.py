@@ -10,35 +10,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, cluster, crew_of, session_of
+from clusters import (
+    ANSWER_BYTES,
+    ORDER_BYTES,
+    Cluster,
+    cluster,
+    crew_of,
+    order_for,
+    session_of,
+    without,
+)
 from command import PETS, pets, recipe
 from runs import Place, here
 from spoil import flip, named
 
 from strata.pipeline.errors import ClusterError, one_line
-from strata.pipeline.feed.features import features
 from strata.pipeline.materialize.cluster import cluster as cluster_module
 from strata.pipeline.materialize.cluster import tasks, worker
 from strata.pipeline.materialize.cluster.submit import WINDOW, Dispatch
 from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import DiskFull, StoreRefused
 from strata.store.level.layout import LevelKey
-from strata.store.write.mandate import Mandate
-
-ANSWER_BYTES, ORDER_BYTES = 1_000, 4_000
-"""Most that one shard may put on the wire."""
 
 
 @pytest.fixture(scope="module")
 def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("dask") / "cluster") as found:
         yield found
-
-
-def without(place: Place, *depths: int) -> None:
-    for depth in depths:
-        for directory in place.store.glob(f"x_{depth}-*"):
-            shutil.rmtree(directory)
 
 
 # ---- the same bytes -----------------------------------------------------------------------------
@@ -173,18 +171,6 @@ def test_a_shard_that_fails_is_named_and_the_rest_is_finished(
 
 def key(place: Place, depth: int, split: str, view: str = "clean") -> LevelKey:
     return session_of(place).key(depth, split, view)
-
-
-def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesTask, int]:
-    """What workers are told of x_1 train, begun anew, and its number of shards."""
-    session = session_of(place)
-    level = session.key(1, "train", view)
-    shape = session.geometry(1, "train")
-    base = features(session, 1, "train", cached=False).levels["clean"]
-    writer = session.store.writer(level, shape, session.run.lineage(1))
-    with writer.locked():
-        writer.missing()
-    return tasks.features(session, base, Mandate.of(writer)), shape.shards
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from clusters import Cluster, cluster, crew_of, until
+from clusters import ANSWER_BYTES, ORDER_BYTES, Cluster, cluster, crew_of, until
 from command import environment, start
+from remote import TEXT, Remote, both, levels, local_levels
 from runs import Place, here, made
 from s3_server import Road, connect, new_bucket, road, serving, use
-from test_cluster import ANSWER_BYTES, ORDER_BYTES
-from test_object_commands import TEXT, Remote, both, levels, local_levels
 
 from strata.pipeline.feed.features import features
 from strata.pipeline.materialize.cluster.submit import Dispatch

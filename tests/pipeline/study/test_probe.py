@@ -16,9 +16,9 @@ import pytest
 import torch
 import zarr
 from command import environment, recipe, strata
+from interrupted import signalled
 from runs import Place, open_run, tiny
 from spoil import TEXT, flip
-from test_cli_resume import signalled
 
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.materialize.materialize import materialize

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from command import recipe, strata
+from interrupted import signalled
 from runs import Place
 from sweeps import solved, sweep, variant
-from test_cli_resume import signalled
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.run import weights

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from command import recipe, strata
+from interrupted import signalled
 from runs import here, tiny
-from test_cli_resume import signalled
 from torch import Tensor, nn
 
 from strata.stages.network.network import Layer
