@@ -15,6 +15,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 from small_levels import KEY, SMALL, begin, chop, contents, drawn, flip, written
 
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
@@ -30,7 +31,7 @@ LABELS = np.arange(SMALL.rows) % 3
 PROFILES = ["raw", "zstd", "lz4"]
 STORED = [replace(SMALL, precision=p, profile=q) for p in sorted(PRECISIONS) for q in PROFILES]
 EVERY_FORM = pytest.mark.parametrize("shape", STORED, ids=lambda s: f"{s.precision}-{s.profile}")
-FEW = settings(max_examples=20, deadline=None)
+FEW = settings(max_examples=examples(20), deadline=None)
 
 
 def names_damaged(level: Level, root: Path, *, deep: bool) -> list[str]:
