@@ -45,7 +45,7 @@ def test_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> "Place":
     """A finished run of two layers, with x_1 and x_2. Not to be changed."""
     from runs import made

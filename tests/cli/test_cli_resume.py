@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +74,17 @@ STORIES = {
 }
 
 
+Told = Callable[[str], dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
-    """All of them, two at a time, the longest first."""
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            name: pool.submit(STORIES[name], tmp_path_factory.mktemp(name))
-            for name in reversed(STORIES)
-        }
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """What came of one of them, which begins when somebody asks for it first."""
+    return cache(lambda name: STORIES[name](tmp_path_factory.mktemp(name)))
 
 
-def test_an_undisturbed_run_is_there_to_compare_with(stories: dict[str, Future]) -> None:
-    story = stories["undisturbed"].result()
+def test_an_undisturbed_run_is_there_to_compare_with(told: Told) -> None:
+    story = told("undisturbed")
     assert story["last"].rc == 0, story["last"].err
     names = list(story["snapshot"])
     assert len([name for name in names if name.startswith("shard x_")]) >= 10
@@ -99,13 +98,14 @@ def test_an_undisturbed_run_is_there_to_compare_with(stories: dict[str, Future])
 
 SIGNALS = [
     pytest.param("SIGINT", id="Ctrl-C"),
-    pytest.param("SIGTERM", id="a polite kill"),
+    pytest.param("SIGTERM", id="a polite kill", marks=pytest.mark.slow),
 ]
+EVERY = [*SIGNALS, pytest.param("SIGKILL", id="four kills", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_stop_in_the_middle_of_a_layer_keeps_it(stories: dict[str, Future], name: str) -> None:
-    story = stories[name].result()
+def test_a_stop_in_the_middle_of_a_layer_keeps_it(told: Told, name: str) -> None:
+    story = told(name)
     assert story["first"].rc == 130, story["first"].err
     assert "the same command goes on from there" in story["first"].error
     assert story["checkpoint"]
@@ -114,8 +114,8 @@ def test_a_stop_in_the_middle_of_a_layer_keeps_it(stories: dict[str, Future], na
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_the_same_command_goes_on(stories: dict[str, Future], name: str) -> None:
-    last = stories[name].result()["last"]
+def test_the_same_command_goes_on(told: Told, name: str) -> None:
+    last = told(name)["last"]
     assert last.rc == 0, last.err
     lines = last.err.splitlines()
     assert "layer 1: solved already" in lines
@@ -123,24 +123,23 @@ def test_the_same_command_goes_on(stories: dict[str, Future], name: str) -> None
     assert f"layer 2, epoch 1 of {EPOCHS}" not in last.err
 
 
-def test_kills_land_and_leave_a_run_that_can_be_looked_at(stories: dict[str, Future]) -> None:
-    story = stories["SIGKILL"].result()
+@pytest.mark.slow
+def test_kills_land_and_leave_a_run_that_can_be_looked_at(told: Told) -> None:
+    story = told("SIGKILL")
     assert story["codes"].count(-signal.SIGKILL) >= 3, story["codes"]
     assert set(story["codes"]) <= {0, -signal.SIGKILL}
     assert story["status codes"] == [0] * KILLS
     assert story["last"].rc == 0, story["last"].err
 
 
-@pytest.mark.parametrize(
-    "name", [*SIGNALS, pytest.param("SIGKILL", id="four kills without warning")]
-)
-def test_the_end_is_the_same_to_the_byte(stories: dict[str, Future], name: str) -> None:
-    want, found = (stories[which].result()["snapshot"] for which in ("undisturbed", name))
+@pytest.mark.parametrize("name", EVERY)
+def test_the_end_is_the_same_to_the_byte(told: Told, name: str) -> None:
+    want, found = (told(which)["snapshot"] for which in ("undisturbed", name))
     assert list(found) == list(want)
     assert [path for path in want if found[path] != want[path]] == []
 
 
-@pytest.mark.parametrize("name", [*SIGNALS, pytest.param("SIGKILL", id="kills")])
-def test_nothing_half_done_is_left_behind(stories: dict[str, Future], name: str) -> None:
-    story = stories[name].result()
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_half_done_is_left_behind(told: Told, name: str) -> None:
+    story = told(name)
     assert story["left"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ def here(*arguments: object) -> Result:
     if said.exception and not isinstance(said.exception, SystemExit):
         raise said.exception
     return Result(said.exit_code, said.stdout, said.stderr)
+
+
+def inside(cwd: Path, *arguments: object) -> Result:
+    """A command in a directory, as :func:`command.strata` runs it, but inside this process."""
+    with contextlib.chdir(cwd):
+        return here(*arguments)
 
 
 @dataclass(frozen=True)

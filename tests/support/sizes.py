@@ -1,5 +1,5 @@
-"""How often a test repeats what it repeats: less often in the small profile of ``make test`` than in
-the full one of ``make test-all`` (``pytest --full``). The tests are the same."""
+"""How often a test repeats what it repeats: less in the small profile of ``make test`` than in the
+full one of ``make test-all`` (``pytest --full``). The tests are the same."""
 
 from __future__ import annotations
 

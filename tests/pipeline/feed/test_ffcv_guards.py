@@ -222,6 +222,7 @@ assert torch.get_num_threads() == threads
 
 @needs_ffcv
 @pytest.mark.skipif("len(__import__('os').sched_getaffinity(0)) < 2", reason="one core: no threads")
+@pytest.mark.slow
 def test_a_second_epoch_on_workqueue_threads_is_refused_and_the_process_lives(
     tmp_path: Path,
 ) -> None:
@@ -260,6 +261,7 @@ def left_over(place: Path) -> list[str]:
 
 
 @needs_ffcv
+@pytest.mark.slow
 def test_a_worker_that_fails_ends_the_writing_and_the_old_file_stays(
     grey: Level, tmp_path: Path
 ) -> None:

@@ -218,6 +218,7 @@ def refused_order(dask: Cluster, order: tasks.FeaturesTask) -> str:
     return one_line(answer.error)
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_see_the_store_say_so(dask: Cluster, begun: Begun) -> None:
     _, order, _ = begun
     elsewhere = replace(order.mandate, root=order.mandate.root / "elsewhere")
@@ -244,6 +245,7 @@ def test_receipts_come_back_and_no_arrays(dask: Cluster, begun: Begun) -> None:
         assert len(pickle.dumps(answer)) < ANSWER_BYTES
 
 
+@pytest.mark.slow
 def test_files_of_a_run_that_a_worker_cannot_reach_are_refused(
     dask: Cluster, begun: Begun, tmp_path: Path
 ) -> None:

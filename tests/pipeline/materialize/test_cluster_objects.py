@@ -161,6 +161,7 @@ def order_for(place: Remote, cache: Path) -> tuple[FeaturesTask, Level]:
         return features_order(session, base, Mandate.of(writer)), base
 
 
+@pytest.mark.slow
 def test_what_workers_are_told_and_through_which_cache_they_read(
     dask: Cluster, empty: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,14 @@ EPOCHS = 3
 # ---- steps --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("norm", "accumulate"), [("norm", 1), ("norm", 3), ("plain", 2)], ids=str)
+@pytest.mark.parametrize(
+    ("norm", "accumulate"),
+    [
+        ("norm", 3),
+        *(pytest.param(*how, marks=pytest.mark.slow) for how in (("norm", 1), ("plain", 2))),
+    ],
+    ids=str,
+)
 def test_every_step_is_that_of_one_process(tmp_path: Path, norm: str, accumulate: int) -> None:
     """Weights, momentum, running statistics, loss and hits; batch norm sees whole micro-batches."""
     with torchrun(tmp_path, 2, RANK, tmp_path, norm, accumulate) as process:
@@ -110,6 +117,7 @@ def test_stopped_with_two_ranks_and_ended_by_one(tmp_path: Path, alone: Path) ->
     close(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_parts_that_cannot_be_equal_are_refused(tmp_path: Path) -> None:
     rc, _, err = with_ranks(tmp_path, 3, "train", small(tmp_path), "--layer", 1)
     assert rc == 1  # torchrun's own, whatever ours was

@@ -102,6 +102,7 @@ def left_by(cwd: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.slow
 def test_a_process_that_is_stopped_goes_on(
     undisturbed: dict[str, Any], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
