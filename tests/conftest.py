@@ -7,12 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import sizes
+from hypothesis import settings
 from root import PYTHONPATH
 
 os.environ["PYTHONPATH"] = PYTHONPATH  # of every process that a test starts
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in those: there are as many tests as cores
 
 if TYPE_CHECKING:
     from runs import Place
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="repeat as often as `make test-all` does")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    sizes.choose(config.getoption("--full"))
+    settings.register_profile("strata", max_examples=sizes.examples(100), deadline=None)
+    settings.load_profile("strata")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file run in one process, one after another: they share its fixtures."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture
@@ -24,7 +45,7 @@ def test_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> "Place":
     """A finished run of two layers, with x_1 and x_2. Not to be changed."""
     from runs import made

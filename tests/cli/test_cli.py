@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
-from command import Story, environment, life, strata, thrift
+from command import Result, depths, environment, recipe, shards
+from runs import inside
 
 from strata import cli
 from strata.pipeline.recipe.builtin import names
@@ -28,21 +29,76 @@ TODO = [
 HEAVY = ("torch", "torchvision", "zarr", "dask", "matplotlib", "sklearn")
 
 
-@pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Story]]]:
-    """Both at the same time."""
-    with ThreadPoolExecutor(2) as pool:
-        yield {f.__name__: pool.submit(f, tmp_path_factory.mktemp("cwd")) for f in (life, thrift)}
+@dataclass
+class Story:
+    """Commands in one directory: what each said, and what lay on disk after it."""
+
+    cwd: Path
+    said: dict[str, Result] = field(default_factory=dict)
+    depths: dict[str, list[str]] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    def do(self, name: str, command: str, *arguments: object) -> Result:
+        self.said[name] = inside(self.cwd, command, *arguments)
+        self.depths[name] = depths(self.cwd / "features")
+        return self.said[name]
+
+
+def life(cwd: Path) -> Story:
+    """A run from its first command to its last."""
+    story, tiny, store, run = Story(cwd), recipe(cwd), cwd / "features", cwd / "runs/tiny/0"
+    do, seen = story.do, story.seen
+    do("run", "run", tiny, "--json")
+    do("run again", "run", tiny)
+    do("status", "status", tiny, "--json")
+    do("status for people", "status", tiny)
+    do("plan", "plan", tiny, "--json")
+    seen["shards"] = shards(store)
+    do("report", "report", tiny)
+    seen["page"] = (run / "report.html").read_text()
+    seen["report"] = json.loads((run / "report.json").read_text())
+    do("evaluate", "evaluate", tiny, "--json")
+    do("x_3", "materialize", tiny, "--layer", 3, "--json")
+    seen["x_3"] = shards(store, "x_3-*")
+    do("x_3 again", "materialize", tiny, "--layer", 3)
+    do("dry run again", "materialize", tiny, "--layer", 3, "--dry-run")
+    do("clean x_2", "clean", tiny, "--layer", 2, "--features")
+    do("x_3 without x_2", "materialize", tiny, "--layer", 3, "--json")
+    do("clean x_3", "clean", tiny, "--layer", 3, "--features")
+    do("x_3 anew", "materialize", tiny, "--layer", 3, "--json")
+    seen["x_3 anew"] = shards(store, "x_3-*")
+    do("other seed", "train", tiny, "--layer", 1, "--seed", 1, "--json")
+    do("status of other seed", "status", tiny, "--seed", 1, "--json")
+    do("clean, dry", "clean", tiny, "--yes", "--dry-run")
+    do("clean, not confirmed", "clean", tiny)
+    seen["not removed"] = (run / "layer_1/weights.safetensors").exists()
+    do("clean", "clean", tiny, "--yes")
+    seen["removed"] = not run.exists()
+    return story
+
+
+def thrift(cwd: Path) -> Story:
+    """Nothing is made at first; then a run on a disk that cannot hold all of its levels."""
+    story = Story(cwd)
+    four = recipe(cwd, "four", network__layers=4, schedule__epochs=1)
+    story.do("dry run", "materialize", four, "--layer", 3, "--dry-run")
+    story.seen["after dry run"] = [path.name for path in cwd.iterdir()]
+    plan = story.do("plan", "plan", four, "--json").json
+    budget = (plan["peak_bytes"] + plan["total_bytes"]) // 2
+    story.do("plan within", "plan", four, "--disk-budget", budget)
+    story.do("run", "run", four, "--disk-budget", budget)
+    story.do("run again", "run", four, "--disk-budget", budget, "--json")
+    return story
 
 
 @pytest.fixture(scope="module")
-def story(stories: dict[str, Future[Story]]) -> Story:
-    return stories["life"].result()
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return life(tmp_path_factory.mktemp("life"))
 
 
 @pytest.fixture(scope="module")
-def thrifty(stories: dict[str, Future[Story]]) -> Story:
-    return stories["thrift"].result()
+def thrifty(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return thrift(tmp_path_factory.mktemp("thrift"))
 
 
 # ---- run, and what it need not do again ---------------------------------------------------------
@@ -219,22 +275,22 @@ def test_a_tight_disk_budget_removes_each_level_once_the_next_is_complete(thrift
 
 
 def test_recipes_lists_all_with_their_claims(tmp_path: Path) -> None:
-    found = strata(tmp_path, "recipes", "--json").json
+    found = inside(tmp_path, "recipes", "--json").json
     assert list(found) == names()
     assert all(found.values())
-    text = strata(tmp_path, "recipes").out
+    text = inside(tmp_path, "recipes").out
     assert [name for name in names() if f" {name} " not in text] == []
 
 
 def test_the_plan_of_the_paper_needs_no_data(tmp_path: Path) -> None:
-    plan = strata(tmp_path, "plan", "cifar10-k1")
+    plan = inside(tmp_path, "plan", "cifar10-k1")
     assert plan.rc == 0
     assert "x_1 is 26.2 GB at float16 for 50,000 images and one view" in plan.out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_plan_of_the_paper_is_shown_and_refused_on_a_small_disk(tmp_path: Path) -> None:
-    told = strata(tmp_path, "plan", "cifar10-k1", "--disk-budget", "20GB")
+    told = inside(tmp_path, "plan", "cifar10-k1", "--disk-budget", "20GB")
     assert told.rc == 5
     assert told.err == told.error + "\n"
     assert ["20.0 GB" in told.error, "180.4 GB" in told.error] == [True, True]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from command import PETS, Result, depths, noise, pets, recipe, shards, strata
+from runs import inside
 
 from strata.store.files.publish import sealed, unseal
 
@@ -121,52 +120,58 @@ SOLVED: list[tuple[str, int, tuple[str, ...], Prepare]] = [
 # ---- stories of several commands ----------------------------------------------------------------
 
 
-def broken_images(cwd: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def broken_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A truncated image is left out on request; later another one is changed."""
+    cwd = tmp_path_factory.mktemp("broken")
     arguments = on_pets(truncate, "--json")(cwd)
-    said: dict[str, Any] = {"skipped": strata(cwd, *arguments, "--skip-broken")}
-    said["report"] = strata(cwd, "report", "tiny.toml", "--json")
-    said["again"] = strata(cwd, *arguments)
+    said: dict[str, Any] = {"skipped": inside(cwd, *arguments, "--skip-broken")}
+    said["report"] = inside(cwd, "report", "tiny.toml", "--json")
+    said["again"] = inside(cwd, *arguments)
     shutil.copy(cwd / "pets/train/cat/1.png", cwd / "pets/train/cat/3.png")
-    said["changed"] = strata(cwd, *arguments, "--skip-broken")
+    said["changed"] = inside(cwd, *arguments, "--skip-broken")
     return said
 
 
-def diverging(cwd: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def diverging(solved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The learning rate of the complete run is raised, seal and all, before layer 2 goes again."""
+    cwd = shutil.copytree(solved, tmp_path_factory.mktemp("diverging"), dirs_exist_ok=True)
     steep = small(cwd, schedule__lr=1e30)
     shutil.copy(cwd / steep, cwd / RUN / "recipe.toml")
     facts = unseal(cwd / RUN / "run.json")
     facts["science"]["schedule"]["lr"] = 1e30
     (cwd / RUN / "run.json").write_bytes(sealed(facts))
     shutil.rmtree(cwd / RUN / "layer_2")
-    said: dict[str, Any] = {"run": strata(cwd, "run", "tiny.toml", "--json")}
-    said["status"] = strata(cwd, "status", "tiny.toml", "--json")
+    said: dict[str, Any] = {"run": inside(cwd, "run", "tiny.toml", "--json")}
+    said["status"] = inside(cwd, "status", "tiny.toml", "--json")
     # A rate that explodes in the second epoch; the first has a loss to be told.
     late = recipe(cwd, "late", schedule__kind="step", schedule__every=1, schedule__decay=1e30)
     said["late"] = strata(cwd, "run", late, "--json")
-    said["evaluate"] = strata(cwd, "evaluate", late, "--json")
+    said["evaluate"] = inside(cwd, "evaluate", late, "--json")
     return said
 
 
-def full_disk(cwd: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A store on a file system of its own, too small twice and then large enough."""
+    cwd = tmp_path_factory.mktemp("full")
     store = cwd / "disk"
     store.mkdir()
     if os.geteuid() != 0 or _mount("-t", "tmpfs", "-o", "size=64k", "none", store).returncode:
         return {}
     arguments = ["materialize", small(cwd), "--layer", "1", "--store", "disk", "--json"]
     try:
-        said: dict[str, Any] = {"images": strata(cwd, *arguments)}
+        said: dict[str, Any] = {"images": inside(cwd, *arguments)}
         said["left"] = [str(p) for p in store.rglob("*") if p.name.startswith((".tmp", "c."))]
         _mount("-o", "remount,size=40m", store)
-        said["features"] = strata(cwd, *arguments)
+        said["features"] = inside(cwd, *arguments)
         said["depths"] = depths(store)
         _mount("-o", "remount,size=200m", store)
-        said["larger"] = strata(cwd, *arguments)
+        said["larger"] = inside(cwd, *arguments)
         said["shards"] = shards(store, "x_1-*")
     finally:
-        subprocess.run(["umount", store], check=True)
+        subprocess.run(["umount", "--lazy", store], check=True)
     return said
 
 
@@ -174,49 +179,45 @@ def _mount(*arguments: object) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["mount", *map(str, arguments)], capture_output=True)
 
 
-# ---- all of it, two at a time, each in a directory of its own -----------------------------------
+# ---- each in a directory of its own --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which a run of two layers is complete, with x_1. To be copied."""
     cwd = tmp_path_factory.mktemp("solved")
-    assert strata(cwd, "run", small(cwd), "--json").rc == 0
+    assert inside(cwd, "run", small(cwd), "--json").rc == 0
     return cwd
 
 
-@pytest.fixture(scope="module")
-def said(solved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
-    def directory(name: str, like: Path | None) -> Path:
-        place = tmp_path_factory.mktemp(name.replace(" ", "-"))
-        return place if like is None else shutil.copytree(like, place, dirs_exist_ok=True)
-
-    def run(prepare: Prepare, cwd: Path) -> Result:
-        return strata(cwd, *prepare(cwd), "--json")
-
-    with ThreadPoolExecutor(2) as pool:
-        work: dict[str, Callable[[], Any]] = {
-            story.__name__: partial(story, directory(story.__name__, like))
-            for story, like in ((diverging, solved), (broken_images, None), (full_disk, None))
-        }
-        for cases, like in ((FRESH, None), (SOLVED, solved)):
-            for name, _, _, prepare in cases:
-                work[name] = partial(run, prepare, directory(name, like))
-        yield {name: pool.submit(task) for name, task in work.items()}
-
-
-CASES = [pytest.param(*case[:3], id=case[0]) for case in (*FRESH, *SOLVED)]
-
-
-@pytest.mark.parametrize(("name", "rc", "words"), CASES)
-def test_an_error_is_a_code_and_one_line(
-    said: dict[str, Future], name: str, rc: int, words: tuple[str, ...]
-) -> None:
-    result: Result = said[name].result()
+def refused(cwd: Path, name: str, rc: int, words: tuple[str, ...], prepare: Prepare) -> None:
+    """The first case of every exit code is a process."""
+    first = next(case[0] for case in (*FRESH, *SOLVED) if case[1] == rc)
+    result = (strata if name == first else inside)(cwd, *prepare(cwd), "--json")
     assert result.rc == rc, result.err
     assert result.err == result.error + "\n"
     assert result.out == ""
     assert [word for word in words if word not in result.error] == [], result.error
+
+
+def named(cases: list[tuple[str, int, tuple[str, ...], Prepare]]) -> pytest.MarkDecorator:
+    found = [pytest.param(*case, id=case[0]) for case in cases]
+    return pytest.mark.parametrize(("name", "rc", "words", "prepare"), found)
+
+
+@named(FRESH)
+def test_an_error_is_a_code_and_one_line(
+    tmp_path: Path, name: str, rc: int, words: tuple[str, ...], prepare: Prepare
+) -> None:
+    refused(tmp_path, name, rc, words, prepare)
+
+
+@named(SOLVED)
+def test_so_is_an_error_of_a_complete_run(
+    solved: Path, tmp_path: Path, name: str, rc: int, words: tuple[str, ...], prepare: Prepare
+) -> None:
+    shutil.copytree(solved, tmp_path, dirs_exist_ok=True)
+    refused(tmp_path, name, rc, words, prepare)
 
 
 USAGE = [
@@ -229,64 +230,63 @@ USAGE = [
 
 @pytest.mark.parametrize(("arguments", "told"), USAGE)
 def test_wrong_usage_is_code_2(tmp_path: Path, arguments: Arguments, told: str) -> None:
-    result = strata(tmp_path, *arguments)
+    result = inside(tmp_path, *arguments)
     assert result.rc == 2
     assert result.err.startswith("Usage:")
     assert told in result.error
 
 
-def test_broken_images_can_be_left_out_and_are_counted(said: dict[str, Future]) -> None:
-    story = said["broken_images"].result()
-    assert "solve layer 1" in story["skipped"].json["done"]
-    data = story["report"].json["data"]
+def test_broken_images_can_be_left_out_and_are_counted(broken_images: dict[str, Any]) -> None:
+    assert "solve layer 1" in broken_images["skipped"].json["done"]
+    data = broken_images["report"].json["data"]
     assert (data["train"], data["test"], data["broken_count"]) == (7, 4, 1)
     assert data["broken"][0].startswith("train/dog/2.JPG: ")
-    assert story["again"].json["done"] == [], "what was read once is not asked for again"
+    assert broken_images["again"].json["done"] == [], "what was read once is not asked for again"
 
 
-def test_changed_images_are_another_run(said: dict[str, Future]) -> None:
-    changed: Result = said["broken_images"].result()["changed"]
+def test_changed_images_are_another_run(broken_images: dict[str, Any]) -> None:
+    changed: Result = broken_images["changed"]
     assert changed.rc == 8
     assert "the images of imagefolder:pets are not those" in changed.error
     assert "--run" in changed.error
 
 
-def test_a_diverged_layer_leaves_the_layers_below(said: dict[str, Future]) -> None:
-    story = said["diverging"].result()
-    assert story["run"].rc == 9
-    assert "in epoch 1; the last finite loss was" in story["run"].error
-    assert "layer 2" in story["run"].error
-    assert "'schedule.lr' (1e+30)" in story["run"].error
-    states = [layer["state"] for layer in story["status"].json["layers"]]
+def test_a_diverged_layer_leaves_the_layers_below(diverging: dict[str, Any]) -> None:
+    assert diverging["run"].rc == 9
+    assert "in epoch 1; the last finite loss was" in diverging["run"].error
+    assert "layer 2" in diverging["run"].error
+    assert "'schedule.lr' (1e+30)" in diverging["run"].error
+    states = [layer["state"] for layer in diverging["status"].json["layers"]]
     assert states == ["solved", "absent"]
 
 
-def test_a_loss_that_explodes_later_is_told_with_the_last_good_one(said: dict[str, Future]) -> None:
-    late: Result = said["diverging"].result()["late"]
+def test_a_loss_that_explodes_later_is_told_with_the_last_good(
+    diverging: dict[str, Any],
+) -> None:
+    late: Result = diverging["late"]
     assert late.rc == 9
     assert "layer 1" in late.error
     good = late.error.split("in epoch 2; the last finite loss was ")[1].split(". ")[0]
     assert 0 < float(good) < 10
 
 
-def test_nothing_solved_is_nothing_to_evaluate(said: dict[str, Future]) -> None:
-    told: Result = said["diverging"].result()["evaluate"]
+def test_nothing_solved_is_nothing_to_evaluate(diverging: dict[str, Any]) -> None:
+    told: Result = diverging["evaluate"]
     assert told.rc == 8
     assert "no layer is solved in runs/late/0" in told.error
 
 
-def test_a_full_disk_is_told_in_numbers_and_mended_by_space(said: dict[str, Future]) -> None:
-    story = said["full_disk"].result()
-    if not story:
+def test_a_full_disk_is_told_in_numbers_and_mended_by_space(full_disk: dict[str, Any]) -> None:
+    if not full_disk:
         pytest.skip("mounting a small file system needs root")
-    assert story["images"].rc == 6
-    assert "x_0" in story["images"].error
-    assert "needs 91,988 bytes" in story["images"].error
-    assert "are free" in story["images"].error
-    assert story["left"] == []
-    assert story["features"].rc == 6
-    assert "x_1 in disk needs 76,523,188 bytes" in story["features"].error
-    assert "--store" in story["features"].error
-    assert story["depths"] == ["x_0"], "refused before anything was written"
-    assert story["larger"].json["done"] == ["write x_1"]
-    assert sum(map(len, story["shards"].values())) == 9_414_324
+    assert full_disk["images"].rc == 6
+    assert "x_0" in full_disk["images"].error
+    assert "needs 91,988 bytes" in full_disk["images"].error
+    assert "are free" in full_disk["images"].error
+    assert full_disk["left"] == []
+    assert full_disk["features"].rc == 6
+    assert "x_1 in disk needs 76,523,188 bytes" in full_disk["features"].error
+    assert "--store" in full_disk["features"].error
+    assert full_disk["depths"] == ["x_0"], "refused before anything was written"
+    assert full_disk["larger"].json["done"] == ["write x_1"]
+    assert sum(map(len, full_disk["shards"].values())) == 9_414_324

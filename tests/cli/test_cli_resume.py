@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import TIMEOUT, Result, recipe, shards, start, strata
+from command import recipe, strata
+from interrupted import RUN, leftovers, signalled, snapshot
 
-RUN = Path("runs/tiny/0")
 KILLS = 4
 EPOCHS = 12
 """Of a tenth of a second: enough to be met in the middle of a layer."""
-
-
-def signalled(
-    cwd: Path, number: signal.Signals, line: str, delay: float, *arguments: object
-) -> Result:
-    """Start a command and send it a signal some time after its stderr has a line with these words.
-
-    A command that ends before is left alone; its own exit code tells.
-    """
-    with start(cwd, *arguments) as process:
-        watchdog = threading.Timer(TIMEOUT, process.kill)
-        watchdog.start()
-        try:
-            assert process.stderr is not None
-            heard = []
-            for text in process.stderr:
-                heard.append(text)
-                if line in text:
-                    time.sleep(delay)
-                    process.send_signal(number)
-                    break
-            out, rest = process.communicate(timeout=TIMEOUT)
-        finally:
-            watchdog.cancel()
-            process.kill()
-    return Result(process.returncode, out, "".join(heard) + rest)
-
-
-def snapshot(cwd: Path) -> dict[str, Any]:
-    """Everything of a run that must not depend on how often it was interrupted."""
-    run, store = cwd / RUN, cwd / "features"
-    found: dict[str, Any] = {f"shard {name}": data for name, data in shards(store).items()}
-    for pattern in ("*.safetensors", "test_logits.npy"):
-        for path in sorted(run.glob(f"layer_*/{pattern}")):
-            found[str(path.relative_to(run))] = path.read_bytes()
-    for path in sorted(run.glob("layer_*/epochs.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        found[str(path.relative_to(run))] = [
-            {key: value for key, value in line.items() if key != "seconds"} for line in lines
-        ]
-    for path in sorted(store.glob("x_*/*/COMMIT.json")):
-        found[str(path.relative_to(store))] = json.loads(path.read_text())["body"]["content_root"]
-    return found
 
 
 # ---- the same run, four times --------------------------------------------------------------------
@@ -112,12 +66,6 @@ def killed(cwd: Path) -> dict[str, Any]:
     }
 
 
-def leftovers(cwd: Path) -> list[str]:
-    """Checkpoints and temporary files."""
-    found = [*cwd.rglob(".tmp-*"), *cwd.rglob("checkpoint.safetensors")]
-    return [str(path.relative_to(cwd)) for path in found]
-
-
 STORIES = {
     "undisturbed": undisturbed,
     "SIGINT": stopped(signal.SIGINT),
@@ -126,18 +74,17 @@ STORIES = {
 }
 
 
+Told = Callable[[str], dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
-    """All of them, two at a time, the longest first."""
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            name: pool.submit(STORIES[name], tmp_path_factory.mktemp(name))
-            for name in reversed(STORIES)
-        }
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """What came of one of them, which begins when somebody asks for it first."""
+    return cache(lambda name: STORIES[name](tmp_path_factory.mktemp(name)))
 
 
-def test_an_undisturbed_run_is_there_to_compare_with(stories: dict[str, Future]) -> None:
-    story = stories["undisturbed"].result()
+def test_an_undisturbed_run_is_there_to_compare_with(told: Told) -> None:
+    story = told("undisturbed")
     assert story["last"].rc == 0, story["last"].err
     names = list(story["snapshot"])
     assert len([name for name in names if name.startswith("shard x_")]) >= 10
@@ -151,13 +98,14 @@ def test_an_undisturbed_run_is_there_to_compare_with(stories: dict[str, Future])
 
 SIGNALS = [
     pytest.param("SIGINT", id="Ctrl-C"),
-    pytest.param("SIGTERM", id="a polite kill"),
+    pytest.param("SIGTERM", id="a polite kill", marks=pytest.mark.slow),
 ]
+EVERY = [*SIGNALS, pytest.param("SIGKILL", id="four kills", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_stop_in_the_middle_of_a_layer_keeps_it(stories: dict[str, Future], name: str) -> None:
-    story = stories[name].result()
+def test_a_stop_in_the_middle_of_a_layer_keeps_it(told: Told, name: str) -> None:
+    story = told(name)
     assert story["first"].rc == 130, story["first"].err
     assert "the same command goes on from there" in story["first"].error
     assert story["checkpoint"]
@@ -166,8 +114,8 @@ def test_a_stop_in_the_middle_of_a_layer_keeps_it(stories: dict[str, Future], na
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_the_same_command_goes_on(stories: dict[str, Future], name: str) -> None:
-    last = stories[name].result()["last"]
+def test_the_same_command_goes_on(told: Told, name: str) -> None:
+    last = told(name)["last"]
     assert last.rc == 0, last.err
     lines = last.err.splitlines()
     assert "layer 1: solved already" in lines
@@ -175,24 +123,23 @@ def test_the_same_command_goes_on(stories: dict[str, Future], name: str) -> None
     assert f"layer 2, epoch 1 of {EPOCHS}" not in last.err
 
 
-def test_kills_land_and_leave_a_run_that_can_be_looked_at(stories: dict[str, Future]) -> None:
-    story = stories["SIGKILL"].result()
+@pytest.mark.slow
+def test_kills_land_and_leave_a_run_that_can_be_looked_at(told: Told) -> None:
+    story = told("SIGKILL")
     assert story["codes"].count(-signal.SIGKILL) >= 3, story["codes"]
     assert set(story["codes"]) <= {0, -signal.SIGKILL}
     assert story["status codes"] == [0] * KILLS
     assert story["last"].rc == 0, story["last"].err
 
 
-@pytest.mark.parametrize(
-    "name", [*SIGNALS, pytest.param("SIGKILL", id="four kills without warning")]
-)
-def test_the_end_is_the_same_to_the_byte(stories: dict[str, Future], name: str) -> None:
-    want, found = (stories[which].result()["snapshot"] for which in ("undisturbed", name))
+@pytest.mark.parametrize("name", EVERY)
+def test_the_end_is_the_same_to_the_byte(told: Told, name: str) -> None:
+    want, found = (told(which)["snapshot"] for which in ("undisturbed", name))
     assert list(found) == list(want)
     assert [path for path in want if found[path] != want[path]] == []
 
 
-@pytest.mark.parametrize("name", [*SIGNALS, pytest.param("SIGKILL", id="kills")])
-def test_nothing_half_done_is_left_behind(stories: dict[str, Future], name: str) -> None:
-    story = stories[name].result()
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_half_done_is_left_behind(told: Told, name: str) -> None:
+    story = told(name)
     assert story["left"] == []

@@ -5,43 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import Result, environment, start, strata
+from command import environment, start, strata
+from remote import TEXT, Remote, both, levels, local_levels
 from runs import Place, here, made, tiny
-from s3_server import Road, connect, contents, new_bucket, road, serving, use
+from s3_server import Road, new_bucket, road, serving, use
 
-from strata.store.feature_store import Store
 from strata.store.level.references import references
-
-TEXT = tiny(flip="false", layers=2, epochs=1) + 'profile = "zstd"\n'
-"""x_1 train.plain has several shards."""
-
-
-@dataclass(frozen=True)
-class Remote(Place):
-    """A place whose store is in a bucket."""
-
-    bucket: str = ""
-
-    @property
-    def store(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return f"s3://{self.bucket}/store"
-
-    @property
-    def options(self) -> tuple[object, ...]:
-        return (*super().options, "--read-cache", f"{self.root / 'cache'}:50MB")
-
-    @property
-    def objects(self) -> Store:
-        return connect(self.bucket)
-
-    def level_path(self, depth: int, name: str) -> Path:
-        (found,) = (n for n in self.objects.files.names(self.objects.root) if f"x_{depth}-" in n)
-        return self.objects.root / found / name
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +67,6 @@ def way(server: str, empty: Remote, monkeypatch: pytest.MonkeyPatch) -> Iterator
     with road(server) as found:
         use(monkeypatch, found.url)
         yield found
-
-
-def levels(store: Store) -> dict[str, bytes]:
-    return {name: data for name, data in contents(store).items() if name.startswith("x_")}
-
-
-def local_levels(local: Place) -> dict[str, bytes]:
-    return {name: data for name, data in local.files().items() if name.startswith("x_")}
 
 
 def test_a_run_has_the_weights_and_the_bytes_of_a_local_one(far: Remote, local: Place) -> None:
@@ -238,21 +203,6 @@ def test_after_kill_9_finished_shards_are_not_written_again(
     assert levels(empty.objects) == x_1
 
 
-def both(places: Sequence[Place], *arguments: object) -> list[Result]:
-    """The same command of all of them at once, in processes."""
-    command, *rest = arguments
-    started = [start(place.root, command, *place.options, *rest) for place in places]
-    results = []
-    for process in started:
-        with process:
-            try:
-                out, err = process.communicate(timeout=120)
-            finally:
-                process.kill()
-        results.append(Result(process.returncode, out, err))
-    return results
-
-
 @pytest.mark.slow
 def test_two_clients_at_once_end_with_one_result(empty: Remote) -> None:
     """That of one process alone with a local store: on as many cores, so that sums agree."""
@@ -340,7 +290,8 @@ def test_looking_does_not_import_the_client_where_no_url_is_named(tmp_path: Path
     import sys
 
     code = (
-        "import sys; from pipeline import commands, stores; stores.open_store('features');"
+        "import sys; from strata.pipeline.commands import commands;"
+        "from strata.pipeline.run import stores; stores.open_store('features');"
         "print([m for m in ('obstore', 'torch') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -89,6 +89,7 @@ def test_a_family_grows_in_width_or_in_depth() -> None:
     assert net.parameters == sum(s.parameters for s in net.layers) + net.auxiliaries[-1].parameters
 
 
+@pytest.mark.slow
 def test_the_twin_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
     script = ROOT / "benchmarks/gpu/memory_gpu.py"
     line = [sys.executable, str(script), "--device", "cpu", "--quick", "--parts", "largest"]

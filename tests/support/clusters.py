@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,12 +20,17 @@ from distributed import Client
 from root import PYTHONPATH
 from runs import Place
 
+from strata.pipeline.feed.features import features
 from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.cluster import Workers
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.session import Session
+from strata.store.write.mandate import Mandate
 
+ANSWER_BYTES, ORDER_BYTES = 1_000, 4_000
+"""Most that one shard may put on the wire."""
 PATIENCE = 120.0
 """A busy machine takes long to start workers."""
 DASK = {
@@ -139,6 +145,24 @@ def session_of(place: Place, crew: Workers | None = None) -> Session:
 
     found: Overview = place.overview()
     return Session(found.existing(), found.store, torch.device("cpu"), crew=crew)
+
+
+def without(place: Place, *depths: int) -> None:
+    for depth in depths:
+        for directory in place.store.glob(f"x_{depth}-*"):
+            shutil.rmtree(directory)
+
+
+def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesTask, int]:
+    """What workers are told of x_1 train, begun anew, and its number of shards."""
+    session = session_of(place)
+    level = session.key(1, "train", view)
+    shape = session.geometry(1, "train")
+    base = features(session, 1, "train", cached=False).levels["clean"]
+    writer = session.store.writer(level, shape, session.run.lineage(1))
+    with writer.locked():
+        writer.missing()
+    return tasks.features(session, base, Mandate.of(writer)), shape.shards
 
 
 def finished(place: Place, depth: int, name: str) -> dict[str, tuple[int, int]]:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,68 +156,3 @@ def shards(store: Path, pattern: str = "x_*") -> dict[str, bytes]:
 def depths(store: Path) -> list[str]:
     """``["x_0", "x_1"]``: the depths a store holds, one entry for each lineage."""
     return sorted(path.name.split("-")[0] for path in store.glob("x_*"))
-
-
-# ---- what several commands do, one after another -------------------------------------------------
-
-
-@dataclass
-class Story:
-    """Commands in one directory: what each said, and what lay on disk after it."""
-
-    cwd: Path
-    said: dict[str, Result] = field(default_factory=dict)
-    depths: dict[str, list[str]] = field(default_factory=dict)
-    seen: dict[str, Any] = field(default_factory=dict)
-
-    def do(self, name: str, command: str, *arguments: object) -> Result:
-        self.said[name] = strata(self.cwd, command, *arguments)
-        self.depths[name] = depths(self.cwd / "features")
-        return self.said[name]
-
-
-def life(cwd: Path) -> Story:
-    """A run from its first command to its last."""
-    story, tiny, store, run = Story(cwd), recipe(cwd), cwd / "features", cwd / "runs/tiny/0"
-    do, seen = story.do, story.seen
-    do("run", "run", tiny, "--json")
-    do("run again", "run", tiny)
-    do("status", "status", tiny, "--json")
-    do("status for people", "status", tiny)
-    do("plan", "plan", tiny, "--json")
-    seen["shards"] = shards(store)
-    do("report", "report", tiny)
-    seen["page"] = (run / "report.html").read_text()
-    seen["report"] = json.loads((run / "report.json").read_text())
-    do("evaluate", "evaluate", tiny, "--json")
-    do("x_3", "materialize", tiny, "--layer", 3, "--json")
-    seen["x_3"] = shards(store, "x_3-*")
-    do("x_3 again", "materialize", tiny, "--layer", 3)
-    do("dry run again", "materialize", tiny, "--layer", 3, "--dry-run")
-    do("clean x_2", "clean", tiny, "--layer", 2, "--features")
-    do("x_3 without x_2", "materialize", tiny, "--layer", 3, "--json")
-    do("clean x_3", "clean", tiny, "--layer", 3, "--features")
-    do("x_3 anew", "materialize", tiny, "--layer", 3, "--json")
-    seen["x_3 anew"] = shards(store, "x_3-*")
-    do("other seed", "train", tiny, "--layer", 1, "--seed", 1, "--json")
-    do("status of other seed", "status", tiny, "--seed", 1, "--json")
-    do("clean, dry", "clean", tiny, "--yes", "--dry-run")
-    do("clean, not confirmed", "clean", tiny)
-    seen["not removed"] = (run / "layer_1/weights.safetensors").exists()
-    do("clean", "clean", tiny, "--yes")
-    seen["removed"] = not run.exists()
-    return story
-
-
-def thrift(cwd: Path) -> Story:
-    """Nothing is made at first; then a run on a disk that cannot hold all of its levels."""
-    story = Story(cwd)
-    four = recipe(cwd, "four", network__layers=4, schedule__epochs=1)
-    story.do("dry run", "materialize", four, "--layer", 3, "--dry-run")
-    story.seen["after dry run"] = [path.name for path in cwd.iterdir()]
-    plan = story.do("plan", "plan", four, "--json").json
-    budget = (plan["peak_bytes"] + plan["total_bytes"]) // 2
-    story.do("plan within", "plan", four, "--disk-budget", budget)
-    story.do("run", "run", four, "--disk-budget", budget)
-    story.do("run again", "run", four, "--disk-budget", budget, "--json")
-    return story

@@ -22,12 +22,15 @@ import mutants
 import numpy as np
 from simulated_disk import PowerCut, SimulatedDisk
 
+from strata.store import ahead
 from strata.store.errors import DiskFull, LevelAbsent, LevelDamaged, StoreError
 from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint, sha256
+from strata.store.level import codec
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import COMMIT, Level, receipt_path, shard_name
+from strata.store.write import writer
 from strata.store.write.verify import QUARANTINE, check_level, mend
 from strata.store.write.writer import INTENT, ZARR, LevelWriter
 
@@ -208,8 +211,8 @@ class Trial:
 @contextlib.contextmanager
 def inline() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for module in ("ahead", "codec", "writer"):
-            stack.enter_context(patch(f"store.{module}.ThreadPoolExecutor", Inline))
+        for module in (ahead, codec, writer):
+            stack.enter_context(patch.object(module, "ThreadPoolExecutor", Inline))
         yield
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from root import PYTHONPATH
+from rows_of import written
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv.beton import check
-from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import Geometry, LevelKey
+from strata.store.level.layout import Geometry
 from strata.store.level.level import Level
-from strata.store.write.writer import LevelWriter
 
 NEEDS_FFCV = [
     pytest.mark.ffcv,
@@ -30,35 +28,6 @@ def skip_unless_it_imports() -> None:
         check()
     except LoaderError as error:
         pytest.skip(f"ffcv is installed, but: {error}")
-
-
-def written(
-    root: Path,
-    shape: Geometry,
-    rows: np.ndarray,
-    *,
-    depth: int = 1,
-    view: str = "v0",
-    arrays: Mapping[str, np.ndarray] | None = None,
-) -> Level:
-    """A committed level of these rows."""
-    intent = {"depth": depth}
-    writer = LevelWriter(root, LevelKey(depth, fingerprint(intent), "train", view), shape, [intent])
-    writer.begin()
-    for shard in range(shape.shards):
-        writer.put(shard, rows[slice(*shape.shard_range(shard))])
-    return writer.commit(None, arrays or {})
-
-
-def drawn(shape: Geometry, seed: int = 0) -> np.ndarray:
-    """Rows of random bits, NaNs with payloads among them."""
-    bits = np.random.default_rng(seed).bytes(shape.rows * shape.row_bytes)
-    return np.frombuffer(bits, shape.dtype).reshape(shape.rows, *shape.stored)
-
-
-def views(root: Path, shape: Geometry, count: int = 2) -> list[Level]:
-    """Levels of random rows: views of one x_1."""
-    return [written(root, shape, drawn(shape, v), view=f"v{v}") for v in range(count)]
 
 
 def smooth_images(rows: int, channels: int, size: int) -> np.ndarray:
@@ -76,18 +45,6 @@ def images(root: Path, rows: int, channels: int, size: int) -> Level:
     arrays = {"labels": labels, "sample_id": np.arange(rows)[::-1].copy()}
     pixels = smooth_images(rows, channels, size)
     return written(root, shape, pixels, depth=0, view="clean", arrays=arrays)
-
-
-def stored(levels: list[Level], numbers: np.ndarray) -> np.ndarray:
-    """Rows by global number, by Level.take."""
-    whole = np.concatenate([level.read(0, len(level)) for level in levels])
-    return whole[numbers]
-
-
-def equal(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """To the bit: a NaN is equal to itself."""
-    same_form = ours.shape == theirs.shape and ours.dtype == theirs.dtype
-    return same_form and ours.tobytes() == theirs.tobytes()
 
 
 def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from ffcv_levels import drawn, written
 from hypothesis import strategies as st
+from small_levels import drawn
 
-from strata.store.level.layout import Geometry
+from strata.store.fingerprint import fingerprint
+from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import Level
 from strata.store.precision import PRECISIONS
 from strata.store.read.pool import Pool
 from strata.store.read.rows import LoadedRows, MappedRows, ReadRows, Rows, TakenRows
+from strata.store.write.writer import LevelWriter
 
 RAW = {"mapped": MappedRows, "read": ReadRows, "taken": TakenRows}
 PACKED = {
@@ -25,6 +27,29 @@ PACKED = {
 }
 
 
+def written(
+    root: Path,
+    shape: Geometry,
+    rows: np.ndarray,
+    *,
+    depth: int = 1,
+    view: str = "v0",
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> Level:
+    """A committed level of these rows."""
+    intent = {"depth": depth}
+    writer = LevelWriter(root, LevelKey(depth, fingerprint(intent), "train", view), shape, [intent])
+    writer.begin()
+    for shard in range(shape.shards):
+        writer.put(shard, rows[slice(*shape.shard_range(shard))])
+    return writer.commit(None, arrays or {})
+
+
+def views(root: Path, shape: Geometry, count: int = 2) -> list[Level]:
+    """Levels of random rows: views of one x_1."""
+    return [written(root, shape, drawn(shape, v), view=f"v{v}") for v in range(count)]
+
+
 @st.composite
 def geometries(draw: st.DrawFn, profiles: Sequence[str] = ("raw", "zstd", "lz4")) -> Geometry:
     """Small ones, with ragged ends and rows of an odd number of bytes among them."""
@@ -32,10 +57,6 @@ def geometries(draw: st.DrawFn, profiles: Sequence[str] = ("raw", "zstd", "lz4")
     sample = draw(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)))
     name, profile = draw(st.sampled_from(sorted(PRECISIONS))), draw(st.sampled_from(profiles))
     return Geometry(rows, sample, name, chunk, chunk * chunks, profile)
-
-
-def views(root: Path, shape: Geometry, count: int) -> list[Level]:
-    return [written(root, shape, drawn(shape, v), view=f"v{v}") for v in range(count)]
 
 
 def whole(shape: Geometry, count: int) -> np.ndarray:
@@ -56,3 +77,15 @@ def opened(kind: str, levels: Sequence[Level]) -> Iterator[Rows]:
 
 def kinds_of(shape: Geometry) -> list[str]:
     return sorted(RAW if shape.profile == "raw" else PACKED)
+
+
+def stored(levels: list[Level], numbers: np.ndarray) -> np.ndarray:
+    """Rows by global number, by Level.take."""
+    whole = np.concatenate([level.read(0, len(level)) for level in levels])
+    return whole[numbers]
+
+
+def equal(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """To the bit: a NaN is equal to itself."""
+    same_form = ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    return same_form and ours.tobytes() == theirs.tobytes()

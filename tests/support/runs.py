@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +87,24 @@ def open_run(place: Path, text: str, *, device: str = "cpu", compute: str = "flo
     return session
 
 
+def curve(session: Session, j: int) -> list[tuple[float, ...]]:
+    lines = (session.run.layer_directory(j) / "epochs.jsonl").read_text().splitlines()
+    table = [json.loads(line) for line in lines]
+    return [(t["train_loss"], t["train_top1"], t["test_top1"]) for t in table]
+
+
 def here(*arguments: object) -> Result:
     """A command inside this process, where no second is lost to imports."""
     said = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
     if said.exception and not isinstance(said.exception, SystemExit):
         raise said.exception
     return Result(said.exit_code, said.stdout, said.stderr)
+
+
+def inside(cwd: Path, *arguments: object) -> Result:
+    """A command in a directory, as :func:`command.strata` runs it, but inside this process."""
+    with contextlib.chdir(cwd):
+        return here(*arguments)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 
 from strata.store.feature_store import Store
+from strata.store.fingerprint import fingerprint
+from strata.store.level.layout import LevelKey, geometry
+from strata.store.level.level import Level
 from strata.store.s3.objects import Objects, object_path
 from strata.store.s3.read_cache import ReadCache
 from strata.store.s3.s3 import S3Bucket
@@ -146,3 +150,23 @@ def road(target: str) -> Iterator[Road]:
         proxy.shutdown()
         proxy.server_close()
         thread.join()
+
+
+# ---- a level to write ---------------------------------------------------------------------------
+
+INTENT = {"what": "a level of a test"}
+KEY = LevelKey(1, fingerprint(INTENT), "train", "v0")
+ROWS = 500
+VALUES = np.random.default_rng(0).integers(0, 9, (ROWS, 3, 8, 8)).astype(np.float32)
+TOOL = {"strata": "test"}
+
+
+def shape(profile: str = "zstd"):
+    return geometry(ROWS, (3, 8, 8), "float32", 1 << 16, profile)
+
+
+def write(store: Store, values: np.ndarray = VALUES, profile: str = "zstd") -> Level:
+    writer = store.writer(KEY, shape(profile), [INTENT])
+    with writer.locked():
+        writer.fill((k, values[slice(*shape(profile).shard_range(k))]) for k in writer.missing())
+        return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)

@@ -130,6 +130,7 @@ def test_other_images_do_not_repair_the_old_ones(place: Place, tmp_path: Path) -
 KILLS = (1, 2, 3, 4, 6, 9, 13, 18, 24, 31, 39, 48, 60, 80, 100)
 
 
+@pytest.mark.slow
 def test_a_killed_repair_is_repeated(sound: Place, tmp_path: Path) -> None:
     """Whatever call of the store was its last: misplaced directories, shards, receipts, zarr.json
     and intents are mended by the same command."""

@@ -7,16 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ffcv_levels import (
-    NEEDS_FFCV,
-    drawn,
-    equal,
-    images,
-    skip_unless_it_imports,
-    stored,
-    views,
-    written,
-)
+from ffcv_levels import NEEDS_FFCV, images, skip_unless_it_imports
+from rows_of import equal, stored, views, written
+from small_levels import drawn
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError

@@ -11,16 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ffcv_levels import (
-    NEEDS_FFCV,
-    drawn,
-    equal,
-    images,
-    python,
-    skip_unless_it_imports,
-    stored,
-    views,
-)
+from ffcv_levels import NEEDS_FFCV, images, python, skip_unless_it_imports
+from rows_of import equal, stored, views
+from small_levels import drawn
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError, exit_code
@@ -206,7 +199,7 @@ def test_workers_are_at_least_one_and_at_most_our_cores(levels: list[Level], wor
 
 TWO_AT_ONCE = """
 import sys, pathlib
-from ffcv_levels import Geometry, views
+from rows_of import Geometry, views
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv.rows import FfcvRows
 import numpy as np, torch
@@ -229,6 +222,7 @@ assert torch.get_num_threads() == threads
 
 @needs_ffcv
 @pytest.mark.skipif("len(__import__('os').sched_getaffinity(0)) < 2", reason="one core: no threads")
+@pytest.mark.slow
 def test_a_second_epoch_on_workqueue_threads_is_refused_and_the_process_lives(
     tmp_path: Path,
 ) -> None:
@@ -267,6 +261,7 @@ def left_over(place: Path) -> list[str]:
 
 
 @needs_ffcv
+@pytest.mark.slow
 def test_a_worker_that_fails_ends_the_writing_and_the_old_file_stays(
     grey: Level, tmp_path: Path
 ) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ffcv_levels import drawn
 from root import ROOT
+from small_levels import drawn
 from torch import Tensor
 
 from strata.pipeline.errors import BudgetError

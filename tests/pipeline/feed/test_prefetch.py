@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows_of import geometries, kinds_of, opened, views, whole
+from sizes import examples
 from spoil import flip
 
 from strata.pipeline.feed import prefetch as readers
@@ -38,7 +39,7 @@ def expected(shape: Geometry, count: int, part: np.ndarray) -> bytes:
     return whole(shape, count)[part].tobytes()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(shape=geometries(), count=st.integers(1, 2), data=st.data())
 def test_batches_of_any_size_by_any_number_of_threads(
     tmp_path_factory: pytest.TempPathFactory, shape: Geometry, count: int, data: st.DataObject

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 from torch import Tensor
 
 from strata.pipeline.feed.transfer import AHEAD, Transfer
@@ -76,7 +77,7 @@ def drawn(sizes: list[int], seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(0, 255, (n, 2, 3, 3), np.uint8).view(np.int8) for n in sizes]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(epochs=st.lists(st.lists(st.integers(1, 5), max_size=9), min_size=1, max_size=3))
 def test_every_batch_arrives_however_late_the_streams_are(epochs: list[list[int]]) -> None:
     """Batches of any sizes, so that buffers grow; over several epochs, in the same buffers."""

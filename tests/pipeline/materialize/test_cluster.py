@@ -10,35 +10,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, cluster, crew_of, session_of
+from clusters import (
+    ANSWER_BYTES,
+    ORDER_BYTES,
+    Cluster,
+    cluster,
+    crew_of,
+    order_for,
+    session_of,
+    without,
+)
 from command import PETS, pets, recipe
 from runs import Place, here
 from spoil import flip, named
 
 from strata.pipeline.errors import ClusterError, one_line
-from strata.pipeline.feed.features import features
 from strata.pipeline.materialize.cluster import cluster as cluster_module
 from strata.pipeline.materialize.cluster import tasks, worker
 from strata.pipeline.materialize.cluster.submit import WINDOW, Dispatch
 from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import DiskFull, StoreRefused
 from strata.store.level.layout import LevelKey
-from strata.store.write.mandate import Mandate
-
-ANSWER_BYTES, ORDER_BYTES = 1_000, 4_000
-"""Most that one shard may put on the wire."""
 
 
 @pytest.fixture(scope="module")
 def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("dask") / "cluster") as found:
         yield found
-
-
-def without(place: Place, *depths: int) -> None:
-    for depth in depths:
-        for directory in place.store.glob(f"x_{depth}-*"):
-            shutil.rmtree(directory)
 
 
 # ---- the same bytes -----------------------------------------------------------------------------
@@ -175,18 +173,6 @@ def key(place: Place, depth: int, split: str, view: str = "clean") -> LevelKey:
     return session_of(place).key(depth, split, view)
 
 
-def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesTask, int]:
-    """What workers are told of x_1 train, begun anew, and its number of shards."""
-    session = session_of(place)
-    level = session.key(1, "train", view)
-    shape = session.geometry(1, "train")
-    base = features(session, 1, "train", cached=False).levels["clean"]
-    writer = session.store.writer(level, shape, session.run.lineage(1))
-    with writer.locked():
-        writer.missing()
-    return tasks.features(session, base, Mandate.of(writer)), shape.shards
-
-
 @pytest.fixture
 def begun(place: Place) -> tuple[Place, tasks.FeaturesTask, int]:
     without(place, 1)
@@ -232,6 +218,7 @@ def refused_order(dask: Cluster, order: tasks.FeaturesTask) -> str:
     return one_line(answer.error)
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_see_the_store_say_so(dask: Cluster, begun: Begun) -> None:
     _, order, _ = begun
     elsewhere = replace(order.mandate, root=order.mandate.root / "elsewhere")
@@ -258,6 +245,7 @@ def test_receipts_come_back_and_no_arrays(dask: Cluster, begun: Begun) -> None:
         assert len(pickle.dumps(answer)) < ANSWER_BYTES
 
 
+@pytest.mark.slow
 def test_files_of_a_run_that_a_worker_cannot_reach_are_refused(
     dask: Cluster, begun: Begun, tmp_path: Path
 ) -> None:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from clusters import Cluster, cluster, crew_of, until
+from clusters import ANSWER_BYTES, ORDER_BYTES, Cluster, cluster, crew_of, until
 from command import environment, start
+from remote import TEXT, Remote, both, levels, local_levels
 from runs import Place, here, made
 from s3_server import Road, connect, new_bucket, road, serving, use
-from test_cluster import ANSWER_BYTES, ORDER_BYTES
-from test_object_commands import TEXT, Remote, both, levels, local_levels
 
 from strata.pipeline.feed.features import features
 from strata.pipeline.materialize.cluster.submit import Dispatch
@@ -162,6 +161,7 @@ def order_for(place: Remote, cache: Path) -> tuple[FeaturesTask, Level]:
         return features_order(session, base, Mandate.of(writer)), base
 
 
+@pytest.mark.slow
 def test_what_workers_are_told_and_through_which_cache_they_read(
     dask: Cluster, empty: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

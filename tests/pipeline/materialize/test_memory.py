@@ -57,6 +57,7 @@ def session_on(place: Path, images: int) -> Session:
 
 
 @pytest.mark.skipif(not PROC.exists(), reason="needs /proc")
+@pytest.mark.slow
 def test_writing_eight_times_the_images_takes_no_more_memory(tmp_path: Path) -> None:
     peaks = []
     for images in (2_000, 16_000):

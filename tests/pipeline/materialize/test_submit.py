@@ -12,10 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import Cluster, Deadly, cluster, crew_of, finished, go_on, session_of, stop, until
+from clusters import (
+    Cluster,
+    Deadly,
+    cluster,
+    crew_of,
+    finished,
+    go_on,
+    order_for,
+    session_of,
+    stop,
+    until,
+    without,
+)
 from command import CLI, environment, start
 from runs import Place, made, tiny
-from test_cluster import order_for, without
 
 from strata.pipeline.errors import one_line
 from strata.pipeline.materialize.cluster import tasks

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Result, depths, recipe, strata
+from command import Result, depths, recipe
 from root import MACHINES
-from runs import tiny
+from runs import inside, tiny
 
 from strata.pipeline.errors import BudgetError, NotThereYet
 from strata.pipeline.plan.caching import caching
@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(cwd: Path, name: str, *how: object) -> Result:
     where = ("--run", cwd / f"run-{name}", "--store", cwd / f"store-{name}")
-    return strata(cwd, "run", "tiny.toml", *where, *how)
+    return inside(cwd, "run", "tiny.toml", *where, *how)
 
 
 def weights(cwd: Path, name: str) -> list[bytes]:
@@ -76,7 +76,7 @@ def test_the_weights_are_the_same_whatever_is_cached(
 
 def test_what_was_not_written_can_be_asked_for(runs: Path) -> None:
     where = ("--run", runs / "run-never", "--store", runs / "store-never")
-    done = strata(runs, "materialize", "tiny.toml", "--layer", 2, "--cache", "never", *where)
+    done = inside(runs, "materialize", "tiny.toml", "--layer", 2, "--cache", "never", *where)
     assert done.rc == 0, done.err
     assert depths(runs / "store-never") == ["x_0", "x_2"]
     again = run(runs, "never", "--cache", "never")
@@ -138,8 +138,8 @@ def test_figures_that_cannot_be_read_are_none(tmp_path: Path) -> None:
     path = tmp_path / "features/machine.toml"
     path.parent.mkdir()
     path.write_text('packed = "float32"', "utf-8")
-    refused = strata(tmp_path, "train", "tiny.toml", "--layer", 1, "--cache", "auto")
+    refused = inside(tmp_path, "train", "tiny.toml", "--layer", 1, "--cache", "auto")
     assert refused.rc == 8
     assert "unknown key 'packed'" in refused.error
     assert "Run `calibrate`" in refused.error
-    assert "Run `calibrate`" in strata(tmp_path, "plan", "tiny.toml").out
+    assert "Run `calibrate`" in inside(tmp_path, "plan", "tiny.toml").out

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 
 from strata.pipeline.plan.choose import START, CachedDepth, Chain, choose, otherwise
 
@@ -81,7 +82,7 @@ def simulated(costs: Drawn, chain: tuple[CachedDepth, ...], disk: float) -> floa
     return seconds
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(drawn_costs(), st.one_of(st.just(math.inf), st.integers(0, 60)))
 def test_no_chain_is_cheaper(costs: Drawn, disk: float) -> None:
     best = choose(costs, disk=disk)
@@ -89,7 +90,7 @@ def test_no_chain_is_cheaper(costs: Drawn, disk: float) -> None:
     assert best.seconds == simulated(costs, best.chain, disk)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(drawn_costs(), st.one_of(st.just(math.inf), st.integers(0, 60)), st.data())
 def test_the_other_decision_is_the_best_of_those(
     costs: Drawn, disk: float, data: st.DataObject

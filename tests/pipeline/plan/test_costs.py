@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import strata
 from root import MACHINES, ROOT
+from runs import inside
 
 from strata.pipeline.commands.worth_tables import crossover
 from strata.pipeline.errors import RecipeError
@@ -233,20 +233,20 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, line: str, said: str)
 
 def test_a_plan_for_a_machine_that_is_not_here(tmp_path: Path) -> None:
     ask = ["plan", "cifar10-k1", "--machine", MACHINES / "laptop.toml"]
-    shown = strata(tmp_path, *ask)
+    shown = inside(tmp_path, *ask)
     assert shown.rc == 0
     assert "deciding otherwise costs" in shown.out
     assert "other ways to cache" in shown.out
     assert "Predicted, from data sheets" in shown.out
     found: list[Any] = [
-        json.loads(strata(tmp_path, *ask, "--problems", n, "--json").out)["economics"]
+        json.loads(inside(tmp_path, *ask, "--problems", n, "--json").out)["economics"]
         for n in (1, 64)
     ]
     one, many = found
     assert one["depths"][0]["form"] is None
     assert many["depths"][0]["form"] is not None
     assert many["seconds"]["best"] > 32 * one["seconds"]["best"]
-    missing = strata(tmp_path, "plan", "--machine", tmp_path / "none.toml")
+    missing = inside(tmp_path, "plan", "--machine", tmp_path / "none.toml")
     assert missing.rc == 3
     assert "No such file" in missing.error
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from root import MACHINES
 from runs import here, tiny
+from sizes import examples
 
 from strata.pipeline.plan.choose import START, CachedDepth, Chain, choose
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
@@ -72,7 +73,7 @@ def simulated(costs: RecipeCosts, chain: tuple[CachedDepth, ...], disk: float) -
     return seconds if costs.nbytes(X0) <= disk else math.inf
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(drawn_costs(), st.one_of(st.just(math.inf), st.integers(0, 30_000_000)))
 def test_no_chain_of_profiles_is_cheaper(costs: RecipeCosts, disk: float) -> None:
     best = choose(costs, disk=disk)
@@ -92,7 +93,7 @@ def _caches(chain: tuple[CachedDepth, ...], depth: int) -> bool:
     return any(node.depth == depth for node in chain)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(drawn_costs(), st.sampled_from(PROFILES))
 def test_rows_lie_where_there_is_room(costs: RecipeCosts, form: str) -> None:
     """The bounds by hand; more room is never slower on a GPU, and never on any if it is the

@@ -44,7 +44,7 @@ def test_cuda_without_a_gpu_says_what_to_use() -> None:
 FAULTS = """
 import resource, sys, torch
 import threading
-from pipeline import hardware
+from strata.pipeline.plan import hardware
 
 def work():
     for _ in range(40):  # until small things have found their place between the large ones

@@ -4,61 +4,43 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rank_worker
 import torch
-from command import TIMEOUT, environment, recipe, strata
-from root import CLI, PYTHONPATH
+from command import TIMEOUT, recipe, strata
+from root import CLI
 from safetensors.torch import load_file
+from torchrun import steps, torchrun, with_ranks
 
 from strata.pipeline.errors import OptionRange
 from strata.pipeline.run import ranks
 from strata.stages.errors import StageError
 from strata.stages.solve.ranks import Ranks, _share_norms
 
-WORKER = Path(rank_worker.__file__)
+RANK = Path(sys.modules[steps.__module__].__file__ or "")
 EPOCHS = 3
-
-
-@contextmanager
-def torchrun(cwd: Path, count: int, script: Path, *arguments: object) -> Iterator[subprocess.Popen]:
-    """So many ranks of a script; they end with the block. Warnings are torchrun's own."""
-    line = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    line += [f"--nproc-per-node={count}", str(script), *map(str, arguments)]
-    env = environment() | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": PYTHONPATH}
-    with subprocess.Popen(
-        line, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-def with_ranks(cwd: Path, count: int, *arguments: object) -> tuple[int, str, str]:
-    """A command of ours under torchrun: exit code, stdout, stderr."""
-    with torchrun(cwd, count, CLI, *arguments) as process:
-        out, err = process.communicate(timeout=TIMEOUT)
-    return process.returncode, out, err
 
 
 # ---- steps --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("norm", "accumulate"), [("norm", 1), ("norm", 3), ("plain", 2)], ids=str)
+@pytest.mark.parametrize(
+    ("norm", "accumulate"),
+    [
+        ("norm", 3),
+        *(pytest.param(*how, marks=pytest.mark.slow) for how in (("norm", 1), ("plain", 2))),
+    ],
+    ids=str,
+)
 def test_every_step_is_that_of_one_process(tmp_path: Path, norm: str, accumulate: int) -> None:
     """Weights, momentum, running statistics, loss and hits; batch norm sees whole micro-batches."""
-    with torchrun(tmp_path, 2, WORKER, tmp_path, norm, accumulate) as process:
+    with torchrun(tmp_path, 2, RANK, tmp_path, norm, accumulate) as process:
         _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
-    alone = rank_worker.steps(Ranks(), norm=norm == "norm", accumulate=accumulate)
+    alone = steps(Ranks(), norm=norm == "norm", accumulate=accumulate)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for mine, other, theirs in zip(first, second, alone, strict=True):
         assert mine.keys() == theirs.keys()
@@ -135,6 +117,7 @@ def test_stopped_with_two_ranks_and_ended_by_one(tmp_path: Path, alone: Path) ->
     close(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_parts_that_cannot_be_equal_are_refused(tmp_path: Path) -> None:
     rc, _, err = with_ranks(tmp_path, 3, "train", small(tmp_path), "--layer", 1)
     assert rc == 1  # torchrun's own, whatever ours was

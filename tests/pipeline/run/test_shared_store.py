@@ -173,8 +173,8 @@ def by_one_process(root: Path) -> Place:
     return place
 
 
-@pytest.mark.parametrize("processes", [2, 8])
-@pytest.mark.parametrize("shared", ["run", "store"])
+@pytest.mark.parametrize("processes", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shared", [pytest.param("run", marks=pytest.mark.slow), "store"])
 def test_processes_at_the_same_moment(tmp_path: Path, shared: str, processes: int) -> None:
     """Every row is computed once, but for a shard that two finished at the same time."""
     (tmp_path / "tiny.toml").write_text(TEXT)

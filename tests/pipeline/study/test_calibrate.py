@@ -7,9 +7,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from command import Result, noise, recipe, strata
+from command import Result, noise, recipe
 from ffcv_levels import skip_unless_it_imports
 from root import MACHINES
+from runs import inside
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.plan import hardware
@@ -25,7 +26,7 @@ from strata.pipeline.study.row_rates import decode_jpeg
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     cwd = tmp_path_factory.mktemp("calibrate")
     recipe(cwd, network__layers=3)
-    return cwd, strata(cwd, "calibrate", "tiny.toml")
+    return cwd, inside(cwd, "calibrate", "tiny.toml")
 
 
 def test_the_figures_are_kept_in_the_store_and_nothing_else(
@@ -67,41 +68,42 @@ def test_rates_are_those_of_a_machine(calibrated: tuple[Path, Result]) -> None:
 
 def test_plan_and_auto_use_them(calibrated: tuple[Path, Result]) -> None:
     cwd, _ = calibrated
-    plan = strata(cwd, "plan", "tiny.toml", "--json").json
+    plan = inside(cwd, "plan", "tiny.toml", "--json").json
     assert plan["economics"]["source"] == load(cwd / "features/machine.toml").source
-    done = strata(cwd, "train", "tiny.toml", "--layer", 2, "--cache", "auto")
+    done = inside(cwd, "train", "tiny.toml", "--layer", 2, "--cache", "auto")
     assert done.rc == 0, done.err
     assert "on this machine" in done.err
     for command in (["verify"], ["verify", "--deep"], ["du"], ["gc"]):
         where = ["--store", cwd / "features"] if command[0] in ("du", "gc") else ["tiny.toml"]
-        assert strata(cwd, *command, *where).rc == 0
+        assert inside(cwd, *command, *where).rc == 0
 
 
+@pytest.mark.slow
 def test_packing_is_measured_on_features_once_there_are_images(
     calibrated: tuple[Path, Result], tmp_path: Path
 ) -> None:
     before = load(calibrated[0] / "features/machine.toml")
     assert before.sample == "noise: there are no images yet"
     recipe(tmp_path, network__layers=3)
-    assert strata(tmp_path, "train", "tiny.toml", "--layer", 1).rc == 0
-    assert strata(tmp_path, "calibrate", "tiny.toml").rc == 0
+    assert inside(tmp_path, "train", "tiny.toml", "--layer", 1).rc == 0
+    assert inside(tmp_path, "calibrate", "tiny.toml").rc == 0
     found = load(tmp_path / "features/machine.toml")
     assert found.sample == "features of x_1"
     packed = recipe(tmp_path, network__layers=3, cache__profile="zstd")
-    assert "A guess" not in strata(tmp_path, "plan", packed, "--run", "other").out
-    assert strata(tmp_path, "materialize", packed, "--layer", 1, "--run", "packed").rc == 0
+    assert "A guess" not in inside(tmp_path, "plan", packed, "--run", "other").out
+    assert inside(tmp_path, "materialize", packed, "--layer", 1, "--run", "packed").rc == 0
     (outcome,) = (
         o
-        for o in strata(tmp_path, "report", packed, "--run", "packed", "--json").json["outcomes"]
+        for o in inside(tmp_path, "report", packed, "--run", "packed", "--json").json["outcomes"]
         if o["step"] == "write x_1"
     )
     assert outcome["expected"]["bytes"] == pytest.approx(outcome["measured"]["bytes"], rel=0.2)
     other = recipe(tmp_path, network__width=12, cache__profile="zstd", cache__precision="uint8")
-    said = strata(tmp_path, "plan", other, "--run", "third").out
+    said = inside(tmp_path, "plan", other, "--run", "third").out
     assert "A guess: how" not in said, "it was measured, too"
     assert "rates of layers" in said
     other = recipe(tmp_path, cache__profile="auto", cache__precision="bfloat16")
-    said = strata(tmp_path, "plan", other, "--run", "fourth").out
+    said = inside(tmp_path, "plan", other, "--run", "fourth").out
     assert "A guess: how bfloat16 features pack was not measured." in said
 
 
@@ -113,14 +115,14 @@ def test_figures_of_another_machine_are_noticed(
     path.parent.mkdir()
     other = replace(load(calibrated[0] / "features/machine.toml"), hardware="Z80, 1 cores, 64 kB")
     path.write_text(as_toml(other), "utf-8")
-    refused = strata(tmp_path, "train", "tiny.toml", "--layer", 2, "--cache", "auto")
+    refused = inside(tmp_path, "train", "tiny.toml", "--layer", 2, "--cache", "auto")
     assert refused.rc == 8
     assert "measured on another machine (Z80, 1 cores, 64 kB)" in refused.error
     assert "Run `calibrate`" in refused.error
-    plan = strata(tmp_path, "plan", "tiny.toml")
+    plan = inside(tmp_path, "plan", "tiny.toml")
     assert plan.rc == 0, "it says all the rest"
     assert "measured on another machine" in plan.out
-    named = strata(tmp_path, "plan", "tiny.toml", "--machine", path)
+    named = inside(tmp_path, "plan", "tiny.toml", "--machine", path)
     assert named.rc == 0, "whoever names a file means it"
 
 
@@ -142,6 +144,7 @@ def test_a_file_says_what_was_measured(tmp_path: Path) -> None:
     assert load(path) == more
 
 
+@pytest.mark.slow
 def test_decoding_jpeg_is_measured_where_a_recipe_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

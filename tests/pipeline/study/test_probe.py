@@ -16,9 +16,9 @@ import pytest
 import torch
 import zarr
 from command import environment, recipe, strata
+from interrupted import signalled
 from runs import Place, open_run, tiny
 from spoil import TEXT, flip
-from test_cli_resume import signalled
 
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.materialize.materialize import materialize
@@ -220,6 +220,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
         yield {f.__name__: pool.submit(f, tmp_path_factory.mktemp(f.__name__)) for f in told}
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_a_cnn_probe_ends_at_the_same_bytes(stories: dict[str, Future]) -> None:
     want, found = (stories[name].result() for name in ("undisturbed", "disturbed"))
     assert found["first"].rc == 130, found["first"].err

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from command import recipe, strata
+from interrupted import signalled
 from runs import Place
 from sweeps import solved, sweep, variant
-from test_cli_resume import signalled
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.run import weights
@@ -102,6 +102,7 @@ def left_by(cwd: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.slow
 def test_a_process_that_is_stopped_goes_on(
     undisturbed: dict[str, Any], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

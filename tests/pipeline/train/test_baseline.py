@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command import recipe, strata
-from runs import here, tiny
-from test_cli_resume import signalled
+from interrupted import signalled
+from runs import here, inside, tiny
 from torch import Tensor, nn
 
 from strata.stages.network.network import Layer
@@ -152,8 +150,10 @@ def snapshot(cwd: Path, variant: str) -> dict[str, Any]:
     return {**found, "result": {k: v for k, v in body.items() if k not in left_out}}
 
 
-def undisturbed(cwd: Path) -> dict[str, Any]:
-    found = {"last": strata(cwd, *command(cwd, *FLAGS), "--json")}
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    found = {"last": inside(cwd, *command(cwd, *FLAGS), "--json")}
     return {**found, "snapshot": snapshot(cwd, "checkpointing-micro-32")}
 
 
@@ -169,25 +169,21 @@ def disturbed(cwd: Path) -> dict[str, Any]:
     return {**found, "snapshot": snapshot(cwd, "checkpointing-micro-32")}
 
 
-@pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
-    with ThreadPoolExecutor(2) as pool:
-        told = (disturbed, undisturbed)
-        yield {f.__name__: pool.submit(f, tmp_path_factory.mktemp(f.__name__)) for f in told}
-
-
-def test_stopped_and_killed_it_ends_at_the_same_bytes(stories: dict[str, Future]) -> None:
-    want, found = (stories[name].result() for name in ("undisturbed", "disturbed"))
+@pytest.mark.slow
+def test_stopped_and_killed_it_ends_at_the_same_bytes(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    found = disturbed(tmp_path)
     assert found["first"].rc == 130, found["first"].err
     assert found["kept"]
     assert found["second"].rc in (0, -signal.SIGKILL), "a quick machine ends first"
     assert found["last"].rc == 0, found["last"].err
     assert found["left"] == []
-    assert found["snapshot"] == want["snapshot"]
+    assert found["snapshot"] == undisturbed["snapshot"]
 
 
-def test_it_learns_and_says_what_it_took(stories: dict[str, Future]) -> None:
-    said = stories["undisturbed"].result()["last"].json
+def test_it_learns_and_says_what_it_took(undisturbed: dict[str, Any]) -> None:
+    said = undisturbed["last"].json
     result = said["result"]
     assert said["done"] == ["train end to end, checkpointing-micro-32"]
     assert said["greedy"] is None

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from command import recipe as written
 from command import strata
+from interrupted import leftovers, signalled, snapshot
 from root import MACHINES
-from runs import Place, made, open_run, tiny
+from runs import Place, curve, made, open_run, tiny
 from safetensors.numpy import load_file
-from test_cli_resume import leftovers, signalled, snapshot
-from test_ranks import with_ranks
-from test_straight_line import curve
+from torchrun import with_ranks
 
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.interrupt import Interruptions

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from networks import RESIDUAL, beside, named
-from root import ROOT
 from runs import Place, here, open_run
 from spoil import flip
 
@@ -26,10 +25,9 @@ from strata.stages.network.spec import described
 from strata.store.feature_store import Store
 from strata.store.level.layout import LevelKey
 
-LOOKS = f"""
+LOOKS = """
 import sys
-sys.path.insert(0, {str(ROOT / "typings")!r})
-import cli
+from strata import cli
 try:
     cli.main(sys.argv[1:])
 finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import open_run, tiny
+from runs import curve, open_run, tiny
 from torch import Tensor
 
 from strata.pipeline.feed.features import features, image_views, level_draws
@@ -16,7 +16,6 @@ from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.recipe import parse
 from strata.pipeline.run import levels
 from strata.pipeline.run.levels import inventory
-from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.train import solve
@@ -30,12 +29,6 @@ MODES = [
     pytest.param("0", id="fresh"),
 ]
 PRECISIONS = ["float32", "float16", "bfloat16", "uint8", "uint4"]
-
-
-def curve(session: Session, j: int) -> list[tuple[float, ...]]:
-    lines = (session.run.layer_directory(j) / "epochs.jsonl").read_text().splitlines()
-    table = [json.loads(line) for line in lines]
-    return [(t["train_loss"], t["train_top1"], t["test_top1"]) for t in table]
 
 
 @pytest.mark.parametrize("views", MODES)

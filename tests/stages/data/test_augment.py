@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 
 from strata.pipeline.feed.features import image_views
 from strata.pipeline.recipe import augmentation
@@ -142,7 +143,7 @@ def test_normalise_is_pixel_over_255_minus_mean_over_std() -> None:
 
 
 @given(st.integers(0, 9), st.integers(0, 50), st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_a_draw_depends_on_seed_epoch_and_sample_only(
     seed: int, epoch: int, few: int, more: int
 ) -> None:
@@ -155,7 +156,7 @@ def test_a_draw_depends_on_seed_epoch_and_sample_only(
 
 
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_offsets_are_multiples_of_the_scale_and_cover_the_canvas(scale: int, epoch: int) -> None:
     offsets = augmentation.epoch_draws(recipe(), 1, epoch, 2000, scale).offsets
     assert set(np.unique(offsets)) == set(range(0, 9, scale))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 from torch import Tensor
 
 from strata.stages.errors import NotFinite
@@ -19,7 +20,7 @@ from strata.stages.network.spec import LayerSpec
 
 CODES = sorted(LEVELS)
 PRECISIONS = ["float32", "float16", "bfloat16", *CODES]
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=examples(60), deadline=None)
 
 
 def normal(seed: int, *shape: int) -> Tensor:

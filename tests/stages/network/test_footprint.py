@@ -6,20 +6,16 @@ from itertools import combinations
 
 import pytest
 import torch
-from torch import nn
+from footprints import CPU, coded, stepped
 
 from strata.pipeline.recipe.augmentation import cached_size
 from strata.pipeline.recipe.builtin import text_of
 from strata.pipeline.recipe.recipe import Recipe, parse
-from strata.stages.features.quantise import Codec, codec
 from strata.stages.memory import watched
 from strata.stages.network.featurize import Frozen, encoded
 from strata.stages.network.footprint import applying, solving
 from strata.stages.network.network import build_auxiliary, build_problem
-from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape
-from strata.stages.solve.solve import WATCHED_STEPS, SGDSchedule, Solver
-
-CPU = torch.device("cpu")
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 
 def narrowed(name: str, width: int) -> Recipe:
@@ -27,24 +23,6 @@ def narrowed(name: str, width: int) -> Recipe:
     _, text = text_of(name)
     before = f"width = {parse(text, name).network.width}"
     return parse(text.replace(before, f"width = {width}"), name)
-
-
-def stepped(
-    problem: nn.Module, shape: Shape, batch: int, accumulate: int, compute: torch.dtype
-) -> int:
-    """Peak bytes of two steps, as a run measures them."""
-    schedule = SGDSchedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate)
-    solver = Solver(problem, schedule, CPU, compute)
-    generator = torch.Generator().manual_seed(0)
-
-    def batches():
-        for _ in range(WATCHED_STEPS):
-            x = torch.randn(batch, *shape, generator=generator)
-            yield x.contiguous(memory_format=torch.channels_last), torch.zeros(batch).long()
-
-    peaks = []
-    solver.run_epoch(batches(), WATCHED_STEPS, lambda n: peaks.append(solver.progress.peak_bytes))
-    return peaks[-1]
 
 
 @pytest.mark.parametrize(
@@ -111,11 +89,6 @@ def test_p_several_times_holds_two_of_its_outputs(times: int) -> None:
         encoded([frozen], x, block=rows, compute=torch.float32)
     found = applying([layer], shape, block=rows, images=True)
     assert found == pytest.approx(peak.nbytes, rel=0.04)
-
-
-def coded(precision: str, channels: int) -> Codec:
-    scale, zero = torch.ones(channels), torch.zeros(channels, dtype=torch.uint8)
-    return codec(precision, {"scale": scale, "zero": zero})
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "uint8"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +33,7 @@ def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_p_is_a_bijection_that_keeps_every_value(times: int, channels: int, side: int) -> None:
     """P reorganises channels into decimated copies (Dinh et al. 2017): nothing is lost."""
     with torch.device("meta"):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from footprints import CPU, coded, stepped
 from networks import NAME, RESIDUAL, beside, named
-from test_footprint import CPU, coded, stepped
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models

@@ -3,8 +3,11 @@
 import pytest
 from crash import PROMISES, caught_after, run_trials
 from mutants import MUTANTS
+from sizes import sized
 
-TRIALS = 2000
+TRIALS = sized(300, 2000)
+LIMIT = 2000
+"""Trials within which a wrong protocol must be noticed."""
 SEED = 2026
 
 
@@ -18,7 +21,7 @@ def test_no_crash_breaks_a_promise() -> None:
 
 @pytest.fixture(scope="module")
 def caught() -> dict[str, tuple[int, str] | None]:
-    return {name: caught_after(mutant, SEED, limit=TRIALS) for name, mutant in MUTANTS.items()}
+    return {name: caught_after(mutant, SEED, limit=LIMIT) for name, mutant in MUTANTS.items()}
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_levels import INTENT, KEY, chop, contents, drawn, flip
+from small_levels import INTENT, KEY, chop, contents, drawn, flip
 
 from strata.store.errors import DiskFull, LevelAbsent, StoreRefused
 from strata.store.feature_store import Store

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from test_levels import INTENT, KEY, SMALL, begin, chop, contents, drawn, flip, written
+from small_levels import INTENT, KEY, SMALL, begin, chop, contents, drawn, flip, written
 
 from strata.store.errors import DiskFull, LevelAbsent, LevelConflict, StoreRefused
 from strata.store.feature_store import Store, used_bytes

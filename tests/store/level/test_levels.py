@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
+from small_levels import KEY, SMALL, begin, chop, contents, drawn, flip, written
 
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
 from strata.store.feature_store import Store
@@ -24,45 +26,12 @@ from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import COMMIT, Level, receipt_path, shard_name
 from strata.store.precision import PRECISIONS, precision
 from strata.store.write.verify import check_level
-from strata.store.write.writer import LevelWriter
 
-INTENT = {"recipe": "a lineage", "depth": 3}
-KEY = LevelKey(3, fingerprint(INTENT), "train", "v0")
-SMALL = Geometry(11, (2, 3, 2), "float32", chunk_rows=2, shard_rows=4)  # the last shard is short
 LABELS = np.arange(SMALL.rows) % 3
 PROFILES = ["raw", "zstd", "lz4"]
 STORED = [replace(SMALL, precision=p, profile=q) for p in sorted(PRECISIONS) for q in PROFILES]
 EVERY_FORM = pytest.mark.parametrize("shape", STORED, ids=lambda s: f"{s.precision}-{s.profile}")
-FEW = settings(max_examples=20, deadline=None)
-
-
-def drawn(shape: Geometry, seed: int = 0) -> np.ndarray:
-    """Rows of random bits, so that infinities, -0.0 and NaNs with payloads are among them."""
-    bits = np.random.default_rng(seed).bytes(shape.rows * shape.row_bytes)
-    return np.frombuffer(bits, shape.dtype).reshape(shape.rows, *shape.stored)
-
-
-def begin(
-    root: Path, shape: Geometry, rows: np.ndarray, shards: Iterable[int] | None = None
-) -> LevelWriter:
-    """A writer that has put some shards, or all of them."""
-    writer = LevelWriter(root, KEY, shape, [INTENT])
-    writer.begin()
-    for shard in range(shape.shards) if shards is None else shards:
-        writer.put(shard, rows[slice(*shape.shard_range(shard))])
-    return writer
-
-
-def written(root: Path, shape: Geometry = SMALL, rows: np.ndarray | None = None) -> Level:
-    labels = np.arange(shape.rows) % 3
-    return begin(root, shape, drawn(shape) if rows is None else rows).commit(
-        None, {"labels": labels}
-    )
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+FEW = settings(max_examples=examples(20), deadline=None)
 
 
 def names_damaged(level: Level, root: Path, *, deep: bool) -> list[str]:
@@ -228,16 +197,6 @@ def test_the_metadata_tells_people_what_it_is(name: str, key: LevelKey, more: di
 
 
 # --- what is refused -----------------------------------------------------------------------------
-
-
-def flip(path: Path, offset: int = 40) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
-
-
-def chop(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-3])
 
 
 def test_without_a_commit_there_is_no_level(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from simulated_disk import PowerCut, SimulatedDisk
+from sizes import sized
 
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
 from strata.store.feature_store import Store
@@ -284,7 +285,7 @@ class Levels(RuleBasedStateMachine):
 
 
 Levels.TestCase.settings = settings(
-    max_examples=500,
+    max_examples=sized(50, 500),
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import examples
 
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import sealed, unseal
@@ -19,7 +20,7 @@ from strata.store.level.layout import CHUNK_BYTES, geometry
 from strata.store.precision import PRECISIONS
 from strata.store.read.order import batch_count, batches, epoch_order, generator, key_of
 
-QUICK = settings(max_examples=50, deadline=None)
+QUICK = settings(max_examples=examples(50), deadline=None)
 
 # --- orders --------------------------------------------------------------------------------------
 

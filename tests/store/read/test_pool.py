@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows_of import geometries, views, whole
+from sizes import examples
 from spoil import flip
 
 from strata.store.errors import LevelDamaged
@@ -24,7 +25,7 @@ from strata.store.read.order import Mixing, mixing
 from strata.store.read.pool import Decoding, Pool
 from strata.store.read.rows import Reading, ReadTask
 
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=examples(40), deadline=None)
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=4, shard_rows=16, profile="zstd")
 
 

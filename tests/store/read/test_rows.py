@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows_of import geometries, kinds_of, opened, views, whole
+from sizes import examples
 from spoil import flip
 
 from strata.store.errors import LevelDamaged, StoreRefused
@@ -21,7 +22,7 @@ from strata.store.read.descriptors import Descriptors
 from strata.store.read.mapped import Mapped
 from strata.store.read.rows import MappedRows, ReadRows, TakenRows
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=examples(25), deadline=None)
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16)
 PROFILES = pytest.mark.parametrize("profile", ["raw", "zstd", "lz4"])
 RAW_KINDS = pytest.mark.parametrize("kind", ["mapped", "read", "taken"])

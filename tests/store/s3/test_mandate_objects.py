@@ -11,8 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from s3_server import Road, connect, contents, new_bucket, road, serving, use
-from test_object_store import INTENT, KEY, ROWS, TOOL, VALUES, shape, write
+from s3_server import (
+    INTENT,
+    KEY,
+    ROWS,
+    TOOL,
+    VALUES,
+    Road,
+    connect,
+    contents,
+    new_bucket,
+    road,
+    serving,
+    shape,
+    use,
+    write,
+)
 
 from strata.store.feature_store import Store
 from strata.store.files.publish import unseal

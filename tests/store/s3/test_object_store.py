@@ -11,26 +11,33 @@ import numpy as np
 import obstore
 import pytest
 import zarr
-from s3_server import Road, connect, contents, new_bucket, road, serving, use
+from s3_server import (
+    INTENT,
+    KEY,
+    ROWS,
+    TOOL,
+    VALUES,
+    Road,
+    connect,
+    contents,
+    new_bucket,
+    road,
+    serving,
+    shape,
+    use,
+    write,
+)
 from zarr.storage import MemoryStore
 
 from strata.store.errors import LevelAbsent, LevelBusy, LevelDamaged, StoreRefused
 from strata.store.feature_store import Store
 from strata.store.files.publish import put_exclusive, unseal
-from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import LevelKey, geometry
 from strata.store.level.level import Level, receipt_path, shard_name
 from strata.store.opening import open_level
 from strata.store.read.pool import Pool
 from strata.store.read.rows import LoadedRows, ReadRows, Rows, TakenRows
 from strata.store.s3 import lease
 from strata.store.write.verify import check_level, mend
-
-INTENT = {"what": "a level of a test"}
-KEY = LevelKey(1, fingerprint(INTENT), "train", "v0")
-ROWS = 500
-VALUES = np.random.default_rng(0).integers(0, 9, (ROWS, 3, 8, 8)).astype(np.float32)
-TOOL = {"strata": "test"}
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +58,6 @@ def way(server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[R
     with road(server) as found:
         use(monkeypatch, found.url)
         yield found
-
-
-def shape(profile: str = "zstd"):
-    return geometry(ROWS, (3, 8, 8), "float32", 1 << 16, profile)
-
-
-def write(store: Store, values: np.ndarray = VALUES, profile: str = "zstd") -> Level:
-    writer = store.writer(KEY, shape(profile), [INTENT])
-    with writer.locked():
-        writer.fill((k, values[slice(*shape(profile).shard_range(k))]) for k in writer.missing())
-        return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
 
 
 def flip(store: Store, path: Path) -> None:

@@ -13,7 +13,7 @@ from threading import Barrier, Lock
 
 import numpy as np
 import pytest
-from test_levels import INTENT, KEY, SMALL, contents, drawn, written
+from small_levels import INTENT, KEY, SMALL, contents, drawn, written
 
 from strata.store.errors import DiskFull
 from strata.store.files.files import Files

@@ -12,7 +12,7 @@ from threading import Barrier
 
 import numpy as np
 import pytest
-from test_levels import INTENT, KEY, SMALL, drawn
+from small_levels import INTENT, KEY, SMALL, drawn
 
 from strata.store.errors import LevelConflict, StoreRefused
 from strata.store.feature_store import Store

@@ -1,12 +1,18 @@
-"""One rank that takes some steps and keeps what it has after each; started by test_ranks.py."""
+"""Commands and scripts as several ranks. Run as a script, this file is such a rank: it takes some
+steps and keeps what it has after each."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from command import TIMEOUT, environment
+from root import CLI, PYTHONPATH
 
 from strata.stages.network.network import build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
@@ -43,6 +49,28 @@ def steps(ranks: Ranks, *, norm: bool, accumulate: int) -> list[dict[str, torch.
         tensors = {"loss": loss, **solver.tensors()}
         kept.append({name: tensor.detach().clone() for name, tensor in tensors.items()})
     return kept
+
+
+@contextmanager
+def torchrun(cwd: Path, count: int, script: Path, *arguments: object) -> Iterator[subprocess.Popen]:
+    """So many ranks of a script; they end with the block. Warnings are torchrun's own."""
+    line = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    line += [f"--nproc-per-node={count}", str(script), *map(str, arguments)]
+    env = environment() | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": PYTHONPATH}
+    with subprocess.Popen(
+        line, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def with_ranks(cwd: Path, count: int, *arguments: object) -> tuple[int, str, str]:
+    """A command of ours under torchrun: exit code, stdout, stderr."""
+    with torchrun(cwd, count, CLI, *arguments) as process:
+        out, err = process.communicate(timeout=TIMEOUT)
+    return process.returncode, out, err
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""Peak bytes of training steps, counted tensor by tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from strata.stages.features.quantise import Codec, codec
+from strata.stages.network.spec import Shape
+from strata.stages.solve.solve import WATCHED_STEPS, SGDSchedule, Solver
+
+CPU = torch.device("cpu")
+
+
+def stepped(
+    problem: nn.Module, shape: Shape, batch: int, accumulate: int, compute: torch.dtype
+) -> int:
+    """Peak bytes of two steps, as a run measures them."""
+    schedule = SGDSchedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate)
+    solver = Solver(problem, schedule, CPU, compute)
+    generator = torch.Generator().manual_seed(0)
+
+    def batches():
+        for _ in range(WATCHED_STEPS):
+            x = torch.randn(batch, *shape, generator=generator)
+            yield x.contiguous(memory_format=torch.channels_last), torch.zeros(batch).long()
+
+    peaks = []
+    solver.run_epoch(batches(), WATCHED_STEPS, lambda n: peaks.append(solver.progress.peak_bytes))
+    return peaks[-1]
+
+
+def coded(precision: str, channels: int) -> Codec:
+    scale, zero = torch.ones(channels), torch.zeros(channels, dtype=torch.uint8)
+    return codec(precision, {"scale": scale, "zero": zero})

@@ -1,0 +1,60 @@
+"""A level of eleven rows on disk, written, read as files, and damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from strata.store.fingerprint import fingerprint
+from strata.store.level.layout import Geometry, LevelKey
+from strata.store.level.level import Level
+from strata.store.write.writer import LevelWriter
+
+INTENT = {"recipe": "a lineage", "depth": 3}
+
+
+KEY = LevelKey(3, fingerprint(INTENT), "train", "v0")
+
+
+SMALL = Geometry(11, (2, 3, 2), "float32", chunk_rows=2, shard_rows=4)  # the last shard is short
+
+
+def drawn(shape: Geometry, seed: int = 0) -> np.ndarray:
+    """Rows of random bits, so that infinities, -0.0 and NaNs with payloads are among them."""
+    bits = np.random.default_rng(seed).bytes(shape.rows * shape.row_bytes)
+    return np.frombuffer(bits, shape.dtype).reshape(shape.rows, *shape.stored)
+
+
+def begin(
+    root: Path, shape: Geometry, rows: np.ndarray, shards: Iterable[int] | None = None
+) -> LevelWriter:
+    """A writer that has put some shards, or all of them."""
+    writer = LevelWriter(root, KEY, shape, [INTENT])
+    writer.begin()
+    for shard in range(shape.shards) if shards is None else shards:
+        writer.put(shard, rows[slice(*shape.shard_range(shard))])
+    return writer
+
+
+def written(root: Path, shape: Geometry = SMALL, rows: np.ndarray | None = None) -> Level:
+    labels = np.arange(shape.rows) % 3
+    return begin(root, shape, drawn(shape) if rows is None else rows).commit(
+        None, {"labels": labels}
+    )
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def flip(path: Path, offset: int = 40) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def chop(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
