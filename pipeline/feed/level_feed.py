@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strata.pipeline.feed.buffers import MapBuffers
 from strata.pipeline.feed.delivery import LOADERS, Delivery
-from strata.pipeline.feed.ring import Maps
 from strata.pipeline.plan.tiers import TIERS
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import GATHERERS, ReadOptions
@@ -96,7 +96,9 @@ class LevelFeed:
         self._labels, self._ids = _labels(level, labels)
         codec = None if stored else codec_of(level)
         self._codec = codec and codec.to(self.device)
-        self._maps = Maps() if self.device.type == "cpu" else None  # a GPU's allocator is as good
+        self._maps = (
+            MapBuffers() if self.device.type == "cpu" else None
+        )  # a GPU's allocator is as good
         machine = ReadOptions(self.device, tier, loader, threads)
         self._delivery = _delivery(views, machine, report or Reporter())
         self.choice = self._delivery.choice
@@ -189,7 +191,7 @@ class LevelFeed:
         """The rows' numbers over all views."""
         if self._views == 1:
             return parts
-        view = rotation(self.seed, epoch, self._ids, self._views)
+        view = view_of_epoch(self.seed, epoch, self._ids, self._views)
         return [view[rows] * len(self._level) + rows for rows in parts]
 
     def _windows(self, epoch: int, rows: np.ndarray) -> Tensor:
@@ -218,8 +220,9 @@ feed = LevelFeed
 """The class, where it is called like a function."""
 
 
-def rotation(seed: int, epoch: int, ids: np.ndarray, views: int) -> np.ndarray:
-    """Which of some views each row of an epoch is taken from: int64, as ``ids``."""
+def view_of_epoch(seed: int, epoch: int, ids: np.ndarray, views: int) -> np.ndarray:
+    """Which of some views each sample of an epoch is taken from, (epoch + offset_i) mod their
+    number: int64, shaped as ``ids``."""
     offsets = generator("view offset", seed).integers(0, views, int(ids.max(initial=0)) + 1)
     return (epoch + offsets[ids]) % views
 

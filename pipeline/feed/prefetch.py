@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from strata.pipeline.feed.ring import Allocate, Ring, plain
+from strata.pipeline.feed.buffers import Allocate, Ring, pageable
 from strata.store.read.rows import ReadTask, Rows
 
 STRIPE_BYTES = 4 << 20
@@ -47,7 +47,7 @@ class Reader:
         threads: int,
         *,
         piece_bytes: int = PIECE_BYTES,
-        allocate: Allocate = plain,
+        allocate: Allocate = pageable,
     ) -> None:
         """
         Args:

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strata.pipeline.feed.buffers import Ring, host_memory
 from strata.pipeline.feed.features import Features, level_draws, naming_rows
-from strata.pipeline.feed.ring import Ring
-from strata.pipeline.feed.transfer import host_memory
 from strata.pipeline.materialize.timing import ALONE, Line, ShardRows, Turn
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run import device

@@ -16,7 +16,7 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from strata.pipeline.errors import LoaderError
-from strata.pipeline.feed.ffcv.beton import ffcv, places, read_beton
+from strata.pipeline.feed.ffcv import beton
 from strata.pipeline.feed.ffcv.epoch import (
     Loader,
     RowsInMemory,
@@ -26,6 +26,7 @@ from strata.pipeline.feed.ffcv.epoch import (
     start,
     stop,
 )
+from strata.pipeline.run.session import Session
 from strata.store.level.checks import Checks
 from strata.store.level.level import Level
 from strata.store.read.mapped import Mapped
@@ -147,7 +148,7 @@ class _Levels:
     """Raw levels. To ffcv a row is so many bytes: numba has no float16, and needs none."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
-        ffcv()  # if it is missing, say so before anything is mapped
+        beton.check()  # if it is missing, say so before anything is mapped
         self.geometry = levels[0].geometry
         if self.geometry.profile != "raw":
             raise LoaderError(
@@ -176,11 +177,11 @@ class _Beton:
     """x_0 from the .beton that was written from it."""
 
     def __init__(self, path: Path, level: Level) -> None:
-        reader = read_beton(path, level)
+        reader = beton.read_beton(path, level)
         self.path, self.nbytes = path, path.stat().st_size
         self.shape = (len(level), *level.geometry.stored)
         self.checksums, self._seen = reader.metadata["f3"], np.zeros(len(level), bool)
-        self.places, self.sizes = places(reader)
+        self.places, self.sizes = beton.places(reader)
         channels, height, width = level.geometry.sample
         self.rgb = channels == 3
         self.row = (height, width, 3) if self.rgb else (level.geometry.row_bytes,)
@@ -209,3 +210,35 @@ class _Beton:
 
     def close(self) -> None:
         """The map ends with its last reader."""
+
+
+def image_file(session: Session, level: Level) -> Path | None:
+    """The .beton of x_0 that the session's loader reads; None if it reads the level itself.
+
+    Raises:
+        LoaderError: ffcv cannot be had, or the recipe wants JPEG and the loader cannot read it.
+    """
+    quality = session.run.recipe.data.jpeg
+    if session.loader != "ffcv":
+        if quality:
+            raise LoaderError(
+                f"'data.jpeg' is {quality}: its images are read by ffcv. Use --loader ffcv"
+            )
+        return None
+    beton.check()
+    mode = f"jpeg{quality}" if quality else "raw"
+    path = level.directory.with_name(f"{level.key.name}.{mode}.beton")
+    try:
+        beton.read_beton(path, level)
+    except LoaderError as error:  # it is only a copy, so that there is nothing to lose
+        if path.exists():
+            session.report.say(f"{error}. It is written again")
+        with session.report.task(f"writing {path.name}", len(level), "images") as tick:
+
+            def done(rows: int) -> None:
+                session.stop.check()
+                tick(rows)
+
+            jpeg: dict[str, Any] = {"mode": "jpeg", "quality": quality} if quality else {}
+            beton.write_images(path, level, tick=done, **jpeg)
+    return path

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from strata.pipeline.feed.shard_moments import looking_at
+from strata.pipeline.feed.shard_moments import moments_of
 from strata.pipeline.materialize.cluster.submit import Dispatch, refusal
 from strata.pipeline.materialize.cluster.tasks import ChannelsTask, Failed, HashTask, SurveyTask
 from strata.pipeline.run.session import Crew, Session
@@ -57,7 +57,7 @@ def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
         LevelDamaged: a row is not the one that was written; names file and row.
     """
     order = ChannelsTask(StoreAddress.of(store), level.key, level.content_root)
-    shards, look = range(level.geometry.shards), looking_at(level)
+    shards, look = range(level.geometry.shards), moments_of(level)
     answers = Dispatch(crew, order).answers(shards)
     found = ((shard, _or_here(answer, partial(look, shard))) for shard, answer in answers)
     for _, moments in _in_order(found, shards):

@@ -24,8 +24,8 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 import strata
 from strata.pipeline.errors import ClusterError, exit_code
-from strata.pipeline.feed.features import features_above
-from strata.pipeline.feed.shard_moments import Look, looking_at
+from strata.pipeline.feed.features import features
+from strata.pipeline.feed.shard_moments import ShardMoments, moments_of
 from strata.pipeline.materialize.cluster.tasks import (
     ChannelsTask,
     Done,
@@ -199,9 +199,8 @@ def _computed(order: FeaturesTask, device: torch.device) -> Computed:
         raise ClusterError(f"the layers in {order.place.run} have, here, other weights")
     devices.check(run.compute, device)
     session = Session(run, order.place.store.open(), device)
-    source = features_above(
-        session, order.base.depth, key.depth, key.split, clean=key.view == "clean"
-    )
+    clean = key.view == "clean"
+    source = features(session, key.depth, key.split, base=order.base.depth, clean=clean)
     computed = Computed.of(session, key, order.mandate.geometry, source)
     base = source.levels[computed.view]
     if (base.key, base.content_root) != (order.base, order.content_root):
@@ -239,12 +238,12 @@ def _checking(order: HashTask, device: torch.device) -> Check:
     return partial(check_shard, order.directory, deep=True, files=files)
 
 
-def _counting(order: ChannelsTask, device: torch.device) -> Look:
+def _counting(order: ChannelsTask, device: torch.device) -> ShardMoments:
     """What looks at the channels of a shard of a level that is the one the command sees."""
     level = order.store.open().open(order.level)
     if level.content_root != order.content_root:
         raise ClusterError(f"{order.level.label} has, here, other values than the command knows")
-    return looking_at(level)
+    return moments_of(level)
 
 
 # ---- one item -----------------------------------------------------------------------------------
@@ -305,7 +304,9 @@ def _hash(
     return check(entry)
 
 
-def _count(bench: Bench, order: ChannelsTask, look: Look, shard: int, threads: int) -> Moments:
+def _count(
+    bench: Bench, order: ChannelsTask, look: ShardMoments, shard: int, threads: int
+) -> Moments:
     torch.set_num_threads(threads)
     return look(shard)
 
