@@ -6,21 +6,23 @@ encodes them, and finished shards are hashed and published while the next ones a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from strata.pipeline.feed.features import features, nearest
 from strata.pipeline.materialize.cluster import tasks
-from strata.pipeline.materialize.forward import Computed
-from strata.pipeline.materialize.level import Content, write_level
+from strata.pipeline.materialize.forward import FeatureShards
+from strata.pipeline.materialize.level import locked_writer, write_level
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import device, levels, outcome
 from strata.pipeline.run.rundir import FEATURES
 from strata.pipeline.run.session import Session
 from strata.store.errors import DiskFull
-from strata.store.level.layout import Geometry, LevelKey
+from strata.store.level.layout import LevelKey
+from strata.store.write.mandate import Mandate
 from strata.store.write.verify import Damage
+from strata.store.write.writer import LevelWriter
 
 SPARE_BYTES = 64 << 20
 """Kept free beyond what a level needs, for records and checkpoints."""
@@ -54,20 +56,37 @@ def write(
     Args:
         damaged: of levels that are committed, the files to write again.
     """
-    written, base = {}, _base(session, keys[0]) if keys else 0
+    if not keys:
+        return
+    written, depth = {}, keys[0].depth
+    base = nearest(session, depth - 1, keys[0].split, clean=keys[0].view == "clean")
     for key in keys:
-        shape = levels.geometry_at(session.store, key)
-        shape = shape or session.geometry(key.depth, key.split)
-        content = partial(_content, session, key, shape)
-        if done := write_level(session, key, shape, content, (damaged or {}).get(key, ())):
-            written[key.name] = done
+        begun = time.monotonic()
+        shape = levels.geometry_at(session.store, key) or session.geometry(depth, key.split)
+        with locked_writer(session, key, shape, (damaged or {}).get(key, ())) as writer:
+            if writer is not None:
+                written[key.name] = _write(session, writer, begun)
     if written:
         _record(session, keys, written, base)
 
 
-def _base(session: Session, key: LevelKey) -> int:
-    """Depth of what a level is computed from."""
-    return nearest(session, key.depth - 1, key.split, clean=key.view == "clean")
+def _write(session: Session, writer: LevelWriter, begun: float) -> dict[str, Any]:
+    """Write a level that is locked and begun, from the nearest level below, which is only now known
+    to stay."""
+    key = writer.key
+    source = features(session, key.depth, key.split, clean=key.view == "clean")
+    rows = FeatureShards.of(session, key, writer.geometry, source)
+    base = source.levels[rows.view]
+    return write_level(
+        session,
+        writer,
+        rows,
+        tasks.features(session, base, Mandate.of(writer)) if session.crew else None,
+        begun,
+        parent=levels.parent_of(base.key, base.content_root),
+        arrays={n: t.cpu().numpy() for n, t in source.layers[-1].stored.tensors().items()},
+        tool=device.versions(),
+    )
 
 
 def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
@@ -80,17 +99,6 @@ def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
             "Make space, choose another --store, or lower 'cache.precision' or 'augment.views'"
         )
         raise error
-
-
-def _content(session: Session, key: LevelKey, shape: Geometry) -> Content:
-    """What goes into a level of x_j, computed from the nearest level below."""
-    source = features(session, key.depth, key.split, clean=key.view == "clean")
-    computed = Computed.of(session, key, shape, source)
-    base = source.levels[computed.view]
-    parent = levels.parent_of(base.key, base.content_root)
-    arrays = {name: t.cpu().numpy() for name, t in source.layers[-1].stored.tensors().items()}
-    told = partial(tasks.features, session, base)
-    return Content("forward pass", computed.shards, parent, arrays, device.versions(), told)
 
 
 def _record(

@@ -20,8 +20,7 @@ from strata.pipeline.run.baselines import BaselineVariant, current
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.rundir import LOGITS, write_curve
 from strata.pipeline.run.session import Session
-from strata.pipeline.train.solving import Solving, keeping_good, schedule_of
-from strata.pipeline.train.train import logits_of_tests, train
+from strata.pipeline.train.solving import Solving, keeping_good, logits_on_test, schedule_of, train
 from strata.stages.errors import Diverged
 from strata.stages.solve.baseline import build_end_to_end
 from strata.stages.solve.evaluate import accuracies, cross_entropy
@@ -74,7 +73,7 @@ def _finish(solving: Solving, variant: BaselineVariant, feed: ProblemFeed) -> di
     """Write weights, curve and test logits; the record that vouches for them comes last."""
     session, progress = solving.session, solving.solver.progress
     network = solving.solver.finish()
-    logits, labels = logits_of_tests(session, solving.j, network)
+    (logits,), labels = logits_on_test(session, solving.j, [network])
     if not np.isfinite(logits).all():
         raise Diverged(solving.solver.schedule.epochs, progress.last_good)
     directory, state = make_directory(solving.directory), network.state_dict()

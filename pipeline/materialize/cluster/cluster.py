@@ -1,7 +1,7 @@
 """Workers for what is done shard by shard: some of this machine, or those of a scheduler.
 
 They are begun, or connected to, when the first of the work is there: a command that finds nothing
-to do starts nobody. What they do is in ``worker.py``, how they are kept busy in ``spread.py``.
+to do starts nobody. What they do is in ``worker.py``, how they are kept busy in ``submit.py``.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ class Workers:
         with self._closing_if_refused():
             there = _wait_for_workers(client, self._scheduler)
             _check(client, there, self._scheduler)
-            from strata.pipeline.materialize.cluster.worker import Bench
+            from strata.pipeline.materialize.cluster.worker import WorkerState
 
-            client.register_plugin(Bench())
+            client.register_plugin(WorkerState())
             self.report.say(f"{len(there)} workers at {client.scheduler_info()['address']}")
         return client
 
@@ -150,14 +150,14 @@ class Workers:
         workers = self.client.scheduler_info()["workers"].values()
         return self._device != "cpu" and any(w["resources"].get("GPU") for w in workers)
 
-    def submit(self, order: WorkerTask, item: Any, *, gpu: bool) -> Future:
-        """Have a worker do one item of an order; see :func:`worker.serve`."""
+    def submit(self, task: WorkerTask, item: Any, *, gpu: bool) -> Future:
+        """Have a worker do one item of a task; see :func:`worker.serve`."""
         from strata.pipeline.materialize.cluster.worker import serve
 
         device, resources = ("cuda", {"GPU": 1}) if gpu else ("cpu", None)
         function = pickle.dumps(serve)
         return self.client.submit(
-            call, function, order, item, device, self.threads, pure=False, resources=resources
+            call, function, task, item, device, self.threads, pure=False, resources=resources
         )
 
     def count(self) -> int:
