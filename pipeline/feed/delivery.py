@@ -7,6 +7,7 @@ The one seam where stored arrays become tensors. What comes out is what is store
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ WAIT_BYTES = 256 << 10
 LOADERS = ("native", "ffcv")
 
 
-class Delivery:
+class Delivery(AbstractContextManager["Delivery"]):
     """Rows of levels of one x_j (views): row r of view v has the number v · rows + r. Close it, or
     use it in a with statement."""
 
@@ -68,9 +69,6 @@ class Delivery:
         if self.choice.tier == "device":
             self._device_rows = DeviceRows(self.geometry, len(levels), device, self.batches, tick)
             self._reader.close()
-
-    def __enter__(self) -> Delivery:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

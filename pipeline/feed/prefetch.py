@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -38,7 +39,7 @@ class _Stripe:
     """Rows of each batch."""
 
 
-class Reader:
+class Reader(AbstractContextManager["Reader"]):
     """Batches of stored rows. Close it, or use it in a with statement."""
 
     def __init__(
@@ -65,9 +66,6 @@ class Reader:
         self._ring: Ring | None = None
         self._epochs: set[_Epoch] = set()
         self._stop = weakref.finalize(self, _stop, self._tasks, self._workers)
-
-    def __enter__(self) -> Reader:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -97,7 +95,12 @@ class Reader:
         self.rows.ready()
         self._start()
         longest = max(map(len, parts)) * self._row_bytes
-        stripes = _stripes(parts, max(1, STRIPE_BYTES // max(1, longest)))
+        each = max(1, STRIPE_BYTES // max(1, longest))
+        groups = [parts[at : at + each] for at in range(0, len(parts), each)]
+        stripes = [
+            _Stripe(some[0] if each == 1 else np.concatenate(some), [len(part) for part in some])
+            for some in groups
+        ]
         ring = self._ring_of(max(len(s.numbers) for s in stripes) * self._row_bytes)
         return self._run(_Epoch(self.rows, stripes, ring, self._tasks, self._pieces))
 
@@ -140,14 +143,6 @@ class Reader:
         return self._ring
 
 
-def _stripes(parts: Sequence[np.ndarray], each: int) -> list[_Stripe]:
-    """Every ``each`` batches together."""
-    if each == 1:
-        return [_Stripe(part, [len(part)]) for part in parts]
-    groups = (parts[at : at + each] for at in range(0, len(parts), each))
-    return [_Stripe(np.concatenate(group), [len(part) for part in group]) for group in groups]
-
-
 class _Epoch:
     """Stripes under way, in their order."""
 
@@ -168,7 +163,13 @@ class _Epoch:
         """The next one, gathered; None after the last. Raises what the gathering raised."""
         if self._left:
             raise ValueError("the reader of these batches was closed")
-        self._top_up()
+        # Begin as many stripes as there are free buffers, and one in any case.
+        while (buffer := self._ring.free()) is not None or not self._jobs:
+            following = next(self._coming, None)
+            if following is None:
+                break
+            self._begin(*following, self._ring.more() if buffer is None else buffer)
+        del buffer
         if not self._jobs:
             return None
         self._jobs[0].wait(self._tasks)
@@ -182,14 +183,6 @@ class _Epoch:
             while self._jobs:
                 self._jobs.popleft().leave()
             self._reading.close()
-
-    def _top_up(self) -> None:
-        """Begin as many stripes as there are free buffers, and one in any case."""
-        while (buffer := self._ring.free()) is not None or not self._jobs:
-            following = next(self._coming, None)
-            if following is None:
-                return
-            self._begin(*following, self._ring.more() if buffer is None else buffer)
 
     def _begin(self, number: int, stripe: _Stripe, buffer: np.ndarray) -> None:
         for task in self._reading.before(number):

@@ -7,6 +7,7 @@ epoch can be taken up at any batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -47,7 +48,7 @@ class MicroBatches:
         return self._made
 
 
-class ProblemFeed:
+class ProblemFeed(AbstractContextManager["ProblemFeed"]):
     """Batches for layer depth + 1. Close it, or use it in a with statement."""
 
     def __init__(
@@ -79,9 +80,6 @@ class ProblemFeed:
         self.delivery = self.features.delivery(self._views if augmented else ())
         choice = self.delivery.choice
         session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(self.mixing)}")
-
-    def __enter__(self) -> ProblemFeed:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -4,9 +4,7 @@ the level, or by a worker that has been given the task."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,9 +12,8 @@ from torch import Tensor
 
 from strata.pipeline.feed.buffers import Ring, host_memory
 from strata.pipeline.feed.features import Features, level_draws, naming_rows
-from strata.pipeline.materialize.level import NO_LOCK, ComputeLock, ShardRows
+from strata.pipeline.materialize.level import ComputeLock, ShardRows
 from strata.pipeline.materialize.timing import Timing
-from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run import device
 from strata.pipeline.run.session import Session
 from strata.stages.memory import watched
@@ -24,31 +21,20 @@ from strata.store.level.layout import Geometry, LevelKey
 from strata.store.write.writer import PUBLISHERS
 
 
-@dataclass(frozen=True)
 class FeatureShards:
     """The rows of a level of x_j."""
 
-    session: Session
-    key: LevelKey
-    shape: Geometry
-    source: Features
-    view: str
-    """View of the level that is read."""
-    ids: np.ndarray
-    """int64 (rows,), the sample of every row."""
-    draws: Draws
-    work: ClassVar[str] = "forward pass"
+    work = "forward pass"
 
-    @classmethod
-    def of(
-        cls, session: Session, key: LevelKey, shape: Geometry, source: Features
-    ) -> FeatureShards:
-        ids = session.images()[key.split].array("sample_id")
-        draws = level_draws(session.run.recipe, session.run.seed, key.view, int(ids.max()) + 1)
-        view = "clean" if source.base == 0 else key.view
-        return cls(session, key, shape, source, view, ids, draws)
+    def __init__(self, session: Session, key: LevelKey, shape: Geometry, source: Features) -> None:
+        self.session, self.key, self.shape, self.source = session, key, shape, source
+        self.view = "clean" if source.base == 0 else key.view
+        """View of the level that is read."""
+        self._ids = session.images()[key.split].array("sample_id")
+        samples = int(self._ids.max()) + 1
+        self._draws = level_draws(session.run.recipe, session.run.seed, key.view, samples)
 
-    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock = NO_LOCK) -> ShardRows:
+    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
         """Stored elements of each shard; see ``level.ShardSource``. Their memory is used again once
         they are published."""
         shape, session, block = self.shape, self.session, self.session.run.recipe.cache.block
@@ -78,8 +64,8 @@ class FeatureShards:
     def _fill(self, out: np.ndarray, part: np.ndarray, stored: Tensor, timing: Timing) -> None:
         """Compute one block of a shard; on a GPU only begin to. Of the first block, which is as
         large as any, tensors are counted."""
-        draws, layers = self.draws.of(self.ids[part]), self.source.layers
-        with naming_rows(self.key.label, self.key.split, part, self.ids):
+        draws, layers = self._draws.of(self._ids[part]), self.source.layers
+        with naming_rows(self.key.label, self.key.split, part, self._ids):
             if timing.peak_bytes:
                 x = self.source.encoded(stored, draws)
             else:

@@ -12,33 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from strata.pipeline.errors import RunConflict, remedy
 from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.checks import examined
-from strata.pipeline.materialize.level import (
-    NO_LOCK,
-    ComputeLock,
-    ShardRows,
-    locked_writer,
-    write_level,
-)
+from strata.pipeline.materialize.level import ComputeLock, ShardRows, locked_writer, write_level
 from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run.levels import geometry_at, have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
-from strata.stages.data.images import (
-    SPLITS,
-    Source,
-    check_labels,
-    open_source,
-    pixels,
-    survey,
-)
+from strata.stages.data.images import SPLITS, Source, check_labels, open_source, pixels, survey
 from strata.stages.errors import DataError
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import make_directory, replace, sealed, unseal
@@ -162,9 +149,9 @@ class ImageShards:
     """int64 (rows,): the sample of every row."""
     shape: Geometry
     threads: int = READ_THREADS
-    work: ClassVar[str] = "decoding"
+    work = "decoding"
 
-    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock = NO_LOCK) -> ShardRows:
+    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
         """uint8 images of each shard; see ``level.ShardSource``."""
         with ThreadPoolExecutor(self.threads) as pool:
             for shard in todo:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from strata.store.write.verify import Damage, mend
 from strata.store.write.writer import LevelWriter
 
 ComputeLock = AbstractContextManager[object]
-NO_LOCK: ComputeLock = nullcontext()
 ShardRows = Iterator[tuple[int, np.ndarray]]
 """Numbers of shards, and their stored elements, (rows, channel, y, x)."""
 
@@ -33,10 +32,10 @@ ShardRows = Iterator[tuple[int, np.ndarray]]
 class ShardSource(Protocol):
     """What computes the rows of a level."""
 
-    work: ClassVar[str]
+    work: str
     """What it does, for people: ``forward pass``."""
 
-    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock = NO_LOCK) -> ShardRows:
+    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
         """The rows of some shards, in this order; ticks as rows are done.
 
         Args:
@@ -104,7 +103,8 @@ def write_level(
             nbytes = publish(session, writer, task, todo, timing)
         else:
             timing = Timing(source.work, shape.row_bytes, tick)
-            nbytes = writer.fill(_until_stopped(session, timing, source.shards(todo, timing)))
+            shards = source.shards(todo, timing, nullcontext())
+            nbytes = writer.fill(_until_stopped(session, timing.publishing(shards)))
     level = writer.commit(**commit)
     seconds, shares = time.monotonic() - begun, timing.shares
     session.report.say(
@@ -122,7 +122,7 @@ def write_level(
     }
 
 
-def _until_stopped(session: Session, timing: Timing, shards: ShardRows) -> ShardRows:
-    for shard in timing.publishing(shards):
+def _until_stopped(session: Session, shards: ShardRows) -> ShardRows:
+    for shard in shards:
         yield shard
         session.stop.check()

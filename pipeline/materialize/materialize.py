@@ -75,7 +75,7 @@ def _write(session: Session, writer: LevelWriter, begun: float) -> dict[str, Any
     to stay."""
     key = writer.key
     source = features(session, key.depth, key.split, clean=key.view == "clean")
-    rows = FeatureShards.of(session, key, writer.geometry, source)
+    rows = FeatureShards(session, key, writer.geometry, source)
     base = source.levels[rows.view]
     return write_level(
         session,

@@ -23,7 +23,6 @@ from strata.pipeline.run.session import Session
 from strata.pipeline.train.solving import Solving, keeping_good, logits_on_test, schedule_of, train
 from strata.stages.errors import Diverged
 from strata.stages.solve.baseline import build_end_to_end
-from strata.stages.solve.evaluate import accuracies, cross_entropy
 from strata.stages.solve.solve import Solver
 from strata.store.files.publish import make_directory, npy, replace
 from strata.store.read.order import key_of
@@ -80,7 +79,7 @@ def _finish(solving: Solving, variant: BaselineVariant, feed: ProblemFeed) -> di
     weights.write(directory / "weights.safetensors", state)
     write_curve(directory, solving.history)
     replace(directory, LOGITS, npy(logits))
-    seconds = sum(line["seconds"] for line in solving.history)
+    result = solving.result(logits, labels)
     images = min(len(feed.ids), feed.batches * feed.batch) * len(solving.history)
     record = {
         "variant": variant.name,
@@ -88,16 +87,13 @@ def _finish(solving: Solving, variant: BaselineVariant, feed: ProblemFeed) -> di
         "input": solving.input,
         "weights": weights.digest(state),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "kept_epoch": solving.solver.kept_epoch,
-        "train": {k: solving.history[-1][f"train_{k}"] for k in ("loss", "top1")},
-        "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
-        "seconds": seconds,
-        "images_per_s": images / seconds,
+        **result,
+        "images_per_s": images / result["seconds"],
         "peak_tensor_bytes": progress.peak_bytes,
         "peak_process_bytes": hardware.peak_memory_bytes(),
     }
     session.run.write_baseline(variant.name, record)
     solving.checkpoint.unlink(missing_ok=True)
-    top1 = record["test"]["top1"]
-    session.report.say(f"{solving.title}: test {100 * top1:.2f} %, {duration(seconds)}")
+    top1, took = record["test"]["top1"], duration(record["seconds"])
+    session.report.say(f"{solving.title}: test {100 * top1:.2f} %, {took}")
     return record

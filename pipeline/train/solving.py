@@ -26,7 +26,7 @@ from strata.pipeline.run import outcome, weights
 from strata.pipeline.run.rundir import CHECKPOINT
 from strata.pipeline.run.session import Session
 from strata.stages.errors import Diverged
-from strata.stages.solve.evaluate import cross_entropy, top_k
+from strata.stages.solve.evaluate import accuracies, cross_entropy, top_k
 from strata.stages.solve.solve import SGDSchedule, Solver, logits_of
 from strata.store.read.order import generator
 
@@ -108,6 +108,16 @@ class Solving:
         seconds, peak = time.monotonic() - self.begun, self.solver.progress.peak_bytes
         measured = outcome.figures(seconds, None, peak)
         return outcome.kept(self.session, self.expected, measured, whole=self.whole)
+
+    def result(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """How good the final iterate is on the training and the test images, for a record."""
+        last = self.history[-1]
+        return {
+            "kept_epoch": self.kept_epoch,
+            "train": {"loss": last["train_loss"], "top1": last["train_top1"]},
+            "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
+            "seconds": sum(line["seconds"] for line in self.history),
+        }
 
     def load(self) -> None:
         """Go on from the checkpoint, if there is one that was made on this x_{j-1}."""

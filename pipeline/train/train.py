@@ -13,7 +13,6 @@ from strata.pipeline.train import compress, scales
 from strata.pipeline.train.solving import Solving, keeping_good, logits_on_test, schedule_of, train
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build_problem
-from strata.stages.solve.evaluate import accuracies, cross_entropy
 from strata.stages.solve.solve import Solver
 from strata.store.files.publish import make_directory, npy, replace
 from strata.store.read.order import key_of
@@ -73,13 +72,7 @@ def _finish(solving: Solving, feed: ProblemFeed) -> None:
         **quantised,
         "parameters": sum(p.numel() for p in problem.layer.parameters()),
         "auxiliary_parameters": sum(p.numel() for p in problem.auxiliary.parameters()),
-        "kept_epoch": solving.kept_epoch,
-        "train": {
-            "loss": solving.history[-1]["train_loss"],
-            "top1": solving.history[-1]["train_top1"],
-        },
-        "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
-        "seconds": sum(line["seconds"] for line in solving.history),
+        **solving.result(logits, labels),
         "peak_memory_bytes": solving.solver.progress.peak_bytes,
         "outcome": solving.outcome(),
     }

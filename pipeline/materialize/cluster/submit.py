@@ -118,15 +118,16 @@ class Dispatch:
         return others
 
     def _submit(self, coming: Iterator[Any], alone: bool) -> None:
-        most = 1 if alone else WINDOW * self._workers
-        waiting = chain(_drained(self._again), coming)
-        for item in islice(waiting, max(0, most - len(self._under_way))):
+        room = max(0, (1 if alone else WINDOW * self._workers) - len(self._under_way))
+        again = [self._again.popleft() for _ in range(min(room, len(self._again)))]
+        for item in chain(again, islice(coming, room - len(again))):
             future = self._crew.submit(self._task, item, gpu=self._gpu)
             self._under_way[future] = item
             future.add_done_callback(self._finished.put)
         self.most = max(self.most, len(self._under_way))
 
     def _next(self) -> Future:
+        """The next future that is done."""
         while True:
             self._crew.stop.check()
             with suppress(Empty):
@@ -174,11 +175,6 @@ class Dispatch:
         return ClusterError(
             f"{self._crew.where} is gone. Start it and repeat the command: what is finished is kept"
         )
-
-
-def _drained(items: deque[Any]) -> Iterator[Any]:
-    while items:
-        yield items.popleft()
 
 
 # ---- writing a level ----------------------------------------------------------------------------

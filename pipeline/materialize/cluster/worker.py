@@ -26,19 +26,8 @@ import strata
 from strata.pipeline.errors import ClusterError, exit_code
 from strata.pipeline.feed.features import features
 from strata.pipeline.feed.shard_moments import moments_of
-from strata.pipeline.materialize.cluster.tasks import (
-    ChannelsTask,
-    Done,
-    Failed,
-    FeaturesTask,
-    HashTask,
-    ImagesTask,
-    RunAddress,
-    SurveyTask,
-    WorkerTask,
-    layer_digests,
-    one_machine_alone,
-)
+from strata.pipeline.materialize.cluster import tasks
+from strata.pipeline.materialize.cluster.tasks import Done, Failed, FeaturesTask, ImagesTask
 from strata.pipeline.materialize.forward import FeatureShards
 from strata.pipeline.materialize.images import ImageShards, order_of_rows
 from strata.pipeline.materialize.level import ShardSource
@@ -99,14 +88,14 @@ class WorkerState(WorkerPlugin):
         self.room = BoundedSemaphore(PUBLISHERS + 1)
         """Most shards in memory at once."""
         self.computing, self._preparing = Lock(), Lock()
-        self._kept: OrderedDict[tuple[WorkerTask, str], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[tasks.WorkerTask, str], Any] = OrderedDict()
         hardware.keep_freed_memory()
 
     def teardown(self, worker: Worker) -> None:
         while self._kept:
             _close(self._kept.popitem()[1])
 
-    def prepared(self, task: WorkerTask, device: str) -> Any:
+    def prepared(self, task: tasks.WorkerTask, device: str) -> Any:
         """What a task needs, made once."""
         with self._preparing:
             if (task, device) not in self._kept:
@@ -125,7 +114,7 @@ class WorkerState(WorkerPlugin):
         return found
 
     def failed(self, error: Exception, *, for_all: bool) -> Failed:
-        if one_machine_alone(error):
+        if tasks.one_machine_alone(error):
             time.sleep(LATE_S)
         return Failed(self.label, error, for_all)
 
@@ -136,7 +125,7 @@ def _close(kept: Any) -> None:
         source.close()
 
 
-def serve(task: WorkerTask, item: Any, device: str, threads: int | None) -> Any:
+def serve(task: tasks.WorkerTask, item: Any, device: str, threads: int | None) -> Any:
     """Do one item of a task; what is refused is returned, whatever else fails is raised.
 
     Args:
@@ -170,7 +159,7 @@ def _as_refusals() -> Iterator[None]:
 # ---- finding what a task names -----------------------------------------------------------------
 
 
-def _prepare(task: WorkerTask, device: torch.device) -> Any:
+def _prepare(task: tasks.WorkerTask, device: torch.device) -> Any:
     """What the items of a task are done with.
 
     Raises:
@@ -181,7 +170,7 @@ def _prepare(task: WorkerTask, device: torch.device) -> Any:
             return _feature_shards(task, device)
         case ImagesTask():
             return _image_shards(task)
-        case SurveyTask():
+        case tasks.SurveyTask():
             source = open_source(task.place.source, root=task.place.data_root)
             if source.signature() != task.signature:
                 source.close()
@@ -189,15 +178,15 @@ def _prepare(task: WorkerTask, device: torch.device) -> Any:
                     f"{task.place.source} holds, here, other files than the command sees"
                 )
             return source
-        case HashTask():
+        case tasks.HashTask():
             return _shard_check(task)
-        case ChannelsTask():
+        case tasks.ChannelsTask():
             level = task.store.open().open(task.level)
             _expect_values(level, task.content_root)
             return moments_of(level)
 
 
-def _run(place: RunAddress, mandate: Mandate) -> Run:
+def _run(place: tasks.RunAddress, mandate: Mandate) -> Run:
     """The run, which must give the level its name: so its recipe, layers and scales are those that
     the command knows."""
     mandate.check(place.store.files)
@@ -218,12 +207,12 @@ def _expect_values(level: Level, content_root: str) -> None:
 def _feature_shards(task: FeaturesTask, device: torch.device) -> FeatureShards:
     """The layers, by their digests, and the level below, by its content."""
     key, run = task.mandate.key, _run(task.place, task.mandate)
-    if layer_digests(run, task.base.depth, key.depth) != task.weights:
+    if tasks.layer_digests(run, task.base.depth, key.depth) != task.weights:
         raise ClusterError(f"the layers in {task.place.run} have, here, other weights")
     devices.check(run.compute, device)
     session, clean = Session(run, task.place.store.open(), device), key.view == "clean"
     source = features(session, key.depth, key.split, base=task.base.depth, clean=clean)
-    found = FeatureShards.of(session, key, task.mandate.geometry, source)
+    found = FeatureShards(session, key, task.mandate.geometry, source)
     base = source.levels[found.view]
     if base.key != task.base:
         raise ClusterError(f"{task.base.label} has, here, other values than the command knows")
@@ -241,7 +230,7 @@ def _image_shards(task: ImagesTask) -> ImageShards:
     return ImageShards(run.recipe, source, key.split, rows, task.mandate.geometry)
 
 
-def _shard_check(task: HashTask) -> Callable[[dict[str, Any]], Damage | None]:
+def _shard_check(task: tasks.HashTask) -> Callable[[dict[str, Any]], Damage | None]:
     """What hashes a shard, by what the commit says of it, of a level that is the one the command
     sees."""
     files = task.store.files
@@ -257,13 +246,13 @@ def _shard_check(task: HashTask) -> Callable[[dict[str, Any]], Damage | None]:
 # ---- one item -----------------------------------------------------------------------------------
 
 
-def _do(state: WorkerState, task: WorkerTask, ready: Any, item: Any, threads: int) -> Any:
+def _do(state: WorkerState, task: tasks.WorkerTask, ready: Any, item: Any, threads: int) -> Any:
     """The answer to one item of a task; ``ready`` is what :func:`_prepare` made of it."""
     if isinstance(task, FeaturesTask | ImagesTask):
         return _write(state, task, ready, item, threads)
-    if isinstance(task, SurveyTask):
+    if isinstance(task, tasks.SurveyTask):
         return examine(ready, *item)
-    if isinstance(task, ChannelsTask):
+    if isinstance(task, tasks.ChannelsTask):
         torch.set_num_threads(threads)
     return ready(item)
 
