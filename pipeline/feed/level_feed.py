@@ -141,7 +141,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        parts = [self._slice(rows) for rows in self._rows(epoch, start)]
+        parts = self._parts(epoch, start)
         flat, lengths = np.concatenate([*parts, np.empty(0, np.int64)]), [len(p) for p in parts]
         y = self._on_device(self._labels[flat]).split(lengths)
         ids = self._on_device(self._ids[flat]).split(lengths) if self._with_ids else ()
@@ -152,8 +152,6 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         for number, stored in enumerate(self._delivery.batches(parts)):
             x = self._values(stored, windows[number] if windows else None)
             yield (x, y[number], ids[number]) if ids else (x, y[number])
-
-    # ---- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Where the feed is: all that is needed to go on, whatever the threads were doing."""
@@ -176,18 +174,14 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
             "block": self.mixing.block if self.mixing.windows > 1 else 1,
         }
 
-    # ---- one epoch ------------------------------------------------------------------------------
-
-    def _rows(self, epoch: int, start: int) -> list[np.ndarray]:
+    def _parts(self, epoch: int, start: int) -> list[np.ndarray]:
+        """Rows of this rank's part of every batch."""
         order = np.arange(len(self._level))
         if self._shuffle:
             order = self.mixing.order(self.seed, self._level.key.depth, epoch)
-        return batches(order, self.batch, drop_last=self._drop_last, start=start)
-
-    def _slice(self, rows: np.ndarray) -> np.ndarray:
-        """This rank's part of a batch."""
-        begin, end = (len(rows) * rank // self._ranks for rank in (self._rank, self._rank + 1))
-        return rows[begin:end]
+        whole = batches(order, self.batch, drop_last=self._drop_last, start=start)
+        rank, ranks = self._rank, self._ranks
+        return [p[len(p) * rank // ranks : len(p) * (rank + 1) // ranks] for p in whole]
 
     def _windows(self, epoch: int, rows: np.ndarray) -> Tensor:
         """Where each row is cropped in an epoch: int64 (n, 2), on the device."""

@@ -11,7 +11,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -30,13 +29,8 @@ RING_BYTES = 256 << 20
 """Most bytes of stripes read ahead, but for three stripes, fewer of which would not overlap."""
 
 
-@dataclass(frozen=True)
-class _Stripe:
-    """Consecutive batches that are gathered together."""
-
-    numbers: np.ndarray
-    lengths: list[int]
-    """Rows of each batch."""
+_Stripe = Sequence[np.ndarray]
+"""Row numbers of consecutive batches that are gathered together."""
 
 
 class Reader(AbstractContextManager["Reader"]):
@@ -96,12 +90,8 @@ class Reader(AbstractContextManager["Reader"]):
         self._start()
         longest = max(map(len, parts)) * self._row_bytes
         each = max(1, STRIPE_BYTES // max(1, longest))
-        groups = [parts[at : at + each] for at in range(0, len(parts), each)]
-        stripes = [
-            _Stripe(some[0] if each == 1 else np.concatenate(some), [len(part) for part in some])
-            for some in groups
-        ]
-        ring = self._ring_of(max(len(s.numbers) for s in stripes) * self._row_bytes)
+        stripes = [parts[at : at + each] for at in range(0, len(parts), each)]
+        ring = self._ring_of(max(sum(map(len, some)) for some in stripes) * self._row_bytes)
         return self._run(_Epoch(self.rows, stripes, ring, self._tasks, self._pieces))
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
@@ -110,9 +100,9 @@ class Reader(AbstractContextManager["Reader"]):
         try:
             while (job := epoch.next_stripe()) is not None:
                 begin = 0
-                for rows in job.stripe.lengths:
-                    end = begin + rows * row_bytes
-                    yield job.buffer[begin:end].view(dtype).reshape(rows, *row)
+                for part in job.stripe:
+                    end = begin + len(part) * row_bytes
+                    yield job.buffer[begin:end].view(dtype).reshape(len(part), *row)
                     begin = end
                 del job
         finally:
@@ -124,8 +114,6 @@ class Reader(AbstractContextManager["Reader"]):
         most = max(1, rows * self._row_bytes // self._piece_bytes)
         each = -(-rows // min(self._threads + 1, most))  # the one that waits takes part
         return [slice(begin, min(begin + each, rows)) for begin in range(0, rows, each)]
-
-    # ---- threads and buffers --------------------------------------------------------------------
 
     def _start(self) -> None:
         if not self._stop.alive:
@@ -154,7 +142,9 @@ class _Epoch:
         tasks: SimpleQueue[Any],
         pieces: Callable[[int], list[slice]],
     ) -> None:
-        self._reading = rows.begin([stripe.numbers for stripe in stripes])
+        self._reading = rows.begin(
+            [some[0] if len(some) == 1 else np.concatenate(some) for some in stripes]
+        )
         self._row_bytes, self._ring = rows.geometry.row_bytes, ring
         self._coming, self._jobs = iter(enumerate(stripes)), deque[_Job]()
         self._tasks, self._pieces, self._left = tasks, pieces, False
@@ -189,7 +179,7 @@ class _Epoch:
             self._tasks.put(task)
         job = _Job(stripe, buffer)
         self._jobs.append(job)
-        for part in self._pieces(len(stripe.numbers)):
+        for part in self._pieces(sum(map(len, stripe))):
             out = buffer[part.start * self._row_bytes : part.stop * self._row_bytes]
             take = partial(self._reading.take, number, part, out.reshape(-1, self._row_bytes))
             self._tasks.put(job.piece(take))

@@ -120,8 +120,6 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         plan, parts = self._still(), batches(rows, self.batch, drop_last=False)
         return self._run([self._sorted(part, plan) for part in parts], plan)
 
-    # ---- which level and which draw --------------------------------------------------------------
-
     def _mixing(self) -> Mixing:
         """By the recipe, whatever lies on disk: what a run sees does not depend on that. Where the
         profile is left open, it is as for packed levels: raw rows can be read in any order."""
@@ -164,8 +162,6 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         offsets = np.stack([draws.offsets for draws in drawn])
         samples = np.arange(self.samples)
         return Draws(flipped[view, samples], offsets[view, samples] if offsets.size else offsets[0])
-
-    # ---- batches --------------------------------------------------------------------------------
 
     def _parts(self, epoch: int, start: int, plan: EpochPlan) -> list[np.ndarray]:
         order = self.mixing.order(self.seed, self.depth, epoch)

@@ -72,9 +72,6 @@ def ensure_images(
             _write_split(session, source, split, found, again)
 
 
-# ---- survey -----------------------------------------------------------------------------------
-
-
 def _survey(session: Session, source: Source) -> dict[str, Any]:
     """Digest, counts and good samples of a source, remembered while it is unchanged."""
     signature, store = source.signature(), session.store
@@ -133,9 +130,6 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
         "broken": [f"{b.name}: {b.reason}" for b in result.broken[:NAMED_BROKEN]],
         "broken_count": len(result.broken),
     }
-
-
-# ---- x_0 --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

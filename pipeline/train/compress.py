@@ -36,12 +36,8 @@ def take_up(solving: Solving) -> None:
 
 
 def compress(solving: Solving, feed: ProblemFeed) -> None:
-    """Do what is left of removing filters of a solved layer, and of fine-tuning it.
-
-    Raises:
-        Diverged: the loss is not finite; the last checkpoint is kept.
-        KeyboardInterrupt: somebody asked to stop; the state is saved.
-    """
+    """Do what is left of removing filters of a solved layer, and of fine-tuning it. Raises as
+    ``solve`` does."""
     recipe = solving.session.run.recipe
     widths = [layer.width for layer, _ in recipe.fine_tuned(solving.j)]
     done = len(solving.compression["removals"]) if solving.compression else 0

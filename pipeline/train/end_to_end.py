@@ -37,8 +37,7 @@ def train_end_to_end(
         The record, and what was done for it.
 
     Raises:
-        Diverged: the loss is not finite; the last checkpoint is kept.
-        KeyboardInterrupt: somebody asked to stop; the state is saved.
+        Diverged, KeyboardInterrupt: as ``train.solve`` does.
     """
     ensure_images(session)
     refer_to(session.run, session.store)

@@ -155,12 +155,7 @@ def schedule_of(asked: RecipeSchedule, accumulate: int) -> SGDSchedule:
 
 
 def train(solving: Solving, feed: ProblemFeed) -> None:
-    """Do the epochs that are left.
-
-    Raises:
-        Diverged: the loss is not finite.
-        KeyboardInterrupt: somebody asked to stop; the state is saved.
-    """
+    """Do the epochs that are left. Raises as ``solve`` does."""
     solver = solving.solver
     if solver.schedule.keep == "best" and solver.progress.best_risk is None:
         solver.consider(_risk(solving, feed))

@@ -130,9 +130,6 @@ def _epochs(parts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
         yield parts[begin:]
 
 
-# ---- what is read -------------------------------------------------------------------------------
-
-
 POINTERS = np.dtype([("f0", "<u8")])
 """ffcv's metadata of rows of plain bytes."""
 

@@ -13,14 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from strata.pipeline.feed.shard_moments import moments_of
+from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.submit import Dispatch, refusal
-from strata.pipeline.materialize.cluster.tasks import (
-    ChannelsTask,
-    Failed,
-    HashTask,
-    SurveyTask,
-    WorkerTask,
-)
+from strata.pipeline.materialize.cluster.tasks import Failed, WorkerTask
 from strata.pipeline.run.session import Crew, Session
 from strata.pipeline.run.stores import StoreAddress
 from strata.stages.data.images import Examined, Source, examine, spans
@@ -37,7 +32,7 @@ Answer = TypeVar("Answer")
 
 
 def examined(
-    session: Session, source: Source, task: SurveyTask
+    session: Session, source: Source, task: tasks.SurveyTask
 ) -> Iterator[tuple[str, int, Examined]]:
     """All images hashed and decoded by workers, in their order: split, number of the first, what
     was found.
@@ -59,7 +54,7 @@ def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
         ClusterError: a worker does not see the level.
         LevelDamaged: a row is not the one that was written; names file and row.
     """
-    task = ChannelsTask(StoreAddress.of(store), level.key, level.content_root)
+    task = tasks.ChannelsTask(StoreAddress.of(store), level.key, level.content_root)
     shards = range(level.geometry.shards)
     for _, moments in _in_order(_answers(crew, task, shards, moments_of(level)), shards):
         yield moments
@@ -76,7 +71,7 @@ def hashing(
 
     def hashed(directory: Path, entries: Sequence[dict[str, Any]]) -> Iterator[Damage | None]:
         place, files = directory.absolute(), store.files
-        task = HashTask(StoreAddress.of(store), place, sha256(files.read(place / COMMIT)))
+        task = tasks.HashTask(StoreAddress.of(store), place, sha256(files.read(place / COMMIT)))
         check = partial(check_shard, place, deep=True, files=files)
         for entry, damage in _answers(crew, task, entries, check):
             tick(entry["nbytes"])

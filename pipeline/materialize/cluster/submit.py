@@ -17,14 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.errors import ClusterError, one_line
-from strata.pipeline.materialize.cluster.tasks import (
-    WORKERS_S,
-    Done,
-    Failed,
-    FeaturesTask,
-    WorkerTask,
-    one_machine_alone,
-)
+from strata.pipeline.materialize.cluster import tasks
+from strata.pipeline.materialize.cluster.tasks import WORKERS_S, Done, Failed, WorkerTask
 from strata.pipeline.materialize.timing import NAMED, WorkersTiming
 from strata.pipeline.run.session import Crew, Session
 from strata.store.errors import StoreRefused
@@ -62,7 +56,7 @@ class Dispatch:
         self._refusing: set[str] = set()
         """Workers that cannot get at the files."""
         self._workers = max(1, crew.count())
-        self._gpu = isinstance(task, FeaturesTask) and crew.on_gpu
+        self._gpu = isinstance(task, tasks.FeaturesTask) and crew.on_gpu
         self._heard = self._looked = time.monotonic()
         self.most = 0
         """Items that were under way at once."""
@@ -106,7 +100,7 @@ class Dispatch:
     def _others_may(self, failed: Failed) -> bool:
         """Is it one of several workers that cannot get at the files? It answers late, so that it is
         given little; others do that."""
-        if not (failed.for_all and one_machine_alone(failed.error)):
+        if not (failed.for_all and tasks.one_machine_alone(failed.error)):
             return False
         known = failed.worker in self._refusing
         self._refusing.add(failed.worker)

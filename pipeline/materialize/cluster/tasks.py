@@ -122,9 +122,6 @@ def call(function: bytes, *arguments: Any) -> Any:
     return pickle.loads(function)(*arguments)
 
 
-# ---- answers ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Done:
     """A shard that is published, and what that took."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-import numpy as np
 import torch
 from distributed import Worker, WorkerPlugin, get_worker
 
@@ -28,9 +27,9 @@ from strata.pipeline.feed.features import features
 from strata.pipeline.feed.shard_moments import moments_of
 from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.tasks import Done, Failed, FeaturesTask, ImagesTask
-from strata.pipeline.materialize.forward import FeatureShards
 from strata.pipeline.materialize.images import ImageShards, order_of_rows
 from strata.pipeline.materialize.level import ShardSource
+from strata.pipeline.materialize.materialize import FeatureShards
 from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.plan import hardware
 from strata.pipeline.run import device as devices
@@ -156,9 +155,6 @@ def _as_refusals() -> Iterator[None]:
             raise
 
 
-# ---- finding what a task names -----------------------------------------------------------------
-
-
 def _prepare(task: tasks.WorkerTask, device: torch.device) -> Any:
     """What the items of a task are done with.
 
@@ -243,9 +239,6 @@ def _shard_check(task: tasks.HashTask) -> Callable[[dict[str, Any]], Damage | No
     return partial(check_shard, task.directory, deep=True, files=files)
 
 
-# ---- one item -----------------------------------------------------------------------------------
-
-
 def _do(state: WorkerState, task: tasks.WorkerTask, ready: Any, item: Any, threads: int) -> Any:
     """The answer to one item of a task; ``ready`` is what :func:`_prepare` made of it."""
     if isinstance(task, FeaturesTask | ImagesTask):
@@ -270,24 +263,18 @@ def _write(
     published, seconds, peak = mandate.done(shard, files), {}, 0
     if published is None:
         torch.set_num_threads(threads)
-        rows, seconds, peak = _rows(state, source, shard, mandate.geometry.row_bytes)
-        begun = time.perf_counter()
+        timing = Timing(source.work, mandate.geometry.row_bytes, lambda done, note="": None)
+        begun, lock = time.perf_counter(), _TimedLock(state.computing)
+        ((_, rows),) = source.shards([shard], timing, lock)
+        computed, peak = time.perf_counter(), timing.peak_bytes
+        reading = timing.shares["reading"] * (computed - begun)
         published = mandate.publish(shard, rows, files, threads)
-        seconds["publishing"] = time.perf_counter() - begun
+        seconds = {
+            source.work: computed - begun - reading - lock.waited,
+            "reading": reading,
+            "publishing": time.perf_counter() - computed,
+        }
     return Done(state.label, last - first, published.nbytes, published.sha256, seconds, peak)
-
-
-def _rows(
-    state: WorkerState, source: ShardSource, shard: int, row_bytes: int
-) -> tuple[np.ndarray, dict[str, float], int]:
-    """Stored elements of a shard, seconds by part of the work, and peak bytes of tensors."""
-    timing, begun = Timing(source.work, row_bytes, lambda done, note="": None), time.perf_counter()
-    lock = _TimedLock(state.computing)
-    ((_, rows),) = source.shards([shard], timing, lock)
-    whole = time.perf_counter() - begun
-    reading = timing.shares["reading"] * whole
-    seconds = {source.work: whole - reading - lock.waited, "reading": reading}
-    return rows, seconds, timing.peak_bytes
 
 
 class _TimedLock:
