@@ -29,8 +29,8 @@ from feed_levels import features, load_images, make_level
 from feed_training import fed_against_memory
 from measuring import RESULTS, keep, ratio, seconds
 
+from strata.pipeline.feed.buffers import host_memory
 from strata.pipeline.feed.level_feed import feed
-from strata.pipeline.feed.transfer import host_memory
 from strata.pipeline.run import device as devices
 from strata.store.level.level import Level
 

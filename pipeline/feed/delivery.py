@@ -7,38 +7,34 @@ The one seam where stored arrays become tensors. What comes out is what is store
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from strata.pipeline.errors import LoaderError
+from strata.pipeline.feed.buffers import DeviceRows, host_memory
+from strata.pipeline.feed.ffcv.rows import FfcvRows
 from strata.pipeline.feed.prefetch import Reader
-from strata.pipeline.feed.resident import Resident
-from strata.pipeline.feed.transfer import CudaStreams, Transfer, host_memory
+from strata.pipeline.feed.transfer import CudaStreams, Transfer
 from strata.pipeline.plan.tiers import CACHE_SHARE, TierChoice, choose
 from strata.pipeline.run.device import ReadOptions, available_memory
 from strata.store.level.level import Level
 from strata.store.read.pool import Pool
-from strata.store.read.rows import LoadedRows, MappedRows, ReadRows, Rows, TakenRows
-
-if TYPE_CHECKING:
-    from strata.pipeline.feed.ffcv.rows import FfcvRows
+from strata.store.read.rows import LoadedRows, MappedRows, ReadRows, TakenRows
 
 WAITERS = 16
 """Threads that wait for a disk."""
 WAIT_BYTES = 256 << 10
-"""What one of them reads at a time."""
+"""Bytes that one of them reads at a time."""
 LOADERS = ("native", "ffcv")
 
-_Tick = Callable[[int], None]
 
-
-class Delivery:
-    """Rows of levels of one x_j (views), by number: view · rows + row. Close it, or use it in a
-    with statement."""
+class Delivery(AbstractContextManager["Delivery"]):
+    """Rows of levels of one x_j (views): row r of view v has the number v · rows + r. Close it, or
+    use it in a with statement."""
 
     choice: TierChoice
     """The tier, and why."""
@@ -46,11 +42,11 @@ class Delivery:
     def __init__(
         self,
         levels: Sequence[Level],
-        machine: ReadOptions,
+        options: ReadOptions,
         *,
         once: bool = False,
         beton: Path | None = None,
-        tick: _Tick = lambda rows: None,
+        tick: Callable[[int], None] = lambda rows: None,
     ) -> None:
         """
         Args:
@@ -63,23 +59,16 @@ class Delivery:
             LoaderError: ffcv cannot be had, or cannot read these.
             LevelDamaged: a file is not what was committed.
         """
-        self._levels, self._machine = tuple(levels), machine
-        self.geometry = levels[0].geometry
+        self._levels, self._options = tuple(levels), options
+        self.geometry, device = levels[0].geometry, options.device
+        self._packed = self.geometry.profile != "raw"
         self.choice = self._choose(once)
-        transfer = None
-        if machine.device.type == "cuda":
-            transfer = Transfer(machine.device, CudaStreams(machine.device))
-        self._to_device = transfer or _as_tensors
-        self._reader = _ffcv(levels, beton, machine) or self._native(tick)
-        self._resident: Resident | None = None
+        self._transfer = Transfer(device, CudaStreams(device)) if device.type == "cuda" else None
+        self._reader = self._ffcv(beton) if options.loader == "ffcv" else self._native(tick)
+        self._device_rows: DeviceRows | None = None
         if self.choice.tier == "device":
-            self._resident = Resident(
-                self.geometry, len(levels), machine.device, self._streamed, tick
-            )
+            self._device_rows = DeviceRows(self.geometry, len(levels), device, self.batches, tick)
             self._reader.close()
-
-    def __enter__(self) -> Delivery:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -87,7 +76,7 @@ class Delivery:
     def close(self) -> None:
         """End the threads and unmap. Batches on the CPU stay valid."""
         self._reader.close()
-        self._resident = None
+        self._device_rows = None
 
     def batches(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """The rows of each part, in the order asked for.
@@ -102,66 +91,47 @@ class Delivery:
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        if self._resident is not None:
-            return self._resident.batches(parts)
-        return self._streamed(parts)
-
-    def _streamed(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        return self._to_device(self._reader.batches(parts))
+        if self._device_rows is not None:
+            return self._device_rows.batches(parts)
+        batches = self._reader.batches(parts)
+        return self._transfer(batches) if self._transfer else map(torch.from_numpy, batches)
 
     def _choose(self, once: bool) -> TierChoice:
-        views, machine = len(self._levels), self._machine
-        if machine.loader == "ffcv":
-            if machine.tier != "auto":
-                raise LoaderError(
-                    f"--tier {machine.tier} is for --loader native: ffcv has no tiers"
-                )
+        views, asked = len(self._levels), self._options.tier
+        if self._options.loader == "ffcv":
+            if asked != "auto":
+                raise LoaderError(f"--tier {asked} is for --loader native: ffcv has no tiers")
             return TierChoice("ffcv", "--loader ffcv")
-        packed = self.geometry.profile != "raw"
-        if once and packed:
+        if once and self._packed:
             return TierChoice("disk", "every chunk is decoded once")
+        on_device, on_host = self._options.free()
         # What is read once gains nothing from being held, whatever the problems are told to do.
-        asked = "auto" if once and machine.tier == "device" else machine.tier
-        on_device, on_host = machine.free()
-        what = f"x_{self._levels[0].key.depth}" + (f" in {views} views" if views > 1 else "")
         return choose(
-            asked,
-            what,
+            "auto" if once and asked == "device" else asked,
+            f"x_{self._levels[0].key.depth}" + (f" in {views} views" if views > 1 else ""),
             views * self.geometry.rows * self.geometry.row_bytes,
-            packed=packed,
+            packed=self._packed,
             device_free=0 if once else on_device,
             memory_free=on_host,
         )
 
-    def _native(self, tick: _Tick) -> Reader:
-        rows = self._rows(tick)
-        allocate = host_memory(self._machine.device)
-        if isinstance(rows, ReadRows):
-            return Reader(rows, WAITERS, piece_bytes=WAIT_BYTES, allocate=allocate)
-        return Reader(rows, self._machine.threads, allocate=allocate)
+    def _ffcv(self, beton: Path | None) -> FfcvRows:
+        if beton is not None:
+            return FfcvRows.of_beton(beton, self._levels[0], self._options.threads)
+        return FfcvRows.of_levels(self._levels, self._options.threads)
 
-    def _rows(self, tick: _Tick) -> Rows:
-        levels, packed = self._levels, self.geometry.profile != "raw"
+    def _native(self, tick: Callable[[int], None]) -> Reader:
+        levels, tier, threads = self._levels, self.choice.tier, self._options.threads
+        allocate = host_memory(self._options.device)
         if any(level.geometry != self.geometry for level in levels):
-            return TakenRows(levels)  # two runs have written these views, in shards of two sizes
-        if self.choice.tier == "memory" and packed:
-            return LoadedRows(levels, self._machine.threads, tick)
-        if packed:
-            stays = sum(level.nbytes for level in levels) <= CACHE_SHARE * available_memory()
-            return Pool(levels, mapped=stays)
-        by_position = self.choice.tier == "disk" or not levels[0].files.mapped
-        return ReadRows(levels) if by_position else MappedRows(levels)
-
-
-def _as_tensors(batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
-    return map(torch.from_numpy, batches)
-
-
-def _ffcv(levels: Sequence[Level], beton: Path | None, machine: ReadOptions) -> FfcvRows | None:
-    if machine.loader != "ffcv":
-        return None
-    from strata.pipeline.feed.ffcv.rows import FfcvRows
-
-    if beton is not None:
-        return FfcvRows.of_beton(beton, levels[0], machine.threads)
-    return FfcvRows.of_levels(levels, machine.threads)
+            rows = TakenRows(levels)  # two runs have written these views, in shards of two sizes
+        elif self._packed and tier == "memory":
+            rows = LoadedRows(levels, threads, tick)
+        elif self._packed:
+            cached = sum(level.nbytes for level in levels) <= CACHE_SHARE * available_memory()
+            rows = Pool(levels, mapped=cached)
+        elif tier == "disk" or not levels[0].files.mapped:
+            return Reader(ReadRows(levels), WAITERS, piece_bytes=WAIT_BYTES, allocate=allocate)
+        else:
+            rows = MappedRows(levels)
+        return Reader(rows, threads, allocate=allocate)

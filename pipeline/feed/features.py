@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from strata.pipeline.feed.delivery import Delivery
-from strata.pipeline.feed.ffcv.image_file import image_file
+from strata.pipeline.feed.ffcv.rows import image_file
 from strata.pipeline.feed.level_feed import codec_of
 from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.augmentation import Draws
@@ -59,8 +59,12 @@ class Features:
                 the number v · rows + r. None: the only one.
             once: every row is read once, in order.
         """
+        session = self.session
         levels = [self.levels[name] for name in (views if self.base and views else self.levels)]
-        return deliver(self.session, levels, once=once)
+        images = image_file(session, levels[0]) if self.base == 0 else None
+        rows = sum(len(level) for level in levels)
+        with session.report.task(f"reading x_{self.base}", rows, "rows") as tick:
+            return Delivery(levels, session.read_options, once=once, beton=images, tick=tick)
 
     def values(self, stored: Tensor, draws: Draws | None, crops: Crops | None = None) -> Tensor:
         """x_depth of some rows: (B, C, H, W), decoded or rounded as it is stored, in float16,
@@ -71,27 +75,24 @@ class Features:
             draws: flip and offset of each row, used where the base is x_0.
             crops: what to cut out, in feature space; None: the whole map.
         """
-        if self.stored is None:
-            assert draws is not None
-            x = image_views(self.recipe, stored, draws)
-        else:
+        if self.stored is not None and not self.layers:  # cut while a value has few bytes
             x = self.stored.unpacked(stored, self._width)
-            if not self.layers:  # cut while a value has few bytes
-                x = x if crops is None else crops.cut(x)
-                return self.stored.values(x)
-            x = self.stored.values(x)
+            return self.stored.values(x if crops is None else crops.cut(x))
         block, compute = self.recipe.cache.block, self.session.compute
-        x = featurize(self.layers, x, block=block, compute=compute)
+        x = featurize(self.layers, self._base(stored, draws), block=block, compute=compute)
         return x if crops is None else crops.cut(x)
 
     def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
-        """As :meth:`values`, in the form in which x_depth is stored. There must be layers."""
-        if self.stored is None:
-            x = image_views(self.recipe, stored, draws)
-        else:
-            x = self.stored.decode(stored, self._width)
+        """x_depth of some rows in the form in which it is stored. There must be layers."""
         block, compute = self.recipe.cache.block, self.session.compute
-        return encoded(self.layers, x, block=block, compute=compute)
+        return encoded(self.layers, self._base(stored, draws), block=block, compute=compute)
+
+    def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
+        """Decoded values of the base level; of x_0, normalised images."""
+        if self.stored is not None:
+            return self.stored.decode(stored, self._width)
+        assert draws is not None
+        return image_views(self.recipe, stored, draws)
 
     @property
     def _width(self) -> int:
@@ -110,22 +111,14 @@ class Crops:
         return augment.crop(x, self.offsets, self.side)
 
 
-def deliver(session: Session, levels: Sequence[Level], *, once: bool) -> Delivery:
-    """Rows of levels on the session's device, with progress while a tier is filled."""
-    rows, depth = sum(len(level) for level in levels), levels[0].key.depth
-    images = image_file(session, levels[0]) if depth == 0 else None
-    with session.report.task(f"reading x_{depth}", rows, "rows") as tick:
-        return Delivery(levels, session.read_options, once=once, beton=images, tick=tick)
-
-
 def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:
     """crop(flip(canvas), offset), normalised: float32 (B, C, H, W) from uint8 images."""
-    device = images.device
-    x = augment.flip(
-        augment.pad(images, recipe.augment.pad), torch.from_numpy(draws.flipped).to(device)
+    flipped, offsets = (
+        torch.from_numpy(drawn).to(images.device) for drawn in (draws.flipped, draws.offsets)
     )
-    if len(draws.offsets):
-        x = augment.crop(x, torch.from_numpy(draws.offsets).to(device), recipe.augment.crop)
+    x = augment.flip(augment.pad(images, recipe.augment.pad), flipped)
+    if len(offsets):
+        x = augment.crop(x, offsets, recipe.augment.crop)
     return augment.normalise(x, recipe.data.mean, recipe.data.std)
 
 
@@ -140,28 +133,21 @@ def level_draws(recipe: Recipe, seed: int, view: str, samples: int) -> Draws:
 
 
 def features(
-    session: Session, depth: int, split: str, *, cached: bool = True, clean: bool = False
+    session: Session, depth: int, split: str, *, base: int | None = None, clean: bool = False
 ) -> Features:
-    """x_depth from the nearest complete levels, or with ``cached=False`` from the images.
+    """x_depth of a split, from the levels of x_base.
 
     Args:
+        base: 0 for the images; None: the nearest that is complete.
         clean: only of the un-augmented images.
     """
-    base = nearest(session, depth, split, clean=clean) if cached else 0
-    return features_above(session, base, depth, split, clean=clean)
-
-
-def features_above(
-    session: Session, base: int, depth: int, split: str, *, clean: bool = False
-) -> Features:
-    """As :func:`features`, from the levels of x_base."""
+    if base is None:
+        base = nearest(session, depth, split, clean=clean)
     names = _view_names(session.run.recipe, base, split, clean=clean)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
-    layers = [load_layer(session, j) for j in range(base + 1, depth + 1)]
-    # All views have the same scales.
-    found = codec_of(next(iter(levels.values())))
-    stored = found and found.to(session.device)
-    return Features(session, levels, base, stored, layers)
+    layers = [frozen_layer(session.run, j, session.device) for j in range(base + 1, depth + 1)]
+    stored = codec_of(next(iter(levels.values())))  # all views have the same scales
+    return Features(session, levels, base, stored and stored.to(session.device), layers)
 
 
 def _view_names(recipe: Recipe, depth: int, split: str, *, clean: bool) -> tuple[str, ...]:
@@ -180,20 +166,14 @@ def nearest(session: Session, depth: int, split: str, *, clean: bool = False) ->
     return 0
 
 
-def load_layer(session: Session, j: int) -> Frozen:
-    """As :func:`frozen_layer`, on the session's device."""
-    return frozen_layer(session.run, j, session.device)
-
-
 def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
     """Solved layer j on the device, in eval mode, and how x_j is stored.
 
     Raises:
         LevelDamaged: weights or scales are not those that the layer's record speaks of.
     """
-    record, recipe = run.layer(j), run.recipe
+    record, recipe, directory = run.layer(j), run.recipe, run.layer_directory(j)
     assert record is not None
-    directory = run.layer_directory(j)
     path = directory / "weights.safetensors"
     layer = read_layer(recipe.layers[j - 1], path, record["weights"], device)
     scales = record["scales"] and weights.read_checked(directory / QUANTISER, record["scales"])

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from strata.pipeline.feed.buffers import MapBuffers
 from strata.pipeline.feed.delivery import LOADERS, Delivery
-from strata.pipeline.feed.ring import Maps
 from strata.pipeline.plan.tiers import TIERS
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import GATHERERS, ReadOptions
@@ -34,10 +35,10 @@ from strata.store.precision import precision
 from strata.store.read.order import Mixing, batches, generator, mixing
 
 WARN_SHARE = 0.01
-"""Of the pairs of a batch that lie in one block: more is worth a warning."""
+"""Share of the pairs of a batch that lie in one block; more is worth a warning."""
 
 
-class LevelFeed:
+class LevelFeed(AbstractContextManager["LevelFeed"]):
     """An iterable of batches (x, y) on a device. Every pass is the next epoch.
 
     Close it, or use it in a with statement.
@@ -75,37 +76,38 @@ class LevelFeed:
             crop: cut a window of this side at a random place of each map, a new one in each epoch.
             stored: x as the level holds it (float16, codes, …), without making values of it.
             rank, ranks: which slice of every batch to deliver, of how many of equal size.
-            tier: ``auto``, ``device``, ``memory`` or ``disk``; see
-            :mod:`strata.pipeline.plan.tiers`. loader: ``native``, or ``ffcv`` (raw levels).
+            tier: ``auto``, ``device``, ``memory`` or ``disk``; see ``plan/tiers.py``.
+            loader: ``native``, or ``ffcv`` (raw levels).
             report: is told the tier and its reason, and of a shuffle that is not good enough.
 
         Raises:
             ValueError: an argument that cannot be.
             LevelAbsent: the images, whose labels these are, are not in the store any more.
-            BudgetError, LoaderError, LevelDamaged: as
-            :class:`strata.pipeline.feed.delivery.Delivery`.
+            BudgetError, LoaderError, LevelDamaged: as :class:`Delivery`.
         """
         views = [levels] if isinstance(levels, Level) else list(levels)
         level, self._views, self.batch, self.seed = views[0], len(views), batch, seed
         self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
-        _check(level, batch, crop, rank, ranks)
-        _check_form(level, stored, crop)
-        _check_names(tier, loader)
+        _check(level, batch, crop, stored, rank, ranks)
+        for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
+            if given not in known:
+                raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")
         self._shuffle, self._drop_last, self._with_ids = shuffle, drop_last, ids
         self._crop, self._rank, self._ranks = crop, rank, ranks
         self._labels, self._ids = _labels(level, labels)
         codec = None if stored else codec_of(level)
         self._codec = codec and codec.to(self.device)
-        self._maps = Maps() if self.device.type == "cpu" else None  # a GPU's allocator is as good
-        machine = ReadOptions(self.device, tier, loader, threads)
-        self._delivery = _delivery(views, machine, report or Reporter())
+        self._maps = (
+            MapBuffers() if self.device.type == "cpu" else None
+        )  # a GPU's allocator is as good
+        options, report = ReadOptions(self.device, tier, loader, threads), report or Reporter()
+        with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
+            self._delivery = Delivery(views, options, tick=tick)
         self.choice = self._delivery.choice
+        report.say(f"{self.choice.tier}: {self.choice.reason}")
         if shuffle and self.mixing.same_block > WARN_SHARE:
             warnings.warn(shuffle_text(self.mixing), stacklevel=2)
         self._at, self._next = (0, 0), (0, 0)
-
-    def __enter__(self) -> LevelFeed:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -139,17 +141,17 @@ class LevelFeed:
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        parts = [self._slice(rows) for rows in self._rows(epoch, start)]
+        parts = self._parts(epoch, start)
         flat, lengths = np.concatenate([*parts, np.empty(0, np.int64)]), [len(p) for p in parts]
         y = self._on_device(self._labels[flat]).split(lengths)
         ids = self._on_device(self._ids[flat]).split(lengths) if self._with_ids else ()
         windows = self._windows(epoch, flat).split(lengths) if self._crop else ()
-        numbers = self._numbers(epoch, parts)
-        for number, stored in enumerate(self._delivery.batches(numbers)):
+        if self._views > 1:
+            view = view_of_epoch(self.seed, epoch, self._ids, self._views)
+            parts = [view[rows] * len(self._level) + rows for rows in parts]  # over all views
+        for number, stored in enumerate(self._delivery.batches(parts)):
             x = self._values(stored, windows[number] if windows else None)
             yield (x, y[number], ids[number]) if ids else (x, y[number])
-
-    # ---- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Where the feed is: all that is needed to go on, whatever the threads were doing."""
@@ -172,25 +174,14 @@ class LevelFeed:
             "block": self.mixing.block if self.mixing.windows > 1 else 1,
         }
 
-    # ---- one epoch ------------------------------------------------------------------------------
-
-    def _rows(self, epoch: int, start: int) -> list[np.ndarray]:
+    def _parts(self, epoch: int, start: int) -> list[np.ndarray]:
+        """Rows of this rank's part of every batch."""
         order = np.arange(len(self._level))
         if self._shuffle:
             order = self.mixing.order(self.seed, self._level.key.depth, epoch)
-        return batches(order, self.batch, drop_last=self._drop_last, start=start)
-
-    def _slice(self, rows: np.ndarray) -> np.ndarray:
-        """This rank's part of a batch."""
-        begin, end = (len(rows) * rank // self._ranks for rank in (self._rank, self._rank + 1))
-        return rows[begin:end]
-
-    def _numbers(self, epoch: int, parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """The rows' numbers over all views."""
-        if self._views == 1:
-            return parts
-        view = rotation(self.seed, epoch, self._ids, self._views)
-        return [view[rows] * len(self._level) + rows for rows in parts]
+        whole = batches(order, self.batch, drop_last=self._drop_last, start=start)
+        rank, ranks = self._rank, self._ranks
+        return [p[len(p) * rank // ranks : len(p) * (rank + 1) // ranks] for p in whole]
 
     def _windows(self, epoch: int, rows: np.ndarray) -> Tensor:
         """Where each row is cropped in an epoch: int64 (n, 2), on the device."""
@@ -218,8 +209,9 @@ feed = LevelFeed
 """The class, where it is called like a function."""
 
 
-def rotation(seed: int, epoch: int, ids: np.ndarray, views: int) -> np.ndarray:
-    """Which of some views each row of an epoch is taken from: int64, as ``ids``."""
+def view_of_epoch(seed: int, epoch: int, ids: np.ndarray, views: int) -> np.ndarray:
+    """Which of some views each sample of an epoch is taken from, (epoch + offset_i) mod their
+    number: int64, shaped as ``ids``."""
     offsets = generator("view offset", seed).integers(0, views, int(ids.max(initial=0)) + 1)
     return (epoch + offsets[ids]) % views
 
@@ -261,15 +253,7 @@ def _labels(level: Level, given: np.ndarray | None) -> tuple[np.ndarray, np.ndar
     return labels, images.array("sample_id") if images else np.arange(len(level))
 
 
-def _delivery(views: Sequence[Level], machine: ReadOptions, report: Reporter) -> Delivery:
-    level = views[0]
-    with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
-        found = Delivery(views, machine, tick=tick)
-    report.say(f"{found.choice.tier}: {found.choice.reason}")
-    return found
-
-
-def _check(level: Level, batch: int, crop: int | None, rank: int, ranks: int) -> None:
+def _check(level: Level, batch: int, crop: int | None, stored: bool, rank: int, ranks: int) -> None:
     """Raises ValueError with what was given and what could be."""
     if not 1 <= batch <= len(level):
         raise ValueError(f"batch is {batch}; {level.key.label} has {len(level):,} rows")
@@ -278,14 +262,5 @@ def _check(level: Level, batch: int, crop: int | None, rank: int, ranks: int) ->
     side = min(level.geometry.sample[1:])
     if crop is not None and not 1 <= crop <= side:
         raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")
-
-
-def _check_form(level: Level, stored: bool, crop: int | None) -> None:
     if stored and crop is not None and precision(level.geometry.precision).packed > 1:
         raise ValueError(f"codes of {level.key.label} lie two in a byte, which no crop can cut")
-
-
-def _check_names(tier: str, loader: str) -> None:
-    for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
-        if given not in known:
-            raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")

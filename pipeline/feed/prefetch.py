@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from strata.pipeline.feed.ring import Allocate, Ring, plain
+from strata.pipeline.feed.buffers import Allocate, Ring, pageable
 from strata.store.read.rows import ReadTask, Rows
 
 STRIPE_BYTES = 4 << 20
@@ -29,16 +29,11 @@ RING_BYTES = 256 << 20
 """Most bytes of stripes read ahead, but for three stripes, fewer of which would not overlap."""
 
 
-@dataclass(frozen=True)
-class _Stripe:
-    """Consecutive batches that are gathered together."""
-
-    numbers: np.ndarray
-    lengths: list[int]
-    """Rows of each batch."""
+_Stripe = Sequence[np.ndarray]
+"""Row numbers of consecutive batches that are gathered together."""
 
 
-class Reader:
+class Reader(AbstractContextManager["Reader"]):
     """Batches of stored rows. Close it, or use it in a with statement."""
 
     def __init__(
@@ -47,7 +42,7 @@ class Reader:
         threads: int,
         *,
         piece_bytes: int = PIECE_BYTES,
-        allocate: Allocate = plain,
+        allocate: Allocate = pageable,
     ) -> None:
         """
         Args:
@@ -65,9 +60,6 @@ class Reader:
         self._ring: Ring | None = None
         self._epochs: set[_Epoch] = set()
         self._stop = weakref.finalize(self, _stop, self._tasks, self._workers)
-
-    def __enter__(self) -> Reader:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -97,8 +89,9 @@ class Reader:
         self.rows.ready()
         self._start()
         longest = max(map(len, parts)) * self._row_bytes
-        stripes = _stripes(parts, max(1, STRIPE_BYTES // max(1, longest)))
-        ring = self._ring_of(max(len(s.numbers) for s in stripes) * self._row_bytes)
+        each = max(1, STRIPE_BYTES // max(1, longest))
+        stripes = [parts[at : at + each] for at in range(0, len(parts), each)]
+        ring = self._ring_of(max(sum(map(len, some)) for some in stripes) * self._row_bytes)
         return self._run(_Epoch(self.rows, stripes, ring, self._tasks, self._pieces))
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
@@ -107,9 +100,9 @@ class Reader:
         try:
             while (job := epoch.next_stripe()) is not None:
                 begin = 0
-                for rows in job.stripe.lengths:
-                    end = begin + rows * row_bytes
-                    yield job.buffer[begin:end].view(dtype).reshape(rows, *row)
+                for part in job.stripe:
+                    end = begin + len(part) * row_bytes
+                    yield job.buffer[begin:end].view(dtype).reshape(len(part), *row)
                     begin = end
                 del job
         finally:
@@ -121,8 +114,6 @@ class Reader:
         most = max(1, rows * self._row_bytes // self._piece_bytes)
         each = -(-rows // min(self._threads + 1, most))  # the one that waits takes part
         return [slice(begin, min(begin + each, rows)) for begin in range(0, rows, each)]
-
-    # ---- threads and buffers --------------------------------------------------------------------
 
     def _start(self) -> None:
         if not self._stop.alive:
@@ -140,14 +131,6 @@ class Reader:
         return self._ring
 
 
-def _stripes(parts: Sequence[np.ndarray], each: int) -> list[_Stripe]:
-    """Every ``each`` batches together."""
-    if each == 1:
-        return [_Stripe(part, [len(part)]) for part in parts]
-    groups = (parts[at : at + each] for at in range(0, len(parts), each))
-    return [_Stripe(np.concatenate(group), [len(part) for part in group]) for group in groups]
-
-
 class _Epoch:
     """Stripes under way, in their order."""
 
@@ -159,7 +142,9 @@ class _Epoch:
         tasks: SimpleQueue[Any],
         pieces: Callable[[int], list[slice]],
     ) -> None:
-        self._reading = rows.begin([stripe.numbers for stripe in stripes])
+        self._reading = rows.begin(
+            [some[0] if len(some) == 1 else np.concatenate(some) for some in stripes]
+        )
         self._row_bytes, self._ring = rows.geometry.row_bytes, ring
         self._coming, self._jobs = iter(enumerate(stripes)), deque[_Job]()
         self._tasks, self._pieces, self._left = tasks, pieces, False
@@ -168,7 +153,13 @@ class _Epoch:
         """The next one, gathered; None after the last. Raises what the gathering raised."""
         if self._left:
             raise ValueError("the reader of these batches was closed")
-        self._top_up()
+        # Begin as many stripes as there are free buffers, and one in any case.
+        while (buffer := self._ring.free()) is not None or not self._jobs:
+            following = next(self._coming, None)
+            if following is None:
+                break
+            self._begin(*following, self._ring.more() if buffer is None else buffer)
+        del buffer
         if not self._jobs:
             return None
         self._jobs[0].wait(self._tasks)
@@ -183,20 +174,12 @@ class _Epoch:
                 self._jobs.popleft().leave()
             self._reading.close()
 
-    def _top_up(self) -> None:
-        """Begin as many stripes as there are free buffers, and one in any case."""
-        while (buffer := self._ring.free()) is not None or not self._jobs:
-            following = next(self._coming, None)
-            if following is None:
-                return
-            self._begin(*following, self._ring.more() if buffer is None else buffer)
-
     def _begin(self, number: int, stripe: _Stripe, buffer: np.ndarray) -> None:
         for task in self._reading.before(number):
             self._tasks.put(task)
         job = _Job(stripe, buffer)
         self._jobs.append(job)
-        for part in self._pieces(len(stripe.numbers)):
+        for part in self._pieces(sum(map(len, stripe))):
             out = buffer[part.start * self._row_bytes : part.stop * self._row_bytes]
             take = partial(self._reading.take, number, part, out.reshape(-1, self._row_bytes))
             self._tasks.put(job.piece(take))

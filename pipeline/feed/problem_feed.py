@@ -7,6 +7,7 @@ epoch can be taken up at any batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from strata.pipeline.feed.features import Crops, features, level_draws
-from strata.pipeline.feed.level_feed import shuffle_text
+from strata.pipeline.feed.level_feed import shuffle_text, view_of_epoch
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run.session import Session
@@ -39,10 +40,6 @@ class MicroBatches:
     """Rows of a batch that are made a micro-batch at a time, when they are split."""
 
     def __init__(self, made: Iterator[Tensor], rows: int) -> None:
-        """
-        Args:
-            rows: of every micro-batch but the last.
-        """
         self._made, self._rows = made, rows
 
     def split(self, rows: int) -> Iterator[Tensor]:
@@ -51,12 +48,7 @@ class MicroBatches:
         return self._made
 
 
-def _pieces(part: np.ndarray, accumulate: int) -> list[np.ndarray]:
-    micro = -(-len(part) // accumulate)
-    return [part[at : at + micro] for at in range(0, len(part), micro)]
-
-
-class ProblemFeed:
+class ProblemFeed(AbstractContextManager["ProblemFeed"]):
     """Batches for layer depth + 1. Close it, or use it in a with statement."""
 
     def __init__(
@@ -77,17 +69,17 @@ class ProblemFeed:
         self._mode = "fresh" if depth == 0 else augmentation.mode(self.recipe)
         if self._mode == "fixed" and not augmented:
             self._mode = "fresh"
-        cached = cached and (self._mode != "fresh" or not augmented)
-        self.features = features(session, depth, "train", cached=cached, clean=not augmented)
+        from_images = not cached or (self._mode == "fresh" and augmented)
+        base = 0 if from_images else None
+        self.features = features(session, depth, "train", base=base, clean=not augmented)
         self.mixing = self._mixing()
+        self._scale = scale_at(self.recipe.layers, depth)
+        self._views = augmentation.train_views(self.recipe)
         self.batch = self.recipe.schedule.batch
         self.batches = max(1, batch_count(len(self.ids), self.batch, drop_last=True))
-        self.delivery = self.features.delivery(self._names if augmented else ())
+        self.delivery = self.features.delivery(self._views if augmented else ())
         choice = self.delivery.choice
         session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(self.mixing)}")
-
-    def __enter__(self) -> ProblemFeed:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -107,33 +99,26 @@ class ProblemFeed:
     def epoch_in_parts(
         self, epoch: int, start: int, accumulate: int
     ) -> Iterator[tuple[MicroBatches, Tensor]]:
-        """As :meth:`epoch`, but x is made while it is split, a micro-batch at a time: no more than
-        one is on the device. Split each once, before the next batch is asked for.
+        """Batches as :meth:`epoch` gives them, but x is made while it is split, a micro-batch at a
+        time: no more than one is on the device. Split each once, before the next is asked for.
 
         Args:
             accumulate: micro-batches in a batch.
         """
-        plan = self._plan(epoch)
-        pieces = [_pieces(part, accumulate) for part in self._parts(epoch, start, plan)]
-        pieces = [[self._mine(piece) for piece in some] for some in pieces]
+        plan, pieces = self._plan(epoch), []
+        for part in self._parts(epoch, start, plan):
+            micro = -(-len(part) // accumulate)
+            pieces.append([self._mine(part[at : at + micro]) for at in range(0, len(part), micro)])
         made = self._values([piece for some in pieces for piece in some], plan)
         for some in pieces:
-            yield (
-                MicroBatches(islice(made, len(some)), len(some[0])),
-                self._labels(np.concatenate(some)),
-            )
+            x = MicroBatches(islice(made, len(some)), len(some[0]))
+            yield x, self._labels(np.concatenate(some))
 
     def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
         first fixed view. A risk on them can be compared between epochs."""
         plan, parts = self._still(), batches(rows, self.batch, drop_last=False)
         return self._run([self._sorted(part, plan) for part in parts], plan)
-
-    # ---- which level and which draw --------------------------------------------------------------
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return augmentation.train_views(self.recipe)
 
     def _mixing(self) -> Mixing:
         """By the recipe, whatever lies on disk: what a run sees does not depend on that. Where the
@@ -147,43 +132,36 @@ class ProblemFeed:
     def _plan(self, epoch: int) -> EpochPlan:
         if not self._augmented:
             return self._still()
-        nothing = np.zeros(self.samples, np.int64)
+        if self._mode == "fixed":
+            ids = np.arange(self.samples)
+            view = view_of_epoch(self.seed, epoch, ids, len(self._views))
+            return EpochPlan(view, self._level_draws(view), None)
+        scale = 1 if self._mode == "fresh" else self._scale
+        draws = augmentation.epoch_draws(self.recipe, self.seed, epoch, self.samples, scale)
         if self._mode == "fresh":
             # Layer 1 sees fresh draws in every mode: augmenting images costs next to nothing.
-            draws = augmentation.epoch_draws(self.recipe, self.seed, epoch, self.samples)
-            return EpochPlan(nothing, draws, None)
-        if self._mode == "fixed":
-            view = augmentation.view_of_epoch(self.recipe, self.seed, epoch, self.samples)
-            return EpochPlan(view, self._level_draws(view), None)
-        scale = scale_at(self.recipe.layers, self.depth)
-        draws = augmentation.epoch_draws(self.recipe, self.seed, epoch, self.samples, scale)
+            return EpochPlan(np.zeros(self.samples, np.int64), draws, None)
         view = draws.flipped.astype(np.int64)
         return EpochPlan(view, self._level_draws(view), draws.offsets // scale)
 
     def _still(self) -> EpochPlan:
-        nothing, centre = np.zeros(self.samples, np.int64), self._centre()
+        """The plan of un-augmented images, or of the first fixed view."""
+        first = np.zeros(self.samples, np.int64)
+        centre = augmentation.centre_draws(self.recipe, self.samples)
         if self._mode == "fresh":
-            return EpochPlan(nothing, centre, None)
-        scale = scale_at(self.recipe.layers, self.depth)
-        crops = centre.offsets // scale if self._mode == "canvas" else None
-        return EpochPlan(nothing, self._level_draws(nothing), crops)
-
-    def _centre(self) -> Draws:
-        return augmentation.centre_draws(self.recipe, self.samples)
+            return EpochPlan(first, centre, None)
+        crops = centre.offsets // self._scale if self._mode == "canvas" else None
+        return EpochPlan(first, self._level_draws(first), crops)
 
     def _level_draws(self, view: np.ndarray) -> Draws | None:
         """Where the base is x_0: per sample, the draw that its view was made with."""
         if self.features.base > 0:
             return None
-        drawn = [level_draws(self.recipe, self.seed, v, self.samples) for v in self._names]
-        flipped, offsets = (
-            np.stack([d.flipped for d in drawn]),
-            np.stack([d.offsets for d in drawn]),
-        )
+        drawn = [level_draws(self.recipe, self.seed, v, self.samples) for v in self._views]
+        flipped = np.stack([draws.flipped for draws in drawn])
+        offsets = np.stack([draws.offsets for draws in drawn])
         samples = np.arange(self.samples)
         return Draws(flipped[view, samples], offsets[view, samples] if offsets.size else offsets[0])
-
-    # ---- batches --------------------------------------------------------------------------------
 
     def _parts(self, epoch: int, start: int, plan: EpochPlan) -> list[np.ndarray]:
         order = self.mixing.order(self.seed, self.depth, epoch)
@@ -191,8 +169,13 @@ class ProblemFeed:
         return [self._sorted(part, plan) for part in parts]
 
     def _sorted(self, part: np.ndarray, plan: EpochPlan) -> np.ndarray:
-        """In a batch, rows are sorted by view and then by row, wherever they come from."""
+        """Numbers of some rows over all views, view · rows + row, ascending: in a batch, rows are
+        sorted by view and then by row, wherever they come from."""
         return np.sort(plan.view[self.ids[part]] * len(self.ids) + part)
+
+    def _rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The row that each number over all views is of."""
+        return numbers % len(self.ids)
 
     def _mine(self, rows: np.ndarray) -> np.ndarray:
         """This rank's part, of the size of every other one's."""
@@ -205,29 +188,21 @@ class ProblemFeed:
             yield next(made), self._labels(part)
 
     def _labels(self, part: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.labels[part % len(self.ids)]).to(self.session.device)
+        return torch.from_numpy(self.labels[self._rows(part)]).to(self.session.device)
 
     def _values(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[Tensor]:
         """x of each part. While it is used, nothing but it is held."""
-        rows = len(self.ids)
-        delivered = self.delivery.batches(
-            parts if self.features.base else [part % rows for part in parts]
-        )
+        numbers = parts if self.features.base else [self._rows(part) for part in parts]
+        delivered, side = self.delivery.batches(numbers), self.recipe.augment.crop // self._scale
         for part in parts:
-            stored, ids = next(delivered), self.ids[part % rows]
-            x = self.features.values(
-                stored, plan.draws and plan.draws.of(ids), self._crops(plan, ids)
-            )
-            del stored
+            stored, ids, crops = next(delivered), self.ids[self._rows(part)], None
+            if plan.crops is not None:
+                crops = Crops(torch.from_numpy(plan.crops[ids]).to(self.session.device), side)
+            x = self.features.values(stored, plan.draws and plan.draws.of(ids), crops)
+            del stored, crops
             x = x.to(torch.float32, memory_format=torch.channels_last)
             yield x
             del x
-
-    def _crops(self, plan: EpochPlan, ids: np.ndarray) -> Crops | None:
-        if plan.crops is None:
-            return None
-        offsets = torch.from_numpy(plan.crops[ids]).to(self.session.device)
-        return Crops(offsets, self.recipe.augment.crop // scale_at(self.recipe.layers, self.depth))
 
 
 def clean_batches(
@@ -238,15 +213,14 @@ def clean_batches(
 
     In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
     """
-    recipe = session.run.recipe
+    recipe, scale = session.run.recipe, scale_at(session.run.recipe.layers, depth)
     ids = session.images()[split].array("sample_id")
     samples = int(ids.max()) + 1
     draws = level_draws(recipe, session.run.seed, "clean", samples)
     if depth == 0:
         draws = augmentation.centre_draws(recipe, samples)
-    source = features(session, depth, split, cached=cached, clean=True)
+    source = features(session, depth, split, base=None if cached else 0, clean=True)
     parts = batches(np.arange(len(ids)), recipe.cache.block, drop_last=False)
-    scale = scale_at(recipe.layers, depth)
     with source.delivery(once=True) as delivery:
         for part, stored in zip(parts, delivery.batches(parts), strict=True):
             crops = None

@@ -9,73 +9,58 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from strata.pipeline.feed.ring import Allocate, plain
+from torch.cuda import Event
 
 AHEAD = 2
 """Batches copied ahead of the one in use."""
 
 
-class Streams(Protocol):
-    """A stream for copies beside the stream that uses what was copied; events between the two."""
-
-    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
-        """Begin a copy once the event ``after`` (None: at once) is reached; returns its event."""
-        ...
-
-    def wait(self, event: Any) -> None:
-        """Let the using stream wait for an event."""
-        ...
-
-    def mark(self) -> Any:
-        """An event behind all that the using stream was given so far."""
-        ...
-
-    def reached(self, event: Any) -> bool: ...
-
-
 class CudaStreams:
-    """The same, of a GPU. The using stream is the one that is current at each call."""
+    """A stream for copies beside the stream that uses what was copied, the one that is current at
+    each call; and events between the two."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
 
-    def copy(self, target: Tensor, source: Tensor, after: torch.cuda.Event | None) -> Any:
+    def copy(self, target: Tensor, source: Tensor, after: Event | None) -> Event:
+        """Begin a copy once the event ``after`` (None: at once) is reached; returns its event."""
         with torch.cuda.stream(self._stream):
             if after is not None:
                 self._stream.wait_event(after)
             target.copy_(source, non_blocking=True)
-            return self._stream.record_event()
+            event = Event()
+            event.record(self._stream)
+            return event
 
-    def wait(self, event: torch.cuda.Event) -> None:
+    def wait(self, event: Event) -> None:
+        """Let the using stream wait for an event."""
         torch.cuda.current_stream(self._device).wait_event(event)
 
-    def mark(self) -> Any:
-        return torch.cuda.current_stream(self._device).record_event()
-
-    def reached(self, event: torch.cuda.Event) -> bool:
-        return event.query()
+    def mark(self) -> Event:
+        """An event behind all that the using stream was given so far."""
+        event = Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
 
 class Transfer:
     """Copies batches to device buffers that are allocated once."""
 
-    def __init__(self, device: torch.device, streams: Streams) -> None:
+    def __init__(self, device: torch.device, streams: CudaStreams) -> None:
         self._device, self._streams = device, streams
         self._buffers: list[Tensor] = []
-        self._used: list[Any] = []
+        self._used: list[Event | None] = []
         """Per buffer, the event behind the last use of its content."""
-        self._held: deque[tuple[Any, np.ndarray]] = deque()
+        self._held: deque[tuple[Event, np.ndarray]] = deque()
         """Host batches whose copy is perhaps under way."""
 
     def __call__(self, batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
         """The same batches on the device. Each is valid until the next one is asked for."""
-        coming: deque[tuple[int, Tensor, Any]] = deque()
+        coming: deque[tuple[int, Tensor, Event]] = deque()
         for number, batch in enumerate(batches):
             coming.append(self._begin(number % (AHEAD + 1), batch))
             del batch
@@ -84,8 +69,8 @@ class Transfer:
         while coming:
             yield from self._use(*coming.popleft())
 
-    def _begin(self, slot: int, batch: np.ndarray) -> tuple[int, Tensor, Any]:
-        while self._held and self._streams.reached(self._held[0][0]):
+    def _begin(self, slot: int, batch: np.ndarray) -> tuple[int, Tensor, Event]:
+        while self._held and self._held[0][0].query():
             self._held.popleft()
         source = torch.from_numpy(batch)
         target = self._buffer(slot, source.nbytes)[: source.nbytes]
@@ -94,7 +79,7 @@ class Transfer:
         self._held.append((ready, batch))
         return slot, target, ready
 
-    def _use(self, slot: int, target: Tensor, ready: Any) -> Iterator[Tensor]:
+    def _use(self, slot: int, target: Tensor, ready: Event) -> Iterator[Tensor]:
         self._streams.wait(ready)
         yield target
         self._used[slot] = self._streams.mark()
@@ -108,13 +93,3 @@ class Transfer:
             # The allocator may have taken it from what the using stream is not yet done with.
             self._used[slot] = self._streams.mark()
         return self._buffers[slot]
-
-
-def host_memory(device: torch.device) -> Allocate:
-    """Memory to copy to or from a device: for a GPU pinned, so that it reads by itself while the
-    CPU goes on."""
-    return _pinned if device.type == "cuda" else plain
-
-
-def _pinned(nbytes: int) -> np.ndarray:
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()

@@ -6,7 +6,8 @@ level is a shuffled one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,21 +18,14 @@ import numpy as np
 
 from strata.pipeline.errors import RunConflict, remedy
 from strata.pipeline.materialize.cluster import tasks
-from strata.pipeline.materialize.level import Content, write_level
-from strata.pipeline.materialize.timing import ALONE, Line, ShardRows, Turn
+from strata.pipeline.materialize.cluster.checks import examined
+from strata.pipeline.materialize.level import ComputeLock, ShardRows, locked_writer, write_level
+from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run.levels import geometry_at, have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
-from strata.stages.data.images import (
-    SPLITS,
-    Examined,
-    Source,
-    check_labels,
-    open_source,
-    pixels,
-    survey,
-)
+from strata.stages.data.images import SPLITS, Source, check_labels, open_source, pixels, survey
 from strata.stages.errors import DataError
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import make_directory, replace, sealed, unseal
@@ -78,9 +72,6 @@ def ensure_images(
             _write_split(session, source, split, found, again)
 
 
-# ---- survey -----------------------------------------------------------------------------------
-
-
 def _survey(session: Session, source: Source) -> dict[str, Any]:
     """Digest, counts and good samples of a source, remembered while it is unchanged."""
     signature, store = source.signature(), session.store
@@ -106,8 +97,11 @@ def _memo(session: Session, signature: str) -> Path:
 
 def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any]:
     total = sum(source.count(split) for split in SPLITS)
+    by_workers = None
     if session.crew is not None:
         session.crew.begin()
+        task = tasks.SurveyTask(tasks.RunAddress.of(session), signature)
+        by_workers = examined(session, source, task)
     advice = "Mend or remove them, or pass --skip-broken to leave them out"
     with session.report.task("reading images", total, "images") as tick, remedy(DataError, advice):
 
@@ -120,7 +114,7 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
             skip_broken=session.skip_broken,
             tick=done,
             workers=READ_THREADS,
-            examined=_examined(session, source, signature),
+            examined=by_workers,
         )
     if result.broken:
         session.report.say(
@@ -138,12 +132,9 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
     }
 
 
-# ---- x_0 --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Decoded:
-    """x_0 of one split, its rows in a seeded random order, as it is decoded."""
+class ImageShards:
+    """The rows of x_0 of one split, in a seeded random order, decoded from their source."""
 
     recipe: Recipe
     source: Source
@@ -152,17 +143,18 @@ class Decoded:
     """int64 (rows,): the sample of every row."""
     shape: Geometry
     threads: int = READ_THREADS
+    work = "decoding"
 
-    def shards(self, todo: Sequence[int], line: Line, turn: Turn = ALONE) -> ShardRows:
-        """As of ``computed.py``."""
+    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
+        """uint8 images of each shard; see ``level.ShardSource``."""
         with ThreadPoolExecutor(self.threads) as pool:
             for shard in todo:
                 first, last = self.shape.shard_range(shard)
                 images = np.empty((last - first, *self.shape.sample), np.uint8)
-                with turn:
+                with lock:
                     for row, image in enumerate(pool.map(self._pixels, self.samples[first:last])):
                         images[row] = image
-                        line.tick(1)
+                        timing.tick(1)
                 yield shard, images
 
     def _pixels(self, sample: np.int64) -> np.ndarray:
@@ -194,23 +186,14 @@ def _write_split(
     shard_bytes = session.run.recipe.cache.shard_mb << 20
     sample = (data.channels, data.size, data.size)
     shape = geometry_at(session.store, key) or geometry(len(samples), sample, "uint8", shard_bytes)
-    decoded = Decoded(session.run.recipe, source, split, samples, shape)
+    rows = ImageShards(session.run.recipe, source, split, samples, shape)
     arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
-
-    def told(mandate: Mandate) -> tasks.ImagesTask:
-        memo = _memo(session, found["signature"]).absolute()
-        return tasks.ImagesTask(tasks.RunAddress.of(session), mandate, memo, found["digest"])
-
-    content = Content("decoding", decoded.shards, arrays=arrays, told=told)
-    write_level(session, key, shape, lambda: content, damaged)
-
-
-def _examined(
-    session: Session, source: Source, signature: str
-) -> Iterator[tuple[str, int, Examined]] | None:
-    """The images, hashed and decoded by a cluster; None: there is none."""
-    if session.crew is None:
-        return None
-    from strata.pipeline.materialize.cluster.checks import examined
-
-    return examined(session, source, tasks.SurveyTask(tasks.RunAddress.of(session), signature))
+    begun = time.monotonic()
+    with locked_writer(session, key, shape, damaged) as writer:
+        if writer is None:
+            return
+        memo, task = _memo(session, found["signature"]).absolute(), None
+        if session.crew is not None:
+            address, mandate = tasks.RunAddress.of(session), Mandate.of(writer)
+            task = tasks.ImagesTask(address, mandate, memo, found["digest"])
+        write_level(session, writer, rows, task, begun, parent=None, arrays=arrays)

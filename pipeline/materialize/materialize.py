@@ -6,21 +6,30 @@ encodes them, and finished shards are hashed and published while the next ones a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from itertools import chain
 from typing import Any
 
-from strata.pipeline.feed.features import features, nearest
+import numpy as np
+import torch
+from torch import Tensor
+
+from strata.pipeline.feed.buffers import Ring, host_memory
+from strata.pipeline.feed.features import Features, features, level_draws, naming_rows, nearest
 from strata.pipeline.materialize.cluster import tasks
-from strata.pipeline.materialize.forward import Computed
-from strata.pipeline.materialize.level import Content, write_level
+from strata.pipeline.materialize.level import ComputeLock, ShardRows, locked_writer, write_level
+from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import device, levels, outcome
 from strata.pipeline.run.rundir import FEATURES
 from strata.pipeline.run.session import Session
+from strata.stages.memory import watched
 from strata.store.errors import DiskFull
 from strata.store.level.layout import Geometry, LevelKey
+from strata.store.write.mandate import Mandate
 from strata.store.write.verify import Damage
+from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 SPARE_BYTES = 64 << 20
 """Kept free beyond what a level needs, for records and checkpoints."""
@@ -54,20 +63,37 @@ def write(
     Args:
         damaged: of levels that are committed, the files to write again.
     """
-    written, base = {}, _base(session, keys[0]) if keys else 0
+    if not keys:
+        return
+    written, depth = {}, keys[0].depth
+    base = nearest(session, depth - 1, keys[0].split, clean=keys[0].view == "clean")
     for key in keys:
-        shape = levels.geometry_at(session.store, key)
-        shape = shape or session.geometry(key.depth, key.split)
-        content = partial(_content, session, key, shape)
-        if done := write_level(session, key, shape, content, (damaged or {}).get(key, ())):
-            written[key.name] = done
+        begun = time.monotonic()
+        shape = levels.geometry_at(session.store, key) or session.geometry(depth, key.split)
+        with locked_writer(session, key, shape, (damaged or {}).get(key, ())) as writer:
+            if writer is not None:
+                written[key.name] = _write(session, writer, begun)
     if written:
         _record(session, keys, written, base)
 
 
-def _base(session: Session, key: LevelKey) -> int:
-    """Depth of what a level is computed from."""
-    return nearest(session, key.depth - 1, key.split, clean=key.view == "clean")
+def _write(session: Session, writer: LevelWriter, begun: float) -> dict[str, Any]:
+    """Write a level that is locked and begun, from the nearest level below, which is only now known
+    to stay."""
+    key = writer.key
+    source = features(session, key.depth, key.split, clean=key.view == "clean")
+    rows = FeatureShards(session, key, writer.geometry, source)
+    base = source.levels[rows.view]
+    return write_level(
+        session,
+        writer,
+        rows,
+        tasks.features(session, base, Mandate.of(writer)) if session.crew else None,
+        begun,
+        parent=levels.parent_of(base.key, base.content_root),
+        arrays={n: t.cpu().numpy() for n, t in source.layers[-1].stored.tensors().items()},
+        tool=device.versions(),
+    )
 
 
 def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
@@ -80,17 +106,6 @@ def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
             "Make space, choose another --store, or lower 'cache.precision' or 'augment.views'"
         )
         raise error
-
-
-def _content(session: Session, key: LevelKey, shape: Geometry) -> Content:
-    """What goes into a level of x_j, computed from the nearest level below."""
-    source = features(session, key.depth, key.split, clean=key.view == "clean")
-    computed = Computed.of(session, key, shape, source)
-    base = source.levels[computed.view]
-    parent = levels.parent_of(base.key, base.content_root)
-    arrays = {name: t.cpu().numpy() for name, t in source.layers[-1].stored.tensors().items()}
-    told = partial(tasks.features, session, base)
-    return Content("forward pass", computed.shards, parent, arrays, device.versions(), told)
 
 
 def _record(
@@ -115,3 +130,59 @@ def _record(
         "outcome": outcome.kept(session, expected, measured, whole=whole),
     }
     session.run.write(session.run.layer_directory(j) / FEATURES, body)
+
+
+class FeatureShards:
+    """The rows of a level of x_j."""
+
+    work = "forward pass"
+
+    def __init__(self, session: Session, key: LevelKey, shape: Geometry, source: Features) -> None:
+        self.session, self.key, self.shape, self.source = session, key, shape, source
+        self.view = "clean" if source.base == 0 else key.view
+        """View of the level that is read."""
+        self._ids = session.images()[key.split].array("sample_id")
+        samples = int(self._ids.max()) + 1
+        self._draws = level_draws(session.run.recipe, session.run.seed, key.view, samples)
+
+    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
+        """Stored elements of each shard; see ``level.ShardSource``. Their memory is used again once
+        they are published."""
+        shape, session, block = self.shape, self.session, self.session.run.recipe.cache.block
+        blocks = [
+            [np.arange(at, min(last, at + block)) for at in range(first, last, block)]
+            for first, last in map(shape.shard_range, todo)
+        ]
+        memory = host_memory(session.device)
+        ring = Ring(shape.shard_rows * shape.row_bytes, PUBLISHERS + 1, memory)
+        with self.source.delivery([self.view], once=True) as delivery:
+            coming = timing.reading(delivery.batches([part for parts in blocks for part in parts]))
+            for shard, parts in zip(todo, blocks, strict=True):
+                first, last = shape.shard_range(shard)
+                whole = ring.take()[: (last - first) * shape.row_bytes]
+                out = whole.view(shape.dtype).reshape(-1, *shape.stored)
+                del whole
+                here = chain([next(coming)], coming)
+                with lock:
+                    for part, stored in zip(parts, here, strict=False):
+                        target = out[part[0] - first : part[-1] + 1 - first]
+                        self._fill(target, part, stored, timing)
+                        del target
+                    device.finish(session.device)
+                yield shard, out
+                del out
+
+    def _fill(self, out: np.ndarray, part: np.ndarray, stored: Tensor, timing: Timing) -> None:
+        """Compute one block of a shard; on a GPU only begin to. Of the first block, which is as
+        large as any, tensors are counted."""
+        draws, layers = self._draws.of(self._ids[part]), self.source.layers
+        with naming_rows(self.key.label, self.key.split, part, self._ids):
+            if timing.peak_bytes:
+                x = self.source.encoded(stored, draws)
+            else:
+                frozen = [weight for layer in layers for weight in layer.layer.parameters()]
+                with watched(self.session.device, frozen) as peak:
+                    x = self.source.encoded(stored, draws)
+                timing.peak_bytes = peak.nbytes
+        torch.from_numpy(out).copy_(x, non_blocking=True)
+        timing.tick(len(part))

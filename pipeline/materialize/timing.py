@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from itertools import islice
+from typing import TypeVar
 
-import numpy as np
-
+from strata.pipeline.materialize.cluster.tasks import Done
 from strata.pipeline.progress import Tick, size
 
 T = TypeVar("T")
-ShardRows = Iterator[tuple[int, np.ndarray]]
-"""Number and stored elements, (rows, channel, y, x), of some shards."""
-Turn = AbstractContextManager[Any]
-ALONE: Turn = nullcontext()
-"""Nobody else computes."""
 NOTE_SECONDS = 0.5
-"""Between two looks at the rate."""
+"""Time between two looks at the rate."""
+NAMED = 5
+"""Workers, and shards that failed, that are named, of however many."""
 
 
-class Line:
-    """One level being written. Times are in seconds."""
+class Timing:
+    """The clock of one level that this process writes. Times are in seconds."""
 
     def __init__(self, work: str, row_bytes: int, tick: Tick) -> None:
         """
@@ -62,13 +58,13 @@ class Line:
             self._waited["publishing"] += time.perf_counter() - begun
 
     def tick(self, rows: int) -> None:
-        """Some rows are computed."""
+        """Count rows that are computed."""
         self._rows += rows
         now = time.perf_counter()
         if now - self._noted > NOTE_SECONDS:
             self._noted = now
             rate = self._rows * self._row_bytes / (now - self._begun)
-            self._note = f"{size(rate)}/s, {self.limit} limits"
+            self._note = f"{size(rate)}/s, {limit(self.shares)} limits"
         self._tick(rows, self._note)
 
     @property
@@ -78,43 +74,55 @@ class Line:
         waited = {name: seconds / whole for name, seconds in self._waited.items()}
         return {self._work: 1 - sum(waited.values()), **waited}
 
-    @property
-    def limit(self) -> str:
-        """The part that limits."""
-        shares = self.shares
-        return max(shares, key=lambda name: shares[name])
 
+class WorkersTiming:
+    """The clock of one level that many workers write: where the time of all of them went, who did
+    how much, and what people see of it."""
 
-class Together:
-    """The same of many workers: where the time of all of them went, and who did how much."""
-
-    def __init__(self, work: str) -> None:
+    def __init__(self, work: str, shards: int, tick: Tick) -> None:
+        """
+        Args:
+            work: what is done between reading and publishing: ``forward pass``.
+            shards: that are to be written.
+            tick: of the task that people see.
+        """
+        self._shards, self._tick = shards, tick
+        self._begun = self._noted = time.perf_counter()
         self._seconds = {work: 1e-9}
         self._rows: dict[str, int] = {}
-        self._begun = time.perf_counter()
+        self._nbytes = self._count = 0
+        self._note = ""
         self.peak_bytes = 0
-        """Of the worker that took most."""
+        """Most bytes of tensors on the device of any worker."""
 
-    def add(self, worker: str, rows: int, seconds: Mapping[str, float], peak_bytes: int) -> None:
-        """A shard that a worker has done."""
-        self._rows[worker] = self._rows.get(worker, 0) + rows
-        self.peak_bytes = max(self.peak_bytes, peak_bytes)
-        for part, taken in seconds.items():
+    def done(self, shard: Done) -> None:
+        """Count a shard that a worker has published."""
+        self._rows[shard.worker] = self._rows.get(shard.worker, 0) + shard.rows
+        self.peak_bytes = max(self.peak_bytes, shard.peak_bytes)
+        for part, taken in shard.seconds.items():
             self._seconds[part] = self._seconds.get(part, 0.0) + taken
+        self._nbytes, self._count = self._nbytes + shard.nbytes, self._count + 1
+        now = time.perf_counter()
+        if now - self._noted > NOTE_SECONDS:
+            self._noted = now
+            rate = size(self._nbytes / (now - self._begun))
+            self._note = f"shard {self._count} of {self._shards}, {rate}/s, {self.workers()}"
+        self._tick(shard.rows, self._note)
+
+    def workers(self) -> str:
+        """Images per second of every worker: ``"images/s by worker: 0 512, 1 498"``"""
+        taken = max(time.perf_counter() - self._begun, 1e-9)
+        rows = islice(sorted(self._rows.items()), NAMED)
+        named = ", ".join(f"{worker} {count / taken:,.0f}" for worker, count in rows)
+        return f"images/s by worker: {named}{' …' if len(self._rows) > NAMED else ''}"
 
     @property
     def shares(self) -> dict[str, float]:
-        """As of one line."""
+        """What share of the workers' time each part took; they add up to 1."""
         whole = sum(self._seconds.values())
         return {part: taken / whole for part, taken in self._seconds.items()}
 
-    @property
-    def limit(self) -> str:
-        """The part that takes most of the time."""
-        return max(self._seconds, key=lambda part: self._seconds[part])
 
-    @property
-    def rates(self) -> dict[str, float]:
-        """Rows per second of every worker that did any."""
-        taken = max(time.perf_counter() - self._begun, 1e-9)
-        return {worker: rows / taken for worker, rows in sorted(self._rows.items())}
+def limit(shares: Mapping[str, float]) -> str:
+    """The part that takes, or keeps waiting, the longest."""
+    return max(shares, key=lambda name: shares[name])

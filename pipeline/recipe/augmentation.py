@@ -116,10 +116,3 @@ def _offsets(recipe: Recipe, uniform: np.ndarray, scale: int) -> np.ndarray:
 def centre_draws(recipe: Recipe, samples: int) -> Draws:
     """No flip, centre crop: the un-augmented image."""
     return Draws(np.zeros(samples, bool), np.full((samples, 2), recipe.centre, np.int64))
-
-
-def view_of_epoch(recipe: Recipe, seed: int, epoch: int, samples: int) -> np.ndarray:
-    """Which fixed view each sample uses in an epoch: int64 (n,), (epoch + offset_i) mod V."""
-    views = int(recipe.augment.views)
-    offsets = generator("view offset", seed).integers(0, views, samples)
-    return (epoch + offsets) % views

@@ -20,9 +20,7 @@ from strata.pipeline.run import device, weights
 from strata.pipeline.run.probe_results import Kind, made_of
 from strata.pipeline.run.rundir import CHECKPOINT, write_curve
 from strata.pipeline.run.session import Session
-from strata.pipeline.train import judging
-from strata.pipeline.train.solving import Solving, keeping_good, schedule_of
-from strata.pipeline.train.train import train
+from strata.pipeline.train.solving import Solving, keeping_good, logits_on_test, schedule_of, train
 from strata.stages.errors import Diverged
 from strata.stages.network.featurize import pooled
 from strata.stages.network.network import Auxiliary, build_auxiliary
@@ -116,7 +114,7 @@ def _rows(session: Session, j: int, order: np.ndarray, tick: Tick) -> np.ndarray
 
 def _linear_test(session: Session, j: int, found: probe.LinearProbe) -> float:
     guessed = [found.predict(pooled(x)) for x in clean_batches(session, j)]
-    return float((np.concatenate(guessed) == judging.labels_of_test(session)).mean())
+    return float((np.concatenate(guessed) == session.images()["test"].array("labels")).mean())
 
 
 # ---- CNN-p --------------------------------------------------------------------------------------
@@ -142,10 +140,9 @@ def _finish(solving: Solving, feed: ProblemFeed) -> dict[str, Any]:
     """Write weights and curve; what the record says."""
     session, solver = solving.session, solving.solver
     classifier = solver.finish()
-    (logits,) = judging.logits_on_test(session, solving.j, [classifier])
+    (logits,), labels = logits_on_test(session, solving.j, [classifier])
     if not np.isfinite(logits).all():
         raise Diverged(solver.schedule.epochs, solver.progress.last_good)
-    labels = judging.labels_of_test(session)
     weights.write(make_directory(solving.directory) / WEIGHTS, classifier.state_dict())
     write_curve(solving.directory, solving.history)
     return {

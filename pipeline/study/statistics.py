@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from strata.pipeline.errors import NotThereYet
-from strata.pipeline.feed.shard_moments import looking_at
+from strata.pipeline.feed.shard_moments import moments_of
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster.checks import counted
 from strata.pipeline.progress import Reporter, Tick
@@ -95,7 +95,7 @@ def _watched(
 
 
 def _here(level: Level) -> Iterable[Moments]:
-    return several(looking_at(level), range(level.geometry.shards), THREADS)
+    return several(moments_of(level), range(level.geometry.shards), THREADS)
 
 
 def _told(key: LevelKey, moments: Moments) -> dict[str, Any]:

@@ -22,8 +22,7 @@ from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import sweep_results
 from strata.pipeline.run.session import Session
 from strata.pipeline.study.candidate import Candidate, begin
-from strata.pipeline.train import judging
-from strata.pipeline.train.solving import CHECKPOINT_SECONDS, SAY_SECONDS
+from strata.pipeline.train.solving import CHECKPOINT_SECONDS, SAY_SECONDS, logits_on_test, risks
 from strata.stages.errors import Diverged
 from strata.stages.solve.evaluate import accuracies, cross_entropy
 
@@ -194,14 +193,13 @@ def _tests(
 ) -> tuple[list[np.ndarray], list[dict[str, float | None]]]:
     """Logits of the test images, and what they are worth, of each."""
     problems = [one.solver.problem for one in those]
-    logits = judging.logits_on_test(going.session, going.j, problems)
-    labels = judging.labels_of_test(going.session)
+    logits, labels = logits_on_test(going.session, going.j, problems)
     return logits, [{"loss": cross_entropy(z, labels), **accuracies(z, labels)} for z in logits]
 
 
 def _risks(going: Sweep, those: Sequence[Candidate]) -> list[float]:
     problems = [one.solver.problem for one in those]
-    return judging.risks(going.session, going.feed, problems) if those else []
+    return risks(going.session, going.feed, problems) if those else []
 
 
 # ---- the end of a variant ------------------------------------------------------------------------
@@ -220,8 +218,7 @@ def _finish(going: Sweep, those: Sequence[Candidate]) -> None:
     for one in those:
         one.solver.finish()
     logits, tests = _tests(going, those)
-    risks = _risks(going, those)
-    for one, z, test, risk in zip(those, logits, tests, risks, strict=True):
+    for one, z, test, risk in zip(those, logits, tests, _risks(going, those), strict=True):
         if np.isfinite(z).all():
             one.record(z, {"test": test, "risk": risk})
             going.candidates.remove(one)

@@ -18,8 +18,7 @@ from strata.pipeline.train.train import solve
 
 
 def execute(session: Session, todo: tuple[Step, ...], *, evict: bool = False) -> tuple[Step, ...]:
-    """Do the steps that :func:`strata.pipeline.plan.plan.steps` found missing, in their order;
-    returns them.
+    """Do the steps that ``plan.steps`` found missing, in their order; returns them.
 
     Args:
         evict: remove the features below once x_j is complete, to stay within a disk budget.
@@ -39,15 +38,18 @@ def execute(session: Session, todo: tuple[Step, ...], *, evict: bool = False) ->
 
 
 def _alone(session: Session, step: Step, evict: bool) -> None:
-    """What one process does for all of them."""
+    """Do the part of a step that one process does for all of them."""
     if step.kind == "images":
         ensure_images(session)
     elif step.kind == "solve":
         evaluate(session.run, session.store)
     else:
         materialize(session, step.j)
-        for below in range(1, step.j if evict else 1):
-            _evict(session, below)
+        for j in range(1, step.j if evict else 1):
+            if freed := session.store.remove(j, session.run.nodes()[j].fingerprint):
+                session.report.say(
+                    f"removed x_{j}, which is not needed any more: {size(freed)} freed"
+                )
 
 
 def make(
@@ -58,19 +60,13 @@ def make(
     evict: bool = False,
     cached: Collection[int] | None = None,
 ) -> tuple[Step, ...]:
-    """Have layers 1 … ``solve`` solved and x_``write`` complete; returns what that took."""
+    """Have layers 1 … ``solve`` solved and x_``write`` complete; returns the steps done."""
     have = inventory(session.run, session.store)
     todo = session.ranks.told(lambda: steps(have, solve=solve, write=write, cached=cached))
     return execute(session, todo, evict=evict)
 
 
 def prepare(session: Session, j: int, *, cached: Collection[int] | None = None) -> tuple[Step, ...]:
-    """Have all there that solving layer j needs; returns what that took."""
+    """Have all there that solving layer j needs; returns the steps done."""
     have = inventory(session.run, session.store)
     return execute(session, steps_below(have, j, cached=cached))
-
-
-def _evict(session: Session, j: int) -> None:
-    freed = session.store.remove(j, session.run.nodes()[j].fingerprint)
-    if freed:
-        session.report.say(f"removed x_{j}, which is not needed any more: {size(freed)} freed")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -20,16 +20,11 @@ from torch import Tensor
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.plan.costs import SCORE_ROWS
 from strata.pipeline.run import weights
-from strata.pipeline.train.solving import Solving
+from strata.pipeline.train.solving import Solving, top1_on_test, train
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem, build_problem
 from strata.stages.solve.prune import narrowed, strongest, taylor
 from strata.stages.solve.solve import Solver
-
-Train = Callable[[Solving, ProblemFeed], None]
-"""Does the epochs that are left."""
-Judge = Callable[[Solving], float]
-"""Share of the test images that the problem is right about."""
 
 
 def take_up(solving: Solving) -> None:
@@ -40,35 +35,31 @@ def take_up(solving: Solving) -> None:
             _narrow(solving, note["compression"])
 
 
-def compress(solving: Solving, feed: ProblemFeed, train: Train, judge: Judge) -> None:
-    """What is left to be done of removing filters of a solved layer, and of fine-tuning it.
-
-    Raises:
-        Diverged: the loss is not finite; the last checkpoint is kept.
-        KeyboardInterrupt: somebody asked to stop; the state is saved.
-    """
+def compress(solving: Solving, feed: ProblemFeed) -> None:
+    """Do what is left of removing filters of a solved layer, and of fine-tuning it. Raises as
+    ``solve`` does."""
     recipe = solving.session.run.recipe
     widths = [layer.width for layer, _ in recipe.fine_tuned(solving.j)]
     done = len(solving.compression["removals"]) if solving.compression else 0
     for number in range(max(1, done), len(widths) + 1):
         if number > done:
-            _remove(solving, feed, widths[number - 1], judge)
+            _remove(solving, feed, widths[number - 1])
         train(solving, feed)
-        _tuned(solving, judge)
+        found, problem = solving.compression, solving.solver.finish()
+        first, last = found["removals"][0], found["removals"][-1]
+        last["test_after"] = _test(solving)
+        solving.session.report.say(
+            f"layer {solving.j}: test {_percent(last['test_after'])} with "
+            f"{problem.filters} of {found['solved_filters']} filters, "
+            f"{_percent(first['test_before'])} with all"
+        )
 
 
-def _tuned(solving: Solving, judge: Judge) -> None:
-    found, problem = solving.compression, solving.solver.finish()
-    last = found["removals"][-1]
-    last["test_after"] = judge(solving)
-    solving.session.report.say(
-        f"layer {solving.j}: test {_percent(last['test_after'])} with "
-        f"{problem.filters} of {found['solved_filters']} filters, "
-        f"{_percent(found['removals'][0]['test_before'])} with all"
-    )
+def _test(solving: Solving) -> float:
+    return solving.session.ranks.told(lambda: top1_on_test(solving))
 
 
-def _remove(solving: Solving, feed: ProblemFeed, width: int, judge: Judge) -> None:
+def _remove(solving: Solving, feed: ProblemFeed, width: int) -> None:
     """Go on with the problem without the filters that matter least."""
     solving.save()  # scoring can be repeated; what was trained is not lost
     problem: Problem = solving.solver.finish()
@@ -78,14 +69,14 @@ def _remove(solving: Solving, feed: ProblemFeed, width: int, judge: Judge) -> No
         "removals": [],
     }
     earlier = found["removals"]
-    before = earlier[-1]["test_after"] if earlier else judge(solving)
+    before = earlier[-1]["test_after"] if earlier else _test(solving)
     chosen = strongest(_scores(solving, feed, problem), width)
     removal = {"filters": width, "epochs_before": len(solving.history), "test_before": before}
     kept = [found["kept"][i] for i in chosen.tolist()]
     peak = solving.solver.progress.peak_bytes
     _narrow(solving, {**found, "kept": kept, "removals": [*earlier, removal]}, problem, chosen)
     solving.solver.progress.peak_bytes = peak
-    removal["test_removed"] = judge(solving)
+    removal["test_removed"] = _test(solving)
     solving.good, solving.resumed_at = None, time.monotonic()
     solving.save()
     gone = problem.filters - width
@@ -124,7 +115,8 @@ def _narrow(
 
 
 def _scores(solving: Solving, feed: ProblemFeed, problem: Problem) -> Tensor:
-    """Of every filter, on training batches as the next epoch would see them. float64 (width,).
+    """Scores of all filters, on training batches as the next epoch would see them: float64
+    (width,).
 
     Raises:
         Diverged: one is not finite.

@@ -20,11 +20,9 @@ from strata.pipeline.run.baselines import BaselineVariant, current
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.rundir import LOGITS, write_curve
 from strata.pipeline.run.session import Session
-from strata.pipeline.train.solving import Solving, keeping_good, schedule_of
-from strata.pipeline.train.train import logits_of_tests, train
+from strata.pipeline.train.solving import Solving, keeping_good, logits_on_test, schedule_of, train
 from strata.stages.errors import Diverged
 from strata.stages.solve.baseline import build_end_to_end
-from strata.stages.solve.evaluate import accuracies, cross_entropy
 from strata.stages.solve.solve import Solver
 from strata.store.files.publish import make_directory, npy, replace
 from strata.store.read.order import key_of
@@ -39,8 +37,7 @@ def train_end_to_end(
         The record, and what was done for it.
 
     Raises:
-        Diverged: the loss is not finite; the last checkpoint is kept.
-        KeyboardInterrupt: somebody asked to stop; the state is saved.
+        Diverged, KeyboardInterrupt: as ``train.solve`` does.
     """
     ensure_images(session)
     refer_to(session.run, session.store)
@@ -74,14 +71,14 @@ def _finish(solving: Solving, variant: BaselineVariant, feed: ProblemFeed) -> di
     """Write weights, curve and test logits; the record that vouches for them comes last."""
     session, progress = solving.session, solving.solver.progress
     network = solving.solver.finish()
-    logits, labels = logits_of_tests(session, solving.j, network)
+    (logits,), labels = logits_on_test(session, solving.j, [network])
     if not np.isfinite(logits).all():
         raise Diverged(solving.solver.schedule.epochs, progress.last_good)
     directory, state = make_directory(solving.directory), network.state_dict()
     weights.write(directory / "weights.safetensors", state)
     write_curve(directory, solving.history)
     replace(directory, LOGITS, npy(logits))
-    seconds = sum(line["seconds"] for line in solving.history)
+    result = solving.result(logits, labels)
     images = min(len(feed.ids), feed.batches * feed.batch) * len(solving.history)
     record = {
         "variant": variant.name,
@@ -89,16 +86,13 @@ def _finish(solving: Solving, variant: BaselineVariant, feed: ProblemFeed) -> di
         "input": solving.input,
         "weights": weights.digest(state),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "kept_epoch": solving.solver.kept_epoch,
-        "train": {k: solving.history[-1][f"train_{k}"] for k in ("loss", "top1")},
-        "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
-        "seconds": seconds,
-        "images_per_s": images / seconds,
+        **result,
+        "images_per_s": images / result["seconds"],
         "peak_tensor_bytes": progress.peak_bytes,
         "peak_process_bytes": hardware.peak_memory_bytes(),
     }
     session.run.write_baseline(variant.name, record)
     solving.checkpoint.unlink(missing_ok=True)
-    top1 = record["test"]["top1"]
-    session.report.say(f"{solving.title}: test {100 * top1:.2f} %, {duration(seconds)}")
+    top1, took = record["test"]["top1"], duration(record["seconds"])
+    session.report.say(f"{solving.title}: test {100 * top1:.2f} %, {took}")
     return record

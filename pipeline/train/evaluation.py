@@ -27,7 +27,8 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
         raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata run {run.name}")
     test = next(key for key in keys_at(run, 0) if key.split == "test")
     labels = store.open(test).array("labels")
-    logits = [_logits(run, j) for j in range(1, solved + 1)]
+    files = [run.layer_directory(j) / LOGITS for j in range(1, solved + 1)]
+    logits = [np.load(path, allow_pickle=False) for path in files]
     probabilities = [softmax(z) for z in logits]
     result = {
         "solved": [run.layer(j)["weights"] for j in range(1, solved + 1)],  # pyright: ignore
@@ -58,7 +59,7 @@ def _layer(
 
 
 def _finals(run: Run, logits: Sequence[np.ndarray], labels: np.ndarray) -> list[dict[str, Any]]:
-    """Final classifiers, each as layer J with its own C_J replaced."""
+    """Test of every final classifier, in the place of layer J's own C_J."""
     found = []
     for name, (_, one) in sweep_results.finals(run).items():
         if one is not None:
@@ -67,7 +68,3 @@ def _finals(run: Run, logits: Sequence[np.ndarray], labels: np.ndarray) -> list[
             whole = _layer(run.layers, scores, [softmax(z) for z in scores], labels)
             found.append({"name": name, "auxiliary": one["auxiliary"], **whole})
     return found
-
-
-def _logits(run: Run, j: int) -> np.ndarray:
-    return np.load(run.layer_directory(j) / LOGITS, allow_pickle=False)

@@ -158,7 +158,7 @@ def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesTask, in
     session = session_of(place)
     level = session.key(1, "train", view)
     shape = session.geometry(1, "train")
-    base = features(session, 1, "train", cached=False).levels["clean"]
+    base = features(session, 1, "train", base=0).levels["clean"]
     writer = session.store.writer(level, shape, session.run.lineage(1))
     with writer.locked():
         writer.missing()

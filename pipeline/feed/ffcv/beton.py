@@ -181,13 +181,8 @@ def write_images(
             f"a JPEG has 3 channels, not the {level.geometry.sample[0]} of {level.key.label}: "
             "write it raw"
         )
-    order: dict[str, Any] = {
-        "mode": mode,
-        "quality": quality,
-        "rows": len(level),
-        "root": str(level.directory.parent.parent),
-    }
-    order |= {"key": vars(level.key), "content_root": level.content_root}
+    order = {"mode": mode, "quality": quality, "rows": len(level), "key": vars(level.key)}
+    order |= {"root": str(level.directory.parent.parent), "content_root": level.content_root}
     make_directory(path.parent)
     with hold(path.with_name(f".{path.name}.lock"), path.name), _temporary(path) as temporary:
         needed, free = len(level) * level.geometry.row_bytes, DISK.free(path)

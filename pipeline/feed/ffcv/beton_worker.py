@@ -21,17 +21,8 @@ from google_crc32c import value as crc32c
 from PIL import Image
 
 from strata.pipeline.errors import LoaderError
-from strata.pipeline.feed.ffcv.beton import (
-    CHECK,
-    FORMAT,
-    IMAGE,
-    LABEL,
-    NEWS,
-    ROW,
-    ffcv,
-    index_digest,
-    places,
-)
+from strata.pipeline.feed.ffcv import beton
+from strata.pipeline.feed.ffcv.beton import ffcv
 from strata.store.files.publish import sealed
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import Level
@@ -53,7 +44,7 @@ class Images:
         return len(self.level)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, int, int, int]:
-        if row % NEWS == 0:
+        if row % beton.NEWS == 0:
             os.write(1, b".")  # fails when nobody listens any more, which ends an orphan
         return self.image(int(row)), int(self.labels[row]), int(row), 0
 
@@ -83,10 +74,10 @@ def _write(images: Images, order: dict[str, Any]) -> None:
         image = fields.RGBImageField(write_mode=kind, jpeg_quality=order["quality"])
     else:
         image = fields.NDArrayField(geometry.dtype, geometry.stored)
-    others = {name: fields.IntField() for name in (LABEL, ROW, CHECK)}
+    others = {name: fields.IntField() for name in (beton.LABEL, beton.ROW, beton.CHECK)}
     page = max(PAGE, 1 << (geometry.row_bytes - 1).bit_length())
     workers = len(os.sched_getaffinity(0))
-    writer = ffcv().DatasetWriter(order["path"], {IMAGE: image, **others}, page, workers)
+    writer = ffcv().DatasetWriter(order["path"], {beton.IMAGE: image, **others}, page, workers)
     signal.signal(signal.SIGCHLD, _stop_if_a_worker_failed)
     writer.from_indexed_dataset(images)
 
@@ -103,7 +94,7 @@ def _finish(path: Path, images: Images, order: dict[str, Any]) -> None:
     """Look over what was written, and add to it what ffcv does not: checksums and the record."""
     reader = ffcv().Reader(str(path))
     _expect(reader.num_samples == len(images), f"{reader.num_samples} rows, not {len(images)}")
-    begins, sizes = places(reader)
+    begins, sizes = beton.places(reader)
     memory = np.memmap(path, np.uint8, "r")
     stored = [memory[a : a + n] for a, n in zip(begins.tolist(), sizes.tolist(), strict=True)]
     for row in np.unique(np.linspace(0, len(images) - 1, SPOTS).astype(int)).tolist():
@@ -114,12 +105,12 @@ def _finish(path: Path, images: Images, order: dict[str, Any]) -> None:
     rows["f3"] = [crc32c(row) for row in stored]
     rows.flush()
     body = {name: order[name] for name in ("content_root", "mode", "quality")}
-    index = index_digest(ffcv().Reader(str(path)))
-    record = np.frombuffer(sealed({"format": FORMAT, **body, "index": index}), np.uint8)
+    index = beton.index_digest(ffcv().Reader(str(path)))
+    record = np.frombuffer(sealed({"format": beton.FORMAT, **body, "index": index}), np.uint8)
     names, kind = reader.field_names, ffcv().types.FieldDescType
     fields: Any = np.memmap(path, kind, "r+", fields_at, len(names))
     # ffcv has 1,024 bytes for the arguments of a field, and an integer has none.
-    fields["arguments"][names.index(ROW), : len(record)] = record
+    fields["arguments"][names.index(beton.ROW), : len(record)] = record
     fields.flush()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from math import prod
 from queue import Empty
@@ -31,6 +31,8 @@ _WORKQUEUE = threading.Lock()
 """Held by the one epoch that may run on numba's workqueue threads."""
 
 Finish = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Makes of a batch's row numbers, and of what ffcv read, what is handed out. It runs in ffcv's
+thread, and what it raises is raised by ``next_batch``."""
 
 
 class RowsInMemory(Protocol):
@@ -43,9 +45,9 @@ class RowsInMemory(Protocol):
     places: np.ndarray
     """uint64 (rows,): where each row begins in memory."""
     sizes: np.ndarray
-    """uint64 (rows,): its bytes."""
+    """uint64 (rows,): how many bytes each has."""
     metadata: np.ndarray
-    """ffcv's record of each row; its column ``f0`` is of the field that is read."""
+    """ffcv's record of each row; its column ``f0`` is that of the field that is read."""
     rgb: bool
     """Colour images, raw or JPEG as the metadata say; otherwise plain bytes."""
     row: tuple[int, ...]
@@ -86,15 +88,10 @@ class Loader:
 
     @property
     def reader(self) -> Loader:
+        """All the parts that ffcv asks for."""
         return self
 
-    @property
-    def graph(self) -> Loader:
-        return self
-
-    @property
-    def memory_manager(self) -> Loader:
-        return self
+    graph = memory_manager = reader
 
     def schedule_epoch(self, batches: object) -> _Context:
         return self._context
@@ -162,7 +159,10 @@ def _parallel_arrays() -> Any:
 
 
 @cache
-def _epoch_class() -> Any:
+def epoch_class() -> Any:
+    """The class of an epoch that is read: its loader, the order (int64 row numbers), the rows of a
+    batch, and a :data:`Finish`."""
+
     class Epoch(ffcv().EpochIterator):
         """ffcv's thread, which says why it has ended."""
 
@@ -183,48 +183,42 @@ def _epoch_class() -> Any:
             (batch,) = super().run_pipeline(number, rows, *rest)
             return (self.finished(rows, batch),)
 
+        def next_batch(self) -> np.ndarray:
+            """The next batch. Raises what ended the thread, if it ends without one."""
+            while True:
+                alive = self.is_alive()  # asked first: when it has ended, what it put is there
+                try:
+                    found = self.output_queue.get(timeout=POLL)
+                except Empty:
+                    if alive:
+                        continue
+                    found = None
+                if found is not None:
+                    return found[1][0]
+                why = self.failure
+                if isinstance(why, StoreError | LoaderError):
+                    raise why
+                text = f"{type(why).__name__}: {why}" if why else "closed"
+                raise LoaderError(f"ffcv's thread has ended ({text})") from why
+
+        def stop(self) -> None:
+            """End the thread. It may be waiting for room in its queue, and not look up, so make
+            room."""
+            self.close()
+            while self.is_alive():
+                with suppress(Empty):
+                    self.output_queue.get(timeout=POLL)
+            self.join()
+
     return Epoch
 
 
-def start(loader: Loader, order: np.ndarray, batch: int, finished: Finish) -> Any:
-    """Begin to read ``order`` (int64 row numbers) in batches of ``batch`` rows.
-
-    Args:
-        finished: makes of a batch's row numbers and of what ffcv read what is handed out. It runs
-            in ffcv's thread, and what it raises is raised by :func:`next_batch`.
-    """
-    return _epoch_class()(loader, order, batch, finished)
-
-
-def next_batch(epoch: Any) -> np.ndarray:
-    """The next batch. Raises what ended the thread, if it ends without one."""
-    while True:
-        alive = epoch.is_alive()  # before looking: what it has put lies there when it has ended
-        try:
-            found = epoch.output_queue.get(timeout=POLL)
-        except Empty:
-            if alive:
-                continue
-            found = None
-        if found is not None:
-            return found[1][0]
-        if isinstance(epoch.failure, StoreError | LoaderError):
-            raise epoch.failure
-        why = f"{type(epoch.failure).__name__}: {epoch.failure}" if epoch.failure else "closed"
-        raise LoaderError(f"ffcv's thread has ended ({why})") from epoch.failure
-
-
-def stop(epoch: Any) -> None:
-    """End the thread. It may be waiting for room in its queue, and not look up, so make room."""
-    epoch.close()
-    while epoch.is_alive():
-        with suppress(Empty):
-            epoch.output_queue.get(timeout=POLL)
-    epoch.join()
-
-
 @contextmanager
-def _one_on_workqueue() -> Iterator[None]:
+def alone(workers: int) -> Iterator[None]:
+    """numba aborts the process when two threads run in its workqueue; TBB and OpenMP are safe."""
+    if workers == 1 or ffcv().numba.threading_layer() != "workqueue":
+        yield
+        return
     if not _WORKQUEUE.acquire(blocking=False):
         raise LoaderError(
             "numba's workqueue threads serve one ffcv epoch at a time, and one is under way. "
@@ -234,13 +228,6 @@ def _one_on_workqueue() -> Iterator[None]:
         yield
     finally:
         _WORKQUEUE.release()
-
-
-def alone(workers: int) -> AbstractContextManager[None]:
-    """numba aborts the process when two threads run in its workqueue; TBB and OpenMP are safe."""
-    if workers > 1 and ffcv().numba.threading_layer() == "workqueue":
-        return _one_on_workqueue()
-    return nullcontext()
 
 
 def cores() -> int:

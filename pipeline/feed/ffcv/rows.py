@@ -8,6 +8,7 @@ memory of its own, and leaving an epoch early ends the thread. docs/ffcv.md has 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,15 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from strata.pipeline.errors import LoaderError
-from strata.pipeline.feed.ffcv.beton import ffcv, places, read_beton
-from strata.pipeline.feed.ffcv.epoch import (
-    Loader,
-    RowsInMemory,
-    alone,
-    cores,
-    next_batch,
-    start,
-    stop,
-)
+from strata.pipeline.feed.ffcv import beton
+from strata.pipeline.feed.ffcv.epoch import Loader, RowsInMemory, alone, cores, epoch_class
+from strata.pipeline.run.session import Session
 from strata.store.level.checks import Checks
 from strata.store.level.level import Level
 from strata.store.read.mapped import Mapped
 
 
-class FfcvRows:
+class FfcvRows(AbstractContextManager["FfcvRows"]):
     """Batches of stored rows. Close it, or use it in a with statement."""
 
     def __init__(self, source: RowsInMemory, workers: int | None = None) -> None:
@@ -48,17 +42,13 @@ class FfcvRows:
     @classmethod
     def of_levels(cls, levels: Sequence[Level], workers: int | None = None) -> FfcvRows:
         """Rows of raw levels (views) of equal geometry, read in place; row r of view v has the
-        number v · rows + r. Raises as :class:`strata.store.read.mapped.Mapped` does."""
+        number v · rows + r. Raises as :class:`Mapped` does."""
         return cls(_Levels(levels), workers)
 
     @classmethod
     def of_beton(cls, path: Path, level: Level, workers: int | None = None) -> FfcvRows:
-        """Rows of x_0 from its .beton. Raises as :func:`strata.pipeline.feed.ffcv.beton.read_beton`
-        does."""
+        """Rows of x_0 from its .beton. Raises as :func:`beton.read_beton` does."""
         return cls(_Beton(path, level), workers)
-
-    def __enter__(self) -> FfcvRows:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -67,7 +57,7 @@ class FfcvRows:
         """End the epochs that are under way, and unmap. A batch that was handed out stays valid."""
         self._closed = True
         for epoch in list(self._epochs):
-            stop(epoch)
+            epoch.stop()
         self._source.close()
 
     def __len__(self) -> int:
@@ -108,13 +98,13 @@ class FfcvRows:
             yield self._source.shaped(np.empty((0, *self._source.row), np.uint8))
             return
         with alone(self._loader.num_workers):
-            epoch = start(self._loader, order, length, self._finished)
+            epoch = epoch_class()(self._loader, order, length, self._finished)
             self._epochs.add(epoch)
             try:
                 for _ in parts:
-                    yield next_batch(epoch)
+                    yield epoch.next_batch()
             finally:
-                stop(epoch)
+                epoch.stop()
                 self._epochs.discard(epoch)
 
     def _check_open(self) -> None:
@@ -140,14 +130,15 @@ def _epochs(parts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
         yield parts[begin:]
 
 
-# ---- what is read -------------------------------------------------------------------------------
+POINTERS = np.dtype([("f0", "<u8")])
+"""ffcv's metadata of rows of plain bytes."""
 
 
 class _Levels:
     """Raw levels. To ffcv a row is so many bytes: numba has no float16, and needs none."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
-        ffcv()  # if it is missing, say so before anything is mapped
+        beton.check()  # if it is missing, say so before anything is mapped
         self.geometry = levels[0].geometry
         if self.geometry.profile != "raw":
             raise LoaderError(
@@ -160,31 +151,26 @@ class _Levels:
         self.places = places.astype(np.uint64)
         self.ready, self.check, self.close = mapped.check_sizes, Checks(levels).check, mapped.close
         self.sizes = np.full(len(mapped), self.geometry.row_bytes, np.uint64)
-        self.metadata = _pointers(self.places)
+        self.metadata = self.places.view(POINTERS)
         self.rgb, self.row = False, (self.geometry.row_bytes,)
 
     def shaped(self, batch: np.ndarray) -> np.ndarray:
         return batch.view(self.geometry.dtype).reshape(len(batch), *self.geometry.stored)
 
 
-def _pointers(places: np.ndarray) -> np.ndarray:
-    """ffcv's metadata of rows of plain bytes."""
-    return places.view([("f0", "<u8")])
-
-
 class _Beton:
     """x_0 from the .beton that was written from it."""
 
     def __init__(self, path: Path, level: Level) -> None:
-        reader = read_beton(path, level)
+        reader = beton.read_beton(path, level)
         self.path, self.nbytes = path, path.stat().st_size
         self.shape = (len(level), *level.geometry.stored)
         self.checksums, self._seen = reader.metadata["f3"], np.zeros(len(level), bool)
-        self.places, self.sizes = places(reader)
+        self.places, self.sizes = beton.places(reader)
         channels, height, width = level.geometry.sample
         self.rgb = channels == 3
         self.row = (height, width, 3) if self.rgb else (level.geometry.row_bytes,)
-        self.metadata = reader.metadata if self.rgb else _pointers(self.places)
+        self.metadata = reader.metadata if self.rgb else self.places.view(POINTERS)
         self.memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
 
     def ready(self) -> None:
@@ -209,3 +195,35 @@ class _Beton:
 
     def close(self) -> None:
         """The map ends with its last reader."""
+
+
+def image_file(session: Session, level: Level) -> Path | None:
+    """The .beton of x_0 that the session's loader reads; None if it reads the level itself.
+
+    Raises:
+        LoaderError: ffcv cannot be had, or the recipe wants JPEG and the loader cannot read it.
+    """
+    quality = session.run.recipe.data.jpeg
+    if session.loader != "ffcv":
+        if quality:
+            raise LoaderError(
+                f"'data.jpeg' is {quality}: its images are read by ffcv. Use --loader ffcv"
+            )
+        return None
+    beton.check()
+    mode = f"jpeg{quality}" if quality else "raw"
+    path = level.directory.with_name(f"{level.key.name}.{mode}.beton")
+    try:
+        beton.read_beton(path, level)
+    except LoaderError as error:  # it is only a copy, so that there is nothing to lose
+        if path.exists():
+            session.report.say(f"{error}. It is written again")
+        with session.report.task(f"writing {path.name}", len(level), "images") as tick:
+
+            def done(rows: int) -> None:
+                session.stop.check()
+                tick(rows)
+
+            jpeg: dict[str, Any] = {"mode": "jpeg", "quality": quality} if quality else {}
+            beton.write_images(path, level, tick=done, **jpeg)
+    return path

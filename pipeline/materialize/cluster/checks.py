@@ -1,7 +1,7 @@
-"""Workers that only look: at images, at the bytes of shards, at what channels hold.
+"""Workers that write nothing: they examine images, hash shards and compute channel statistics.
 
-An answer that fails is no reason to stop: what a worker could not look at is looked at here, where
-an error has its own name and exit code.
+An answer that fails is no reason to stop: what a worker could not do is done here, where an error
+has its own name and exit code.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from strata.pipeline.feed.shard_moments import looking_at
+from strata.pipeline.feed.shard_moments import moments_of
+from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.submit import Dispatch, refusal
-from strata.pipeline.materialize.cluster.tasks import ChannelsTask, Failed, HashTask, SurveyTask
+from strata.pipeline.materialize.cluster.tasks import Failed, WorkerTask
 from strata.pipeline.run.session import Crew, Session
 from strata.pipeline.run.stores import StoreAddress
 from strata.stages.data.images import Examined, Source, examine, spans
@@ -26,11 +27,12 @@ from strata.store.write.verify import Damage, check_shard
 
 SPAN = 512
 """Images that are examined in one task."""
-Answered = TypeVar("Answered")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 def examined(
-    session: Session, source: Source, order: SurveyTask
+    session: Session, source: Source, task: tasks.SurveyTask
 ) -> Iterator[tuple[str, int, Examined]]:
     """All images hashed and decoded by workers, in their order: split, number of the first, what
     was found.
@@ -39,14 +41,10 @@ def examined(
         ClusterError: a worker does not see the images.
     """
     assert session.crew is not None
-    answers = Dispatch(session.crew, order).answers(spans(source, SPAN))
-    found = (
-        ((split, span.start), _or_here(answer, partial(examine, source, split, span)))
-        for (split, span), answer in answers
-    )
-    due = ((split, span.start) for split, span in spans(source, SPAN))
-    for (split, start), one in _in_order(found, due):
-        yield split, start, one
+    items = list(spans(source, SPAN))
+    answers = _answers(session.crew, task, items, lambda item: examine(source, *item))
+    for (split, span), found in _in_order(answers, items):
+        yield split, span.start, found
 
 
 def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
@@ -56,18 +54,16 @@ def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
         ClusterError: a worker does not see the level.
         LevelDamaged: a row is not the one that was written; names file and row.
     """
-    order = ChannelsTask(StoreAddress.of(store), level.key, level.content_root)
-    shards, look = range(level.geometry.shards), looking_at(level)
-    answers = Dispatch(crew, order).answers(shards)
-    found = ((shard, _or_here(answer, partial(look, shard))) for shard, answer in answers)
-    for _, moments in _in_order(found, shards):
+    task = tasks.ChannelsTask(StoreAddress.of(store), level.key, level.content_root)
+    shards = range(level.geometry.shards)
+    for _, moments in _in_order(_answers(crew, task, shards, moments_of(level)), shards):
         yield moments
 
 
 def hashing(
     crew: Crew, store: Store, tick: Callable[[int], None]
 ) -> Callable[..., Iterator[Damage | None]]:
-    """For :func:`strata.store.write.verify.check_level`: workers hash.
+    """The hashing of shards by workers, as :func:`store.write.verify.check_level` takes it.
 
     Raises:
         ClusterError: a worker does not see the level.
@@ -75,37 +71,36 @@ def hashing(
 
     def hashed(directory: Path, entries: Sequence[dict[str, Any]]) -> Iterator[Damage | None]:
         place, files = directory.absolute(), store.files
-        order = HashTask(StoreAddress.of(store), place, sha256(files.read(place / COMMIT)))
-        for entry, answer in Dispatch(crew, order).answers(entries):
-            look = partial(check_shard, place, entry, deep=True, files=files)
-            damage = _or_here(answer, look)
+        task = tasks.HashTask(StoreAddress.of(store), place, sha256(files.read(place / COMMIT)))
+        check = partial(check_shard, place, deep=True, files=files)
+        for entry, damage in _answers(crew, task, entries, check):
             tick(entry["nbytes"])
             yield damage and replace(damage, path=directory / entry["key"], level=directory)
 
     return hashed
 
 
-def _or_here(answer: Any, look: Callable[[], Answered]) -> Answered:
-    """What a worker has answered; where it failed, what is seen here."""
-    if not isinstance(answer, Failed):
-        return answer
-    if answer.for_all:
-        raise refusal(answer)
-    return look()
-
-
-_Name = TypeVar("_Name")
+def _answers(
+    crew: Crew, task: WorkerTask, items: Sequence[Item], here: Callable[[Item], Answer]
+) -> Iterator[tuple[Item, Answer]]:
+    """Every item with what a worker has answered; where it failed, with what is seen here."""
+    for item, answer in Dispatch(crew, task).answers(items):
+        if isinstance(answer, Failed):
+            if answer.for_all:
+                raise refusal(answer)
+            answer = here(item)
+        yield item, answer
 
 
 def _in_order(
-    found: Iterable[tuple[_Name, Answered]], due: Iterable[_Name]
-) -> Iterator[tuple[_Name, Answered]]:
-    """The same, in the order in which they are due. A few wait, as a few are under way."""
-    waiting: dict[_Name, Answered] = {}
-    order = iter(due)
-    name = next(order, None)
-    for other, one in found:
-        waiting[other] = one
-        while name in waiting:
-            yield name, waiting.pop(name)
-            name = next(order, None)
+    answers: Iterable[tuple[Item, Answer]], items: Sequence[Item]
+) -> Iterator[tuple[Item, Answer]]:
+    """Answers in the order of their items. A few wait, as a few are under way."""
+    waiting: dict[Item, Answer] = {}
+    due = iter(items)
+    first = next(due, None)
+    for item, answer in answers:
+        waiting[item] = answer
+        while first in waiting:
+            yield first, waiting.pop(first)
+            first = next(due, None)

@@ -1,7 +1,7 @@
 """Workers for what is done shard by shard: some of this machine, or those of a scheduler.
 
 They are begun, or connected to, when the first of the work is there: a command that finds nothing
-to do starts nobody. What they do is in ``worker.py``, how they are kept busy in ``spread.py``.
+to do starts nobody. What they do is in ``worker.py``, how they are kept busy in ``submit.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pickle
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 CONNECT_S, ANSWER_S = 10.0, 120.0
-"""How long a scheduler, and every worker's first answer are waited for."""
+"""Seconds that a scheduler, and every worker's first answer are waited for."""
 ONE_HEAP = ("MALLOC_ARENA_MAX", "1")
-"""Of a worker's environment, since it computes in threads: glibc gives each a heap of its own,
-which cannot grow beyond 64 MiB. Larger tensors then come from the kernel, page by page, and go
-back, whatever :func:`strata.pipeline.plan.hardware.keep_freed_memory` says: a quarter more time. It
-is read when a process begins."""
+"""A variable for a worker's environment, since it computes in threads: glibc gives each a heap of
+its own, which cannot grow beyond 64 MiB. Larger tensors then come from the kernel, page by page,
+and go back, whatever ``hardware.keep_freed_memory`` says: a quarter more time. It is read when a
+process begins."""
 DEATHS = 3
 """Workers that may die on one shard before it is given up."""
 SLOTS = 2
@@ -74,15 +74,14 @@ def crew(
     if workers is None and scheduler is None:
         yield None
         return
-    found = Workers(workers, scheduler, options.get("device") or "auto", report, stop)
-    try:
+    with closing(
+        Workers(workers, scheduler, options.get("device") or "auto", report, stop)
+    ) as found:
         yield found
-    finally:
-        found.close()
 
 
 class Workers:
-    """Workers; nobody is there until :attr:`client` is asked for."""
+    """Workers of a Dask cluster; nobody is there until :attr:`client` is asked for."""
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class Workers:
 
     @property
     def where(self) -> str:
-        """For people."""
+        """Which scheduler it is, for messages."""
         return f"the scheduler at {self._scheduler}" if self._scheduler else "that of --workers"
 
     def begin(self) -> None:
@@ -118,25 +117,25 @@ class Workers:
         Raises:
             ClusterError: there is no scheduler, no worker, or one with other versions.
         """
-        self._client = self._client or self._begun()
+        if self._client is None:
+            self._open.enter_context(_quiet())
+            client = self._connected() if self._scheduler else self._started()
+            try:
+                there = _first_workers(client, self._scheduler)
+                from strata.pipeline.materialize.cluster.worker import WorkerState
+
+                client.register_plugin(WorkerState())
+                self.report.say(f"{len(there)} workers at {client.scheduler_info()['address']}")
+            except BaseException:
+                self.close()
+                raise
+            self._client = client
         return self._client
-
-    def _begun(self) -> Client:
-        self._open.enter_context(_quiet())
-        client = self._connected() if self._scheduler else self._started()
-        with self._closing_if_refused():
-            there = _wait_for_workers(client, self._scheduler)
-            _check(client, there, self._scheduler)
-            from strata.pipeline.materialize.cluster.worker import Bench
-
-            client.register_plugin(Bench())
-            self.report.say(f"{len(there)} workers at {client.scheduler_info()['address']}")
-        return client
 
     @cached_property
     def threads(self) -> int | None:
-        """That a worker computes with; None: as many as it has slots, which whoever started it
-        chose."""
+        """Threads that a worker computes with; None: as many as it has slots, which whoever started
+        it chose."""
         if self._scheduler:
             return None
         import torch
@@ -150,14 +149,14 @@ class Workers:
         workers = self.client.scheduler_info()["workers"].values()
         return self._device != "cpu" and any(w["resources"].get("GPU") for w in workers)
 
-    def submit(self, order: WorkerTask, item: Any, *, gpu: bool) -> Future:
-        """Have a worker do one item of an order; see :func:`worker.serve`."""
+    def submit(self, task: WorkerTask, item: Any, *, gpu: bool) -> Future:
+        """Have a worker do one item of a task; see :func:`worker.serve`."""
         from strata.pipeline.materialize.cluster.worker import serve
 
         device, resources = ("cuda", {"GPU": 1}) if gpu else ("cpu", None)
         function = pickle.dumps(serve)
         return self.client.submit(
-            call, function, order, item, device, self.threads, pure=False, resources=resources
+            call, function, task, item, device, self.threads, pure=False, resources=resources
         )
 
     def count(self) -> int:
@@ -169,28 +168,17 @@ class Workers:
         self._open.close()
         self._client = None
 
-    @contextmanager
-    def _closing_if_refused(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
-
     def _started(self) -> Client:
         import dask.config
         import torch
         from distributed import Client, LocalCluster
 
         gpus = torch.cuda.device_count() if self._device != "cpu" else 0
-        self._open.enter_context(
-            dask.config.set(
-                {
-                    "distributed.scheduler.allowed-failures": DEATHS,
-                    f"distributed.nanny.pre-spawn-environ.{ONE_HEAP[0]}": ONE_HEAP[1],
-                }
-            )
-        )
+        settings = {
+            "distributed.scheduler.allowed-failures": DEATHS,
+            f"distributed.nanny.pre-spawn-environ.{ONE_HEAP[0]}": ONE_HEAP[1],
+        }
+        self._open.enter_context(dask.config.set(settings))
         try:
             with _deaf_children():
                 cluster = LocalCluster(
@@ -257,33 +245,25 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _wait_for_workers(client: Client, address: str | None) -> list[str]:
-    with suppress(TimeoutError):
-        client.wait_for_workers(1, timeout=WORKERS_S)
-    there = list(client.scheduler_info()["workers"])
-    if not there:
-        raise ClusterError(
-            f"the scheduler has had no workers for {WORKERS_S:.0f} s. "
-            + START.format(address=address)
-        )
-    return there
-
-
-def _check(client: Client, workers: list[str], address: str | None) -> None:
-    """Every worker must run what we run, or it would write something else."""
+def _first_workers(client: Client, address: str | None) -> list[str]:
+    """Addresses of workers. Every one must run what we run, or it would write something else."""
     from distributed import wait
 
     from strata.pipeline.materialize.cluster.worker import facts
 
-    asked = {w: client.submit(call, pickle.dumps(facts), workers=[w], pure=False) for w in workers}
+    with suppress(TimeoutError):
+        client.wait_for_workers(1, timeout=WORKERS_S)
+    there, start = list(client.scheduler_info()["workers"]), START.format(address=address)
+    if not there:
+        raise ClusterError(f"the scheduler has had no workers for {WORKERS_S:.0f} s. {start}")
+    asked = {w: client.submit(call, pickle.dumps(facts), workers=[w], pure=False) for w in there}
     with suppress(TimeoutError), client.as_current():
         wait(list(asked.values()), timeout=ANSWER_S)
     ours = facts()
     for worker, future in asked.items():
         where = f"the worker at {worker}"
         if future.status == "error":
-            why = f"{where} cannot run Strata: {future.exception()!r}. "
-            raise ClusterError(why + START.format(address=address))
+            raise ClusterError(f"{where} cannot run Strata: {future.exception()!r}. {start}")
         if future.status != "finished":
             raise ClusterError(
                 f"{where} does not answer within {ANSWER_S:.0f} s. End it, and repeat the command"
@@ -294,3 +274,4 @@ def _check(client: Client, workers: list[str], address: str | None) -> None:
             raise ClusterError(
                 f"{where} runs other versions: {'; '.join(other)}. Start it again with the same"
             )
+    return there

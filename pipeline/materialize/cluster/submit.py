@@ -1,4 +1,4 @@
-"""Keep workers busy with the items of an order: a few of them under way, answers as they come.
+"""Keep workers busy with the items of a task: a few of them under way, answers as they come.
 
 A window of items is with the scheduler, so that a level of a million shards is no graph of a
 million tasks. An answer is read and let go at once: a result that is kept would be computed again
@@ -17,16 +17,9 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.errors import ClusterError, one_line
-from strata.pipeline.materialize.cluster.tasks import (
-    WORKERS_S,
-    Done,
-    Failed,
-    FeaturesTask,
-    WorkerTask,
-    one_machine_alone,
-)
-from strata.pipeline.materialize.timing import NOTE_SECONDS, Together
-from strata.pipeline.progress import Tick, size
+from strata.pipeline.materialize.cluster import tasks
+from strata.pipeline.materialize.cluster.tasks import WORKERS_S, Done, Failed, WorkerTask
+from strata.pipeline.materialize.timing import NAMED, WorkersTiming
 from strata.pipeline.run.session import Crew, Session
 from strata.store.errors import StoreRefused
 from strata.store.write.mandate import Published, unsettled
@@ -45,19 +38,17 @@ ROUNDS = 3
 """How often a shard is asked for that a worker has published and that is not to be seen here."""
 ACCIDENTS = 4
 """Workers that refuse: so many, and it is not they but the store."""
-NAMED = 5
-"""Shards and workers that are named, of however many."""
 
 
 class WorkersDied(ClusterError):
-    """Of one item, again and again."""
+    """Workers die of one item, again and again."""
 
 
 class Dispatch:
-    """Items of one order, under way."""
+    """Items of one task, under way."""
 
-    def __init__(self, crew: Crew, order: WorkerTask) -> None:
-        self._crew, self._order = crew, order
+    def __init__(self, crew: Crew, task: WorkerTask) -> None:
+        self._crew, self._task = crew, task
         self._client: Client = crew.client
         self._finished: SimpleQueue[Future] = SimpleQueue()
         self._under_way: dict[Future, Any] = {}
@@ -65,7 +56,7 @@ class Dispatch:
         self._refusing: set[str] = set()
         """Workers that cannot get at the files."""
         self._workers = max(1, crew.count())
-        self._gpu = isinstance(order, FeaturesTask) and crew.on_gpu
+        self._gpu = isinstance(task, tasks.FeaturesTask) and crew.on_gpu
         self._heard = self._looked = time.monotonic()
         self.most = 0
         """Items that were under way at once."""
@@ -109,7 +100,7 @@ class Dispatch:
     def _others_may(self, failed: Failed) -> bool:
         """Is it one of several workers that cannot get at the files? It answers late, so that it is
         given little; others do that."""
-        if not (failed.for_all and one_machine_alone(failed.error)):
+        if not (failed.for_all and tasks.one_machine_alone(failed.error)):
             return False
         known = failed.worker in self._refusing
         self._refusing.add(failed.worker)
@@ -121,15 +112,16 @@ class Dispatch:
         return others
 
     def _submit(self, coming: Iterator[Any], alone: bool) -> None:
-        most = 1 if alone else WINDOW * self._workers
-        waiting = chain(_drained(self._again), coming)
-        for item in islice(waiting, max(0, most - len(self._under_way))):
-            future = self._crew.submit(self._order, item, gpu=self._gpu)
+        room = max(0, (1 if alone else WINDOW * self._workers) - len(self._under_way))
+        again = [self._again.popleft() for _ in range(min(room, len(self._again)))]
+        for item in chain(again, islice(coming, room - len(again))):
+            future = self._crew.submit(self._task, item, gpu=self._gpu)
             self._under_way[future] = item
             future.add_done_callback(self._finished.put)
         self.most = max(self.most, len(self._under_way))
 
     def _next(self) -> Future:
+        """The next future that is done."""
         while True:
             self._crew.stop.check()
             with suppress(Empty):
@@ -179,21 +171,15 @@ class Dispatch:
         )
 
 
-def _drained(items: deque[Any]) -> Iterator[Any]:
-    while items:
-        yield items.popleft()
-
-
 # ---- writing a level ----------------------------------------------------------------------------
 
 
 def publish(
     session: Session,
     writer: LevelWriter,
-    order: WorkerTask,
+    task: WorkerTask,
     todo: Sequence[int],
-    together: Together,
-    tick: Tick,
+    timing: WorkersTiming,
 ) -> int:
     """Let workers publish shards of a level that is locked; returns their bytes.
 
@@ -202,14 +188,13 @@ def publish(
         ClusterError: names the shards that failed, once all others are finished.
     """
     assert session.crew is not None
-    progress = PublishProgress(together, tick, len(todo))
     published: dict[int, Published] = {}
     failed: dict[int, Failed] = {}
     for _ in range(ROUNDS):
-        for shard, answer in Dispatch(session.crew, order).answers(todo):
+        for shard, answer in Dispatch(session.crew, task).answers(todo):
             if isinstance(answer, Done):
                 published[shard] = Published(shard, answer.nbytes, answer.sha256)
-                progress.done(answer)
+                timing.done(answer)
             elif answer.for_all:
                 raise refusal(answer)
             else:
@@ -220,36 +205,10 @@ def publish(
     unseen = Failed("a worker", ClusterError("it was published, and is not to be seen here"))
     failed |= dict.fromkeys(todo, unseen)
     writer.sweep()  # what workers that died were at
-    session.report.say(f"  {progress.workers()}")
+    session.report.say(f"  {timing.workers()}")
     if failed:
         raise _named(writer, failed, len(published) - len(todo))
     return sum(one.nbytes for one in published.values())
-
-
-class PublishProgress:
-    """What people see of shards that workers publish."""
-
-    def __init__(self, together: Together, tick: Tick, shards: int) -> None:
-        self._together, self._tick, self._shards = together, tick, shards
-        self._begun = self._noted = time.perf_counter()
-        self._nbytes = self._count = 0
-        self._note = ""
-
-    def done(self, answer: Done) -> None:
-        self._together.add(answer.worker, answer.rows, answer.seconds, answer.peak_bytes)
-        self._nbytes, self._count = self._nbytes + answer.nbytes, self._count + 1
-        now = time.perf_counter()
-        if now - self._noted > NOTE_SECONDS:
-            self._noted = now
-            rate = size(self._nbytes / (now - self._begun))
-            self._note = f"shard {self._count} of {self._shards}, {rate}/s, {self.workers()}"
-        self._tick(answer.rows, self._note)
-
-    def workers(self) -> str:
-        """Images per second of every worker: ``"images/s by worker: 0 512, 1 498"``"""
-        rates = self._together.rates
-        named = [f"{worker} {rate:,.0f}" for worker, rate in islice(rates.items(), NAMED)]
-        return f"images/s by worker: {', '.join(named)}{' …' if len(rates) > NAMED else ''}"
 
 
 def refusal(failed: Failed) -> Exception:
@@ -269,14 +228,11 @@ def _named(writer: LevelWriter, failed: dict[int, Failed], finished: int) -> Clu
     named = []
     for shard, why in sorted(failed.items())[:NAMED]:
         first, last = writer.geometry.shard_range(shard)
-        named.append(f"shard {shard} (rows {first}…{last - 1}, on {why.worker}): {_why(why.error)}")
+        said = one_line(why.error) if str(why.error) else type(why.error).__name__
+        named.append(f"shard {shard} (rows {first}…{last - 1}, on {why.worker}): {said}")
     rest = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
     noun = "shard" if len(failed) == 1 else "shards"
     return ClusterError(
         f"{len(failed)} {noun} of {writer.key.label} failed, {finished} are finished and kept. "
         f"{'; '.join(named)}{rest}. Mend that and repeat the command: only these are missing"
     )
-
-
-def _why(error: Exception) -> str:
-    return one_line(error) if str(error) else type(error).__name__

@@ -1,6 +1,6 @@
-"""What a worker of a cluster is told, and what it answers: small, and never the values of a level.
+"""Tasks for the workers of a cluster, and their answers: small, and never the values of a level.
 
-An order names a run, a store and images by path or URL, and what must be found there by digest: a
+A task names a run, a store and images by path or URL, and what must be found there by digest: a
 worker loads weights itself and refuses others than those that the command knows.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import DiskFull, StoreRefused
 from strata.store.level.layout import LevelKey
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 WORKERS_S = 30.0
-"""How long a first worker is waited for."""
+"""Seconds that a first worker is waited for."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +34,17 @@ class RunAddress:
     run: Path
     store: StoreAddress
     source: str
-    """The images."""
+    """The images, as a recipe names them, with an absolute path."""
     data_root: Path
-    """Of torchvision's data sets."""
+    """Where torchvision's data sets lie."""
 
     @classmethod
     def of(cls, session: Session) -> RunAddress:
-        run = session.run
-        return cls(
-            run.directory.absolute(),
-            StoreAddress.of(session.store),
-            _absolute(run.source),
-            session.data_root.absolute(),
-        )
-
-
-def _absolute(source: str) -> str:
-    """A source whose path means the same in every directory."""
-    kind, colon, place = source.partition(":")
-    if kind not in ("imagefolder", "npz"):
-        return source
-    return f"{kind}{colon}{Path(place).expanduser().absolute()}"
+        run, source = session.run.directory.absolute(), session.run.source
+        kind, _, path = source.partition(":")
+        if kind in ("imagefolder", "npz"):
+            source = f"{kind}:{Path(path).expanduser().absolute()}"
+        return cls(run, StoreAddress.of(session.store), source, session.data_root.absolute())
 
 
 @dataclass(frozen=True)
@@ -65,17 +56,21 @@ class FeaturesTask:
     base: LevelKey
     """The level to read."""
     content_root: str
-    """What is in it."""
+    """Digest of its values."""
     weights: tuple[str, ...]
     """Digests of the layers in between, lowest first."""
 
 
 def features(session: Session, base: Level, mandate: Mandate) -> FeaturesTask:
-    """Told of a level that is computed from ``base``."""
-    between = range(base.key.depth + 1, mandate.key.depth + 1)
-    records = (session.run.layer(j) for j in between)
-    weights = tuple(record["weights"] for record in records if record is not None)
+    """The task to write a level of x_j from ``base``, a level below."""
+    weights = layer_digests(session.run, base.key.depth, mandate.key.depth)
     return FeaturesTask(RunAddress.of(session), mandate, base.key, base.content_root, weights)
+
+
+def layer_digests(run: Run, base: int, depth: int) -> tuple[str, ...]:
+    """Digests of the weights of the layers between x_base and x_depth, lowest first."""
+    records = (run.layer(j) for j in range(base + 1, depth + 1))
+    return tuple(record["weights"] for record in records if record is not None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ class SurveyTask:
 
     place: RunAddress
     signature: str
-    """Of the images, as far as can be told without reading them."""
+    """State of the images, as far as can be told without reading them."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class ImagesTask:
     survey: Path
     """The record of the images: which are good."""
     digest: str
-    """Of all that are."""
+    """Digest of all good images."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class HashTask:
 
 @dataclass(frozen=True)
 class ChannelsTask:
-    """Look at what the channels of a committed level hold, shard by shard."""
+    """Compute the statistics of the channels of a committed level, shard by shard."""
 
     store: StoreAddress
     level: LevelKey
@@ -127,9 +122,6 @@ def call(function: bytes, *arguments: Any) -> Any:
     return pickle.loads(function)(*arguments)
 
 
-# ---- answers ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Done:
     """A shard that is published, and what that took."""
@@ -139,14 +131,14 @@ class Done:
     nbytes: int
     sha256: str
     seconds: dict[str, float] = field(default_factory=dict)
-    """By part of the work: reading, forward pass, publishing."""
+    """Seconds by part of the work: reading, forward pass, publishing."""
     peak_bytes: int = 0
     """Most bytes of tensors on the device, where they were counted."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a worker did not do what it was told."""
+    """The reason why a worker did not do its task."""
 
     worker: str
     error: Exception

@@ -1,8 +1,8 @@
-"""What runs in a worker of a cluster: it finds what an order names, and works a shard at a time.
+"""What runs in a worker of a cluster: it finds what a task names, and works a shard at a time.
 
-Layers and levels are opened once for all shards of an order, checked by digest, and kept by a
-plugin. One shard is computed at a time, with all threads that the worker may use, while others are
-read or published; so a worker wants two slots or more.
+Layers and levels are opened once for all shards of a task, checked by digest, and kept by a plugin.
+One shard is computed at a time, with all threads that the worker may use, while others are read or
+published; so a worker wants two slots or more.
 """
 
 from __future__ import annotations
@@ -18,53 +18,40 @@ from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-import numpy as np
 import torch
 from distributed import Worker, WorkerPlugin, get_worker
 
 import strata
 from strata.pipeline.errors import ClusterError, exit_code
-from strata.pipeline.feed.features import features_above
-from strata.pipeline.feed.shard_moments import Look, looking_at
-from strata.pipeline.materialize.cluster.tasks import (
-    ChannelsTask,
-    Done,
-    Failed,
-    FeaturesTask,
-    HashTask,
-    ImagesTask,
-    RunAddress,
-    SurveyTask,
-    WorkerTask,
-    one_machine_alone,
-)
-from strata.pipeline.materialize.forward import Computed
-from strata.pipeline.materialize.images import Decoded, order_of_rows
-from strata.pipeline.materialize.timing import Line
+from strata.pipeline.feed.features import features
+from strata.pipeline.feed.shard_moments import moments_of
+from strata.pipeline.materialize.cluster import tasks
+from strata.pipeline.materialize.cluster.tasks import Done, Failed, FeaturesTask, ImagesTask
+from strata.pipeline.materialize.images import ImageShards, order_of_rows
+from strata.pipeline.materialize.level import ShardSource
+from strata.pipeline.materialize.materialize import FeatureShards
+from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.plan import hardware
 from strata.pipeline.run import device as devices
 from strata.pipeline.run import rundir
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
-from strata.stages.data.images import Examined, Source, examine, open_source
-from strata.stages.features.moments import Moments
+from strata.stages.data.images import examine, open_source
 from strata.store.errors import StoreRefused, refusals
 from strata.store.files.publish import unseal
 from strata.store.fingerprint import sha256
-from strata.store.level.level import COMMIT
+from strata.store.level.level import COMMIT, Level
 from strata.store.write.mandate import Mandate
 from strata.store.write.verify import Damage, check_shard
 from strata.store.write.writer import PUBLISHERS
 
 NAME = "strata"
-"""Of the plugin."""
-Check = Callable[[dict[str, Any]], Damage | None]
-"""Of what a commit says of a shard."""
+"""Name of the plugin."""
 LATE_S = 5.0
-"""What a worker waits that cannot get at the files, before it says so: it would be done with
-everything in no time, while others compute."""
+"""Seconds that a worker that cannot get at the files waits before it says so: it would be done
+with everything in no time, while others compute."""
 KEPT = 2
-"""Orders whose layers and levels a worker keeps: views of one x_j are written in turn."""
+"""Tasks whose layers and levels a worker keeps: views of one x_j are written in turn."""
 
 
 def _code() -> str:
@@ -87,7 +74,7 @@ def facts() -> dict[str, str]:
     return {"python": python, **versions, **both, "code": CODE}
 
 
-class Bench(WorkerPlugin):
+class WorkerState(WorkerPlugin):
     """What a worker keeps between shards."""
 
     name = NAME
@@ -98,69 +85,69 @@ class Bench(WorkerPlugin):
         self.number = worker.name if isinstance(worker.name, int) else 0
         self.slots = worker.state.nthreads
         self.room = BoundedSemaphore(PUBLISHERS + 1)
-        """As many shards are in memory."""
+        """Most shards in memory at once."""
         self.computing, self._preparing = Lock(), Lock()
-        self._kept: OrderedDict[tuple[WorkerTask, str], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[tasks.WorkerTask, str], Any] = OrderedDict()
         hardware.keep_freed_memory()
 
     def teardown(self, worker: Worker) -> None:
         while self._kept:
             _close(self._kept.popitem()[1])
 
-    def prepared(self, order: WorkerTask, device: str, make: Callable[[Any, Any], Any]) -> Any:
-        """What an order needs, made once."""
+    def prepared(self, task: tasks.WorkerTask, device: str) -> Any:
+        """What a task needs, made once."""
         with self._preparing:
-            if (order, device) not in self._kept:
-                self._kept[order, device] = make(order, self.device(device))
+            if (task, device) not in self._kept:
+                self._kept[task, device] = _prepare(task, self._device(device))
                 while len(self._kept) > KEPT:
                     _close(self._kept.popitem(last=False)[1])
-            self._kept.move_to_end((order, device))
-            return self._kept[order, device]
+            self._kept.move_to_end((task, device))
+            return self._kept[task, device]
 
-    def device(self, kind: str) -> torch.device:
-        """Workers of one machine that are numbered share its GPUs in turn; elsewhere
-        CUDA_VISIBLE_DEVICES says which is a worker's own."""
+    def _device(self, kind: str) -> torch.device:
+        """The worker's own device. Workers of one machine that are numbered share its GPUs in turn;
+        elsewhere CUDA_VISIBLE_DEVICES says which is whose."""
         found = devices.pick(kind)
         if found.type == "cuda":
             return torch.device("cuda", self.number % torch.cuda.device_count())
         return found
 
+    def failed(self, error: Exception, *, for_all: bool) -> Failed:
+        if tasks.one_machine_alone(error):
+            time.sleep(LATE_S)
+        return Failed(self.label, error, for_all)
+
 
 def _close(kept: Any) -> None:
-    source = kept.source if isinstance(kept, Decoded) else kept
+    source = kept.source if isinstance(kept, ImageShards) else kept
     if hasattr(source, "close"):
         source.close()
 
 
-def serve(order: WorkerTask, item: Any, device: str, threads: int | None) -> Any:
-    """Do one item of an order; what is refused is returned, whatever else fails is raised.
+def serve(task: tasks.WorkerTask, item: Any, device: str, threads: int | None) -> Any:
+    """Do one item of a task; what is refused is returned, whatever else fails is raised.
 
     Args:
         item: number of a shard, a span of images, or what a commit says of a shard.
         device: ``cpu`` or ``cuda``.
         threads: to compute with; None: as many as the worker has slots.
     """
-    bench: Any = get_worker().plugins[NAME]
-    make, work = _WORK[type(order)]
+    state: Any = get_worker().plugins[NAME]
+    ready = None
     try:
-        with _reaching():
-            ready = bench.prepared(order, device, make)
+        with _as_refusals():
+            ready = state.prepared(task, device)
+        with state.room, _as_refusals():
+            return _do(state, task, ready, item, threads or state.slots)
     except Exception as error:
         if exit_code(error) is None:
             raise
-        return _failed(bench, error, for_all=True)
-    try:
-        with bench.room, _reaching():
-            return work(bench, order, ready, item, threads or bench.slots)
-    except Exception as error:
-        if exit_code(error) is None:
-            raise
-        return _failed(bench, error, for_all=isinstance(error, StoreRefused))
+        return state.failed(error, for_all=ready is None or isinstance(error, StoreRefused))
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
-    """Files of a run, and images, are refused as the store's files are."""
+def _as_refusals() -> Iterator[None]:
+    """Raise an OSError of the files of a run, or of images, as one of the store's files."""
     try:
         yield
     except OSError as error:
@@ -168,16 +155,34 @@ def _reaching() -> Iterator[None]:
             raise
 
 
-def _failed(bench: Bench, error: Exception, *, for_all: bool) -> Failed:
-    if one_machine_alone(error):
-        time.sleep(LATE_S)
-    return Failed(bench.label, error, for_all)
+def _prepare(task: tasks.WorkerTask, device: torch.device) -> Any:
+    """What the items of a task are done with.
+
+    Raises:
+        ClusterError: what is found here is not what the command speaks of.
+    """
+    match task:
+        case FeaturesTask():
+            return _feature_shards(task, device)
+        case ImagesTask():
+            return _image_shards(task)
+        case tasks.SurveyTask():
+            source = open_source(task.place.source, root=task.place.data_root)
+            if source.signature() != task.signature:
+                source.close()
+                raise ClusterError(
+                    f"{task.place.source} holds, here, other files than the command sees"
+                )
+            return source
+        case tasks.HashTask():
+            return _shard_check(task)
+        case tasks.ChannelsTask():
+            level = task.store.open().open(task.level)
+            _expect_values(level, task.content_root)
+            return moments_of(level)
 
 
-# ---- finding what an order names ----------------------------------------------------------------
-
-
-def _run(place: RunAddress, mandate: Mandate) -> Run:
+def _run(place: tasks.RunAddress, mandate: Mandate) -> Run:
     """The run, which must give the level its name: so its recipe, layers and scales are those that
     the command knows."""
     mandate.check(place.store.files)
@@ -190,95 +195,89 @@ def _run(place: RunAddress, mandate: Mandate) -> Run:
     return run
 
 
-def _computed(order: FeaturesTask, device: torch.device) -> Computed:
+def _expect_values(level: Level, content_root: str) -> None:
+    if level.content_root != content_root:
+        raise ClusterError(f"{level.key.label} has, here, other values than the command knows")
+
+
+def _feature_shards(task: FeaturesTask, device: torch.device) -> FeatureShards:
     """The layers, by their digests, and the level below, by its content."""
-    key, run = order.mandate.key, _run(order.place, order.mandate)
-    records = [run.layer(j) for j in range(order.base.depth + 1, key.depth + 1)]
-    found = tuple(record["weights"] for record in records if record is not None)
-    if found != order.weights:
-        raise ClusterError(f"the layers in {order.place.run} have, here, other weights")
+    key, run = task.mandate.key, _run(task.place, task.mandate)
+    if tasks.layer_digests(run, task.base.depth, key.depth) != task.weights:
+        raise ClusterError(f"the layers in {task.place.run} have, here, other weights")
     devices.check(run.compute, device)
-    session = Session(run, order.place.store.open(), device)
-    source = features_above(
-        session, order.base.depth, key.depth, key.split, clean=key.view == "clean"
-    )
-    computed = Computed.of(session, key, order.mandate.geometry, source)
-    base = source.levels[computed.view]
-    if (base.key, base.content_root) != (order.base, order.content_root):
-        raise ClusterError(f"{order.base.label} has, here, other values than the command knows")
-    return computed
+    session, clean = Session(run, task.place.store.open(), device), key.view == "clean"
+    source = features(session, key.depth, key.split, base=task.base.depth, clean=clean)
+    found = FeatureShards(session, key, task.mandate.geometry, source)
+    base = source.levels[found.view]
+    if base.key != task.base:
+        raise ClusterError(f"{task.base.label} has, here, other values than the command knows")
+    _expect_values(base, task.content_root)
+    return found
 
 
-def _images(order: ImagesTask, device: torch.device) -> Decoded:
-    run = _run(order.place, order.mandate)
-    found = unseal(order.survey, order.place.store.files)
-    if found["digest"] != order.digest:
-        raise ClusterError(f"{order.survey} is, here, of other images")
-    source, key = open_source(order.place.source, root=order.place.data_root), order.mandate.key
-    samples = order_of_rows(key, found)
-    return Decoded(run.recipe, source, key.split, samples, order.mandate.geometry)
+def _image_shards(task: ImagesTask) -> ImageShards:
+    run, key = _run(task.place, task.mandate), task.mandate.key
+    found = unseal(task.survey, task.place.store.files)
+    if found["digest"] != task.digest:
+        raise ClusterError(f"{task.survey} is, here, of other images")
+    source = open_source(task.place.source, root=task.place.data_root)
+    rows = order_of_rows(key, found)
+    return ImageShards(run.recipe, source, key.split, rows, task.mandate.geometry)
 
 
-def _source(order: SurveyTask, device: torch.device) -> Source:
-    source = open_source(order.place.source, root=order.place.data_root)
-    if source.signature() != order.signature:
-        source.close()
-        raise ClusterError(f"{order.place.source} holds, here, other files than the command sees")
-    return source
-
-
-def _checking(order: HashTask, device: torch.device) -> Check:
-    """What hashes a shard of a level that is the one the command sees."""
-    files = order.store.files
+def _shard_check(task: tasks.HashTask) -> Callable[[dict[str, Any]], Damage | None]:
+    """What hashes a shard, by what the commit says of it, of a level that is the one the command
+    sees."""
+    files = task.store.files
     try:
-        found = sha256(files.read(order.directory / COMMIT))
+        found = sha256(files.read(task.directory / COMMIT))
     except OSError as error:
         found = error.strerror
-    if found != order.commit:
-        raise ClusterError(f"{order.directory} is, here, not the level that the command sees")
-    return partial(check_shard, order.directory, deep=True, files=files)
+    if found != task.commit:
+        raise ClusterError(f"{task.directory} is, here, not the level that the command sees")
+    return partial(check_shard, task.directory, deep=True, files=files)
 
 
-def _counting(order: ChannelsTask, device: torch.device) -> Look:
-    """What looks at the channels of a shard of a level that is the one the command sees."""
-    level = order.store.open().open(order.level)
-    if level.content_root != order.content_root:
-        raise ClusterError(f"{order.level.label} has, here, other values than the command knows")
-    return looking_at(level)
+def _do(state: WorkerState, task: tasks.WorkerTask, ready: Any, item: Any, threads: int) -> Any:
+    """The answer to one item of a task; ``ready`` is what :func:`_prepare` made of it."""
+    if isinstance(task, FeaturesTask | ImagesTask):
+        return _write(state, task, ready, item, threads)
+    if isinstance(task, tasks.SurveyTask):
+        return examine(ready, *item)
+    if isinstance(task, tasks.ChannelsTask):
+        torch.set_num_threads(threads)
+    return ready(item)
 
 
-# ---- one item -----------------------------------------------------------------------------------
-
-
-def _write(bench: Bench, order: Any, ready: Computed | Decoded, shard: int, threads: int) -> Done:
+def _write(
+    state: WorkerState,
+    task: FeaturesTask | ImagesTask,
+    source: ShardSource,
+    shard: int,
+    threads: int,
+) -> Done:
     """Compute a shard and publish it, unless another worker has."""
-    mandate: Mandate = order.mandate
-    files = order.place.store.files
+    mandate, files = task.mandate, task.place.store.files
     first, last = mandate.geometry.shard_range(shard)
     published, seconds, peak = mandate.done(shard, files), {}, 0
     if published is None:
         torch.set_num_threads(threads)
-        rows, seconds, peak = _rows(bench, ready, shard, mandate.geometry.row_bytes)
-        begun = time.perf_counter()
+        timing = Timing(source.work, mandate.geometry.row_bytes, lambda done, note="": None)
+        begun, lock = time.perf_counter(), _TimedLock(state.computing)
+        ((_, rows),) = source.shards([shard], timing, lock)
+        computed, peak = time.perf_counter(), timing.peak_bytes
+        reading = timing.shares["reading"] * (computed - begun)
         published = mandate.publish(shard, rows, files, threads)
-        seconds["publishing"] = time.perf_counter() - begun
-    return Done(bench.label, last - first, published.nbytes, published.sha256, seconds, peak)
+        seconds = {
+            source.work: computed - begun - reading - lock.waited,
+            "reading": reading,
+            "publishing": time.perf_counter() - computed,
+        }
+    return Done(state.label, last - first, published.nbytes, published.sha256, seconds, peak)
 
 
-def _rows(
-    bench: Bench, ready: Computed | Decoded, shard: int, row_bytes: int
-) -> tuple[np.ndarray, dict[str, float], int]:
-    """Stored elements of a shard, seconds by part of the work, and peak bytes of tensors."""
-    work = "forward pass" if isinstance(ready, Computed) else "decoding"
-    line, begun = Line(work, row_bytes, lambda done, note="": None), time.perf_counter()
-    turn = _Turn(bench.computing)
-    ((_, rows),) = ready.shards([shard], line, turn)
-    whole = time.perf_counter() - begun
-    reading = line.shares["reading"] * whole
-    return rows, {work: whole - reading - turn.waited, "reading": reading}, line.peak_bytes
-
-
-class _Turn:
+class _TimedLock:
     """A lock, and the seconds that it was waited for."""
 
     def __init__(self, lock: Lock) -> None:
@@ -291,30 +290,3 @@ class _Turn:
 
     def __exit__(self, *error: object) -> None:
         self._lock.release()
-
-
-def _examine(
-    bench: Bench, order: SurveyTask, source: Source, span: tuple[str, range], threads: int
-) -> Examined:
-    return examine(source, *span)
-
-
-def _hash(
-    bench: Bench, order: HashTask, check: Check, entry: dict[str, Any], threads: int
-) -> Damage | None:
-    return check(entry)
-
-
-def _count(bench: Bench, order: ChannelsTask, look: Look, shard: int, threads: int) -> Moments:
-    torch.set_num_threads(threads)
-    return look(shard)
-
-
-_WORK: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    FeaturesTask: (_computed, _write),
-    ImagesTask: (_images, _write),
-    SurveyTask: (_source, _examine),
-    HashTask: (_checking, _hash),
-    ChannelsTask: (_counting, _count),
-}
-"""By kind of order: what finds what it names, and what does one item of it."""

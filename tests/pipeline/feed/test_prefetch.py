@@ -19,8 +19,8 @@ from sizes import examples
 from spoil import flip
 
 from strata.pipeline.feed import prefetch as readers
+from strata.pipeline.feed.buffers import MapBuffers, Ring
 from strata.pipeline.feed.prefetch import Reader
-from strata.pipeline.feed.ring import Maps, Ring
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import Geometry
 from strata.store.memory import PAGE
@@ -206,7 +206,7 @@ def test_a_ring_gives_out_what_nobody_holds() -> None:
 
 
 def test_maps_are_channels_last_and_used_again() -> None:
-    maps = Maps()
+    maps = MapBuffers()
     one = maps.take((4, 3, 5, 6))
     assert one.is_contiguous(memory_format=torch.channels_last)
     assert one.shape == (4, 3, 5, 6)

@@ -24,6 +24,22 @@ from strata.pipeline.feed.transfer import AHEAD, Transfer
 CPU = torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Event:
+    """So many pieces of work of a queue."""
+
+    late: Late
+    queue: str
+    count: int
+
+    def reach(self) -> None:
+        self.late.reach(self.queue, self.count)
+
+    def query(self) -> bool:
+        """As of torch's: was it reached?"""
+        return self.late.done[self.queue] >= self.count
+
+
 @dataclass
 class Late:
     """Two queues of work. Nothing is done before somebody must have it: an event that is waited
@@ -42,26 +58,20 @@ class Late:
             work[at]()
             work[at] = lambda: None  # and forget what it was about
 
-    def copy(
-        self, target: Tensor, source: Tensor, after: tuple[str, int] | None
-    ) -> tuple[str, int]:
+    def copy(self, target: Tensor, source: Tensor, after: Event | None) -> Event:
         def run() -> None:
             if after is not None:
-                self.reach(*after)
+                after.reach()
             target.copy_(source)
 
         self.copies.append(run)
-        return "copies", len(self.copies)
+        return Event(self, "copies", len(self.copies))
 
-    def wait(self, event: tuple[str, int]) -> None:
-        self.uses.append(lambda: self.reach(*event))
+    def wait(self, event: Event) -> None:
+        self.uses.append(event.reach)
 
-    def mark(self) -> tuple[str, int]:
-        return "uses", len(self.uses)
-
-    def reached(self, event: tuple[str, int]) -> bool:
-        queue, count = event
-        return self.done[queue] >= count
+    def mark(self) -> Event:
+        return Event(self, "uses", len(self.uses))
 
     def use(self, tensor: Tensor, into: list[Tensor]) -> None:
         """What the consumer's stream does with a batch, some time."""
@@ -96,14 +106,14 @@ def test_every_batch_arrives_however_late_the_streams_are(epochs: list[list[int]
 @pytest.mark.parametrize("forgotten", ["wait", "mark", "after"])
 def test_a_missing_event_would_be_seen(forgotten: str) -> None:
     class Careless(Late):
-        def wait(self, event: tuple[str, int]) -> None:
+        def wait(self, event: Event) -> None:
             if forgotten != "wait":
                 super().wait(event)
 
-        def mark(self) -> tuple[str, int]:
-            return ("uses", 0) if forgotten == "mark" else super().mark()
+        def mark(self) -> Event:
+            return Event(self, "uses", 0) if forgotten == "mark" else super().mark()
 
-        def copy(self, target: Tensor, source: Tensor, after: tuple[str, int] | None):
+        def copy(self, target: Tensor, source: Tensor, after: Event | None):
             found = super().copy(target, source, None if forgotten == "after" else after)
             if forgotten != "wait":
                 self.reach("copies", len(self.copies))  # as early as it may be

@@ -154,7 +154,7 @@ def order_for(place: Remote, cache: Path) -> tuple[FeaturesTask, Level]:
     store, run = open_store(place.store, f"{cache}:50MB"), rundir.find(place.run)
     assert run is not None
     session = Session(run, store, torch.device("cpu"))
-    base = features(session, 1, "train", cached=False).levels["clean"]
+    base = features(session, 1, "train", base=0).levels["clean"]
     shape = session.geometry(1, "train")
     writer = store.writer(session.key(1, "train", "plain"), shape, run.lineage(1))
     with writer.locked():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from strata.pipeline.materialize.timing import Line
+from strata.pipeline.materialize.timing import Timing, limit
 
 PARTS = ("reading", "forward pass", "publishing")
 SLOW, FAST = 0.03, 0.002
@@ -17,7 +17,7 @@ SLOW, FAST = 0.03, 0.002
 def test_the_slowest_part_is_named(slow: str) -> None:
     """A level of ten shards of one block, in which one part sleeps longer than the others."""
     said: list[tuple[int, str]] = []
-    line = Line("forward pass", 1000, lambda rows, note="": said.append((rows, note)))
+    timing = Timing("forward pass", 1000, lambda rows, note="": said.append((rows, note)))
 
     def work(part: str) -> None:
         time.sleep(SLOW if part == slow else FAST)
@@ -28,16 +28,16 @@ def test_the_slowest_part_is_named(slow: str) -> None:
             yield block
 
     def computed() -> Iterator[int]:
-        for block in line.reading(read()):
+        for block in timing.reading(read()):
             work("forward pass")
-            line.tick(50)
+            timing.tick(50)
             yield block
 
-    for _ in line.publishing(computed()):
+    for _ in timing.publishing(computed()):
         work("publishing")
-    assert line.limit == slow
-    assert set(line.shares) == set(PARTS)
-    assert sum(line.shares.values()) == pytest.approx(1)
+    assert limit(timing.shares) == slow
+    assert set(timing.shares) == set(PARTS)
+    assert sum(timing.shares.values()) == pytest.approx(1)
     assert sum(rows for rows, _ in said) == 1000
     notes = [note for _, note in said if note]
     assert notes
@@ -45,7 +45,7 @@ def test_the_slowest_part_is_named(slow: str) -> None:
 
 
 def test_a_level_that_is_written_at_once_has_shares_too() -> None:
-    line = Line("decoding", 10, lambda rows, note="": None)
-    assert line.limit == "decoding"
-    assert list(line.reading([])) == []
-    assert sum(line.shares.values()) == pytest.approx(1)
+    timing = Timing("decoding", 10, lambda rows, note="": None)
+    assert limit(timing.shares) == "decoding"
+    assert list(timing.reading([])) == []
+    assert sum(timing.shares.values()) == pytest.approx(1)

@@ -14,7 +14,7 @@ from root import ROOT
 from runs import open_run, tiny
 
 from strata.pipeline.errors import exit_code, one_line
-from strata.pipeline.feed.features import features, level_draws, load_layer
+from strata.pipeline.feed.features import features, frozen_layer, level_draws
 from strata.pipeline.materialize.materialize import materialize
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run import weights
@@ -125,12 +125,12 @@ def test_scales_are_chosen_on_what_the_first_view_holds(
     monkeypatch.setattr(scales, "SCALE_ROWS", 100)
     session = solved(tmp_path, views=views, precision=precision)
     materialize(session, 1)
-    layer = load_layer(session, 1)
+    layer = frozen_layer(session.run, 1, session.device)
     maps = scales._maps(session, 1, layer.layer, features(session, 0, "train"))
     rounded = torch.cat([layer.stored.rounded(x) for x in maps])
     chosen = generator("calibration rows", 0).permutation(1437)[:100]
     rows, view = np.sort(chosen), {'"canvas"': "plain", "3": "v0", "0": "clean"}[views]
-    source = features(session, 1, "train", cached=views != "0")
+    source = features(session, 1, "train", base=0 if views == "0" else None)
     assert source.base == (0 if views == "0" else 1)
     ids = session.images()["train"].array("sample_id")
     draws = level_draws(session.run.recipe, 0, view, len(ids)).of(ids[rows])
@@ -141,7 +141,7 @@ def test_scales_are_chosen_on_what_the_first_view_holds(
 
 
 def test_the_same_layer_has_the_same_scales(session: Session) -> None:
-    record, layer = record_of(session), load_layer(session, 1)
+    record, layer = record_of(session), frozen_layer(session.run, 1, session.device)
     again = scales.keep(session, 1, layer.layer, features(session, 0, "train"))
     assert again == {key: record[key] for key in ("scales", "quantiser")}
 
@@ -203,7 +203,7 @@ def test_a_level_that_was_removed_is_made_again_with_the_same_scales(session: Se
     materialize(session, 1)
     after = session.store.open(key)
     assert (after.content_root, after.auxiliary) == (before.content_root, before.auxiliary)
-    layer = load_layer(session, 1)
+    layer = frozen_layer(session.run, 1, session.device)
     assert isinstance(layer.stored, Quantiser)
     assert np.array_equal(after.array("scale"), layer.stored.scale)
     assert np.array_equal(after.array("zero"), layer.stored.zero)
@@ -268,7 +268,7 @@ def test_nan_is_refused_when_scales_are_chosen_and_when_levels_are_written(
 ) -> None:
     session = solved(tmp_path, precision=precision)
     change_weights(session, float("nan"))
-    layer = load_layer(session, 1).layer
+    layer = frozen_layer(session.run, 1, session.device).layer
     rows = np.sort(generator("calibration rows", 0).permutation(1437))
     ids = session.images()["train"].array("sample_id")
     named = f"x_1 train.plain, row {rows[0]}, sample {ids[rows[0]]} of train"

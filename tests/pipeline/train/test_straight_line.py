@@ -75,7 +75,7 @@ def test_layer_by_layer_equals_the_assembled_network(tmp_path: Path) -> None:
     recipe, run = session.run.recipe, session.run
     ids = session.images()["train"].array("sample_id")
     x0 = torch.from_numpy(session.images()["train"].read(0, 64))
-    layers = features(session, 3, "train", cached=False).layers
+    layers = features(session, 3, "train", base=0).layers
     for view in views.train_views(recipe):
         level = session.store.open(session.key(3, "train", view))
         draws = level_draws(recipe, run.seed, view, len(ids))
@@ -127,7 +127,7 @@ def test_frozen_layers_stay_frozen(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     record = session.run.layer(1)
     assert record is not None
-    frozen = features(session, 1, "train", cached=False).layers[0].layer
+    frozen = features(session, 1, "train", base=0).layers[0].layer
     for _ in ProblemFeed(session, 1, cached=False).epoch(0):
         pass
     assert weights.digest(frozen.state_dict()) == record["weights"]

@@ -1,0 +1,122 @@
+"""Memory for rows: host buffers, used again as soon as nobody holds them, and all rows on a GPU.
+
+New memory is dear: its first touch costs a page fault per 4 KiB, which together take longer than
+filling it. A buffer is free when the ring is the only one that refers to it. So whoever was given a
+part of one may keep it as long as he likes, and lets it go by forgetting it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from sys import getrefcount
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strata.store.level.layout import Geometry
+from strata.store.memory import PAGE, page_of
+
+Allocate = Callable[[int], np.ndarray]
+"""A number of bytes to a uint8 array of them."""
+MAP_SLOTS = 2
+"""Maps in use at once: the batch at work, and the next."""
+LOAD_BYTES = 32 << 20
+"""Rows that are copied to the device at a time, in bytes."""
+
+
+def pageable(nbytes: int) -> np.ndarray:
+    """Ordinary memory."""
+    return np.empty(nbytes, np.uint8)
+
+
+def _pinned(nbytes: int) -> np.ndarray:
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def host_memory(device: torch.device) -> Allocate:
+    """Memory to copy to or from a device: for a GPU pinned, so that it reads by itself while the
+    CPU goes on."""
+    return _pinned if device.type == "cuda" else pageable
+
+
+class Ring:
+    """Some buffers of one size, each beginning at a page."""
+
+    def __init__(self, nbytes: int, slots: int, allocate: Allocate = pageable) -> None:
+        self.nbytes, self._slots, self._allocate = nbytes, slots, allocate
+        self._memory: list[np.ndarray] = []
+        self._unused = 0
+        self.more()
+        self._unused = max(map(getrefcount, self._memory))
+
+    def free(self) -> np.ndarray | None:
+        """A buffer that nobody holds; None if there are as many as may be, and all are held.
+
+        Views of a piece of memory, and tensors made of them, refer to what owns it: to the piece.
+        """
+        for number, holders in enumerate(map(getrefcount, self._memory)):
+            if holders == self._unused:
+                return self._memory[number][page_of(self._memory[number], self.nbytes)]
+        return self.more() if len(self._memory) < self._slots else None
+
+    def take(self) -> np.ndarray:
+        """A buffer in any case."""
+        buffer = self.free()
+        return self.more() if buffer is None else buffer
+
+    def more(self) -> np.ndarray:
+        """A buffer beyond their number, for whoever keeps all that he is given."""
+        self._memory.append(self._allocate(self.nbytes + PAGE))
+        return self._memory[-1][page_of(self._memory[-1], self.nbytes)]
+
+
+class MapBuffers:
+    """float32 maps in a ring's buffers, on the CPU."""
+
+    def __init__(self) -> None:
+        self._ring = Ring(0, MAP_SLOTS)
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        """A tensor (B, C, H, W), channels last, of any content; its own while it is held."""
+        nbytes = 4 * prod(shape)
+        if self._ring.nbytes < nbytes:
+            self._ring = Ring(nbytes, MAP_SLOTS)
+        rows, channels, height, width = shape
+        flat = torch.from_numpy(self._ring.take()[:nbytes].view(np.float32))
+        return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)
+
+
+class DeviceRows:
+    """The device tier: all rows of some levels (views), as stored, in the memory of the device and
+    gathered there. Row r of view v has the number v · rows + r."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        views: int,
+        device: torch.device,
+        read: Callable[[Sequence[np.ndarray]], Iterator[Tensor]],
+        tick: Callable[[int], None],
+    ) -> None:
+        """
+        Args:
+            read: gives the stored rows of parts of row numbers, on the device, each valid until the
+                next; used once for every row, in order.
+            tick: called with the rows that were loaded since the last call.
+        """
+        rows, each = views * geometry.rows, max(1, LOAD_BYTES // geometry.row_bytes)
+        parts = [np.arange(at, min(at + each, rows)) for at in range(0, rows, each)]
+        dtype = torch.from_numpy(np.empty(0, geometry.dtype)).dtype
+        dtype = torch.int16 if dtype == torch.uint16 else dtype  # no GPU gathers uint16
+        self._rows = torch.empty((rows, *geometry.stored), dtype=dtype, device=device)
+        for part, found in zip(parts, read(parts), strict=True):
+            self._rows[part[0] : part[-1] + 1] = found.view(dtype)
+            tick(len(part))
+
+    def batches(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """The rows of each part, in the order asked for: memory of their own."""
+        order = torch.from_numpy(np.concatenate([*parts, np.empty(0, np.int64)]))
+        for index in order.to(self._rows.device).split([len(part) for part in parts]):
+            yield self._rows.index_select(0, index)
