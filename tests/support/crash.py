@@ -208,8 +208,8 @@ class Trial:
 @contextlib.contextmanager
 def inline() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for module in ("ahead", "codec", "writer"):
-            stack.enter_context(patch(f"store.{module}.ThreadPoolExecutor", Inline))
+        for module in ("ahead", "level.codec", "write.writer"):
+            stack.enter_context(patch(f"strata.store.{module}.ThreadPoolExecutor", Inline))
         yield
 
 
