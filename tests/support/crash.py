@@ -61,7 +61,7 @@ class Inline:
     """In place of a pool of threads, which a trial would mostly wait for: they only read and hash,
     and what a disk is asked to change is asked by one thread anyway."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, initializer: object = None) -> None:
         pass
 
     def __enter__(self) -> Inline:
@@ -208,7 +208,7 @@ class Trial:
 @contextlib.contextmanager
 def inline() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for module in ("ahead", "level.codec", "write.writer"):
+        for module in ("level.codec", "parallel", "write.writer"):
             stack.enter_context(patch(f"strata.store.{module}.ThreadPoolExecutor", Inline))
         yield
 

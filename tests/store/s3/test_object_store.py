@@ -15,12 +15,11 @@ from s3_server import Road, connect, contents, new_bucket, road, serving, use
 from zarr.storage import MemoryStore
 
 from strata.store.errors import LevelAbsent, LevelBusy, LevelDamaged, StoreRefused
-from strata.store.feature_store import Store
+from strata.store.feature_store import Store, open_level
 from strata.store.files.publish import put_exclusive, unseal
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import LevelKey, geometry
 from strata.store.level.level import Level, receipt_path, shard_name
-from strata.store.opening import open_level
 from strata.store.read.pool import Pool
 from strata.store.read.rows import LoadedRows, ReadRows, Rows, TakenRows
 from strata.store.s3 import lease
