@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strata.pipeline.feed.level_feed import feed
-    from strata.store.opening import open_level
+    from strata.store.feature_store import open_level
 
 __all__ = ["feed", "open_level"]
 __version__ = "0.1.0"
 
-_HOMES = {"feed": "strata.pipeline.feed.level_feed", "open_level": "strata.store.opening"}
+_HOMES = {"feed": "strata.pipeline.feed.level_feed", "open_level": "strata.store.feature_store"}
 
 
 def __getattr__(name: str) -> Any:

@@ -44,7 +44,7 @@ from measuring import RESULTS, Peak, keep, ratio
 
 import checkout  # noqa: F401
 from strata.pipeline.feed.level_feed import feed
-from strata.store.opening import open_level
+from strata.store.feature_store import open_level
 
 PACKED = {"uint8": tuple(MAPS), "float16": ("32KB", "128KB")}
 """Rows of packed levels; those of float16 tell nothing new at other sizes."""

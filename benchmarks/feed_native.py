@@ -10,7 +10,7 @@ from feed_rivals import Counter, Delivered, Look, Rival, Threaded
 import checkout  # noqa: F401
 from strata.pipeline.feed import delivery
 from strata.pipeline.feed.level_feed import LevelFeed
-from strata.store.opening import open_level
+from strata.store.feature_store import open_level
 from strata.store.read.mapped import Mapped
 from strata.store.read.packed import Chunks
 

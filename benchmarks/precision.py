@@ -38,10 +38,10 @@ from measuring import RESULTS, keep
 from checkout import ROOT
 from strata.pipeline.recipe.builtin import load
 from strata.stages.features.calibrate import calibrate
+from strata.store.feature_store import open_level
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey, geometry
 from strata.store.level.level import Level
-from strata.store.opening import open_level
 from strata.store.write.writer import LevelWriter
 
 COMPARED = ("float16", "uint8")

@@ -109,10 +109,10 @@ def put(made: LevelWriter, shard: int, size: int, random: np.random.Generator) -
 
 def resume(place: Path, shards: int) -> dict[str, Any]:
     """Which shards are missing? The last ones are not hashed: they are holes."""
-    from strata.store.write.unfinished import Unfinished
+    from strata.store.write.unfinished import unfinished
 
     made = writer(place, shards)
-    missing = Unfinished(made.directory, made.geometry, made.files).missing(lambda shard: True)
+    missing, _ = unfinished(made.directory, made.geometry, made.files, lambda shard: True)
     return {"missing": len(missing), "of": shards}
 
 

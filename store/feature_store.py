@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strata.store.errors import LevelDamaged, refusals
+from strata.store.errors import LevelAbsent, LevelDamaged, refusals
 from strata.store.files.files import DISK, Files, WholeFiles
 from strata.store.files.publish import unseal
+from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import profile_of
 from strata.store.level.layout import Geometry, LevelKey, depth_directory, lock_path
-from strata.store.level.level import CHECKSUMS, COMMIT, RECEIPTS, Level, read_commit
-from strata.store.write.shared_writer import SharedWriter
-from strata.store.write.writer import ZARR, LevelWriter
+from strata.store.level.level import CHECKSUMS, COMMIT, RECEIPTS, SHARDS, Level, read_commit
+from strata.store.write.mandate import SharedWriter
+from strata.store.write.writer import INTENT, LINEAGE, ZARR, LevelWriter
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,8 @@ class Store:
                 self.files.sync_directory(directory)
 
     def _remove_tree(self, directory: Path) -> None:
-        if isinstance(self.files, WholeFiles):
-            return self.files.remove_tree(directory)
         with refusals(directory):
-            for path in walk(directory, self.files):
-                remove = self.files.remove_directory
-                (remove if self.files.is_directory(path) else self.files.unlink)(path)
-            self.files.remove_directory(directory)
+            self.files.remove_tree(directory)
 
     def remove_file(self, path: Path) -> None:
         """Remove a file or a whole directory that is not a level."""
@@ -150,18 +146,37 @@ def partial(directory: Path, files: Files = DISK) -> LevelState:
     return LevelState("partial", rows, sum(r["nbytes"] for r in receipts))
 
 
-def walk(directory: Path, files: Files = DISK) -> Iterator[Path]:
-    """Everything below a directory, what is inside a directory before that directory."""
-    for name in files.names(directory):
-        if files.is_directory(directory / name):
-            yield from walk(directory / name, files)
-        yield directory / name
-
-
 def used_bytes(directory: Path, files: Files = DISK) -> int:
     """Bytes of the files below a directory; 0 if there is none. A writer may be at work there."""
-    total = sum((files.listed(directory) or {}).values())
-    for path in walk(directory, files) if not total else ():
-        with suppress(FileNotFoundError):  # a temporary file, and it has its name now
-            total += 0 if files.is_directory(path) else files.size(path)
-    return total
+    return sum(files.listed(directory).values())
+
+
+def open_level(directory: Path | str, files: Files = DISK) -> Level:
+    """A level by its directory alone: ``features/x_1-3c17fd871988/train.plain``.
+
+    Raises:
+        LevelAbsent: there is no commit.
+        LevelConflict: it was moved to where another level belongs.
+        LevelDamaged: a file is missing or is not what the commit says.
+    """
+    path = (Path(directory) if isinstance(directory, str) else directory).absolute()
+    try:
+        key = LevelKey(**unseal(path / COMMIT, files, SHARDS)["level"])
+    except FileNotFoundError:
+        raise LevelAbsent(f"{directory} holds no level: it has no {COMMIT}") from None
+    return Level.open(path.parent.parent, key, files)
+
+
+def images_of(level: Level) -> Level:
+    """The images x_0 that a level was made from, whose labels and sample ids are its own.
+
+    Raises:
+        LevelAbsent: they are not in the store any more.
+        LevelDamaged: ``intent.json`` is not what was written.
+    """
+    if level.key.depth == 0:
+        return level
+    directory = level.directory.parent
+    first = unseal(directory / INTENT, level.files, LINEAGE)[LINEAGE][0]
+    key = LevelKey(0, fingerprint(first), level.key.split, "clean")
+    return Level.open(directory.parent, key, level.files)

@@ -29,8 +29,8 @@ from strata.pipeline.run.device import GATHERERS, ReadOptions
 from strata.stages.data.augment import crop as cut
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.store.errors import LevelAbsent
+from strata.store.feature_store import images_of
 from strata.store.level.level import Level
-from strata.store.opening import images_of
 from strata.store.precision import precision
 from strata.store.read.order import Mixing, batches, generator, mixing
 

@@ -35,7 +35,7 @@ from strata.stages.features.quantise import Codec
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import encode
 from strata.store.level.layout import Geometry, LevelKey, geometry
-from strata.store.level.level import Level
+from strata.store.level.level import Level, receipt_of
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 REPETITIONS = 3
@@ -178,7 +178,7 @@ def _encode(writer: LevelWriter, computed: torch.Tensor | None, rows: np.ndarray
     if computed is not None:
         rows = np.empty_like(rows)
         torch.from_numpy(rows).copy_(computed)
-    writer.receipt(0, encode(writer.geometry, rows), rows)
+    receipt_of(writer.geometry, 0, encode(writer.geometry, rows), rows)
 
 
 def _by_publishers(work: Callable[[], None]) -> None:

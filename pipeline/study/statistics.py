@@ -19,9 +19,9 @@ from strata.pipeline.run import levels
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.session import Crew
 from strata.stages.features.moments import Moments
-from strata.store.ahead import several
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import Level
+from strata.store.parallel import several
 
 HEADS = ("mean", "deviation", "minimum", "maximum", "zeros")
 THREADS = 2

@@ -9,7 +9,7 @@ import ctypes
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,7 +64,7 @@ class Descriptor:
 
 
 class Files:
-    """The real file system. Every method is one call that may fail with ``OSError``."""
+    """The real file system. Every call may fail with ``OSError``."""
 
     mapped = True
     """Is a map of a file its pages, at no cost but address space?"""
@@ -115,6 +115,13 @@ class Files:
         """One empty directory."""
         path.rmdir()
 
+    def remove_tree(self, directory: Path) -> None:
+        """Everything below a directory, one after another, and the directory itself."""
+        for name in self.names(directory):
+            path = directory / name
+            (self.remove_tree if self.is_directory(path) else self.unlink)(path)
+        self.remove_directory(directory)
+
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -135,17 +142,25 @@ class Files:
         return np.memmap(path, dtype=np.uint8, mode="r")
 
     def map_shard(self, path: Path, nbytes: int, sha256: str) -> np.ndarray:
-        """As :meth:`map`, of a shard whose bytes are known."""
+        """The bytes of a shard whose size and sha256 are known, as :meth:`map` gives them."""
         return self.map(path)
 
     def open(self, path: Path, nbytes: int, sha256: str) -> Opened:
         """A shard, whose bytes are known, to be read by position."""
         return Descriptor(os.open(path, os.O_RDONLY))
 
-    def listed(self, directory: Path) -> Mapping[str, int] | None:
-        """Bytes of every file below a directory, by its path from there, where one request tells
-        them all; None: ask for each."""
-        return None
+    def listed(self, directory: Path) -> dict[str, int]:
+        """Bytes of every file below a directory, by its path from there; empty if there is none.
+        What goes meanwhile, as temporary files do, is left out."""
+        found: dict[str, int] = {}
+        for name in self.names(directory):
+            path = directory / name
+            if self.is_directory(path):
+                found |= {f"{name}/{below}": size for below, size in self.listed(path).items()}
+            else:
+                with suppress(FileNotFoundError):
+                    found[name] = self.size(path)
+        return found
 
     def sizes(self, directory: Path) -> dict[str, int]:
         """Bytes of every file in a directory, by its name; empty if there is none."""
@@ -193,10 +208,6 @@ class WholeFiles(Files, ABC):
     @abstractmethod
     def put(self, path: Path, data: bytes) -> None:
         """Publish a file in place of what was there."""
-
-    @abstractmethod
-    def remove_tree(self, directory: Path) -> None:
-        """Everything below a name."""
 
 
 DISK = Files()

@@ -36,22 +36,22 @@ def hold(path: Path, what: str, waiting: Callable[[str], None] | None = None) ->
         StoreRefused: no lock can be had here, for example because the disk is read-only.
     """
     with refusals(path):
-        file = _opened(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
     with file:
         with refusals(path):
             while not _taken(file):
-                who = f"{what} is being written by {_holder(path)}"
+                holder = path.read_text("utf-8") or "another process"
+                who = f"{what} is being written by {holder}"
                 if waiting is None:
                     raise LevelBusy(who)
                 waiting(who)
                 time.sleep(EVERY)
-            _sign(file)
+            file.truncate(0)
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+            file.flush()
         yield
-
-
-def _opened(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a+", encoding="utf-8")
 
 
 def _taken(file: IO[str]) -> bool:
@@ -62,14 +62,3 @@ def _taken(file: IO[str]) -> bool:
             return False
         raise
     return True
-
-
-def _sign(file: IO[str]) -> None:
-    file.truncate(0)
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
-    file.flush()
-
-
-def _holder(path: Path) -> str:
-    return path.read_text("utf-8") or "another process"

@@ -27,7 +27,7 @@ TEMPORARY = ".tmp-"
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """How file systems without hard links (FAT, some network mounts) refuse one."""
 START_BYTES = 4 << 20
-"""Written before the disk is told to begin with them."""
+"""Written before the disk is told to begin with them: without that it would begin at the sync."""
 
 Buffers = bytes | Sequence[bytes | memoryview]
 """What a file is to hold: bytes, or pieces of it in their order, each a contiguous buffer."""
@@ -88,31 +88,26 @@ def _length(data: Buffers) -> int:
 @contextlib.contextmanager
 def _temporary(directory: Path, data: Buffers, files: Files) -> Iterator[Path]:
     """A synced temporary file holding ``data``; gone when the block ends, whatever happened."""
-    path = directory / f"{TEMPORARY}{uuid.uuid4().hex}"
+    path, written, started = directory / f"{TEMPORARY}{uuid.uuid4().hex}", 0, 0
     try:
-        _write_synced(path, data, files)
+        descriptor = files.create(path)
+        try:
+            for piece in _pieces(data):
+                while len(piece):
+                    taken = files.write(descriptor, piece[:START_BYTES])
+                    piece, written = piece[taken:], written + taken
+                    if written - started >= START_BYTES:
+                        files.start_writing(descriptor, started, written - started)
+                        started = written
+            files.sync(descriptor)
+        finally:
+            files.close(descriptor)
         yield path
     finally:
         # A second error here (the disk is failing) must not hide the first; the name says what it
         # is, and the next writer removes it.
         with contextlib.suppress(OSError):
             files.unlink(path)
-
-
-def _write_synced(path: Path, data: Buffers, files: Files) -> None:
-    """The disk works while we copy on: without being told, it would begin at the sync."""
-    descriptor, started, written = files.create(path), 0, 0
-    try:
-        for piece in _pieces(data):
-            while len(piece):
-                taken = files.write(descriptor, piece[:START_BYTES])
-                piece, written = piece[taken:], written + taken
-                if written - started >= START_BYTES:
-                    files.start_writing(descriptor, started, written - started)
-                    started = written
-        files.sync(descriptor)
-    finally:
-        files.close(descriptor)
 
 
 def _link(temporary: Path, target: Path, files: Files) -> None:

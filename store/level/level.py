@@ -9,8 +9,9 @@ feature. Nothing here imports zarr.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -25,7 +26,7 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.publish import opened, unseal
 from strata.store.fingerprint import sha256
 from strata.store.level.checks import Checks
-from strata.store.level.codec import CHECKSUM, BadChunk, read_index, unpack
+from strata.store.level.codec import CHECKSUM, BadChunk, read_index, row_checksums, unpack
 from strata.store.level.layout import Geometry, LevelKey, shard_name
 from strata.store.level.shard_table import ShardTable
 from strata.store.memory import aligned
@@ -202,6 +203,24 @@ def receipt_name(shard: int) -> str:
 
 def receipt_path(directory: Path, shard: int) -> Path:
     return directory / RECEIPTS / receipt_name(shard)
+
+
+def receipt_of(
+    geometry: Geometry, shard: int, data: Sequence[bytes | memoryview], rows: np.ndarray
+) -> dict[str, Any]:
+    """What the receipt of a shard says: a function of its bytes, ``data``, alone."""
+    digest = hashlib.sha256()
+    for piece in data:
+        digest.update(piece)
+    checksums = row_checksums(np.ascontiguousarray(rows))
+    return {
+        "shard": shard,
+        "key": shard_name(shard),
+        "rows": list(geometry.shard_range(shard)),
+        "nbytes": sum(len(piece) for piece in data),
+        "sha256": digest.hexdigest(),
+        CHECKSUMS: base64.b64encode(checksums.tobytes()).decode(),
+    }
 
 
 def checksums_of(receipt: dict[str, Any]) -> np.ndarray:

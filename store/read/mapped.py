@@ -14,7 +14,7 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,16 @@ class Mapped:
         total = len(levels) * self.geometry.shards * self._stride
         with refusals(levels[0].directory):
             base = _map(None, total, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+        address = base
         self.close = weakref.finalize(self, _libc().munmap, base, total)
         """Unmap. Nobody may be reading."""
         self.close.atexit = False  # a thread may still read then, and the kernel unmaps anyway
-        for number, (path, nbytes, rows) in enumerate(self._shards()):
-            length = rows * self.geometry.row_bytes
-            _map_file(path, nbytes, base + number * self._stride, length)
+        for level in levels:
+            for shard in level.shards:
+                first, last = shard["rows"]
+                length = (last - first) * self.geometry.row_bytes
+                _map_file(level.path(shard["shard"]), shard["nbytes"], address, length)
+                address += self._stride
         self.memory = np.ctypeslib.as_array((ctypes.c_uint8 * total).from_address(base))
         self.memory.flags.writeable = False
 
@@ -87,15 +91,8 @@ class Mapped:
 
     def check_sizes(self) -> None:
         """Raises LevelDamaged if a shard is gone or was cut since it was mapped."""
-        for path, nbytes, _ in self._shards():
-            check_size(path, nbytes)
-
-    def _shards(self) -> Iterator[tuple[Path, int, int]]:
-        """Path, bytes and rows of every shard, in the order of the maps."""
         for level in self.levels:
-            for number, shard in enumerate(level.shards):
-                first, last = self.geometry.shard_range(number)
-                yield level.path(number), shard["nbytes"], last - first
+            level.check_sizes()
 
 
 def same_geometry(levels: Sequence[Level]) -> Any:

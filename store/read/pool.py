@@ -41,8 +41,8 @@ class Pool(Rows):
         self.chunks.check_sizes()
 
     def begin(self, stripes: Sequence[np.ndarray]) -> Reading:
-        """As of :class:`Rows`. Where an order wants more places than there may be, because it was
-        made for other chunks, every row costs a chunk."""
+        """Begin an epoch, as :meth:`Rows.begin` does. Where an order wants more places than there
+        may be, because it was made for other chunks, every row costs a chunk."""
         room = max(1, ROOM_BYTES // self.geometry.row_bytes)
         chunk_of = self.chunks.of(np.concatenate(stripes))
         schedule = DecodePlan(stripes, chunk_of, self.geometry.chunk_rows, room)
@@ -68,7 +68,7 @@ class Pool(Rows):
         self._spare = memory
 
 
-class Decoding:
+class Decoding(Reading):
     """One epoch from a pool: the tasks that decode, and the taking of rows.
 
     Tasks must be begun in the order in which they are handed out, and may run at the same time:
@@ -84,12 +84,12 @@ class Decoding:
         self._quiet = Condition()
 
     def before(self, stripe: int) -> list[ReadTask]:
-        """The chunks that a stripe needs."""
+        """Decode the chunks that a stripe needs."""
         count = int(self._schedule.wanted[stripe]) - self._handed_out
         return [self._hand_out() for _ in range(count)]
 
     def after(self, stripe: int) -> list[ReadTask]:
-        """Chunks wanted later: as many rows as were taken, if there are places."""
+        """Decode chunks wanted later: as many rows as were taken, if there are places."""
         schedule, tasks = self._schedule, []
         until = schedule.ends[stripe] + schedule.lead
         while (

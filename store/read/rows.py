@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from threading import Lock
-from typing import Protocol
 
 import numpy as np
 
@@ -29,31 +28,33 @@ BUFFERS = 1024
 """Most buffers that one call of the kernel fills."""
 
 
-class Reading(Protocol):
+class Reading:
     """One epoch: stripes of rows, taken one after another, each perhaps in parts.
 
-    Tasks are begun in the order of their stripes and never raise; several may run at a time.
+    Tasks are begun in the order of their stripes and never raise; several may run at a time. This
+    one needs none: its rows can be taken at any time.
     """
 
+    def __init__(self, rows: Rows, stripes: Sequence[np.ndarray]) -> None:
+        self._rows, self._stripes = rows, stripes
+
     def before(self, stripe: int) -> list[ReadTask]:
-        """Must be begun before a stripe is taken."""
-        ...
+        """Tasks that must be begun before a stripe is taken."""
+        return []
 
     def take(self, stripe: int, part: slice, out: np.ndarray) -> None:
         """Copy a part of a stripe to ``out``, uint8 (n, bytes of a row). Raises LevelDamaged."""
-        ...
+        self._rows.take(self._stripes[stripe][part], out)
 
     def after(self, stripe: int) -> list[ReadTask]:
-        """May be begun once the stripe was."""
-        ...
+        """Tasks that may be begun once a stripe was taken."""
+        return []
 
     def end(self) -> None:
         """Nothing will be taken any more: whatever waits must go."""
-        ...
 
     def close(self) -> None:
         """No task is running any more."""
-        ...
 
 
 class Rows(ABC):
@@ -71,7 +72,7 @@ class Rows(ABC):
         Args:
             stripes: int64 row numbers, in the order in which they will be taken.
         """
-        return _Direct(self, stripes)
+        return Reading(self, stripes)
 
     @abstractmethod
     def take(self, numbers: np.ndarray, out: np.ndarray) -> None:
@@ -88,28 +89,6 @@ class Rows(ABC):
     @abstractmethod
     def close(self) -> None:
         """Nobody may be reading."""
-
-
-class _Direct:
-    """Rows that can be taken at any time."""
-
-    def __init__(self, rows: Rows, stripes: Sequence[np.ndarray]) -> None:
-        self._rows, self._stripes = rows, stripes
-
-    def before(self, stripe: int) -> list[ReadTask]:
-        return []
-
-    def take(self, stripe: int, part: slice, out: np.ndarray) -> None:
-        self._rows.take(self._stripes[stripe][part], out)
-
-    def after(self, stripe: int) -> list[ReadTask]:
-        return []
-
-    def end(self) -> None:
-        """Nothing waits."""
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class MappedRows(Rows):

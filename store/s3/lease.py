@@ -4,7 +4,7 @@ The kernel drops a file lock when its process dies; nobody drops an object. So a
 itself unless its holder renews it, and one whose holder is a dead process of this very machine has
 ended. It saves work and keeps nothing safe: a process that slept past the end of its lease, or two
 machines whose clocks differ, write at the same time, and exclusive creates see to that
-(:mod:`strata.store.write.shared_writer`).
+(:mod:`strata.store.write.mandate`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from strata.store.errors import LevelBusy, StoreRefused
-from strata.store.s3.bucket import Bucket
+from strata.store.s3.s3 import S3Bucket
 
 SECONDS = 60.0
-"""A lease lasts that long from its last renewal …"""
+"""A lease lasts that long from its last renewal."""
 RENEWED = 3
-"""… and is renewed that often meanwhile."""
+"""How often a lease is renewed while it lasts."""
 EVERY = 0.5
-"""Seconds between two looks at somebody else's."""
+"""Seconds between two looks at somebody else's lease."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Who writes."""
+    """One writer's claim to be the only one, until it expires."""
 
     id: str
     """Tells two leases of one process apart."""
@@ -43,28 +43,25 @@ class Lease:
 
     @property
     def holds(self) -> bool:
-        return time.time() < self.expires and not self._is_dead()
-
-    def _is_dead(self) -> bool:
-        """Is it of a process of this machine that is not there any more?"""
-        if self.host != socket.gethostname():
-            return False
-        with contextlib.suppress(PermissionError):  # it is there, and somebody else's
-            try:
-                os.kill(self.process, 0)
-            except ProcessLookupError:
-                return True
-        return False
+        """Has it not ended, by its time or by the death of a process of this machine?"""
+        if self.host == socket.gethostname():
+            with contextlib.suppress(PermissionError):  # it is there, and somebody else's
+                try:
+                    os.kill(self.process, 0)
+                except ProcessLookupError:
+                    return False
+        return time.time() < self.expires
 
     @property
     def who(self) -> str:
+        """The holder, for messages."""
         until = time.strftime("%H:%M:%S", time.localtime(self.expires))
         return f"process {self.process} on {self.host}, which has it until {until} unless renewed"
 
 
 @contextlib.contextmanager
 def hold(
-    bucket: Bucket,
+    bucket: S3Bucket,
     key: str,
     what: str,
     waiting: Callable[[str], None] | None = None,
@@ -92,14 +89,35 @@ def hold(
                 raise LevelBusy(who)
             waiting(who)
             time.sleep(EVERY)
-    heartbeat = _Heartbeat(bucket, key, own, tag, seconds)
+    ending = threading.Event()
+    renewing = threading.Thread(
+        target=_renew, args=(bucket, key, own, tag, seconds, ending), name="lease", daemon=True
+    )
+    renewing.start()
     try:
         yield
     finally:
-        heartbeat.end()
+        ending.set()
+        renewing.join()
 
 
-def _taken(bucket: Bucket, key: str, own: Lease, seconds: float) -> str | None:
+def _renew(
+    bucket: S3Bucket, key: str, own: Lease, tag: str, seconds: float, ending: threading.Event
+) -> None:
+    """Renew a lease until the end, and then give it back; or until somebody else has it, because
+    we were away for too long."""
+    ended = False
+    while not ended:
+        ended = ending.wait(seconds / RENEWED)
+        expires = 0.0 if ended else time.time() + seconds
+        try:
+            with contextlib.suppress(StoreRefused):  # again the next time; or it ends by itself
+                tag = bucket.swap(key, _until(own, expires), tag)
+        except FileExistsError:
+            return
+
+
+def _taken(bucket: S3Bucket, key: str, own: Lease, seconds: float) -> str | None:
     """The tag of our lease; None if somebody has it."""
     there, tag = _read(bucket, key)
     if there is not None and there.holds:
@@ -111,7 +129,7 @@ def _taken(bucket: Bucket, key: str, own: Lease, seconds: float) -> str | None:
         return None
 
 
-def _read(bucket: Bucket, key: str) -> tuple[Lease | None, str | None]:
+def _read(bucket: S3Bucket, key: str) -> tuple[Lease | None, str | None]:
     """Whose lease is there, and its tag. What cannot be read is nobody's."""
     try:
         data, tag = bucket.get(key)
@@ -124,34 +142,3 @@ def _read(bucket: Bucket, key: str) -> tuple[Lease | None, str | None]:
 
 def _until(own: Lease, expires: float) -> bytes:
     return json.dumps({**asdict(own), "expires": expires}).encode()
-
-
-class _Heartbeat:
-    """Renews a lease until it is ended, or somebody else has it."""
-
-    def __init__(self, bucket: Bucket, key: str, own: Lease, tag: str, seconds: float) -> None:
-        self._bucket, self._key, self._own = bucket, key, own
-        self._tag, self._seconds = tag, seconds
-        self._ending, self._lost = threading.Event(), False
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        """Give the lease back."""
-        self._ending.set()
-        self._thread.join()
-        with contextlib.suppress(StoreRefused):  # it ends by itself
-            self._swap(0.0)
-
-    def _renew(self) -> None:
-        while not self._lost and not self._ending.wait(self._seconds / RENEWED):
-            with contextlib.suppress(StoreRefused):  # once more, the next time
-                self._swap(time.time() + self._seconds)
-
-    def _swap(self, expires: float) -> None:
-        if self._lost:
-            return
-        try:
-            self._tag = self._bucket.swap(self._key, _until(self._own, expires), self._tag)
-        except FileExistsError:  # we were away for too long: see the first lines of this file
-            self._lost = True

@@ -9,11 +9,10 @@ its name has lost, or has won and lost the answer: the bytes tell.
 from __future__ import annotations
 
 import mmap
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any, cast
@@ -22,9 +21,9 @@ import numpy as np
 
 from strata.store.files.files import Descriptor, Opened, WholeFiles
 from strata.store.level.level import COMMIT
-from strata.store.s3.bucket import Bucket, check_conditions
 from strata.store.s3.lease import hold
 from strata.store.s3.read_cache import ReadCache
+from strata.store.s3.s3 import S3Bucket
 
 REQUESTS = 16
 """Requests under way at a time: each waits for the network most of its time."""
@@ -62,7 +61,7 @@ class Objects(WholeFiles):
     requests = REQUESTS
     maps_kept = 4
 
-    def __init__(self, bucket: Bucket, cache: ReadCache | None = None) -> None:
+    def __init__(self, bucket: S3Bucket, cache: ReadCache | None = None) -> None:
         """
         Args:
             cache: where shards that are read are kept; None: nowhere.
@@ -73,8 +72,6 @@ class Objects(WholeFiles):
     # ---- what changes something -------------------------------------------------------------
 
     def put_exclusive(self, path: Path, data: bytes) -> bool:
-        """Publish an object. False if there is another one of that name, which is left alone; True
-        if there is one with these bytes: the answer to our own request may have been lost."""
         try:
             self.bucket.create(key_of(path), data)
         except FileExistsError:
@@ -82,7 +79,6 @@ class Objects(WholeFiles):
         return True
 
     def put(self, path: Path, data: bytes) -> None:
-        """Publish an object in place of what was there."""
         self.bucket.put(key_of(path), data)
 
     def rename(self, source: Path, target: Path) -> None:
@@ -128,26 +124,20 @@ class Objects(WholeFiles):
 
     def map_shard(self, path: Path, nbytes: int, sha256: str) -> np.ndarray:
         """Mapped where the cache has room for it, else in memory."""
-        descriptor = self.cached(path, nbytes, sha256)
-        if descriptor is None or not nbytes:
+        copy = self.cached(path, nbytes, sha256)
+        if copy is None or not nbytes:
             return np.frombuffer(self.read(path), np.uint8)
-        try:  # the map keeps the descriptor, and with it the lock on the cached file
-            return np.frombuffer(mmap.mmap(descriptor, nbytes, prot=mmap.PROT_READ), np.uint8)
-        finally:
-            os.close(descriptor)
+        # The map keeps a descriptor of its own, and with it the lock on the cached file.
+        return np.frombuffer(mmap.mmap(copy.descriptor, nbytes, prot=mmap.PROT_READ), np.uint8)
 
-    def part(self, path: Path, offset: int, nbytes: int) -> memoryview:
-        """Some bytes of an object; fewer where it ends before."""
-        return self.bucket.part(key_of(path), offset, nbytes)
-
-    def cached(self, path: Path, nbytes: int, sha256: str) -> int | None:
-        """A descriptor of the local copy of a shard; None: there is no room for one. Raises
-        LevelDamaged if its bytes are not those that were committed."""
+    def cached(self, path: Path, nbytes: int, sha256: str) -> Descriptor | None:
+        """The local copy of a shard; None: there is no room for one. Raises LevelDamaged if its
+        bytes are not those that were committed."""
         if self.cache is None:
             return None
-        return self.cache.open(
-            sha256, nbytes, lambda: self.bucket.stream(key_of(path)), where=str(path)
-        )
+        stream = partial(self.bucket.stream, key_of(path))
+        copy = self.cache.open(sha256, nbytes, stream, where=str(path))
+        return None if copy is None else Descriptor(copy)
 
     def size(self, path: Path) -> int:
         return self.bucket.size(key_of(path))
@@ -164,7 +154,7 @@ class Objects(WholeFiles):
     def names(self, directory: Path) -> list[str]:
         return sorted(self.bucket.names(key_of(directory)))
 
-    def listed(self, directory: Path) -> Mapping[str, int]:
+    def listed(self, directory: Path) -> dict[str, int]:
         prefix = key_of(directory)
         return {key[len(prefix) + 1 :]: nbytes for key, nbytes in self.bucket.below(prefix)}
 
@@ -184,7 +174,7 @@ class Objects(WholeFiles):
         """See :func:`strata.store.s3.lease.hold`. Whoever wants it is going to write, so the server
         is asked first whether it can tell one writer from another."""
         if self.bucket.conditional and not self._checked:
-            check_conditions(self.bucket, key_of(path.parent))
+            self.bucket.check_conditions(key_of(path.parent))
             self._checked = True
         return hold(self.bucket, key_of(path), what, waiting)
 
@@ -199,8 +189,8 @@ class RemoteShard:
 
     def __init__(self, objects: Objects, path: Path, nbytes: int, sha256: str) -> None:
         """Asks for nothing yet."""
-        self._objects, self._path = objects, path
-        self._facts = (path, nbytes, sha256)
+        self._objects, self._facts = objects, (path, nbytes, sha256)
+        self._part = partial(objects.bucket.part, key_of(path))
         self._copy: Future[Descriptor | None] | None = None
         self._coming: dict[tuple[int, int], Future[memoryview]] = {}
         self._lock = Lock()
@@ -239,12 +229,5 @@ class RemoteShard:
     def _begun(self) -> Future[Descriptor | None]:
         with self._lock:
             if self._copy is None:
-                self._copy = self._objects.pool.submit(self._local)
+                self._copy = self._objects.pool.submit(self._objects.cached, *self._facts)
             return self._copy
-
-    def _local(self) -> Descriptor | None:
-        descriptor = self._objects.cached(*self._facts)
-        return None if descriptor is None else Descriptor(descriptor)
-
-    def _part(self, offset: int, nbytes: int) -> memoryview:
-        return self._objects.part(self._path, offset, nbytes)

@@ -1,5 +1,7 @@
 """S3, and what speaks its language, by obstore: one bucket, and its errors in one line each.
 
+This is the one file that imports obstore, so whoever may do without imports this one late.
+
 Where it is and who we are comes from the environment, as for other tools: AWS_ENDPOINT_URL,
 AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN; AWS_MAX_ATTEMPTS bounds how
 often a request is made.
@@ -9,11 +11,16 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import S3Store
 
 from strata.store.errors import StoreRefused
 
@@ -21,6 +28,8 @@ ATTEMPTS = 5
 CONNECT, REQUEST, RETRYING = timedelta(seconds=5), timedelta(minutes=10), timedelta(minutes=2)
 """At most: to reach the server, for a shard in one request, for a request and its repetitions."""
 PIECE = 8 << 20
+OTHER_TAG = f'"{"0" * 32}"'
+"""A tag that no object has."""
 CONDITIONAL, ALONE = "", "1"
 """Of ``?writers=``: several, which the server keeps apart; or one, who says so."""
 
@@ -38,29 +47,26 @@ REASONS = (
 
 
 class S3Bucket:
-    """A bucket; see :class:`strata.store.s3.bucket.Bucket`."""
+    """One bucket, and what Strata asks of it. A request raises ``FileNotFoundError`` where there is
+    no such object, and StoreRefused where the server refuses or is not to be had."""
 
     def __init__(self, name: str, *, conditional: bool = True) -> None:
-        """Asks for nothing yet. Raises StoreRefused if the environment makes no sense."""
+        """Asks for nothing yet. Raises StoreRefused if the environment makes no sense.
+
+        Args:
+            conditional: does the server check conditions? False: whoever writes must be alone.
+        """
         self.name, self.conditional = f"s3://{name}", conditional
-        attempts = _attempts()
-        self._attempts = attempts
+        self._attempts, self._known = _attempts(), False
         endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3")
         self._where = f" at {endpoint}" if endpoint else ""
-        self._store = self._connected(name, endpoint, attempts)
-        self._known = False
-
-    def _connected(self, name: str, endpoint: str | None, attempts: int) -> Any:
-        from obstore.exceptions import BaseError
-        from obstore.store import S3Store
-
         config: dict[str, Any] = {"checksum_algorithm": "SHA256"}
         if endpoint:
             config["endpoint"] = endpoint
         if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(os.environ):
             config["region"] = "us-east-1"
         try:
-            return S3Store(
+            self._store = S3Store(
                 name,
                 config=config,  # pyright: ignore[reportArgumentType]
                 client_options={
@@ -68,7 +74,7 @@ class S3Bucket:
                     "connect_timeout": CONNECT,
                     "timeout": REQUEST,
                 },
-                retry_config={"max_retries": attempts - 1, "retry_timeout": RETRYING},
+                retry_config={"max_retries": self._attempts - 1, "retry_timeout": RETRYING},
             )
         except (BaseError, ValueError) as error:
             raise StoreRefused(f"{self.name}{self._where}: {_first_line(error)}") from error
@@ -76,35 +82,37 @@ class S3Bucket:
     # ---- writing --------------------------------------------------------------------------------
 
     def put(self, key: str, data: bytes) -> None:
+        """Have ``data`` under a name, whatever was there."""
         self._put(key, data, "overwrite")
 
     def create(self, key: str, data: bytes) -> str:
-        """The answer may be lost on its way: then the name is taken, by these very bytes."""
+        """Have ``data`` under a name that is free, or that has it already; returns its tag.
+
+        The answer may be lost on its way: then the name is taken, by these very bytes.
+
+        Raises:
+            FileExistsError: there is something else; exactly one of many racers wins.
+        """
         if not self.conditional:
-            return self._create_alone(key, data)
+            with suppress(FileNotFoundError):
+                there, tag = self.get(key)
+                if there == data:
+                    return tag
+                raise FileExistsError(key)
+            return self._put(key, data, "overwrite")
         for left in reversed(range(self._attempts)):
             try:
                 return self._put(key, data, "create")
-            except FileExistsError:
+            except (FileExistsError, StoreRefused) as error:  # perhaps after the server obeyed
                 if tag := self._same(key, data):
                     return tag
-                raise
-            except StoreRefused:  # perhaps after the server did what it was asked
-                if tag := self._same(key, data):
-                    return tag
-                if not left:
+                if isinstance(error, FileExistsError) or not left:
                     raise
         raise AssertionError("the last attempt has raised")
 
-    def _create_alone(self, key: str, data: bytes) -> str:
-        with suppress(FileNotFoundError):
-            there, tag = self.get(key)
-            if there == data:
-                return tag
-            raise FileExistsError(key)
-        return self._put(key, data, "overwrite")
-
     def swap(self, key: str, data: bytes, tag: str) -> str:
+        """Replace the object that has this tag; returns the new one. ``FileExistsError`` if there
+        is another one, or none, by now."""
         if not self.conditional:
             return self._put(key, data, "overwrite")
         try:
@@ -115,8 +123,6 @@ class S3Bucket:
             raise FileExistsError(key) from None
 
     def _put(self, key: str, data: bytes, mode: Any) -> str:
-        import obstore
-
         with self._refusals(key):
             answer = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
             return answer["e_tag"] or ""
@@ -129,75 +135,64 @@ class S3Bucket:
         return None
 
     def delete(self, keys: Sequence[str]) -> None:
-        import obstore
-
+        """Remove objects, those that are there."""
         if keys:
             with self._refusals(keys[0]), suppress(FileNotFoundError):
                 obstore.delete(self._store, list(keys))
 
     def copy(self, key: str, target: str) -> None:
-        import obstore
-
+        """Have an object under a second name, whatever was there."""
         with self._refusals(key):
             obstore.copy(self._store, key, target)
 
     # ---- looking --------------------------------------------------------------------------------
 
     def get(self, key: str) -> tuple[bytes, str]:
-        import obstore
-
+        """The bytes of an object, and its tag."""
         with self._refusals(key):
             answer = obstore.get(self._store, key)
             return bytes(answer.bytes()), answer.meta["e_tag"] or ""
 
-    def stream(self, key: str) -> Iterator[bytes | memoryview]:
-        import obstore
-
+    def stream(self, key: str) -> Iterator[memoryview]:
+        """The bytes of an object in pieces, in their order."""
         with self._refusals(key):
             for piece in obstore.get(self._store, key).stream(min_chunk_size=PIECE):
                 yield memoryview(piece)
 
     def part(self, key: str, begin: int, nbytes: int) -> memoryview:
-        import obstore
-
+        """Some bytes of an object; fewer where it ends before."""
         with self._refusals(key):
             return memoryview(obstore.get_range(self._store, key, start=begin, length=nbytes))
 
     def size(self, key: str) -> int:
-        import obstore
-
+        """Bytes of an object."""
         with self._refusals(key):
             return obstore.head(self._store, key)["size"]
 
     def below(self, prefix: str) -> Iterator[tuple[str, int]]:
-        import obstore
-
+        """Key and bytes of every object whose key begins with ``prefix/``."""
         with self._refusals(prefix):
             for batch in obstore.list(self._store, prefix or None):
                 yield from ((facts["path"], facts["size"]) for facts in batch)
 
     def names(self, prefix: str) -> list[str]:
-        import obstore
-
+        """What lies directly below ``prefix/``: objects, and prefixes of others."""
         with self._refusals(prefix):
             found = obstore.list_with_delimiter(self._store, prefix or None)
             paths = [*found["common_prefixes"], *(facts["path"] for facts in found["objects"])]
             return [path.rpartition("/")[2] for path in paths]
 
     def any_below(self, prefix: str) -> bool:
-        import obstore
-
+        """Is there any object whose key begins with ``prefix/``?"""
         with self._refusals(prefix):
             return any(obstore.list(self._store, prefix or None, chunk_size=1))
 
-    # ---- what is refused ------------------------------------------------------------------------
+    # ---- what the server refuses ----------------------------------------------------------------
 
     @contextmanager
     def _refusals(self, key: str) -> Iterator[None]:
         """A server that refuses, or is not there, in one line. That an object is not there is for
         the caller, unless it is because the bucket is not."""
-        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
         self._look()
         try:
             yield
@@ -210,13 +205,37 @@ class S3Bucket:
         except BaseError as error:
             raise self._refused(error) from error
 
+    def check_conditions(self, prefix: str) -> None:
+        """Put one name twice: does the server refuse the second?
+
+        Raises:
+            StoreRefused: it does not, so that of two writers one would overwrite what the other has
+                vouched for.
+        """
+        key, refused = f"{prefix}/probe-{uuid.uuid4().hex}", 0
+        try:
+            self.create(key, b"first")
+            for overwrite in (
+                lambda: self.create(key, b"second"),
+                lambda: self.swap(key, b"third", OTHER_TAG),
+            ):
+                try:
+                    overwrite()
+                except FileExistsError:
+                    refused += 1
+        finally:
+            self.delete([key])
+        if refused < 2:
+            raise StoreRefused(
+                f"{self.name}: the server overwrites where it was told not to (it ignores "
+                "If-None-Match or If-Match), so several writers are refused. If this is the only "
+                "one, say so: --store 's3://…?writers=1'"
+            )
+
     def _look(self) -> None:
         """Once: of a bucket that is not there, a look for one object says only that that is not."""
         if self._known:
             return
-        import obstore
-        from obstore.exceptions import BaseError
-
         try:
             next(iter(obstore.list(self._store, chunk_size=1)), None)
         except BaseError as error:

@@ -1,33 +1,80 @@
-"""Leave to publish shards of a level that somebody else has locked.
+"""Writing a level that others write, too: all end with one result.
 
-The process that holds the level's lock begins the level and commits it. In between it may hand out
+On a disk one process has locked the level: it begins it and commits it. In between it may hand out
 mandates: small, picklable, with all that another process, on this machine or on one that shares the
-file system or the bucket, needs to publish a shard. Nobody else writes the level, but the same
-shard may be asked of two processes, when one is believed dead, and a process may go on for a moment
-after whoever held the lock has died. Their bytes may even differ, if they compute on different
-devices. So the rule is another than for one writer: a shard that lies there is never replaced, and
-its receipt is made from the bytes that lie there. Whoever comes second comes to the same receipt.
+file system or the bucket, needs to publish a shard. The same shard may be asked of two processes,
+when one is believed dead, and a process may go on for a moment after whoever held the lock has
+died. In an object store a lease saves the second writer the work; it does not keep anything safe,
+so nothing here rests on it.
+
+The bytes of two may even differ, if they compute on different devices. So the rule is another than
+for one writer: a shard that lies there is never replaced, unless it cannot be read, and its receipt
+is made from the bytes that lie there. Whoever comes second comes to the same receipt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strata.store.ahead import several
 from strata.store.errors import LevelConflict, LevelDamaged, StoreRefused, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import put_exclusive, replace, sealed, unseal
 from strata.store.level.codec import CODEC_THREADS, encode
-from strata.store.level.layout import Geometry, LevelKey
-from strata.store.level.level import CHECKSUMS, RECEIPTS, receipt_path, shard_name
-from strata.store.write.shared_writer import SharedWriter
+from strata.store.level.layout import Geometry, LevelKey, shard_name
+from strata.store.level.level import CHECKSUMS, RECEIPTS, receipt_name, receipt_of, receipt_path
+from strata.store.parallel import several
 from strata.store.write.writer import ZARR, LevelWriter
+
+
+class SharedWriter(LevelWriter):
+    """A writer that is one of several."""
+
+    def missing(self) -> list[int]:
+        """Shards that are not there. One whose receipt is missing or speaks of other bytes (its
+        writer was killed between the two) is vouched for: an object is whole or not there. One that
+        cannot be read is removed."""
+        listed, shards = self.files.listed(self.directory), range(self.geometry.shards)
+        whole = several(lambda shard: self._there(shard, listed), shards, self.files.requests)
+        missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
+        for shard in missing:
+            if shard_name(shard) in listed or f"{RECEIPTS}/{receipt_name(shard)}" in listed:
+                self.forget(shard)
+        return missing
+
+    def _there(self, shard: int, listed: Mapping[str, int]) -> bool:
+        """Is a shard there and vouched for, if need be now?"""
+        name = shard_name(shard)
+        if name not in listed:
+            return False
+        if f"{RECEIPTS}/{receipt_name(shard)}" in listed:
+            with suppress(LevelDamaged, FileNotFoundError):
+                receipt = unseal(receipt_path(self.directory, shard), self.files, CHECKSUMS)
+                if receipt["nbytes"] == listed[name]:
+                    return True
+        return self.adopt(shard)
+
+    def publish(self, shard: int, rows: np.ndarray, threads: int = CODEC_THREADS) -> Any:
+        """Have a shard and its receipt, ours or another's; returns the receipt's content."""
+        data, path = encode(self.geometry, rows, threads), receipt_path(self.directory, shard)
+        # Hashing takes about as long as writing and syncing does, on another core.
+        with ThreadPoolExecutor(1) as pool:
+            own = pool.submit(receipt_of, self.geometry, shard, data, rows)
+            first = put_exclusive(self.directory, shard_name(shard), data, self.files)
+        receipt = own.result()
+        if first and put_exclusive(path.parent, path.name, sealed(receipt), self.files):
+            return receipt
+        # Somebody else was here, or is: what lies there now decides.
+        if not self.adopt(shard):  # it cannot be read: it is none, and vouches for nothing
+            replace(self.directory, shard_name(shard), data, self.files)
+            self.vouch(shard, receipt)
+        return unseal(path, self.files)
 
 
 @dataclass(frozen=True)
@@ -41,7 +88,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Mandate:
-    """What a process needs to publish shards of one level."""
+    """What a process needs to publish shards of one level that somebody else has locked."""
 
     root: Path
     key: LevelKey
@@ -52,10 +99,6 @@ class Mandate:
         """For others to help with a level that is locked and begun."""
         return cls(writer.root.absolute(), writer.key, writer.geometry)
 
-    @property
-    def directory(self) -> Path:
-        return self.key.directory(self.root)
-
     def check(self, files: Files = DISK) -> None:
         """Is the level that was begun to be seen from here?
 
@@ -63,7 +106,8 @@ class Mandate:
             StoreRefused: there is no such level here: the file system is not a shared one.
             LevelConflict: there is another one.
         """
-        path, writer = self.directory / ZARR, self._writer(files)
+        writer = self._writer(files)
+        path = writer.directory / ZARR
         with refusals(path):
             try:
                 found = files.read(path)
@@ -98,22 +142,8 @@ class Mandate:
         """
         writer = self._writer(files)
         writer.check_rows(shard, rows)
-        if (found := self.done(shard, files)) is not None:
-            return found
-        data = encode(self.geometry, rows, threads)
-        # Hashing takes about as long as writing and syncing does, on another core.
-        with ThreadPoolExecutor(1) as pool:
-            own = pool.submit(writer.receipt, shard, data, rows)
-            first = put_exclusive(writer.directory, shard_name(shard), data, files)
-        receipt = own.result()
-        path = receipt_path(writer.directory, shard)
-        if first and put_exclusive(path.parent, path.name, sealed(receipt), files):
-            return _published(receipt)
-        # Somebody else was here, or is: what lies there now decides.
-        if writer.adopt(shard) is None:  # it cannot be read: it is none, and vouches for nothing
-            replace(writer.directory, shard_name(shard), data, files)
-            writer.vouch(shard, receipt)
-        return _published(unseal(path, files))
+        found = self.done(shard, files)
+        return found or _published(writer.publish(shard, rows, threads))
 
     def _writer(self, files: Files) -> SharedWriter:
         return SharedWriter(self.root, self.key, self.geometry, (), files)
@@ -129,20 +159,20 @@ def unsettled(writer: LevelWriter, published: Iterable[Published]) -> list[int]:
     One that is late on a network file system, or that a stray process of an earlier command has
     touched: it is asked for again before the level is committed.
     """
-    requests = writer.files.requests
+
+    def is_settled(one: Published) -> bool:
+        path = receipt_path(writer.directory, one.shard)
+        try:
+            found = _published(unseal(path, writer.files, CHECKSUMS))
+            size = writer.files.size(writer.directory / shard_name(one.shard))
+        except (FileNotFoundError, LevelDamaged):
+            return False
+        return found == one and size == one.nbytes
+
+    said = list(published)
     with refusals(writer.directory):
         # Not for the disk: opening a directory makes a network file system look at it anew.
         for directory in (writer.directory / RECEIPTS, writer.directory):
             writer.files.sync_directory(directory)
-        settled = several(lambda one: (one.shard, _settled(writer, one)), published, requests)
-        return [shard for shard, is_settled in settled if not is_settled]
-
-
-def _settled(writer: LevelWriter, one: Published) -> bool:
-    path = receipt_path(writer.directory, one.shard)
-    try:
-        found = _published(unseal(path, writer.files, CHECKSUMS))
-        size = writer.files.size(writer.directory / shard_name(one.shard))
-    except (FileNotFoundError, LevelDamaged):
-        return False
-    return found == one and size == one.nbytes
+        settled = several(is_settled, said, writer.files.requests)
+        return [one.shard for one, is_so in zip(said, settled, strict=True) if not is_so]

@@ -12,49 +12,39 @@ from pathlib import Path
 
 import numpy as np
 
-from strata.store.ahead import several
 from strata.store.files.files import Files
 from strata.store.level.layout import Geometry, shard_name
 from strata.store.level.level import RECEIPTS, receipt_name
+from strata.store.parallel import several
 
 HASH_THREADS = 2
 RECHECKED = 4 << 30
 """Bytes of finished shards that are hashed before a writer goes on."""
 
 
-class Unfinished:
-    """A listing of a level's directory, and of its receipts."""
+def unfinished(
+    directory: Path, geometry: Geometry, files: Files, is_whole: Callable[[int], bool]
+) -> tuple[list[int], list[int]]:
+    """Shards that are to be written: those without a receipt, or that are not what it says.
 
-    def __init__(self, directory: Path, geometry: Geometry, files: Files) -> None:
-        self._directory, self._files, self._shards = directory, files, geometry.shards
-        self._names = set(files.names(directory))
-        self._receipts = set(files.names(directory / RECEIPTS))
+    Args:
+        is_whole: does a shard lie there as its receipt says? Asked of the last ones, one at least.
 
-    def missing(self, is_whole: Callable[[int], bool]) -> list[int]:
-        """Shards without a receipt, or that are not what it says.
-
-        Args:
-            is_whole: does a shard lie there as its receipt says? Asked of the last ones.
-        """
-        sound = np.fromiter(map(self._is_vouched, range(self._shards)), bool, self._shards)
-        last = self._last(sound)
-        for shard, whole in zip(last, several(is_whole, last, HASH_THREADS), strict=True):
-            sound[shard] = whole
-        return np.flatnonzero(~sound).tolist()
-
-    def has_any(self, shard: int) -> bool:
-        """Is there anything of a shard?"""
-        return shard_name(shard) in self._names or receipt_name(shard) in self._receipts
-
-    def _is_vouched(self, shard: int) -> bool:
-        return receipt_name(shard) in self._receipts and shard_name(shard) in self._names
-
-    def _last(self, sound: np.ndarray) -> list[int]:
-        """The last of the vouched shards; one at least."""
-        found, left = [], RECHECKED
-        for shard in np.flatnonzero(sound)[::-1].tolist():
-            left -= self._files.size(self._directory / shard_name(shard))
-            if found and left < 0:
-                break
-            found.append(shard)
-        return found[::-1]
+    Returns:
+        Their numbers, ascending; and which of them something is there of.
+    """
+    names, receipts = set(files.names(directory)), set(files.names(directory / RECEIPTS))
+    shards = range(geometry.shards)
+    there = np.fromiter((shard_name(shard) in names for shard in shards), bool, len(shards))
+    vouched = np.fromiter((receipt_name(shard) in receipts for shard in shards), bool, len(shards))
+    sound = there & vouched
+    last, left = [], RECHECKED
+    for shard in np.flatnonzero(sound)[::-1].tolist():
+        left -= files.size(directory / shard_name(shard))
+        if last and left < 0:
+            break
+        last.append(shard)
+    last.reverse()
+    for shard, whole in zip(last, several(is_whole, last, HASH_THREADS), strict=True):
+        sound[shard] = whole
+    return np.flatnonzero(~sound).tolist(), np.flatnonzero(~sound & (there | vouched)).tolist()

@@ -14,15 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from strata.store.ahead import several
 from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import make_directory, unseal
 from strata.store.fingerprint import fingerprint, sha256
-from strata.store.level.codec import decode
-from strata.store.level.layout import LevelKey, shard_name
+from strata.store.level.layout import LevelKey
 from strata.store.level.level import (
     CHECKSUMS,
     COMMIT,
@@ -33,6 +29,7 @@ from strata.store.level.level import (
     read_hashed,
     receipt_path,
 )
+from strata.store.parallel import several
 from strata.store.write.unfinished import HASH_THREADS
 from strata.store.write.writer import INTENT, LINEAGE, ZARR, LevelWriter
 
@@ -269,8 +266,11 @@ def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
         known = commit_of(directory, files)[SHARDS]
     make_directory(directory / RECEIPTS, files)
     small = {d.path for d in damaged if d.shard is None and d.path.name != COMMIT}
-    _remove(sorted(small), files)
-    _remove([directory / COMMIT], files)
+    for path in (*sorted(small), directory / COMMIT):
+        with refusals(path):
+            with contextlib.suppress(FileNotFoundError):
+                files.unlink(path)
+            files.sync_directory(path.parent)
     bad = {damage.shard for damage in damaged}
     for damage in damaged:
         if damage.shard is not None:
@@ -281,24 +281,4 @@ def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
         elif damage.path.parent.name == RECEIPTS:
             shard = int(damage.path.stem)
             if shard < len(known) and shard not in bad:
-                _vouch_again(writer, shard, known[shard]["sha256"])
-
-
-def _vouch_again(writer: LevelWriter, shard: int, expected: str) -> None:
-    """Write the receipt of a shard whose bytes are those that the commit knew."""
-    first, last = writer.geometry.shard_range(shard)
-    path = writer.directory / shard_name(shard)
-    with refusals(path):
-        data = writer.files.read(path)
-    if sha256(data) == expected:
-        rows = decode(writer.geometry, np.frombuffer(data, np.uint8), last - first)
-        writer.vouch(shard, writer.receipt(shard, [data], rows))
-
-
-def _remove(paths: Sequence[Path], files: Files) -> None:
-    """Remove small files, durably."""
-    for path in paths:
-        with refusals(path):
-            with contextlib.suppress(FileNotFoundError):
-                files.unlink(path)
-            files.sync_directory(path.parent)
+                writer.adopt(shard, known[shard]["sha256"])

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strata.store.ahead import several
 from strata.store.errors import LevelConflict, LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import (
@@ -30,7 +26,7 @@ from strata.store.files.publish import (
     unseal,
 )
 from strata.store.fingerprint import sha256
-from strata.store.level.codec import encode, row_checksums, zarr_metadata
+from strata.store.level.codec import CODEC_THREADS, decode, encode, zarr_metadata
 from strata.store.level.layout import Geometry, LevelKey, lock_path, shard_name
 from strata.store.level.level import (
     CHECKSUMS,
@@ -40,11 +36,12 @@ from strata.store.level.level import (
     SHARDS,
     Level,
     check_size,
+    receipt_of,
     receipt_path,
 )
 from strata.store.level.shard_table import Entry, ShardTable
-from strata.store.priority import step_back
-from strata.store.write.unfinished import Unfinished
+from strata.store.parallel import several, step_back
+from strata.store.write.unfinished import unfinished
 
 INTENT, ZARR = "intent.json", "zarr.json"
 LINEAGE = "lineage"
@@ -110,26 +107,22 @@ class LevelWriter:
         """
         for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
             make_directory(directory, self.files)
-        self._have(self.directory.parent, INTENT, self.intent)
-        self._have(self.directory, ZARR, self.metadata)
+        self._begin_with(self.directory.parent, INTENT, self.intent)
+        self._begin_with(self.directory, ZARR, self.metadata)
 
-    def _have(self, directory: Path, name: str, data: bytes) -> None:
+    def _begin_with(self, directory: Path, name: str, data: bytes) -> None:
         if put_exclusive(directory, name, data, self.files):
             return
         path = directory / name
-        if name == INTENT and self._is_damaged(path):  # the directory's name still says whose it is
-            replace(directory, name, data, self.files)
-        elif self.files.read(path) != data:
-            raise LevelConflict(
-                f"{path} was begun for another level or geometry; remove {directory}"
-            )
-
-    def _is_damaged(self, sealed_file: Path) -> bool:
-        try:
-            unseal(sealed_file, self.files)
-        except LevelDamaged:
-            return True
-        return False
+        found = self.files.read(path)
+        if found == data:
+            return
+        if name == INTENT:
+            try:
+                opened(found, path)
+            except LevelDamaged:  # the directory's name still says whose it is
+                return replace(directory, name, data, self.files)
+        raise LevelConflict(f"{path} was begun for another level or geometry; remove {directory}")
 
     # ---- what is there --------------------------------------------------------------------------
 
@@ -142,11 +135,9 @@ class LevelWriter:
         writer left half done is removed."""
         self.sweep()
         with refusals(self.directory):
-            found = Unfinished(self.directory, self.geometry, self.files)
-            missing = found.missing(self.is_whole)
-            for shard in missing:
-                if found.has_any(shard):
-                    self.forget(shard)
+            missing, begun = unfinished(self.directory, self.geometry, self.files, self.is_whole)
+            for shard in begun:
+                self.forget(shard)
         return missing
 
     def sweep(self) -> None:
@@ -185,13 +176,14 @@ class LevelWriter:
         Raises:
             DiskFull, StoreRefused: of the first shard that was refused; the others are kept.
         """
-        nbytes, waiting = 0, deque[Future[int]]()
-        with ThreadPoolExecutor(PUBLISHERS, initializer=step_back) as pool:
-            for shard, rows in produced:
-                waiting.append(pool.submit(self.put, shard, rows))
-                if len(waiting) > PUBLISHERS:  # one more is made while all of them work
-                    nbytes += waiting.popleft().result()
-            return nbytes + sum(future.result() for future in waiting)
+        sizes = several(  # one more shard is made while all publishers work
+            lambda one: self.put(*one),
+            produced,
+            PUBLISHERS,
+            waiting=PUBLISHERS,
+            initializer=step_back,
+        )
+        return sum(sizes)
 
     def put(self, shard: int, rows: np.ndarray) -> int:
         """Publish one shard and its receipt.
@@ -210,15 +202,17 @@ class LevelWriter:
         path = receipt_path(self.directory, shard)
         if self.files.exists(path):  # somebody finished it since we asked what is missing
             return unseal(path, self.files)["nbytes"]
-        return self._put(shard, encode(self.geometry, rows), rows)
+        return self.publish(shard, rows)["nbytes"]
 
-    def _put(self, shard: int, data: list[bytes | memoryview], rows: np.ndarray) -> int:
+    def publish(self, shard: int, rows: np.ndarray, threads: int = CODEC_THREADS) -> Any:
+        """Have a shard of these rows and its receipt on disk; returns the receipt's content."""
+        data = encode(self.geometry, rows, threads)
         # Hashing takes about as long as writing and syncing does, on another core.
         with ThreadPoolExecutor(1) as pool:
-            receipt = pool.submit(self.receipt, shard, data, rows)
-            self._publish(shard_name(shard), data)
+            receipt = pool.submit(receipt_of, self.geometry, shard, data, rows)
+            self._have(shard_name(shard), data)
         self.vouch(shard, receipt.result())
-        return receipt.result()["nbytes"]
+        return receipt.result()
 
     def check_rows(self, shard: int, rows: np.ndarray) -> None:
         """Are these, by their shape and dtype, the rows of a shard? Raises ValueError."""
@@ -230,30 +224,33 @@ class LevelWriter:
                 f"got {rows.shape} {rows.dtype}"
             )
 
+    def adopt(self, shard: int, digest: str | None = None) -> bool:
+        """Vouch for a shard that lies there. False: it cannot be read, or has another sha256."""
+        path = self.directory / shard_name(shard)
+        first, last = self.geometry.shard_range(shard)
+        with refusals(path):
+            try:
+                data = self.files.read(path)
+                rows = decode(self.geometry, np.frombuffer(data, np.uint8), last - first)
+            except (FileNotFoundError, ValueError):  # BadChunk, or bytes that are no such array
+                return False
+        if digest is not None and sha256(data) != digest:
+            return False
+        self.vouch(shard, receipt_of(self.geometry, shard, [data], rows))
+        return True
+
     def vouch(self, shard: int, receipt: Any) -> None:
-        """Publish the receipt of a shard that is on disk."""
-        self._publish(f"{RECEIPTS}/{receipt_path(self.directory, shard).name}", sealed(receipt))
+        """Publish the receipt of a shard that is on disk. One that is there and says something else
+        speaks of another shard, which was there once."""
+        self._have(f"{RECEIPTS}/{receipt_path(self.directory, shard).name}", sealed(receipt))
 
-    def receipt(self, shard: int, data: Sequence[bytes | memoryview], rows: np.ndarray) -> Any:
-        """What the receipt of a shard says: a function of its bytes, ``data``, alone."""
-        digest = hashlib.sha256()
-        for piece in data:
-            digest.update(piece)
-        checksums = row_checksums(np.ascontiguousarray(rows))
-        return {
-            "shard": shard,
-            "key": shard_name(shard),
-            "rows": list(self.geometry.shard_range(shard)),
-            "nbytes": sum(len(piece) for piece in data),
-            "sha256": digest.hexdigest(),
-            CHECKSUMS: base64.b64encode(checksums.tobytes()).decode(),
-        }
-
-    def _publish(self, name: str, data: Buffers) -> None:
+    def _have(self, name: str, data: Buffers) -> None:
         """Have exactly ``data`` under ``name``: what is recorded must be what is on disk."""
         path = self.directory / name
-        published = put_exclusive(path.parent, path.name, data, self.files)
-        if not published and self.files.read(path) != joined(data):
+        if not put_exclusive(path.parent, path.name, data, self.files):
+            with contextlib.suppress(FileNotFoundError):
+                if self.files.read(path) == joined(data):
+                    return
             replace(path.parent, path.name, data, self.files)
 
     # ---- the whole level ------------------------------------------------------------------------
@@ -275,14 +272,16 @@ class LevelWriter:
             LevelDamaged: a shard has no receipt.
         """
         shards = ShardTable.of(self.geometry, self._entries())
-        auxiliary = {f"{n}.npy": self._put_array(f"{n}.npy", a) for n, a in (arrays or {}).items()}
+        small = {f"{name}.npy": npy(array) for name, array in (arrays or {}).items()}
+        for name, data in small.items():
+            self._have(name, data)
         body = {
             "format": FORMAT,
             "level": asdict(self.key),
             "parent": dict(parent) if parent else None,
             "geometry": asdict(self.geometry),
-            "zarr_json": {"nbytes": len(self.metadata), "sha256": sha256(self.metadata)},
-            "auxiliary": auxiliary,
+            "zarr_json": _facts(self.metadata),
+            "auxiliary": {name: _facts(data) for name, data in small.items()},
             SHARDS: shards.as_json(),
             "content_root": shards.content_root,
             "tool": dict(tool or {}),
@@ -324,7 +323,7 @@ class LevelWriter:
         body = opened(data, path)
         return Entry(shard, body["nbytes"], body["sha256"], sha256(data))
 
-    def _put_array(self, name: str, array: np.ndarray) -> dict[str, Any]:
-        data = npy(array)
-        self._publish(name, data)
-        return {"nbytes": len(data), "sha256": sha256(data)}
+
+def _facts(data: bytes) -> dict[str, Any]:
+    """What a commit says of a small file."""
+    return {"nbytes": len(data), "sha256": sha256(data)}

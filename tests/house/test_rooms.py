@@ -25,9 +25,9 @@ FORBIDDEN = {
     "__init__.py": {"torch", "zarr", "click", "dask", "strata.cli"},
 }
 ROOMS = (
-    "store/errors store/fingerprint store/precision store/memory store/ahead store/priority",
+    "store/errors store/fingerprint store/precision store/memory store/parallel",
     *("store/files", "store/level", "store/read store/write", "store/s3"),
-    "store/feature_store store/opening",
+    "store/feature_store",
     "stages/errors stages/memory stages/faking",
     *("stages/data", "stages/features", "stages/network", "stages/solve"),
     "pipeline/errors pipeline/progress pipeline/interrupt",

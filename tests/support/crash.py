@@ -22,7 +22,7 @@ import mutants
 import numpy as np
 from simulated_disk import PowerCut, SimulatedDisk
 
-from strata.store import ahead
+from strata.store import parallel
 from strata.store.errors import DiskFull, LevelAbsent, LevelDamaged, StoreError
 from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY, unseal
@@ -64,7 +64,7 @@ class Inline:
     """In place of a pool of threads, which a trial would mostly wait for: they only read and hash,
     and what a disk is asked to change is asked by one thread anyway."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, initializer: object = None) -> None:
         pass
 
     def __enter__(self) -> Inline:
@@ -211,7 +211,7 @@ class Trial:
 @contextlib.contextmanager
 def inline() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for module in (ahead, codec, writer):
+        for module in (codec, parallel, writer):
             stack.enter_context(patch.object(module, "ThreadPoolExecutor", Inline))
         yield
 

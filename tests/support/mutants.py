@@ -19,7 +19,7 @@ from simulated_disk import Inode, SimulatedDisk, mutating
 from strata.store.files.publish import sealed
 from strata.store.fingerprint import sha256
 from strata.store.level.codec import encode
-from strata.store.level.level import Level, receipt_path, shard_name
+from strata.store.level.level import Level, receipt_of, receipt_path, shard_name
 from strata.store.level.shard_table import Entry
 from strata.store.write.writer import LevelWriter
 
@@ -72,8 +72,8 @@ class LateFileSync(SimulatedDisk):
 class ReceiptFirst(LevelWriter):
     def put(self, shard: int, rows: np.ndarray) -> int:
         data = b"".join(encode(self.geometry, rows))
-        self.vouch(shard, self.receipt(shard, [data], rows))
-        self._publish(shard_name(shard), data)
+        self.vouch(shard, receipt_of(self.geometry, shard, [data], rows))
+        self._have(shard_name(shard), data)
         return len(data)
 
 

@@ -23,10 +23,10 @@ from strata.pipeline.feed.level_feed import LevelFeed, feed
 from strata.pipeline.progress import Reporter
 from strata.stages.features.quantise import Quantiser
 from strata.store.errors import LevelAbsent, LevelConflict
+from strata.store.feature_store import images_of, open_level
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import Level
-from strata.store.opening import images_of, open_level
 from strata.store.read import order as orders
 from strata.store.write.writer import LevelWriter
 

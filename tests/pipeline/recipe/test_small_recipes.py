@@ -12,7 +12,7 @@ from runs import Place
 from strata.pipeline.plan.plan import make_plan
 from strata.pipeline.recipe.builtin import load, text_of
 from strata.pipeline.recipe.recipe import Recipe
-from strata.store.opening import open_level
+from strata.store.feature_store import open_level
 
 TWINS = {
     "cifar10-k1": "cifar10-k1-small",

@@ -13,7 +13,7 @@ from runs import Place, here, open_run
 
 from strata.pipeline.recipe.builtin import text_of
 from strata.stages.data.images import open_source
-from strata.store.opening import open_level
+from strata.store.feature_store import open_level
 
 NAME = "imagenet-small"
 KINDS = [f"n{n:08}" for n in range(10)]

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strata.store.ahead import WAITING, several
 from strata.store.errors import LevelDamaged
 from strata.store.files.files import DISK
 from strata.store.files.publish import sealed, unseal
@@ -21,7 +20,8 @@ from strata.store.fingerprint import canonical, sha256
 from strata.store.level.layout import Geometry, LevelKey, shard_name
 from strata.store.level.level import COMMIT, RECEIPTS, Level, commit_of, receipt_name
 from strata.store.level.shard_table import Entry, ShardTable
-from strata.store.write.unfinished import Unfinished
+from strata.store.parallel import WAITING, several
+from strata.store.write.unfinished import unfinished
 from strata.store.write.writer import LevelWriter
 
 SHAPE = Geometry(10, (1, 2, 2), "float32", chunk_rows=1, shard_rows=2)
@@ -95,7 +95,7 @@ def asked_of(writer: LevelWriter) -> list[int]:
         asked.append(shard)
         return writer.is_whole(shard)
 
-    Unfinished(writer.directory, writer.geometry, DISK).missing(is_whole)
+    unfinished(writer.directory, writer.geometry, DISK, is_whole)
     return sorted(asked)
 
 

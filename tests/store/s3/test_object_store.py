@@ -30,10 +30,9 @@ from s3_server import (
 from zarr.storage import MemoryStore
 
 from strata.store.errors import LevelAbsent, LevelBusy, LevelDamaged, StoreRefused
-from strata.store.feature_store import Store
+from strata.store.feature_store import Store, open_level
 from strata.store.files.publish import put_exclusive, unseal
 from strata.store.level.level import Level, receipt_path, shard_name
-from strata.store.opening import open_level
 from strata.store.read.pool import Pool
 from strata.store.read.rows import LoadedRows, ReadRows, Rows, TakenRows
 from strata.store.s3 import lease

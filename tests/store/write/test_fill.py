@@ -20,7 +20,7 @@ from strata.store.files.files import Files
 from strata.store.files.publish import TEMPORARY
 from strata.store.level.layout import Geometry
 from strata.store.level.level import shard_name
-from strata.store.priority import STEP_BACK
+from strata.store.parallel import STEP_BACK
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 SHAPE = replace(SMALL, rows=40)  # ten shards
