@@ -63,8 +63,8 @@ class Crew(Protocol):
         """Workers there are now. Raises OSError if nobody answers."""
         ...
 
-    def submit(self, order: Any, item: Any, *, gpu: bool) -> Future:
-        """Have a worker do one item of an order; see materialize/cluster/worker.py:serve."""
+    def submit(self, task: Any, item: Any, *, gpu: bool) -> Future:
+        """Have a worker do one item of a task; see materialize/cluster/worker.py:serve."""
         ...
 
 

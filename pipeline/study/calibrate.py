@@ -6,11 +6,11 @@ the store does it, layers run as `featurize` and the solver run them, with the r
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,15 +19,13 @@ import torch
 
 from strata.pipeline.plan import hardware
 from strata.pipeline.plan.costs import kind, operations
-from strata.pipeline.plan.machine import LayerRate, Machine, RowRate
+from strata.pipeline.plan.machine import LayerRate, Machine
 from strata.pipeline.progress import Reporter
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import device as devices
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.study import row_rates
-from strata.pipeline.study.row_rates import seconds
-from strata.pipeline.study.sample_rows import codec_for
-from strata.stages.features.quantise import Codec
+from strata.pipeline.study.row_rates import codec_for, seconds
 from strata.stages.network.featurize import Frozen, featurize, run_layer
 from strata.stages.network.network import build_problem
 from strata.stages.solve.solve import SGDSchedule, Solver
@@ -41,7 +39,8 @@ READ_BYTES, IN_FLIGHT = 1 << 20, 8
 def measure(
     found: Overview, device: torch.device, compute: torch.dtype, report: Reporter
 ) -> Machine:
-    """
+    """Rates of this machine for the recipe of a run.
+
     Args:
         found: the disk of its store is measured, in a directory that is gone afterwards; rows are
             those of its features, where there are any.
@@ -50,7 +49,7 @@ def measure(
         DiskFull: there is no room for 256 MB.
     """
     recipe, layers = found.recipe, len(found.recipe.layers)
-    stored, root = row_rates.sample_of(found), found.store.root
+    sample, root = row_rates.sample_of(found), found.store.root
     root.mkdir(parents=True, exist_ok=True)
     parts = layers + len(row_rates.forms(recipe)) + 3
     with (
@@ -59,19 +58,23 @@ def measure(
     ):
         rates = _disk(Path(place))
         tick(1)
-        rows, gather = row_rates.measure(recipe, stored, Path(place), device, tick)
+        rows, gather = row_rates.measure(recipe, sample, Path(place), device, tick)
         rates |= row_rates.publishing(Path(place)) | {"gather": gather}
         tick(1)
-        jpeg = row_rates.decode_jpeg(recipe, stored.images, Path(place))
+        jpeg = row_rates.decode_jpeg(recipe, sample.images, Path(place))
         tick(1)
         kinds = []
         for j in range(1, layers + 1):
-            kinds.append(_layer(recipe, j, device, compute))
+            kinds.append(_layer_rate(recipe, j, device, compute))
             tick(1)
+    # Precisions that the table of rows does not have are taken to be like the recipe's own.
+    own = [r for r in rows if r.precision == recipe.cache.precision and r.profile != "raw"]
+    for rate, name in itertools.product(own, ("encode", "decode", "ratio")):
+        rates[f"{name}_{rate.profile}"] = getattr(rate, name)
     return Machine(
         name="this machine",
         source=f"measured {time.strftime('%Y-%m-%d')}",
-        sample=stored.what,
+        sample=sample.what,
         device=device.type,
         forward=statistics.median(rate.forward for rate in kinds),
         train=statistics.median(rate.train for rate in kinds),
@@ -83,24 +86,14 @@ def measure(
         rows=tuple(rows),
         hardware=hardware.described(),
         **rates,
-        **_own(rows, recipe.cache.precision),
     )
-
-
-def _own(rows: Sequence[RowRate], precision: str) -> dict[str, float]:
-    """What is taken for precisions that are not in the table: the recipe's own rates."""
-    found = {}
-    for rate in rows:
-        if rate.precision == precision and rate.profile != "raw":
-            for name in ("encode", "decode", "ratio"):
-                found[f"{name}_{rate.profile}"] = getattr(rate, name)
-    return found
 
 
 # ---- the disk -----------------------------------------------------------------------------------
 
 
 def _disk(place: Path) -> dict[str, float]:
+    """Bytes per second, written with fsync and read past the page cache."""
     data = np.random.default_rng(0).bytes(FILE_BYTES)
     paths = [place / str(number) for number in range(FILES)]
     begun = time.perf_counter()
@@ -130,15 +123,14 @@ def _read_cold(paths: list[Path]) -> float:
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        for done in [pool.submit(read, *pieces[i]) for i in order]:
-            done.result()
+        list(pool.map(lambda i: read(*pieces[i]), order))
     return time.perf_counter() - begun
 
 
 # ---- layers -------------------------------------------------------------------------------------
 
 
-def _layer(recipe: Recipe, j: int, device: torch.device, compute: torch.dtype) -> LayerRate:
+def _layer_rate(recipe: Recipe, j: int, device: torch.device, compute: torch.dtype) -> LayerRate:
     layer, auxiliary = recipe.problems[j - 1]
     shape = recipe.shape(j - 1, recipe.augment.crop)
     problem = build_problem(layer, auxiliary, 0)
@@ -159,18 +151,12 @@ def _layer(recipe: Recipe, j: int, device: torch.device, compute: torch.dtype) -
 
     trained = 3 * operations(recipe, j) * len(x) / seconds(train)
     problem.eval()
-    frozen = Frozen(problem.layer, _rounding(recipe, problem.layer, x, compute))
+    with torch.no_grad():
+        maps = run_layer(problem.layer, x, compute).float().cpu()
+    # A layer's output is rounded, stored or not.
+    frozen = Frozen(problem.layer, codec_for(recipe, recipe.cache.precision, maps).to(device))
     passed = layer.operations(shape) * len(x) / seconds(forward)
     return LayerRate(kind(recipe, j), passed, trained)
-
-
-@torch.no_grad()
-def _rounding(
-    recipe: Recipe, layer: torch.nn.Module, x: torch.Tensor, compute: torch.dtype
-) -> Codec:
-    """What its output is rounded to, stored or not."""
-    maps = run_layer(layer, x, compute).float().cpu()
-    return codec_for(recipe, recipe.cache.precision, maps).to(x.device)
 
 
 def _copy(device: torch.device) -> float:

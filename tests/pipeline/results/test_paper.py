@@ -16,7 +16,7 @@ from strata.pipeline.results.paper import METRICS, System
 
 
 def beside(runs: Path) -> dict:
-    return paper.report_paper(runs).value
+    return paper.report_paper(runs)[0]
 
 
 def test_every_recipe_it_names_is_built_in() -> None:
