@@ -30,8 +30,8 @@ from strata.stages.data.augment import crop as cut
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.store.errors import LevelAbsent
 from strata.store.feature_store import images_of
+from strata.store.level.layout import precision
 from strata.store.level.level import Level
-from strata.store.precision import precision
 from strata.store.read.order import Mixing, batches, generator, mixing
 
 WARN_SHARE = 0.01

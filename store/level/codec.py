@@ -19,8 +19,7 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from strata.store.errors import LevelDamaged
-from strata.store.level.layout import Geometry, LevelKey
-from strata.store.precision import precision
+from strata.store.level.layout import Geometry, LevelKey, precision
 
 INDEX_ENTRY = np.dtype("<u8")
 CHECKSUM = np.dtype("<u4")

@@ -50,7 +50,7 @@ class Descriptors:
                     file = self._open(number)
                     found = file.read([rest], offset)
                 if not found:
-                    path = self._path(number)
+                    path = self.path(number)
                     raise LevelDamaged(f"{path} ends at byte {offset:,}; its commit says otherwise")
                 rest, offset = rest[found:], offset + found
 
@@ -60,21 +60,22 @@ class Descriptors:
             file = self._open(number)
             file.fetch(offset, nbytes)
 
-    def check_sizes(self) -> None:
-        """Raises LevelDamaged if a shard is gone or has not the size that its commit says."""
-        for level in self._levels:
-            level.check_sizes()
-
     def close(self) -> None:
         self._open.cache_clear()
 
     def _naming(self, number: int) -> AbstractContextManager[None]:
-        return present(self._path(number), "its commit lists it")
+        return present(self.path(number), "its commit lists it")
 
-    def _path(self, number: int) -> Path:
-        return self._levels[number // self._shards].path(number % self._shards)
+    def of(self, number: int) -> tuple[Level, int]:
+        """The level of a shard, and the shard's number there."""
+        return self._levels[number // self._shards], number % self._shards
+
+    def path(self, number: int) -> Path:
+        """The file of a shard."""
+        level, shard = self.of(number)
+        return level.path(shard)
 
     def _opened(self, number: int) -> Opened:
-        level, shard = self._levels[number // self._shards], number % self._shards
+        level, shard = self.of(number)
         facts = level.shards[shard]
         return level.files.open(level.path(shard), facts["nbytes"], facts["sha256"])

@@ -36,8 +36,8 @@ class Chunks:
         self._files, self._memory = Descriptors(levels), local()
         self._mapped, self._by_map = mapped and files.mapped, files.mapped
         self._fetched = np.zeros(len(self), bool)
-        self._map = lru_cache(files.maps_kept)(self._open_map)
-        self.check_sizes, self.close = self._files.check_sizes, self._files.close
+        self._map = lru_cache(files.maps_kept)(self._mapped_shard)
+        self.close = self._files.close
 
     def __len__(self) -> int:
         return len(self.levels) * self.per_level
@@ -77,7 +77,7 @@ class Chunks:
         try:
             unpack(self.geometry, packed, out)
         except BadChunk as error:
-            raise self._damaged(shard, error) from None
+            raise LevelDamaged(f"{self._files.path(shard)}: {error}") from None
 
     def decode_some(self, chunk: int, numbers: np.ndarray, out: np.ndarray) -> None:
         """Decode a chunk, and keep these of its rows: uint8 (n, bytes of a row). Raises as
@@ -109,29 +109,21 @@ class Chunks:
         offset, nbytes = self._index(number)[position].tolist()
         return number, offset, nbytes
 
-    def _open_map(self, number: int) -> np.ndarray:
-        view, shard = divmod(number, self.geometry.shards)
-        return np.asarray(self.levels[view].mapped(shard))
+    def _mapped_shard(self, number: int) -> np.ndarray:
+        level, shard = self._files.of(number)
+        return np.asarray(level.mapped(shard))
 
     def _read_index(self, number: int) -> np.ndarray:
-        shard = number % self.geometry.shards
+        """Where a shard's chunks lie; read from its end alone where a map costs more than pages."""
+        level, shard = self._files.of(number)
         first, last = self.geometry.shard_range(shard)
+        nbytes = level.shards[shard]["nbytes"]
+        if self._by_map:
+            end = self._mapped_shard(number)
+        else:
+            end = np.zeros(min(nbytes, index_bytes(self.geometry)), np.uint8)
+            self._files.read(number, nbytes - len(end), [end])
         try:
-            end, nbytes = self._end_of(number)
             return read_index(self.geometry, end, last - first, nbytes)
         except BadChunk as error:
-            raise self._damaged(number, error) from None
-
-    def _end_of(self, number: int) -> tuple[np.ndarray, int | None]:
-        """A shard; or where a map of it costs more than pages, its index and its bytes."""
-        if self._by_map:
-            return self._open_map(number), None
-        view, shard = divmod(number, self.geometry.shards)
-        nbytes = self.levels[view].shards[shard]["nbytes"]
-        tail = np.zeros(min(nbytes, index_bytes(self.geometry)), np.uint8)
-        self._files.read(number, nbytes - len(tail), [tail])
-        return tail, nbytes
-
-    def _damaged(self, number: int, error: BadChunk) -> LevelDamaged:
-        view, shard = divmod(number, self.geometry.shards)
-        return LevelDamaged(f"{self.levels[view].path(shard)}: {error}")
+            raise LevelDamaged(f"{level.path(shard)}: {error}") from None

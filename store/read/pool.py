@@ -37,9 +37,6 @@ class Pool(Rows):
         self.geometry = self.chunks.geometry
         self._spare = np.empty((0, self.geometry.row_bytes), np.uint8)
 
-    def ready(self) -> None:
-        self.chunks.check_sizes()
-
     def begin(self, stripes: Sequence[np.ndarray]) -> Reading:
         """Begin an epoch, as :meth:`Rows.begin` does. Where an order wants more places than there
         may be, because it was made for other chunks, every row costs a chunk."""

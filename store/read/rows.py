@@ -60,11 +60,13 @@ class Reading:
 class Rows(ABC):
     """Where rows come from. Threads may share it."""
 
+    levels: tuple[Level, ...]
     geometry: Geometry
 
-    @abstractmethod
     def ready(self) -> None:
-        """Called before an epoch. Raises LevelDamaged if a file is not what was opened."""
+        """Look at the files before an epoch. Raises LevelDamaged if one is not what was opened."""
+        for level in self.levels:
+            level.check_sizes()
 
     def begin(self, stripes: Sequence[np.ndarray]) -> Reading:
         """Begin an epoch.
@@ -96,11 +98,8 @@ class MappedRows(Rows):
 
     def __init__(self, levels: Sequence[Level]) -> None:
         """Raises as :class:`strata.store.read.mapped.Mapped` does."""
-        self._mapped, self._checks = Mapped(levels), Checks(levels)
+        self._mapped, self._checks, self.levels = Mapped(levels), Checks(levels), tuple(levels)
         self.geometry, self._rows = self._mapped.geometry, self._mapped.rows
-
-    def ready(self) -> None:
-        self._mapped.check_sizes()
 
     def take(self, numbers: np.ndarray, out: np.ndarray) -> None:
         # mode="clip" lets take write straight into out, without the interpreter's lock.
@@ -117,10 +116,7 @@ class ReadRows(Rows):
 
     def __init__(self, levels: Sequence[Level]) -> None:
         self.geometry, self._checks = same_geometry(levels), Checks(levels)
-        self._files = Descriptors(levels)
-
-    def ready(self) -> None:
-        self._files.check_sizes()
+        self.levels, self._files = tuple(levels), Descriptors(levels)
 
     def take(self, numbers: np.ndarray, out: np.ndarray) -> None:
         """Rows that lie one after another are read at once."""

@@ -39,11 +39,6 @@ class ObjectPath(PurePosixPath):
     def absolute(self) -> ObjectPath:
         return self
 
-    @property
-    def key(self) -> str:
-        """Of the object, inside of its bucket."""
-        return "/".join(self.parts[2:])
-
 
 def object_path(text: str) -> Path:
     """The path of ``s3://bucket/prefix``; a ``Path`` as far as names go, and no further."""
@@ -51,7 +46,8 @@ def object_path(text: str) -> Path:
 
 
 def key_of(path: Path) -> str:
-    return cast(ObjectPath, path).key
+    """The key of an object inside of its bucket."""
+    return "/".join(path.parts[2:])
 
 
 class Objects(WholeFiles):
@@ -105,11 +101,8 @@ class Objects(WholeFiles):
         """Everything below a name."""
         self.bucket.delete([key for key, _ in self.bucket.below(key_of(directory))])
 
-    def make_directory(self, path: Path) -> None:
-        """A prefix is there as soon as something has it."""
-
     def remove_directory(self, path: Path) -> None:
-        """And gone with the last."""
+        """A prefix is there as soon as something has it, and gone with the last."""
 
     def sync_directory(self, path: Path) -> None:
         """What was answered is durable."""

@@ -136,7 +136,8 @@ class ReadCache:
 
     def _admitted(self, descriptor: int, nbytes: int, coming: Path) -> bool:
         """Take so many bytes of the budget, removing what was not opened for longest."""
-        with self._alone():
+        with (self.directory / "LOCK").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             copies = sorted(self._copies(), key=lambda copy: copy[1].st_mtime_ns)
             used = sum(facts.st_size for path, facts in copies if path != coming)
             for path, facts in copies:
@@ -154,12 +155,6 @@ class ReadCache:
             if path.name != "LOCK":
                 with contextlib.suppress(FileNotFoundError):
                     yield path, path.stat()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        with (self.directory / "LOCK").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _is(descriptor: int, path: Path) -> bool:

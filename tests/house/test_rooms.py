@@ -25,7 +25,7 @@ FORBIDDEN = {
     "__init__.py": {"torch", "zarr", "click", "dask", "strata.cli"},
 }
 ROOMS = (
-    "store/errors store/fingerprint store/precision store/memory store/parallel",
+    "store/errors store/fingerprint store/memory store/parallel",
     *("store/files", "store/level", "store/read store/write", "store/s3"),
     "store/feature_store",
     "stages/errors stages/memory stages/faking",

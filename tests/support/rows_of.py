@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from small_levels import drawn
 
 from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import Geometry, LevelKey
+from strata.store.level.layout import PRECISIONS, Geometry, LevelKey
 from strata.store.level.level import Level
-from strata.store.precision import PRECISIONS
 from strata.store.read.pool import Pool
 from strata.store.read.rows import LoadedRows, MappedRows, ReadRows, Rows, TakenRows
 from strata.store.write.writer import LevelWriter

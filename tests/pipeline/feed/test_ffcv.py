@@ -16,9 +16,8 @@ from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv.beton import ffcv, read_beton, write_images
 from strata.pipeline.feed.ffcv.rows import FfcvRows
 from strata.store.errors import LevelDamaged
-from strata.store.level.layout import Geometry
+from strata.store.level.layout import PRECISIONS, Geometry
 from strata.store.level.level import Level
-from strata.store.precision import PRECISIONS
 
 pytestmark = NEEDS_FFCV
 BATCH = 7

@@ -16,8 +16,7 @@ from sizes import examples
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import sealed, unseal
 from strata.store.fingerprint import canonical, differences, digest_arrays, fingerprint
-from strata.store.level.layout import CHUNK_BYTES, geometry
-from strata.store.precision import PRECISIONS
+from strata.store.level.layout import CHUNK_BYTES, PRECISIONS, geometry
 from strata.store.read.order import batch_count, batches, epoch_order, generator, key_of
 
 QUICK = settings(max_examples=examples(50), deadline=None)

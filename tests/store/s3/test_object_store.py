@@ -36,6 +36,7 @@ from strata.store.level.level import Level, receipt_path, shard_name
 from strata.store.read.pool import Pool
 from strata.store.read.rows import LoadedRows, ReadRows, Rows, TakenRows
 from strata.store.s3 import lease
+from strata.store.s3.objects import key_of
 from strata.store.write.verify import check_level, mend
 
 
@@ -240,7 +241,7 @@ def test_a_level_has_the_bytes_of_a_local_one(bucket: str, tmp_path: Path, profi
 def test_zarr_reads_it(bucket: str) -> None:
     level, found = write(connect(bucket)), {}
     client = level.files.bucket._store  # pyright: ignore
-    prefix = level.directory.key  # pyright: ignore
+    prefix = key_of(level.directory)
     for facts in (facts for batch in obstore.list(client, prefix) for facts in batch):
         name = facts["path"].removeprefix(f"{prefix}/")
         data = obstore.get(client, facts["path"]).bytes().to_bytes()
