@@ -20,17 +20,10 @@ from strata.store.files.lock import hold
 
 SYNC_FILE_RANGE_WRITE = 2
 """sync_file_range(2): begin to write dirty pages, and do not wait."""
-
-
-def _start_writing() -> Any:
-    """sync_file_range of the C library, which only Linux has; None elsewhere."""
-    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if call is not None:
-        call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    return call
-
-
-START_WRITING = _start_writing()
+START_WRITING: Any = getattr(ctypes.CDLL(None), "sync_file_range", None)
+"""sync_file_range of the C library, which only Linux has; None elsewhere."""
+if START_WRITING is not None:
+    START_WRITING.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
 
 class Opened(Protocol):

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from google_crc32c import value as crc32c
 
 from strata.store.errors import LevelDamaged
-from strata.store.level.codec import CHECKSUM
+from strata.store.level.codec import CHECKSUM, crc32c
 from strata.store.level.layout import Geometry
 
 
@@ -78,9 +77,9 @@ class Checks:
         geometry = self.geometry
         view, row = np.divmod(numbers, geometry.rows)
         wanted = np.unique(view * geometry.shards + row // geometry.shard_rows)
-        for number in wanted[~self._have[wanted]].tolist():
-            view, shard = divmod(number, geometry.shards)
-            first, last = geometry.shard_range(shard)
-            at = view * geometry.rows
-            self._expected[at + first : at + last] = self.levels[view].checksums(shard)
+        absent: list[int] = wanted[~self._have[wanted]].tolist()
+        for number in absent:
+            of, shard = divmod(number, geometry.shards)
+            first, last = (of * geometry.rows + edge for edge in geometry.shard_range(shard))
+            self._expected[first:last] = self.levels[of].checksums(shard)
             self._have[number] = True

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, cast
 
 import numpy as np
-from google_crc32c import value as crc32c
+from google_crc32c import value  # pyright: ignore[reportUnknownVariableType]  # untyped
 
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import Geometry, LevelKey, precision
 
 INDEX_ENTRY = np.dtype("<u8")
 CHECKSUM = np.dtype("<u4")
+crc32c = cast(Callable[[Any], int], value)
+"""crc32c of a contiguous buffer."""
 NO_CHUNK = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that is not there (Zarr v3 sharding)."""
 ZSTD_LEVEL, LZ4_LEVEL = 1, 5
@@ -36,7 +39,7 @@ def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
     import zarr.storage
 
     files: dict[str, Any] = {}
-    zarr.create_array(
+    zarr.create_array(  # pyright: ignore[reportUnknownMemberType]  # zarr types it in part
         zarr.storage.MemoryStore(files),
         shape=(geometry.rows, *geometry.stored),
         shards=(geometry.shard_rows, *geometry.stored),
@@ -72,11 +75,10 @@ def _zarr_codecs(geometry: Geometry) -> Any:
     """Compression of an inner chunk, as zarr names it."""
     from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-    match geometry.profile:
-        case "raw":
-            return None
-        case "zstd":
-            return [ZstdCodec(level=ZSTD_LEVEL, checksum=False), Crc32cCodec()]
+    if geometry.profile == "raw":
+        return None
+    if geometry.profile == "zstd":
+        return [ZstdCodec(level=ZSTD_LEVEL, checksum=False), Crc32cCodec()]
     blosc = BloscCodec(
         cname="lz4", clevel=LZ4_LEVEL, shuffle="noshuffle", typesize=geometry.dtype.itemsize
     )
@@ -95,12 +97,14 @@ def profile_of(metadata: bytes) -> str:
 
 @cache
 def _compressor(profile: str, itemsize: int) -> Any:
-    """The same compression, from numcodecs."""
-    from numcodecs import Blosc, Zstd
+    """Compression of an inner chunk, as numcodecs does it."""
+    import numcodecs  # pyright: ignore[reportMissingTypeStubs]  # it has no types
 
+    codecs: Any = numcodecs
     if profile == "zstd":
-        return Zstd(level=ZSTD_LEVEL, checksum=False)
-    return Blosc(cname="lz4", clevel=LZ4_LEVEL, shuffle=Blosc.NOSHUFFLE, typesize=itemsize)
+        return codecs.Zstd(level=ZSTD_LEVEL, checksum=False)
+    noshuffle = codecs.Blosc.NOSHUFFLE
+    return codecs.Blosc(cname="lz4", clevel=LZ4_LEVEL, shuffle=noshuffle, typesize=itemsize)
 
 
 def encode(
@@ -117,11 +121,10 @@ def encode(
         lengths = np.full(filled // geometry.chunk_rows, geometry.chunk_rows * geometry.row_bytes)
         poison = _poison(geometry, filled - len(rows))
         return [rows.data.cast("B"), poison.tobytes(), _index(geometry, lengths)]
+    step = geometry.chunk_rows
+    parts = (rows[at : at + step] for at in range(0, len(rows), step))
     with ThreadPoolExecutor(threads) as pool:
-        starts = range(0, len(rows), geometry.chunk_rows)
-        chunks = list(
-            pool.map(lambda at: _pack(geometry, rows[at : at + geometry.chunk_rows]), starts)
-        )
+        chunks = list(pool.map(partial(_pack, geometry), parts))
     return [*chunks, _index(geometry, np.array([len(chunk) for chunk in chunks]))]
 
 

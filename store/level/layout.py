@@ -136,6 +136,11 @@ class Geometry:
         """First row, and one past the last, of a shard."""
         return shard * self.shard_rows, min(self.rows, (shard + 1) * self.shard_rows)
 
+    def rows_in(self, shard: int) -> int:
+        """Rows of a shard; the last one may have fewer than the others."""
+        first, last = self.shard_range(shard)
+        return last - first
+
     @property
     def nbytes(self) -> int:
         """Bytes of a raw level's shards: whole inner chunks, their index, its checksum. A packed

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -133,7 +133,7 @@ class Level:
         the one that was committed."""
         path = receipt_path(self.directory, shard)
         body = opened(read_hashed(path, self.shards[shard]["receipt"], self.files), path)
-        return checksums_of(body)
+        return np.frombuffer(base64.b64decode(body[CHECKSUMS]), CHECKSUM)
 
     def _gather_raw(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
         # mode="clip" lets take write straight into out; the range was checked.
@@ -155,20 +155,17 @@ class Level:
     def _checks(self) -> Checks:
         return Checks((self,))
 
-    def _rows(self, shard: int) -> int:
-        first, last = self.geometry.shard_range(shard)
-        return last - first
-
     def _map(self, shard: int) -> np.ndarray:
         """Memory map of a raw shard as (rows, channel, y, x)."""
-        body = self.mapped(shard)[: self._rows(shard) * self.geometry.row_bytes]
+        body = self.mapped(shard)[: self.geometry.rows_in(shard) * self.geometry.row_bytes]
         return body.view(self.geometry.dtype).reshape(-1, *self.geometry.stored)
 
     def _decode(self, shard: int, chunk: int) -> np.ndarray:
         """Rows of one packed inner chunk."""
         data = self.mapped(shard)
         try:
-            offset, nbytes = map(int, read_index(self.geometry, data, self._rows(shard))[chunk])
+            index = read_index(self.geometry, data, self.geometry.rows_in(shard))
+            offset, nbytes = map(int, index[chunk])
             rows = np.empty((self.geometry.chunk_rows, *self.geometry.stored), self.geometry.dtype)
             unpack(self.geometry, data[offset : offset + nbytes], rows)
             return rows
@@ -223,11 +220,6 @@ def receipt_of(
     }
 
 
-def checksums_of(receipt: dict[str, Any]) -> np.ndarray:
-    """crc32c of every row of a shard, uint32 (rows,), as its receipt keeps them."""
-    return np.frombuffer(base64.b64decode(receipt[CHECKSUMS]), CHECKSUM)
-
-
 def read_commit(directory: Path, key: LevelKey, files: Files = DISK) -> dict[str, Any]:
     """The body of a commit, which must be about ``key``. Raises as :meth:`Level.open` does."""
     with refusals(directory / COMMIT):
@@ -252,12 +244,13 @@ def commit_of(directory: Path, files: Files = DISK) -> dict[str, Any]:
 
 
 def geometry_of(commit: dict[str, Any]) -> Geometry:
+    """The geometry that a commit records."""
     fields = commit["geometry"]
-    return Geometry(**{**fields, "sample": tuple(fields["sample"])})
+    return Geometry(**(fields | {"sample": tuple(fields["sample"])}))
 
 
 @contextmanager
-def present(path: Path, why: str) -> Iterator[None]:
+def present(path: Path, why: str) -> Generator[None, None, None]:
     """Look at a committed file: that it is not there is damage, any other refusal the disk's."""
     with refusals(path):
         try:

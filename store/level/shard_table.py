@@ -7,7 +7,7 @@ string of JSON and one array in memory; the entry of a shard is made when it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 
@@ -39,13 +39,16 @@ class ShardTable(Sequence[dict[str, Any]]):
             nbytes: int64 (shards,).
             digests, receipts: uint8 (shards, 32).
         """
-        self.geometry, self._nbytes = geometry, nbytes
+        self.geometry = geometry
+        self.sizes = nbytes
+        """Bytes of every shard, int64 (shards,)."""
         self._digests, self._receipts = digests, receipts
 
     @classmethod
     def of(cls, geometry: Geometry, entries: Iterable[Entry]) -> ShardTable:
         """From the entry of every shard, in their order."""
-        nbytes, digests, receipts = [], bytearray(), bytearray()
+        nbytes: list[int] = []
+        digests, receipts = bytearray(), bytearray()
         for entry in entries:
             nbytes.append(entry.nbytes)
             digests += bytes.fromhex(entry.sha256)
@@ -57,21 +60,22 @@ class ShardTable(Sequence[dict[str, Any]]):
         """From what a commit has; a list of entries is what format 2 had."""
         if isinstance(value, list):
             fields = ("shard", "nbytes", "sha256", "receipt")
-            return cls.of(geometry, (Entry(*(one[f] for f in fields)) for one in value))
+            entries = cast(list[dict[str, Any]], value)
+            return cls.of(geometry, (Entry(*(one[f] for f in fields)) for one in entries))
         sizes, counts = np.array(value["nbytes"], np.int64).reshape(-1, 2).T
         digests, receipts = (_rows(bytes.fromhex(value[c])) for c in ("sha256", "receipts"))
         return cls(geometry, np.repeat(sizes, counts), digests, receipts)
 
     def as_json(self) -> dict[str, Any]:
         """Sizes in runs of [bytes, how many], digests in hexadecimal digits, one after another."""
-        edges = np.flatnonzero(np.diff(self._nbytes, prepend=-1))
+        edges = np.flatnonzero(np.diff(self.sizes, prepend=-1))
         counts = np.diff(edges, append=len(self))
-        runs = np.stack([self._nbytes[edges], counts], axis=1)
+        runs = np.stack([self.sizes[edges], counts], axis=1)
         digests, receipts = self._digests.tobytes().hex(), self._receipts.tobytes().hex()
         return {"nbytes": runs.tolist(), "sha256": digests, "receipts": receipts}
 
     def __len__(self) -> int:
-        return len(self._nbytes)
+        return len(self.sizes)
 
     @overload
     def __getitem__(self, shard: int) -> dict[str, Any]: ...
@@ -85,20 +89,15 @@ class ShardTable(Sequence[dict[str, Any]]):
             "shard": number,
             "key": shard_name(number),
             "rows": list(self.geometry.shard_range(number)),
-            "nbytes": int(self._nbytes[number]),
+            "nbytes": int(self.sizes[number]),
             "sha256": self._digests[number].tobytes().hex(),
             "receipt": self._receipts[number].tobytes().hex(),
         }
 
     @property
-    def sizes(self) -> np.ndarray:
-        """Bytes of every shard, int64 (shards,)."""
-        return self._nbytes
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all of them."""
-        return int(self._nbytes.sum())
+        return int(self.sizes.sum())
 
     @property
     def content_root(self) -> str:

@@ -34,25 +34,21 @@ class Descriptors:
             StoreRefused: the file system does not let us, for example for an I/O error.
         """
         wanted = sum(map(len, parts))
-        with self._naming(number):
-            file = self._open(number)  # held: if it is not kept, it closes when we forget it
-            found = file.read(parts, offset)
-        if found < wanted:
-            self._finish(number, offset, parts, found)
-
-    def _finish(self, number: int, offset: int, parts: Sequence[Any], done: int) -> None:
-        """Read on where a read came back early, which the kernel may do at any time."""
-        for part in parts:
-            rest, done = part[done:], max(0, done - len(part))
-            offset += len(part) - len(rest)
-            while len(rest):
-                with self._naming(number):
-                    file = self._open(number)
-                    found = file.read([rest], offset)
-                if not found:
-                    path = self.path(number)
-                    raise LevelDamaged(f"{path} ends at byte {offset:,}; its commit says otherwise")
-                rest, offset = rest[found:], offset + found
+        while True:
+            with self._naming(number):
+                file = self._open(number)  # held: if it is not kept, it closes when we forget it
+                found = file.read(parts, offset)
+            if found >= wanted:
+                return
+            if not found:
+                path = self.path(number)
+                raise LevelDamaged(f"{path} ends at byte {offset:,}; its commit says otherwise")
+            # Read on where a read came back early, which the kernel may do at any time.
+            wanted, offset, rest = wanted - found, offset + found, []
+            for part in parts:
+                rest += [part[found:]] if found < len(part) else []
+                found = max(0, found - len(part))
+            parts = rest
 
     def fetch(self, number: int, offset: int, nbytes: int) -> None:
         """Let the kernel begin to read, and do not wait."""

@@ -63,8 +63,7 @@ class Mapped:
         self.close.atexit = False  # a thread may still read then, and the kernel unmaps anyway
         for level in levels:
             for shard in level.shards:
-                first, last = shard["rows"]
-                length = (last - first) * self.geometry.row_bytes
+                length = self.geometry.rows_in(shard["shard"]) * self.geometry.row_bytes
                 _map_file(level.path(shard["shard"]), shard["nbytes"], address, length)
                 address += self._stride
         self.memory = np.ctypeslib.as_array((ctypes.c_uint8 * total).from_address(base))

@@ -116,7 +116,6 @@ class Chunks:
     def _read_index(self, number: int) -> np.ndarray:
         """Where a shard's chunks lie; read from its end alone where a map costs more than pages."""
         level, shard = self._files.of(number)
-        first, last = self.geometry.shard_range(shard)
         nbytes = level.shards[shard]["nbytes"]
         if self._by_map:
             end = self._mapped_shard(number)
@@ -124,6 +123,6 @@ class Chunks:
             end = np.zeros(min(nbytes, index_bytes(self.geometry)), np.uint8)
             self._files.read(number, nbytes - len(end), [end])
         try:
-            return read_index(self.geometry, end, last - first, nbytes)
+            return read_index(self.geometry, end, self.geometry.rows_in(shard), nbytes)
         except BadChunk as error:
             raise LevelDamaged(f"{level.path(shard)}: {error}") from None

@@ -123,14 +123,11 @@ class Decoding(Reading):
 
     def _hand_out(self) -> ReadTask:
         k, self._handed_out = self._handed_out, self._handed_out + 1
-        self._fetch(k + FETCHED_AHEAD)
-        return partial(self._decode, k)
-
-    def _fetch(self, until: int) -> None:
-        """Let the disk begin with the chunks before this one that it was not yet asked for."""
+        until = k + FETCHED_AHEAD
         for chunk in self._schedule.chunks[self._asked : until].tolist():
-            self._pool.chunks.fetch(chunk)
-        self._asked = max(self._asked, until)
+            self._pool.chunks.fetch(chunk)  # the disk begins with it
+        self._asked = until
+        return partial(self._decode, k)
 
     def _decode(self, k: int) -> None:
         """Decode the k-th chunk into its places."""

@@ -166,9 +166,7 @@ class LoadedRows(Rows):
         if len(out) == self.geometry.chunk_rows:
             chunks.decode(chunk, out)
         else:  # the last chunk is filled up
-            whole = chunks.empty()
-            chunks.decode(chunk, whole)
-            out[:] = whole[: len(out)]
+            chunks.decode_some(chunk, np.arange(first, last), out)
         self._checks.check(np.arange(first, last), out)
         return len(out)
 

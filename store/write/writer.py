@@ -216,8 +216,7 @@ class LevelWriter:
 
     def check_rows(self, shard: int, rows: np.ndarray) -> None:
         """Are these, by their shape and dtype, the rows of a shard? Raises ValueError."""
-        first, last = self.geometry.shard_range(shard)
-        expected = (last - first, *self.geometry.stored)
+        expected = (self.geometry.rows_in(shard), *self.geometry.stored)
         if rows.shape != expected or rows.dtype != self.geometry.dtype:
             raise ValueError(
                 f"shard {shard} wants {expected} {self.geometry.dtype}, "
@@ -227,11 +226,11 @@ class LevelWriter:
     def adopt(self, shard: int, digest: str | None = None) -> bool:
         """Vouch for a shard that lies there. False: it cannot be read, or has another sha256."""
         path = self.directory / shard_name(shard)
-        first, last = self.geometry.shard_range(shard)
+        count = self.geometry.rows_in(shard)
         with refusals(path):
             try:
                 data = self.files.read(path)
-                rows = decode(self.geometry, np.frombuffer(data, np.uint8), last - first)
+                rows = decode(self.geometry, np.frombuffer(data, np.uint8), count)
             except (FileNotFoundError, ValueError):  # BadChunk, or bytes that are no such array
                 return False
         if digest is not None and sha256(data) != digest:
