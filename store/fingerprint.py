@@ -58,10 +58,8 @@ def differences(was: Any, now: Any, path: str = "") -> list[str]:
                 was.get(key, _NOTHING), now.get(key, _NOTHING), f"{path}.{key}" if path else key
             )
         ]
-    before, after = _text(was), _text(now)
+    # As JSON, so that 1, 1.0 and true are the three things that they are to the fingerprint.
+    before, after = (
+        "nothing" if leaf is _NOTHING else json.dumps(leaf, sort_keys=True) for leaf in (was, now)
+    )
     return [] if before == after else [f"{path}: was {before}, is {after}"]
-
-
-def _text(leaf: Any) -> str:
-    """JSON, so that 1, 1.0 and true are the three things that they are to the fingerprint."""
-    return "nothing" if leaf is _NOTHING else json.dumps(leaf, sort_keys=True)

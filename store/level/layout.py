@@ -121,7 +121,8 @@ class Geometry:
     @property
     def stored(self) -> tuple[int, int, int]:
         """(channel, y, x) of the stored elements: x is shorter where several values share one."""
-        return stored_shape(self.sample, self.precision)
+        channels, height, width = self.sample
+        return channels, height, -(-width // precision(self.precision).packed)
 
     @property
     def row_bytes(self) -> int:
@@ -160,14 +161,7 @@ def geometry(
     profile: str = "raw",
 ) -> Geometry:
     """Choose chunk and shard rows: chunks of about 1 MiB, shards of about ``shard_bytes``."""
-    elements = int(np.prod(stored_shape(sample, precision_name)))
-    row = elements * precision(precision_name).dtype.itemsize
+    row = Geometry(rows, sample, precision_name, 1, 1).row_bytes
     chunk = max(1, min(CHUNK_BYTES // row, shard_bytes // row, rows))
     chunks = max(1, min(shard_bytes // (chunk * row), -(-rows // chunk)))
     return Geometry(rows, sample, precision_name, chunk, chunk * chunks, profile)
-
-
-def stored_shape(sample: tuple[int, int, int], precision_name: str) -> tuple[int, int, int]:
-    """Elements on disk of one row of values."""
-    channels, height, width = sample
-    return channels, height, -(-width // precision(precision_name).packed)

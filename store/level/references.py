@@ -66,9 +66,8 @@ def references(root: Path, files: Files = DISK) -> list[Reference]:
         LevelDamaged: a note cannot be read, so nobody knows what that run uses.
     """
     directory = root / REFERENCES
-    notes = [
-        unseal(directory / n, files, "host") for n in files.names(directory) if n.endswith(".json")
-    ]
+    names = (name for name in files.names(directory) if name.endswith(".json"))
+    notes = (unseal(directory / name, files, "host") for name in names)
     return [Reference(note["run"], note["host"], tuple(note["levels"])) for note in notes]
 
 

@@ -16,7 +16,6 @@ import os
 import weakref
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,11 @@ class Mapped:
         for level in levels:
             for shard in level.shards:
                 length = self.geometry.rows_in(shard["shard"]) * self.geometry.row_bytes
-                _map_file(level.path(shard["shard"]), shard["nbytes"], address, length)
+                path = level.path(shard["shard"])
+                check_size(path, shard["nbytes"])
+                with refusals(path), path.open("rb") as file:
+                    flags = mmap.MAP_SHARED | MAP_FIXED
+                    _map(address, length, mmap.PROT_READ, flags, file.fileno())
                 address += self._stride
         self.memory = np.ctypeslib.as_array((ctypes.c_uint8 * total).from_address(base))
         self.memory.flags.writeable = False
@@ -100,17 +103,6 @@ def same_geometry(levels: Sequence[Level]) -> Any:
         if level.geometry != levels[0].geometry:
             raise ValueError(f"{level.key.label} has not the geometry of {levels[0].key.label}")
     return levels[0].geometry
-
-
-def _map_file(path: Path, nbytes: int, address: int, length: int) -> None:
-    """Put the first ``length`` bytes of a shard of ``nbytes`` at an address that is reserved."""
-    check_size(path, nbytes)
-    with refusals(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            _map(address, length, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _map(address: int | None, length: int, protection: int, flags: int, descriptor: int) -> int:

@@ -15,7 +15,7 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from strata.store.errors import FULL, LevelDamaged, refusals
@@ -79,11 +79,11 @@ class ReadCache:
         except FileNotFoundError:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if os.fstat(descriptor).st_nlink and self._sound(descriptor, sha256, nbytes):
-            with contextlib.suppress(OSError):  # somebody else's copy, which we may only read
-                os.utime(path)
-            return descriptor
-        if os.fstat(descriptor).st_nlink:
+        if os.fstat(descriptor).st_nlink:  # else it was removed before we had the lock
+            if self._sound(descriptor, sha256, nbytes):
+                with contextlib.suppress(OSError):  # somebody else's copy, which we may only read
+                    os.utime(path)
+                return descriptor
             path.unlink(missing_ok=True)
         os.close(descriptor)
         return None
@@ -138,23 +138,20 @@ class ReadCache:
         """Take so many bytes of the budget, removing what was not opened for longest."""
         with (self.directory / "LOCK").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            copies = sorted(self._copies(), key=lambda copy: copy[1].st_mtime_ns)
-            used = sum(facts.st_size for path, facts in copies if path != coming)
-            for path, facts in copies:
-                if used + nbytes <= self.budget:
-                    break
-                if path != coming and _removed(path):
-                    used -= facts.st_size
-            if used + nbytes > self.budget:
+            copies: list[tuple[int, int, Path]] = []
+            for path in self.directory.iterdir():
+                if path.name != "LOCK" and path != coming:
+                    with contextlib.suppress(FileNotFoundError):
+                        facts = path.stat()
+                        copies.append((facts.st_mtime_ns, facts.st_size, path))
+            used = nbytes + sum(size for _, size, _ in copies)
+            for _, size, path in sorted(copies):
+                if used > self.budget and _removed(path):
+                    used -= size
+            if used > self.budget:
                 return False
             os.ftruncate(descriptor, nbytes)
             return True
-
-    def _copies(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self.directory.iterdir():
-            if path.name != "LOCK":
-                with contextlib.suppress(FileNotFoundError):
-                    yield path, path.stat()
 
 
 def _is(descriptor: int, path: Path) -> bool:

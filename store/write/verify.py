@@ -57,10 +57,8 @@ class Damage:
 
 def level_directories(root: Path, files: Files = DISK) -> list[Path]:
     """Every directory of a store that holds, or began to hold, a level."""
-    found = []
-    for depth in files.names(root):
-        if depth.startswith("x_") and files.is_directory(root / depth):
-            found += [root / depth / name for name in files.names(root / depth)]
+    depths = [root / name for name in files.names(root) if name.startswith("x_")]
+    found = (depth / name for depth in depths for name in files.names(depth))
     return [directory for directory in found if files.is_directory(directory)]
 
 
