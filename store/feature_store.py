@@ -135,7 +135,7 @@ def complete(commit: dict[str, Any]) -> LevelState:
 
 
 def partial(directory: Path, files: Files = DISK) -> LevelState:
-    """By receipts, without hashing: this is what people look at; the writer re-hashes."""
+    """The state of a level without a commit, by its receipts alone; the writer hashes again."""
     receipts = []
     for name in files.names(directory / RECEIPTS):
         with suppress(LevelDamaged, FileNotFoundError):

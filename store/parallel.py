@@ -16,11 +16,11 @@ Result = TypeVar("Result")
 
 WAITING = 8
 """Items for every thread that are asked for before their results are taken."""
-STEP_BACK = 5
+NICENESS = 5
 """What is added to the niceness of threads that publish."""
 
 
-def several(
+def map_in_threads(
     work: Callable[[Item], Result],
     items: Iterable[Item],
     threads: int,
@@ -28,7 +28,7 @@ def several(
     waiting: int | None = None,
     initializer: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
-    """Do what ``map`` does, with so many threads; of a million items a few are held at a time.
+    """Results in the order of the items, as ``map`` gives them, of which a few are held at a time.
 
     Args:
         threads: 1 without an initializer is the caller's own.
@@ -49,11 +49,11 @@ def several(
             yield under_way.popleft().result()
 
 
-def step_back() -> None:
+def lower_priority() -> None:
     """Let those who compute go before this thread, and the threads that it starts: a forward pass
     runs on all cores at once, and waits for the one that was taken from it."""
     if sys.platform == "linux":  # where threads have a priority of their own
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
             nice = os.getpriority(os.PRIO_PROCESS, thread)
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, nice + STEP_BACK))
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, nice + NICENESS))

@@ -21,7 +21,7 @@ from strata.pipeline.run.session import Crew
 from strata.stages.features.moments import Moments
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import Level
-from strata.store.parallel import several
+from strata.store.parallel import map_in_threads
 
 HEADS = ("mean", "deviation", "minimum", "maximum", "zeros")
 THREADS = 2
@@ -95,7 +95,7 @@ def _watched(
 
 
 def _here(level: Level) -> Iterable[Moments]:
-    return several(moments_of(level), range(level.geometry.shards), THREADS)
+    return map_in_threads(moments_of(level), range(level.geometry.shards), THREADS)
 
 
 def _told(key: LevelKey, moments: Moments) -> dict[str, Any]:

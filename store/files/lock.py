@@ -6,7 +6,6 @@ processes hold "the" lock. What is written in it is for people only.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import socket
@@ -57,8 +56,6 @@ def hold(path: Path, what: str, waiting: Callable[[str], None] | None = None) ->
 def _taken(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
-            return False
-        raise
+    except (BlockingIOError, PermissionError, InterruptedError):
+        return False
     return True

@@ -37,7 +37,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Of the note's file."""
+        """The name of the note's file."""
         return f"{fingerprint([self.host, self.run])[:12]}.json"
 
 

@@ -96,7 +96,7 @@ class ShardTable(Sequence[dict[str, Any]]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all shards."""
         return int(self.sizes.sum())
 
     @property

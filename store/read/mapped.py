@@ -24,7 +24,7 @@ from strata.store.errors import refusals
 from strata.store.level.level import Level, check_size
 
 PROT_NONE, MAP_FIXED = 0, 0x10
-"""Of Linux; Python's mmap has no names for them."""
+"""Numbers of Linux, for which Python's mmap has no names."""
 
 
 class Mapped:

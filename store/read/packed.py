@@ -16,7 +16,7 @@ from strata.store.read.descriptors import Descriptors
 from strata.store.read.mapped import same_geometry
 
 INDICES_KEPT = 16_384
-"""Of shards: where their chunks lie."""
+"""Indices of shards, which say where their chunks lie, that are kept in memory."""
 
 
 class Chunks:

@@ -17,9 +17,10 @@ from strata.store.read.packed import Chunks
 from strata.store.read.rows import Reading, ReadTask, Rows, TakenRows
 
 MOST_BYTES = 4 * POOL_BYTES
-"""Of places: two windows, which together have at most three times POOL_BYTES, and some room."""
+"""Most bytes of decoded rows: two windows, which together have at most three times POOL_BYTES, and
+some room."""
 ROOM_BYTES = 16 << 20
-"""Of places beyond those that must be there, so that chunks are decoded before the last moment."""
+"""Bytes beyond those that must be there, so that chunks are decoded before the last moment."""
 FETCHED_AHEAD = 32
 """Chunks that a disk is asked for before they are decoded: about 1 MiB each, before packing."""
 

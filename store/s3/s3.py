@@ -31,7 +31,7 @@ PIECE = 8 << 20
 OTHER_TAG = f'"{"0" * 32}"'
 """A tag that no object has."""
 CONDITIONAL, ALONE = "", "1"
-"""Of ``?writers=``: several, which the server keeps apart; or one, who says so."""
+"""Values of ``?writers=``: several, which the server keeps apart; or one, who says so."""
 
 REASONS = (
     ("NoSuchBucket", "there is no such bucket"),
@@ -43,7 +43,7 @@ REASONS = (
     ("AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|: 403|: 401", "access is denied"),
     ("error sending request|timed out|connect|dns", "it cannot be reached"),
 )
-"""How people are told, by what the answer says; the first that matches."""
+"""Patterns of the server's answer, and what people are told; the first that matches counts."""
 
 
 class S3Bucket:

@@ -14,7 +14,7 @@ is made from the bytes that lie there. Whoever comes second comes to the same re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from strata.store.files.publish import put_exclusive, replace, sealed, unseal
 from strata.store.level.codec import CODEC_THREADS, encode
 from strata.store.level.layout import Geometry, LevelKey, shard_name
 from strata.store.level.level import CHECKSUMS, RECEIPTS, receipt_name, receipt_of, receipt_path
-from strata.store.parallel import several
+from strata.store.parallel import map_in_threads
 from strata.store.write.writer import ZARR, LevelWriter
 
 
@@ -40,25 +40,24 @@ class SharedWriter(LevelWriter):
         """Shards that are not there. One whose receipt is missing or speaks of other bytes (its
         writer was killed between the two) is vouched for: an object is whole or not there. One that
         cannot be read is removed."""
-        listed, shards = self.files.listed(self.directory), range(self.geometry.shards)
-        whole = several(lambda shard: self._there(shard, listed), shards, self.files.requests)
+        listed = self.files.listed(self.directory)
+
+        def is_there(shard: int) -> bool:
+            """Is a shard there and vouched for, if need be now?"""
+            name = shard_name(shard)
+            if name in listed and f"{RECEIPTS}/{receipt_name(shard)}" in listed:
+                with suppress(LevelDamaged, FileNotFoundError):
+                    receipt = unseal(receipt_path(self.directory, shard), self.files, CHECKSUMS)
+                    if receipt["nbytes"] == listed[name]:
+                        return True
+            return name in listed and self.adopt(shard)
+
+        whole = map_in_threads(is_there, range(self.geometry.shards), self.files.requests)
         missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
         for shard in missing:
             if shard_name(shard) in listed or f"{RECEIPTS}/{receipt_name(shard)}" in listed:
                 self.forget(shard)
         return missing
-
-    def _there(self, shard: int, listed: Mapping[str, int]) -> bool:
-        """Is a shard there and vouched for, if need be now?"""
-        name = shard_name(shard)
-        if name not in listed:
-            return False
-        if f"{RECEIPTS}/{receipt_name(shard)}" in listed:
-            with suppress(LevelDamaged, FileNotFoundError):
-                receipt = unseal(receipt_path(self.directory, shard), self.files, CHECKSUMS)
-                if receipt["nbytes"] == listed[name]:
-                    return True
-        return self.adopt(shard)
 
     def publish(self, shard: int, rows: np.ndarray, threads: int = CODEC_THREADS) -> Any:
         """Have a shard and its receipt, ours or another's; returns the receipt's content."""
@@ -96,7 +95,7 @@ class Mandate:
 
     @classmethod
     def of(cls, writer: LevelWriter) -> Mandate:
-        """For others to help with a level that is locked and begun."""
+        """A mandate for others to help with a level that is locked and begun."""
         return cls(writer.root.absolute(), writer.key, writer.geometry)
 
     def check(self, files: Files = DISK) -> None:
@@ -174,5 +173,5 @@ def unsettled(writer: LevelWriter, published: Iterable[Published]) -> list[int]:
         # Not for the disk: opening a directory makes a network file system look at it anew.
         for directory in (writer.directory / RECEIPTS, writer.directory):
             writer.files.sync_directory(directory)
-        settled = several(is_settled, said, writer.files.requests)
+        settled = map_in_threads(is_settled, said, writer.files.requests)
         return [one.shard for one, is_so in zip(said, settled, strict=True) if not is_so]

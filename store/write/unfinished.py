@@ -15,7 +15,7 @@ import numpy as np
 from strata.store.files.files import Files
 from strata.store.level.layout import Geometry, shard_name
 from strata.store.level.level import RECEIPTS, receipt_name
-from strata.store.parallel import several
+from strata.store.parallel import map_in_threads
 
 HASH_THREADS = 2
 RECHECKED = 4 << 30
@@ -45,6 +45,6 @@ def unfinished(
             break
         last.append(shard)
     last.reverse()
-    for shard, whole in zip(last, several(is_whole, last, HASH_THREADS), strict=True):
+    for shard, whole in zip(last, map_in_threads(is_whole, last, HASH_THREADS), strict=True):
         sound[shard] = whole
     return np.flatnonzero(~sound).tolist(), np.flatnonzero(~sound & (there | vouched)).tolist()

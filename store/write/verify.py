@@ -29,7 +29,7 @@ from strata.store.level.level import (
     read_hashed,
     receipt_path,
 )
-from strata.store.parallel import several
+from strata.store.parallel import map_in_threads
 from strata.store.write.unfinished import HASH_THREADS
 from strata.store.write.writer import INTENT, LINEAGE, ZARR, LevelWriter
 
@@ -52,7 +52,7 @@ class Damage:
     shard: int | None = None
     """Number of the shard, if it is one."""
     belongs: LevelKey | None = None
-    """For a directory: the level that it holds."""
+    """The level that a misplaced directory holds."""
 
 
 def level_directories(root: Path, files: Files = DISK) -> list[Path]:
@@ -124,7 +124,7 @@ def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterato
             return _damage(path, error, directory)
         return None
 
-    yield from filter(None, several(check, chain(small, receipts), files.requests))
+    yield from filter(None, map_in_threads(check, chain(small, receipts), files.requests))
 
 
 def _shards(
@@ -146,7 +146,7 @@ def _shards(
             tick(entry["nbytes"])
         return damage
 
-    return [damage for damage in several(check, entries, HASH_THREADS if deep else 1) if damage]
+    return list(filter(None, map_in_threads(check, entries, HASH_THREADS if deep else 1)))
 
 
 def check_shard(

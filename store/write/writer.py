@@ -40,7 +40,7 @@ from strata.store.level.level import (
     receipt_path,
 )
 from strata.store.level.shard_table import Entry, ShardTable
-from strata.store.parallel import several, step_back
+from strata.store.parallel import lower_priority, map_in_threads
 from strata.store.write.unfinished import unfinished
 
 INTENT, ZARR = "intent.json", "zarr.json"
@@ -176,12 +176,12 @@ class LevelWriter:
         Raises:
             DiskFull, StoreRefused: of the first shard that was refused; the others are kept.
         """
-        sizes = several(  # one more shard is made while all publishers work
+        sizes = map_in_threads(  # one more shard is made while all publishers work
             lambda one: self.put(*one),
             produced,
             PUBLISHERS,
             waiting=PUBLISHERS,
-            initializer=step_back,
+            initializer=lower_priority,
         )
         return sum(sizes)
 
@@ -311,7 +311,7 @@ class LevelWriter:
                 raise
             return found
 
-        return several(entry, range(self.geometry.shards), self.files.requests)
+        return map_in_threads(entry, range(self.geometry.shards), self.files.requests)
 
     def _entry(self, shard: int) -> Entry:
         path = receipt_path(self.directory, shard)

@@ -20,7 +20,7 @@ from strata.store.fingerprint import canonical, sha256
 from strata.store.level.layout import Geometry, LevelKey, shard_name
 from strata.store.level.level import COMMIT, RECEIPTS, Level, commit_of, receipt_name
 from strata.store.level.shard_table import Entry, ShardTable
-from strata.store.parallel import WAITING, several
+from strata.store.parallel import WAITING, map_in_threads
 from strata.store.write.unfinished import unfinished
 from strata.store.write.writer import LevelWriter
 
@@ -166,7 +166,7 @@ def test_results_come_in_order_and_few_items_are_taken_ahead(threads: int) -> No
         with lock:
             return item * item
 
-    for given_back, result in enumerate(several(work, items(), threads)):
+    for given_back, result in enumerate(map_in_threads(work, items(), threads)):
         assert result == given_back**2
         most = max(most, taken - given_back)
     assert taken == 500
@@ -174,7 +174,7 @@ def test_results_come_in_order_and_few_items_are_taken_ahead(threads: int) -> No
 
 
 def test_an_error_of_one_item_is_raised_in_its_place() -> None:
-    found = several(lambda item: 1 // item, [2, 1, 0, 3], 2)
+    found = map_in_threads(lambda item: 1 // item, [2, 1, 0, 3], 2)
     assert [next(found), next(found)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(found)

@@ -20,7 +20,7 @@ from strata.store.files.files import Files
 from strata.store.files.publish import TEMPORARY
 from strata.store.level.layout import Geometry
 from strata.store.level.level import shard_name
-from strata.store.parallel import STEP_BACK
+from strata.store.parallel import NICENESS
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 SHAPE = replace(SMALL, rows=40)  # ten shards
@@ -80,7 +80,7 @@ def test_those_who_publish_step_back_and_nobody_else(tmp_path: Path) -> None:
     writer = Looking(tmp_path, KEY, SHAPE, [INTENT])
     writer.begin()
     writer.fill(produced())
-    assert found == {min(19, before + STEP_BACK)}
+    assert found == {min(19, before + NICENESS)}
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
