@@ -35,7 +35,7 @@ from strata.store.level.level import Level
 
 @dataclass(frozen=True)
 class Features:
-    """Where x_depth of one split comes from."""
+    """A source of x_depth of one split: levels, and the layers above them."""
 
     session: Session
     levels: Mapping[str, Level]
@@ -43,13 +43,9 @@ class Features:
     base: int
     """Depth of those levels."""
     stored: Codec | None
-    """What those levels hold, on the device; None where the base is x_0: images."""
+    """The codec of those levels, on the device; None where the base is x_0: images."""
     layers: Sequence[Frozen]
     """Frozen layers base + 1 … depth, on the device, in eval mode."""
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.session.run.recipe
 
     def delivery(self, views: Sequence[str] = (), *, once: bool = False) -> Delivery:
         """The base levels' rows on the device. Close it.
@@ -78,13 +74,13 @@ class Features:
         if self.stored is not None and not self.layers:  # cut while a value has few bytes
             x = self.stored.unpacked(stored, self._width)
             return self.stored.values(x if crops is None else crops.cut(x))
-        block, compute = self.recipe.cache.block, self.session.compute
+        block, compute = self.session.run.recipe.cache.block, self.session.compute
         x = featurize(self.layers, self._base(stored, draws), block=block, compute=compute)
         return x if crops is None else crops.cut(x)
 
     def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
         """x_depth of some rows in the form in which it is stored. There must be layers."""
-        block, compute = self.recipe.cache.block, self.session.compute
+        block, compute = self.session.run.recipe.cache.block, self.session.compute
         return encoded(self.layers, self._base(stored, draws), block=block, compute=compute)
 
     def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
@@ -92,7 +88,7 @@ class Features:
         if self.stored is not None:
             return self.stored.decode(stored, self._width)
         assert draws is not None
-        return image_views(self.recipe, stored, draws)
+        return image_views(self.session.run.recipe, stored, draws)
 
     @property
     def _width(self) -> int:

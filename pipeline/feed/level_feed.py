@@ -154,7 +154,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
             yield (x, y[number], ids[number]) if ids else (x, y[number])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the feed is: all that is needed to go on, whatever the threads were doing."""
+        """The feed's position: all that is needed to go on, whatever the threads were doing."""
         epoch, batch = self._at
         return {"epoch": epoch, "batch": batch, **self._identity()}
 
@@ -166,7 +166,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         self._at = self._next = (state["epoch"], state["batch"])
 
     def _identity(self) -> dict[str, Any]:
-        """What the order depends on; the number of ranks is not among it."""
+        """All that the order depends on; the number of ranks is not among it."""
         return {
             "seed": self.seed,
             "size": self.batch,
@@ -184,7 +184,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         return [p[len(p) * rank // ranks : len(p) * (rank + 1) // ranks] for p in whole]
 
     def _windows(self, epoch: int, rows: np.ndarray) -> Tensor:
-        """Where each row is cropped in an epoch: int64 (n, 2), on the device."""
+        """Offset of the crop of each row in an epoch: int64 (n, 2), on the device."""
         drawn = generator("feed crops", self.seed, epoch).random((int(self._ids.max()) + 1, 2))
         _, height, width = self._level.geometry.sample
         room = np.array([height, width]) - (self._crop or 0) + 1

@@ -21,7 +21,7 @@ if a row is not the one that was written; names file and row."""
 
 
 def moments_of(level: Level) -> ShardMoments:
-    """What computes the moments of every channel over one shard of a level."""
+    """A function that computes the moments of every channel over one shard of a level."""
     shape, codec = level.geometry, codec_of(level)
     rows = max(1, PART_VALUES // prod(shape.sample))
 

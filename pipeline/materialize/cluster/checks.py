@@ -48,7 +48,7 @@ def examined(
 
 
 def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
-    """What the channels of every shard hold, in the order of shards.
+    """Moments of the channels of every shard, in the order of shards.
 
     Raises:
         ClusterError: a worker does not see the level.
