@@ -177,11 +177,8 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
 
 
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
-    """A frozen layer from its weights, on the device, in eval mode.
-
-    Raises:
-        LevelDamaged: the weights have another digest.
-    """
+    """A frozen layer from its weights, on the device, in eval mode. Raises LevelDamaged: the
+    weights have another digest."""
     layer = blank_layer(spec)
     layer.load_state_dict(weights.read_checked(path, digest))
     layer.requires_grad_(False)

@@ -13,8 +13,10 @@ number of threads, the tier or the loader. docs/feed.md has the rest.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import reduce
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from strata.pipeline.plan.tiers import TIERS
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import GATHERERS, ReadOptions
 from strata.stages.data.augment import crop as cut
+from strata.stages.features.moments import Moments
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.store.errors import LevelAbsent
 from strata.store.feature_store import images_of
@@ -34,6 +37,8 @@ from strata.store.level.level import Level
 from strata.store.precision import precision
 from strata.store.read.order import Mixing, batches, generator, mixing
 
+PART_VALUES = 4 << 20
+"""Values that are counted together, in float32 16 MiB."""
 WARN_SHARE = 0.01
 """Share of the pairs of a batch that lie in one block; more is worth a warning."""
 
@@ -223,6 +228,24 @@ def codec_of(level: Level) -> Codec | None:
     kind = level.geometry.precision
     names = ("scale", "zero") if needs_scales(kind) else ()
     return codec(kind, {name: torch.from_numpy(level.array(name)) for name in names})
+
+
+def moments_of(level: Level) -> Callable[[int], Moments]:
+    """A function from a shard's number to the moments of its channels. Threads may share it. It
+    raises LevelDamaged if a row is not the one that was written; names file and row."""
+    shape, codec = level.geometry, codec_of(level)
+    rows = max(1, PART_VALUES // prod(shape.sample))
+
+    def parts(shard: int) -> Iterator[Moments]:
+        first, last = shape.shard_range(shard)
+        for begin in range(first, last, rows):
+            x = torch.from_numpy(level.read(begin, min(last, begin + rows)))
+            if codec is not None:  # NCHW: they are counted channel by channel
+                out = torch.empty(len(x), *shape.sample)
+                x = codec.values(codec.unpacked(x, shape.sample[-1]), out)
+            yield Moments.of(x)
+
+    return lambda shard: reduce(Moments.merged, parts(shard))
 
 
 def shuffle_text(mixing: Mixing) -> str:

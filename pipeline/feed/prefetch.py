@@ -72,18 +72,10 @@ class Reader(AbstractContextManager["Reader"]):
         self.rows.close()
 
     def batches(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """The rows of each part, in the order asked for.
-
-        Args:
-            parts: int64 row numbers, one array per batch.
-
-        Returns:
-            Arrays (len(part), channel, y, x) of stored elements, in the level's dtype. Each stays
-            as it is while somebody holds it; then its memory is used again.
-
-        Raises:
-            LevelDamaged: a row is not the one that was written; names file and row.
-        """
+        """The rows of each part (int64 row numbers), in the order asked for: arrays (len(part),
+        channel, y, x) of stored elements, in the level's dtype. Each stays as it is while somebody
+        holds it; then its memory is used again. Raises LevelDamaged: a row is not the one that was
+        written; names file and row."""
         if not len(parts):
             return iter(())
         self.rows.ready()

@@ -109,11 +109,7 @@ def _narrow(solving: Solving, found: dict[str, Any], smaller: Problem) -> None:
 
 def _scores(solving: Solving, feed: ProblemFeed, problem: Problem) -> Tensor:
     """Scores of all filters, on training batches as the next epoch would see them: float64
-    (width,).
-
-    Raises:
-        Diverged: one is not finite.
-    """
+    (width,). Raises Diverged: one is not finite."""
     session, solver = solving.session, solving.solver
     batches = min(feed.batches, -(-SCORE_ROWS // feed.batch))
     title = f"{solving.title}, scoring filters"

@@ -31,14 +31,8 @@ from strata.store.read.order import key_of
 def train_end_to_end(
     session: Session, variant: BaselineVariant
 ) -> tuple[dict[str, Any], list[str]]:
-    """Train a variant and record it, unless that was done on these images.
-
-    Returns:
-        The record, and what was done for it.
-
-    Raises:
-        Diverged, KeyboardInterrupt: as ``train.solve`` does.
-    """
+    """Train a variant and record it, unless that was done on these images. Returns the record, and
+    what was done for it. Raises as ``train.solve`` does."""
     ensure_images(session)
     refer_to(session.run, session.store)
     known = current(session.run, variant.name)

@@ -25,7 +25,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 import strata
 from strata.pipeline.errors import ClusterError, exit_code
 from strata.pipeline.feed.features import features
-from strata.pipeline.feed.shard_moments import moments_of
+from strata.pipeline.feed.level_feed import moments_of
 from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.tasks import Done, Failed, FeaturesTask, ImagesTask
 from strata.pipeline.materialize.images import ImageShards, order_of_rows
