@@ -142,8 +142,8 @@ def features(
     names = _view_names(session.run.recipe, base, split, clean=clean)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
     layers = [frozen_layer(session.run, j, session.device) for j in range(base + 1, depth + 1)]
-    stored = codec_of(next(iter(levels.values())))  # all views have the same scales
-    return Features(session, levels, base, stored and stored.to(session.device), layers)
+    stored = codec_of(next(iter(levels.values())), session.device)  # all views have the same scales
+    return Features(session, levels, base, stored, layers)
 
 
 def _view_names(recipe: Recipe, depth: int, split: str, *, clean: bool) -> tuple[str, ...]:

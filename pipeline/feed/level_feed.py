@@ -94,17 +94,13 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         level, self._views, self.batch, self.seed = views[0], len(views), batch, seed
         self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
         _check(level, batch, crop, stored, rank, ranks)
-        for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
-            if given not in known:
-                raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")
+        _check_names(tier, loader)
         self._shuffle, self._drop_last, self._with_ids = shuffle, drop_last, ids
         self._crop, self._rank, self._ranks = crop, rank, ranks
         self._labels, self._ids = _labels(level, labels)
-        codec = None if stored else codec_of(level)
-        self._codec = codec and codec.to(self.device)
-        self._maps = (
-            MapBuffers() if self.device.type == "cpu" else None
-        )  # a GPU's allocator is as good
+        self._codec = None if stored else codec_of(level, self.device)
+        # A GPU's allocator is as good.
+        self._maps = MapBuffers() if self.device.type == "cpu" else None
         options, report = ReadOptions(self.device, tier, loader, threads), report or Reporter()
         with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
             self._delivery = Delivery(views, options, tick=tick)
@@ -221,13 +217,14 @@ def view_of_epoch(seed: int, epoch: int, ids: np.ndarray, views: int) -> np.ndar
     return (epoch + offsets[ids]) % views
 
 
-def codec_of(level: Level) -> Codec | None:
-    """How to make values of what a level holds, by what lies beside it; None for images."""
+def codec_of(level: Level, device: str | torch.device = "cpu") -> Codec | None:
+    """The codec that makes values on a device of what a level holds; None for images."""
     if level.key.depth == 0:
         return None
     kind = level.geometry.precision
     names = ("scale", "zero") if needs_scales(kind) else ()
-    return codec(kind, {name: torch.from_numpy(level.array(name)) for name in names})
+    tensors = {name: torch.from_numpy(level.array(name)) for name in names}
+    return codec(kind, tensors).to(torch.device(device))
 
 
 def moments_of(level: Level) -> Callable[[int], Moments]:
@@ -287,3 +284,9 @@ def _check(level: Level, batch: int, crop: int | None, stored: bool, rank: int, 
         raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")
     if stored and crop is not None and precision(level.geometry.precision).packed > 1:
         raise ValueError(f"codes of {level.key.label} lie two in a byte, which no crop can cut")
+
+
+def _check_names(tier: str, loader: str) -> None:
+    for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
+        if given not in known:
+            raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")
