@@ -77,7 +77,7 @@ def against_forward(place: Path, name: str, j: int, images: int, rounds: int) ->
         stored = [part.clone() for part in delivery.batches(parts)]
     draws = level_draws(session.run.recipe, session.run.seed, "clean", block)
     layer, out = source.layers[-1].layer, torch.empty_like(source.encoded(stored[0], draws))
-    width = source.recipe.shape(j - 1, source.recipe.augment.crop)[2]
+    width = session.run.recipe.shape(j - 1, session.run.recipe.augment.crop)[2]
     assert source.stored is not None
     blocks = [source.stored.decode(part, width) for part in stored]
 

@@ -31,14 +31,12 @@ def pageable(nbytes: int) -> np.ndarray:
     return np.empty(nbytes, np.uint8)
 
 
-def _pinned(nbytes: int) -> np.ndarray:
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
-
-
 def host_memory(device: torch.device) -> Allocate:
     """Memory to copy to or from a device: for a GPU pinned, so that it reads by itself while the
     CPU goes on."""
-    return _pinned if device.type == "cuda" else pageable
+    if device.type != "cuda":
+        return pageable
+    return lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 class Ring:

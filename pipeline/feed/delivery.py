@@ -64,7 +64,12 @@ class Delivery(AbstractContextManager["Delivery"]):
         self._packed = self.geometry.profile != "raw"
         self.choice = self._choose(once)
         self._transfer = Transfer(device, CudaStreams(device)) if device.type == "cuda" else None
-        self._reader = self._ffcv(beton) if options.loader == "ffcv" else self._native(tick)
+        if options.loader == "native":
+            self._reader = self._native(tick)
+        elif beton is not None:
+            self._reader = FfcvRows.of_beton(beton, levels[0], options.threads)
+        else:
+            self._reader = FfcvRows.of_levels(levels, options.threads)
         self._device_rows: DeviceRows | None = None
         if self.choice.tier == "device":
             self._device_rows = DeviceRows(self.geometry, len(levels), device, self.batches, tick)
@@ -114,11 +119,6 @@ class Delivery(AbstractContextManager["Delivery"]):
             device_free=0 if once else on_device,
             memory_free=on_host,
         )
-
-    def _ffcv(self, beton: Path | None) -> FfcvRows:
-        if beton is not None:
-            return FfcvRows.of_beton(beton, self._levels[0], self._options.threads)
-        return FfcvRows.of_levels(self._levels, self._options.threads)
 
     def _native(self, tick: Callable[[int], None]) -> Reader:
         levels, tier, threads = self._levels, self.choice.tier, self._options.threads

@@ -35,7 +35,7 @@ from strata.store.level.level import Level
 
 @dataclass(frozen=True)
 class Features:
-    """Where x_depth of one split comes from."""
+    """A source of x_depth of one split: levels, and the layers above them."""
 
     session: Session
     levels: Mapping[str, Level]
@@ -43,13 +43,9 @@ class Features:
     base: int
     """Depth of those levels."""
     stored: Codec | None
-    """What those levels hold, on the device; None where the base is x_0: images."""
+    """The codec of those levels, on the device; None where the base is x_0: images."""
     layers: Sequence[Frozen]
     """Frozen layers base + 1 … depth, on the device, in eval mode."""
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.session.run.recipe
 
     def delivery(self, views: Sequence[str] = (), *, once: bool = False) -> Delivery:
         """The base levels' rows on the device. Close it.
@@ -78,13 +74,13 @@ class Features:
         if self.stored is not None and not self.layers:  # cut while a value has few bytes
             x = self.stored.unpacked(stored, self._width)
             return self.stored.values(x if crops is None else crops.cut(x))
-        block, compute = self.recipe.cache.block, self.session.compute
+        block, compute = self.session.run.recipe.cache.block, self.session.compute
         x = featurize(self.layers, self._base(stored, draws), block=block, compute=compute)
         return x if crops is None else crops.cut(x)
 
     def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
         """x_depth of some rows in the form in which it is stored. There must be layers."""
-        block, compute = self.recipe.cache.block, self.session.compute
+        block, compute = self.session.run.recipe.cache.block, self.session.compute
         return encoded(self.layers, self._base(stored, draws), block=block, compute=compute)
 
     def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
@@ -92,7 +88,7 @@ class Features:
         if self.stored is not None:
             return self.stored.decode(stored, self._width)
         assert draws is not None
-        return image_views(self.recipe, stored, draws)
+        return image_views(self.session.run.recipe, stored, draws)
 
     @property
     def _width(self) -> int:
@@ -146,8 +142,8 @@ def features(
     names = _view_names(session.run.recipe, base, split, clean=clean)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
     layers = [frozen_layer(session.run, j, session.device) for j in range(base + 1, depth + 1)]
-    stored = codec_of(next(iter(levels.values())))  # all views have the same scales
-    return Features(session, levels, base, stored and stored.to(session.device), layers)
+    stored = codec_of(next(iter(levels.values())), session.device)  # all views have the same scales
+    return Features(session, levels, base, stored, layers)
 
 
 def _view_names(recipe: Recipe, depth: int, split: str, *, clean: bool) -> tuple[str, ...]:
@@ -181,11 +177,8 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
 
 
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
-    """A frozen layer from its weights, on the device, in eval mode.
-
-    Raises:
-        LevelDamaged: the weights have another digest.
-    """
+    """A frozen layer from its weights, on the device, in eval mode. Raises LevelDamaged: the
+    weights have another digest."""
     layer = blank_layer(spec)
     layer.load_state_dict(weights.read_checked(path, digest))
     layer.requires_grad_(False)

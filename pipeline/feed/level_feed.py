@@ -13,8 +13,10 @@ number of threads, the tier or the loader. docs/feed.md has the rest.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import reduce
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from strata.pipeline.plan.tiers import TIERS
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import GATHERERS, ReadOptions
 from strata.stages.data.augment import crop as cut
+from strata.stages.features.moments import Moments
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.store.errors import LevelAbsent
 from strata.store.feature_store import images_of
@@ -34,6 +37,8 @@ from strata.store.level.layout import precision
 from strata.store.level.level import Level
 from strata.store.read.order import Mixing, batches, generator, mixing
 
+PART_VALUES = 4 << 20
+"""Values that are counted together, in float32 16 MiB."""
 WARN_SHARE = 0.01
 """Share of the pairs of a batch that lie in one block; more is worth a warning."""
 
@@ -89,17 +94,13 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         level, self._views, self.batch, self.seed = views[0], len(views), batch, seed
         self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
         _check(level, batch, crop, stored, rank, ranks)
-        for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
-            if given not in known:
-                raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")
+        _check_names(tier, loader)
         self._shuffle, self._drop_last, self._with_ids = shuffle, drop_last, ids
         self._crop, self._rank, self._ranks = crop, rank, ranks
         self._labels, self._ids = _labels(level, labels)
-        codec = None if stored else codec_of(level)
-        self._codec = codec and codec.to(self.device)
-        self._maps = (
-            MapBuffers() if self.device.type == "cpu" else None
-        )  # a GPU's allocator is as good
+        self._codec = None if stored else codec_of(level, self.device)
+        # A GPU's allocator is as good.
+        self._maps = MapBuffers() if self.device.type == "cpu" else None
         options, report = ReadOptions(self.device, tier, loader, threads), report or Reporter()
         with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
             self._delivery = Delivery(views, options, tick=tick)
@@ -154,7 +155,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
             yield (x, y[number], ids[number]) if ids else (x, y[number])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the feed is: all that is needed to go on, whatever the threads were doing."""
+        """The feed's position: all that is needed to go on, whatever the threads were doing."""
         epoch, batch = self._at
         return {"epoch": epoch, "batch": batch, **self._identity()}
 
@@ -166,7 +167,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         self._at = self._next = (state["epoch"], state["batch"])
 
     def _identity(self) -> dict[str, Any]:
-        """What the order depends on; the number of ranks is not among it."""
+        """All that the order depends on; the number of ranks is not among it."""
         return {
             "seed": self.seed,
             "size": self.batch,
@@ -184,7 +185,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         return [p[len(p) * rank // ranks : len(p) * (rank + 1) // ranks] for p in whole]
 
     def _windows(self, epoch: int, rows: np.ndarray) -> Tensor:
-        """Where each row is cropped in an epoch: int64 (n, 2), on the device."""
+        """Offset of the crop of each row in an epoch: int64 (n, 2), on the device."""
         drawn = generator("feed crops", self.seed, epoch).random((int(self._ids.max()) + 1, 2))
         _, height, width = self._level.geometry.sample
         room = np.array([height, width]) - (self._crop or 0) + 1
@@ -216,13 +217,32 @@ def view_of_epoch(seed: int, epoch: int, ids: np.ndarray, views: int) -> np.ndar
     return (epoch + offsets[ids]) % views
 
 
-def codec_of(level: Level) -> Codec | None:
-    """How to make values of what a level holds, by what lies beside it; None for images."""
+def codec_of(level: Level, device: str | torch.device = "cpu") -> Codec | None:
+    """The codec that makes values on a device of what a level holds; None for images."""
     if level.key.depth == 0:
         return None
     kind = level.geometry.precision
     names = ("scale", "zero") if needs_scales(kind) else ()
-    return codec(kind, {name: torch.from_numpy(level.array(name)) for name in names})
+    tensors = {name: torch.from_numpy(level.array(name)) for name in names}
+    return codec(kind, tensors).to(torch.device(device))
+
+
+def moments_of(level: Level) -> Callable[[int], Moments]:
+    """A function from a shard's number to the moments of its channels. Threads may share it. It
+    raises LevelDamaged if a row is not the one that was written; names file and row."""
+    shape, codec = level.geometry, codec_of(level)
+    rows = max(1, PART_VALUES // prod(shape.sample))
+
+    def parts(shard: int) -> Iterator[Moments]:
+        first, last = shape.shard_range(shard)
+        for begin in range(first, last, rows):
+            x = torch.from_numpy(level.read(begin, min(last, begin + rows)))
+            if codec is not None:  # NCHW: they are counted channel by channel
+                out = torch.empty(len(x), *shape.sample)
+                x = codec.values(codec.unpacked(x, shape.sample[-1]), out)
+            yield Moments.of(x)
+
+    return lambda shard: reduce(Moments.merged, parts(shard))
 
 
 def shuffle_text(mixing: Mixing) -> str:
@@ -264,3 +284,9 @@ def _check(level: Level, batch: int, crop: int | None, stored: bool, rank: int, 
         raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")
     if stored and crop is not None and precision(level.geometry.precision).packed > 1:
         raise ValueError(f"codes of {level.key.label} lie two in a byte, which no crop can cut")
+
+
+def _check_names(tier: str, loader: str) -> None:
+    for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
+        if given not in known:
+            raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")

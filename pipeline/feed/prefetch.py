@@ -24,7 +24,7 @@ from strata.store.read.rows import ReadTask, Rows
 STRIPE_BYTES = 4 << 20
 """Aim for a stripe: much against the price of handing it over, little against a CPU's cache."""
 PIECE_BYTES = 2 << 20
-"""What one thread gathers at a time, at least: two of them finish a stripe together."""
+"""Bytes that one thread gathers at a time, at least: two of them finish a stripe together."""
 RING_BYTES = 256 << 20
 """Most bytes of stripes read ahead, but for three stripes, fewer of which would not overlap."""
 
@@ -72,27 +72,27 @@ class Reader(AbstractContextManager["Reader"]):
         self.rows.close()
 
     def batches(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """The rows of each part, in the order asked for.
-
-        Args:
-            parts: int64 row numbers, one array per batch.
-
-        Returns:
-            Arrays (len(part), channel, y, x) of stored elements, in the level's dtype. Each stays
-            as it is while somebody holds it; then its memory is used again.
-
-        Raises:
-            LevelDamaged: a row is not the one that was written; names file and row.
-        """
+        """The rows of each part (int64 row numbers), in the order asked for: arrays (len(part),
+        channel, y, x) of stored elements, in the level's dtype. Each stays as it is while somebody
+        holds it; then its memory is used again. Raises LevelDamaged: a row is not the one that was
+        written; names file and row."""
         if not len(parts):
             return iter(())
         self.rows.ready()
-        self._start()
+        if not self._stop.alive:
+            raise ValueError("this reader was closed")
+        while len(self._workers) < self._threads:
+            worker = Thread(target=_work, args=(self._tasks,), name="reader", daemon=True)
+            self._workers.append(worker)
+            worker.start()
         longest = max(map(len, parts)) * self._row_bytes
         each = max(1, STRIPE_BYTES // max(1, longest))
         stripes = [parts[at : at + each] for at in range(0, len(parts), each)]
-        ring = self._ring_of(max(sum(map(len, some)) for some in stripes) * self._row_bytes)
-        return self._run(_Epoch(self.rows, stripes, ring, self._tasks, self._pieces))
+        stripe_bytes = max(sum(map(len, some)) for some in stripes) * self._row_bytes
+        if self._ring is None or self._ring.nbytes < stripe_bytes:
+            slots = max(3, min(self._threads + 2, RING_BYTES // stripe_bytes))
+            self._ring = Ring(stripe_bytes, slots, self._allocate)
+        return self._run(_Epoch(self.rows, stripes, self._ring, self._tasks, self._pieces))
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
         dtype, row, row_bytes = self.geometry.dtype, self.geometry.stored, self._row_bytes
@@ -114,21 +114,6 @@ class Reader(AbstractContextManager["Reader"]):
         most = max(1, rows * self._row_bytes // self._piece_bytes)
         each = -(-rows // min(self._threads + 1, most))  # the one that waits takes part
         return [slice(begin, min(begin + each, rows)) for begin in range(0, rows, each)]
-
-    def _start(self) -> None:
-        if not self._stop.alive:
-            raise ValueError("this reader was closed")
-        while len(self._workers) < self._threads:
-            worker = Thread(target=_work, args=(self._tasks,), name="reader", daemon=True)
-            self._workers.append(worker)
-            worker.start()
-
-    def _ring_of(self, stripe_bytes: int) -> Ring:
-        """The buffers of the last epoch, if they are large enough."""
-        if self._ring is None or self._ring.nbytes < stripe_bytes:
-            slots = max(3, min(self._threads + 2, RING_BYTES // stripe_bytes))
-            self._ring = Ring(stripe_bytes, slots, self._allocate)
-        return self._ring
 
 
 class _Epoch:
@@ -196,7 +181,7 @@ class _Job:
         self._pieces, self._left = 0, False
 
     def piece(self, take: ReadTask) -> ReadTask:
-        """The same task, which says when it is done, and never raises."""
+        """A task around ``take`` that says when it is done, and never raises."""
         self._pieces += 1
 
         def gather() -> None:
@@ -244,7 +229,7 @@ def _help(tasks: SimpleQueue[Any]) -> bool:
 
 
 def _work(tasks: SimpleQueue[Any]) -> None:
-    """What a thread does. It knows the queue alone, so that a reader can be forgotten."""
+    """The loop of a thread. It knows the queue alone, so that a reader can be forgotten."""
     while (task := tasks.get()) is not None:
         task()
         del task

@@ -26,7 +26,7 @@ from strata.store.read.order import Mixing, batch_count, batches, mixing
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What an epoch sees of every sample: which level, and which draw. Arrays are by sample id."""
+    """The level and the draw of every sample in an epoch. Arrays are by sample id."""
 
     view: np.ndarray
     """int64 (samples,): number of the view."""
@@ -72,7 +72,12 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         from_images = not cached or (self._mode == "fresh" and augmented)
         base = 0 if from_images else None
         self.features = features(session, depth, "train", base=base, clean=not augmented)
-        self.mixing = self._mixing()
+        # By the recipe, whatever lies on disk: what a run sees does not depend on that. Where the
+        # profile is left open, it is as for packed levels: raw rows can be read in any order.
+        self.mixing = Mixing(len(self.ids))
+        if self._mode != "fresh":
+            shape, profile = session.geometry(depth, "train"), self.recipe.cache.profile
+            self.mixing = mixing(replace(shape, profile="lz4" if profile == "auto" else profile))
         self._scale = scale_at(self.recipe.layers, depth)
         self._views = augmentation.train_views(self.recipe)
         self.batch = self.recipe.schedule.batch
@@ -120,15 +125,6 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         plan, parts = self._still(), batches(rows, self.batch, drop_last=False)
         return self._run([self._sorted(part, plan) for part in parts], plan)
 
-    def _mixing(self) -> Mixing:
-        """By the recipe, whatever lies on disk: what a run sees does not depend on that. Where the
-        profile is left open, it is as for packed levels: raw rows can be read in any order."""
-        if self._mode == "fresh":
-            return Mixing(len(self.ids))
-        shape = self.session.geometry(self.depth, "train")
-        profile = self.recipe.cache.profile
-        return mixing(replace(shape, profile="lz4" if profile == "auto" else profile))
-
     def _plan(self, epoch: int) -> EpochPlan:
         if not self._augmented:
             return self._still()
@@ -154,7 +150,7 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         return EpochPlan(first, self._level_draws(first), crops)
 
     def _level_draws(self, view: np.ndarray) -> Draws | None:
-        """Where the base is x_0: per sample, the draw that its view was made with."""
+        """Per sample, the draw that its view was made with; None where levels are read."""
         if self.features.base > 0:
             return None
         drawn = [level_draws(self.recipe, self.seed, v, self.samples) for v in self._views]

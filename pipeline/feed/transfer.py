@@ -59,7 +59,7 @@ class Transfer:
         """Host batches whose copy is perhaps under way."""
 
     def __call__(self, batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
-        """The same batches on the device. Each is valid until the next one is asked for."""
+        """Copies of batches on the device. Each is valid until the next one is asked for."""
         coming: deque[tuple[int, Tensor, Event]] = deque()
         for number, batch in enumerate(batches):
             coming.append(self._begin(number % (AHEAD + 1), batch))

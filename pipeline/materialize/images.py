@@ -90,7 +90,7 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
 
 
 def _memo(session: Session, signature: str) -> Path:
-    """Where a survey is remembered."""
+    """The file that remembers a survey."""
     name = fingerprint([session.run.source, signature])[:12]
     return session.store.root / "sources" / f"{name}.json"
 

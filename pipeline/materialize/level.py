@@ -30,10 +30,10 @@ ShardRows = Iterator[tuple[int, np.ndarray]]
 
 
 class ShardSource(Protocol):
-    """What computes the rows of a level."""
+    """A computation of the rows of a level."""
 
     work: str
-    """What it does, for people: ``forward pass``."""
+    """Its name, for people: ``forward pass``."""
 
     def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
         """The rows of some shards, in this order; ticks as rows are done.

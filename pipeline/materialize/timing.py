@@ -1,4 +1,4 @@
-"""Where the time of writing a level goes: reading, computing, or publishing.
+"""Clocks that tell where the time of writing a level goes: reading, computing, or publishing.
 
 The three work at the same time, so the thread in the middle says which of them limits: it waits for
 what is slower than itself. Where all share the same cores, what waits longest is still what to
@@ -40,7 +40,7 @@ class Timing:
         """Most bytes of tensors on the device, where they were counted."""
 
     def reading(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches; the time until each is there counts as reading."""
+        """Pass batches on; the time until each is there counts as reading."""
         coming = iter(batches)
         while True:
             begun = time.perf_counter()
@@ -51,7 +51,7 @@ class Timing:
             yield batch
 
     def publishing(self, shards: Iterable[T]) -> Iterator[T]:
-        """The same shards; the time until the next is asked for counts as publishing."""
+        """Pass shards on; the time until the next is asked for counts as publishing."""
         for shard in shards:
             begun = time.perf_counter()
             yield shard
@@ -69,7 +69,7 @@ class Timing:
 
     @property
     def shares(self) -> dict[str, float]:
-        """What share of the time so far each part kept the others waiting; they add up to 1."""
+        """Share of the time so far that each part kept the others waiting; they add up to 1."""
         whole = max(time.perf_counter() - self._begun, 1e-9)
         waited = {name: seconds / whole for name, seconds in self._waited.items()}
         return {self._work: 1 - sum(waited.values()), **waited}
@@ -118,7 +118,7 @@ class WorkersTiming:
 
     @property
     def shares(self) -> dict[str, float]:
-        """What share of the workers' time each part took; they add up to 1."""
+        """Share of the workers' time that each part took; they add up to 1."""
         whole = sum(self._seconds.values())
         return {part: taken / whole for part, taken in self._seconds.items()}
 

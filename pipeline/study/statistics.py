@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from strata.pipeline.errors import NotThereYet
-from strata.pipeline.feed.shard_moments import moments_of
+from strata.pipeline.feed.level_feed import moments_of
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster.checks import counted
 from strata.pipeline.progress import Reporter, Tick

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.plan.costs import SCORE_ROWS
+from strata.pipeline.recipe.recipe import ProblemSpec
 from strata.pipeline.run import weights
 from strata.pipeline.train.solving import Solving, top1_on_test, train
 from strata.stages.errors import Diverged
@@ -32,18 +33,19 @@ def take_up(solving: Solving) -> None:
     if solving.checkpoint.exists():
         _, note = weights.read(solving.checkpoint)
         if note["input"] == solving.input and note.get("compression"):
-            _narrow(solving, note["compression"])
+            found = note["compression"]
+            specs = solving.session.run.recipe.fine_tuned(solving.j)[len(found["removals"]) - 1]
+            _narrow(solving, found, build_problem(*specs, 0))  # its weights are loaded later
 
 
 def compress(solving: Solving, feed: ProblemFeed) -> None:
     """Do what is left of removing filters of a solved layer, and of fine-tuning it. Raises as
     ``solve`` does."""
-    recipe = solving.session.run.recipe
-    widths = [layer.width for layer, _ in recipe.fine_tuned(solving.j)]
+    steps = solving.session.run.recipe.fine_tuned(solving.j)
     done = len(solving.compression["removals"]) if solving.compression else 0
-    for number in range(max(1, done), len(widths) + 1):
+    for number in range(max(1, done), len(steps) + 1):
         if number > done:
-            _remove(solving, feed, widths[number - 1])
+            _remove(solving, feed, steps[number - 1])
         train(solving, feed)
         found, problem = solving.compression, solving.solver.finish()
         first, last = found["removals"][0], found["removals"][-1]
@@ -59,8 +61,9 @@ def _test(solving: Solving) -> float:
     return solving.session.ranks.told(lambda: top1_on_test(solving))
 
 
-def _remove(solving: Solving, feed: ProblemFeed, width: int) -> None:
+def _remove(solving: Solving, feed: ProblemFeed, specs: ProblemSpec) -> None:
     """Go on with the problem without the filters that matter least."""
+    width = specs[0].width
     solving.save()  # scoring can be repeated; what was trained is not lost
     problem: Problem = solving.solver.finish()
     found = solving.compression or {
@@ -74,38 +77,28 @@ def _remove(solving: Solving, feed: ProblemFeed, width: int) -> None:
     removal = {"filters": width, "epochs_before": len(solving.history), "test_before": before}
     kept = [found["kept"][i] for i in chosen.tolist()]
     peak = solving.solver.progress.peak_bytes
-    _narrow(solving, {**found, "kept": kept, "removals": [*earlier, removal]}, problem, chosen)
+    found = {**found, "kept": kept, "removals": [*earlier, removal]}
+    _narrow(solving, found, narrowed(problem, *specs, chosen))
     solving.solver.progress.peak_bytes = peak
     removal["test_removed"] = _test(solving)
     solving.good, solving.resumed_at = None, time.monotonic()
     solving.save()
-    gone = problem.filters - width
     solving.session.report.say(
-        f"layer {solving.j}: removed {gone} filters, test {_percent(before)} → "
-        f"{_percent(removal['test_removed'])}"
+        f"layer {solving.j}: removed {problem.filters - width} filters, "
+        f"test {_percent(before)} → {_percent(removal['test_removed'])}"
     )
 
 
-def _narrow(
-    solving: Solving,
-    found: dict[str, Any],
-    problem: Problem | None = None,
-    chosen: Tensor | None = None,
-) -> None:
+def _narrow(solving: Solving, found: dict[str, Any], smaller: Problem) -> None:
     """Put the solver of the next fine-tuning in the place of the present one. Momentum begins anew.
 
     Args:
         found: the compression so far.
-        problem, chosen: what the filters are taken from, and which; None: they are loaded later.
+        smaller: the problem of the filters that are left.
     """
     session, j, number = solving.session, solving.j, len(found["removals"])
     recipe = session.run.recipe
     assert recipe.compress is not None
-    specs = recipe.fine_tuned(j)[number - 1]
-    if problem is None or chosen is None:
-        smaller = build_problem(*specs, 0)
-    else:
-        smaller = narrowed(problem, *specs, chosen)
     schedule = replace(
         solving.solver.schedule, epochs=recipe.compress.epochs, lr=recipe.compress.lr
     )
@@ -116,11 +109,7 @@ def _narrow(
 
 def _scores(solving: Solving, feed: ProblemFeed, problem: Problem) -> Tensor:
     """Scores of all filters, on training batches as the next epoch would see them: float64
-    (width,).
-
-    Raises:
-        Diverged: one is not finite.
-    """
+    (width,). Raises Diverged: one is not finite."""
     session, solver = solving.session, solving.solver
     batches = min(feed.batches, -(-SCORE_ROWS // feed.batch))
     title = f"{solving.title}, scoring filters"

@@ -31,40 +31,29 @@ from strata.store.read.order import key_of
 def train_end_to_end(
     session: Session, variant: BaselineVariant
 ) -> tuple[dict[str, Any], list[str]]:
-    """Train a variant and record it, unless that was done on these images.
-
-    Returns:
-        The record, and what was done for it.
-
-    Raises:
-        Diverged, KeyboardInterrupt: as ``train.solve`` does.
-    """
+    """Train a variant and record it, unless that was done on these images. Returns the record, and
+    what was done for it. Raises as ``train.solve`` does."""
     ensure_images(session)
     refer_to(session.run, session.store)
     known = current(session.run, variant.name)
     if known is not None:
         return known, []
-    solving = _solving(session, variant)
-    solving.load()
-    advice = f"Lower 'schedule.lr' ({solving.solver.schedule.lr:g}) in a copy of the recipe"
-    with ProblemFeed(session, 0) as feed, keeping_good(solving, advice):
-        train(solving, feed)
-        return _finish(solving, variant, feed), [f"train end to end, {variant.name}"]
-
-
-def _solving(session: Session, variant: BaselineVariant) -> Solving:
-    """One that has not begun. All variants begin at the same weights."""
     recipe = session.run.recipe
     network = build_end_to_end(
         recipe.layers,
         recipe.auxiliaries[-1],
-        key_of("initial weights", session.run.seed, 0) % 2**63,
+        key_of("initial weights", session.run.seed, 0) % 2**63,  # the same for all variants
         checkpointing=variant.checkpointing,
     )
     schedule = schedule_of(recipe.schedule, variant.accumulate)
     solver = Solver(network, schedule, session.device, session.compute)
     directory = session.run.baseline_directory(variant.name)
-    return Solving(session, 1, solver, f"end to end, {variant.name}", directory)
+    solving = Solving(session, 1, solver, f"end to end, {variant.name}", directory)
+    solving.load()
+    advice = f"Lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
+    with ProblemFeed(session, 0) as feed, keeping_good(solving, advice):
+        train(solving, feed)
+        return _finish(solving, variant, feed), [f"train end to end, {variant.name}"]
 
 
 def _finish(solving: Solving, variant: BaselineVariant, feed: ProblemFeed) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Solving:
     solver: Solver
     title: str
     directory: Path
-    """Where its records go."""
+    """Directory of its records."""
     history: list[dict[str, Any]] = field(default_factory=list)
     saved_at: float = field(default_factory=time.monotonic)
     resumed_at: float = field(default_factory=time.monotonic)
@@ -60,7 +60,7 @@ class Solving:
     before: int = 0
     """Epochs in the history that an earlier solver did; see compress.py."""
     compression: dict[str, Any] = field(default_factory=dict)
-    """What was removed so far, as the layer's record has it; empty: nothing."""
+    """The filters removed so far, as the layer's record has them; empty: none."""
 
     @property
     def checkpoint(self) -> Path:
@@ -93,16 +93,6 @@ class Solving:
         note = {**self.solver.snapshot(), "history": self.history, "input": self.input}
         return note | ({"compression": self.compression} if self.compression else {})
 
-    def remember(self) -> None:
-        """Keep the present state in host memory; a checkpoint may be 20 seconds old."""
-        tensors = {n: t.detach().cpu().clone() for n, t in self.solver.tensors().items()}
-        self.good = tensors, self.note()
-
-    def save_good(self) -> None:
-        """After a divergence: leave the last good state where the checkpoint would be."""
-        if self.session.ranks.leads and self.good is not None and not self.checkpoint.exists():
-            weights.write(self.checkpoint, *self.good)
-
     def outcome(self) -> outcome.Outcome:
         """Seconds and bytes that it took until now, beside what was expected."""
         seconds, peak = time.monotonic() - self.begun, self.solver.progress.peak_bytes
@@ -134,12 +124,14 @@ class Solving:
 
 @contextmanager
 def keeping_good(solving: Solving, advice: str) -> Iterator[None]:
-    """Where the loss diverges, keep the last good state, and say where it is and what to do."""
+    """Keep the last good state if the loss diverges, and say where it is and what to do."""
     with remedy(Diverged, advice):
         try:
             yield
         except Diverged as error:
-            solving.save_good()
+            is_saved = solving.checkpoint.exists()
+            if solving.session.ranks.leads and solving.good is not None and not is_saved:
+                weights.write(solving.checkpoint, *solving.good)
             if solving.checkpoint.exists():
                 error.add_note(f"The last good state is kept in {solving.checkpoint}")
             raise
@@ -190,7 +182,9 @@ def _epoch(solving: Solving, feed: ProblemFeed, epoch: int) -> None:
         line["risk"] = _risk(solving, feed)
         solver.consider(line["risk"])
     solving.history.append(line)
-    solving.remember()
+    # In host memory, because a checkpoint may be 20 seconds old.
+    tensors = {n: t.detach().cpu().clone() for n, t in solver.tensors().items()}
+    solving.good = tensors, solving.note()
     if epoch == last or time.monotonic() - solving.said_at >= SAY_SECONDS:
         solving.said_at = time.monotonic()
         test = f", test {100 * line['test_top1']:.1f} %" if is_tested else ""

@@ -128,7 +128,7 @@ def read_beton(path: Path, level: Level) -> Any:
 
 
 def places(reader: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Where each row's image begins in a .beton, and its bytes: two of uint64 (rows,).
+    """Offset of each row's image in a .beton, and its size in bytes: two of uint64 (rows,).
 
     Raises:
         LoaderError: the allocation table does not have every row once, or says otherwise.

@@ -98,7 +98,13 @@ def _finish(path: Path, images: Images, order: dict[str, Any]) -> None:
     memory = np.memmap(path, np.uint8, "r")
     stored = [memory[a : a + n] for a, n in zip(begins.tolist(), sizes.tolist(), strict=True)]
     for row in np.unique(np.linspace(0, len(images) - 1, SPOTS).astype(int)).tolist():
-        _compare(stored[row], images.image(row), order["mode"], row)
+        image = images.image(row)
+        if order["mode"] == "raw":
+            same = np.array_equal(stored[row], image.ravel())
+        else:
+            with Image.open(io.BytesIO(stored[row].tobytes())) as decoded:
+                same = np.asarray(decoded).shape == image.shape
+        _expect(same, f"row {row} is not the one that was to be written")
     fields_at = ffcv().types.HeaderType.itemsize
     rows_at = fields_at + reader.field_descriptors.nbytes
     rows: Any = np.memmap(path, reader.metadata_type, "r+", rows_at, len(images))
@@ -112,15 +118,6 @@ def _finish(path: Path, images: Images, order: dict[str, Any]) -> None:
     # ffcv has 1,024 bytes for the arguments of a field, and an integer has none.
     fields["arguments"][names.index(beton.ROW), : len(record)] = record
     fields.flush()
-
-
-def _compare(stored: np.ndarray, image: np.ndarray, mode: str, row: int) -> None:
-    if mode == "raw":
-        same = np.array_equal(stored, image.ravel())
-    else:
-        with Image.open(io.BytesIO(stored.tobytes())) as decoded:
-            same = np.asarray(decoded).shape == image.shape
-    _expect(same, f"row {row} is not the one that was to be written")
 
 
 def _expect(holds: bool, otherwise: str) -> None:

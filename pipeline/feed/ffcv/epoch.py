@@ -55,21 +55,19 @@ class RowsInMemory(Protocol):
 
     def ready(self) -> None:
         """Called before an epoch. Raises if the files are not those that were opened."""
-        ...
 
     def shaped(self, batch: np.ndarray) -> np.ndarray:
-        """What ffcv read as (n, channel, y, x) of stored elements, C-contiguous."""
+        """A batch as ffcv read it, to (n, channel, y, x) of stored elements, C-contiguous."""
         ...
 
     def check(self, numbers: np.ndarray, rows: np.ndarray) -> None:
         """Raises if these are not the rows that were written; looks at every row once."""
-        ...
 
     def close(self) -> object: ...
 
 
 class Loader:
-    """What ffcv's epoch thread asks of ffcv's Loader.
+    """A stand-in for ffcv's Loader, with all that ffcv's epoch thread asks of it.
 
     Loader itself opens a file by its name, keeps Python sets of all rows and pages, knows only
     its own orders, pins a ring for every epoch and sets torch's thread count.
@@ -98,10 +96,8 @@ class Loader:
 
     def allocate_memory(self, batch: int, slots: int) -> dict[str, dict[int, Any]]:
         """Buffers by kind and step of the pipeline: new memory instead of a ring."""
-        return {
-            "operation": {self._step: _Fresh((batch, *self._row))},
-            "shared": {self._step: None},
-        }
+        fresh = _Fresh((batch, *self._row))
+        return {"operation": {self._step: fresh}, "shared": {self._step: None}}
 
 
 class _Fresh:

@@ -1,1 +1,1 @@
-"""The same work done by Dask workers: they are started, given tasks, and believed by digest."""
+"""Levels written by Dask workers: they are started, given tasks, and believed by digest."""

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from strata.pipeline.feed.shard_moments import moments_of
+from strata.pipeline.feed.level_feed import moments_of
 from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.submit import Dispatch, refusal
 from strata.pipeline.materialize.cluster.tasks import Failed, WorkerTask
@@ -35,11 +35,7 @@ def examined(
     session: Session, source: Source, task: tasks.SurveyTask
 ) -> Iterator[tuple[str, int, Examined]]:
     """All images hashed and decoded by workers, in their order: split, number of the first, what
-    was found.
-
-    Raises:
-        ClusterError: a worker does not see the images.
-    """
+    was found. Raises ClusterError: a worker does not see the images."""
     assert session.crew is not None
     items = list(spans(source, SPAN))
     answers = _answers(session.crew, task, items, lambda item: examine(source, *item))
@@ -48,7 +44,7 @@ def examined(
 
 
 def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
-    """What the channels of every shard hold, in the order of shards.
+    """Moments of the channels of every shard, in the order of shards.
 
     Raises:
         ClusterError: a worker does not see the level.
@@ -63,11 +59,8 @@ def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
 def hashing(
     crew: Crew, store: Store, tick: Callable[[int], None]
 ) -> Callable[..., Iterator[Damage | None]]:
-    """The hashing of shards by workers, as :func:`store.write.verify.check_level` takes it.
-
-    Raises:
-        ClusterError: a worker does not see the level.
-    """
+    """The hashing of shards by workers, as :func:`store.write.verify.check_level` takes it. Raises
+    ClusterError: a worker does not see the level."""
 
     def hashed(directory: Path, entries: Sequence[dict[str, Any]]) -> Iterator[Damage | None]:
         place, files = directory.absolute(), store.files

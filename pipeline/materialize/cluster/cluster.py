@@ -61,14 +61,8 @@ def check(options: Mapping[str, Any], *, reads: bool = False) -> None:
 def crew(
     options: Mapping[str, Any], report: Reporter, stop: Interruptions, *, reads: bool = False
 ) -> Iterator[Workers | None]:
-    """The workers that ``--workers`` or ``--scheduler`` ask for; None: neither was given.
-
-    Args:
-        reads: they will write nothing.
-
-    Raises:
-        OptionRange: as :func:`check`.
-    """
+    """The workers that ``--workers`` or ``--scheduler`` ask for; None: neither was given. Raises as
+    :func:`check`, which explains ``reads``."""
     check(options, reads=reads)
     workers, scheduler = options.get("workers"), options.get("scheduler")
     if workers is None and scheduler is None:
@@ -112,11 +106,8 @@ class Workers:
 
     @property
     def client(self) -> Client:
-        """A connection to workers that run what we run.
-
-        Raises:
-            ClusterError: there is no scheduler, no worker, or one with other versions.
-        """
+        """A connection to workers that run what we run. Raises ClusterError: there is no scheduler,
+        no worker, or one with other versions."""
         if self._client is None:
             self._open.enter_context(_quiet())
             client = self._connected() if self._scheduler else self._started()

@@ -212,7 +212,7 @@ def publish(
 
 
 def refusal(failed: Failed) -> Exception:
-    """What a worker refuses of every shard: by its disk as by ours, else for the cluster."""
+    """The error to raise where a worker refuses every shard: its disk's, or a ClusterError."""
     if isinstance(failed.error, StoreRefused):
         failed.error.add_note(
             f"So says the worker {failed.worker}: mend that or stop it, and repeat the command; "

@@ -28,15 +28,15 @@ WORKERS_S = 30.0
 
 @dataclass(frozen=True)
 class RunAddress:
-    """Where a worker finds what a run is made of. All of it must be on a shared file system, but
-    for a store in a bucket."""
+    """Paths by which a worker finds what a run is made of. All of it must be on a shared file
+    system, but for a store in a bucket."""
 
     run: Path
     store: StoreAddress
     source: str
     """The images, as a recipe names them, with an absolute path."""
     data_root: Path
-    """Where torchvision's data sets lie."""
+    """Directory of torchvision's data sets."""
 
     @classmethod
     def of(cls, session: Session) -> RunAddress:

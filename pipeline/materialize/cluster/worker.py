@@ -1,4 +1,5 @@
-"""What runs in a worker of a cluster: it finds what a task names, and works a shard at a time.
+"""The code that runs in a worker of a cluster: it finds what a task names, and works a shard at a
+time.
 
 Layers and levels are opened once for all shards of a task, checked by digest, and kept by a plugin.
 One shard is computed at a time, with all threads that the worker may use, while others are read or
@@ -24,7 +25,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 import strata
 from strata.pipeline.errors import ClusterError, exit_code
 from strata.pipeline.feed.features import features
-from strata.pipeline.feed.shard_moments import moments_of
+from strata.pipeline.feed.level_feed import moments_of
 from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.tasks import Done, Failed, FeaturesTask, ImagesTask
 from strata.pipeline.materialize.images import ImageShards, order_of_rows
@@ -67,7 +68,7 @@ CODE = _code()
 
 
 def facts() -> dict[str, str]:
-    """What must be the same wherever one level is written; builds for other devices are."""
+    """Versions that must be the same wherever one level is written, whatever the device."""
     versions = {name: v.partition("+")[0] for name, v in devices.versions().items()}
     python = ".".join(versions.pop("python").split(".")[:2])
     both = {name: version(name) for name in ("dask", "distributed")}
@@ -75,7 +76,7 @@ def facts() -> dict[str, str]:
 
 
 class WorkerState(WorkerPlugin):
-    """What a worker keeps between shards."""
+    """The state that a worker keeps between shards."""
 
     name = NAME
     idempotent = True
@@ -95,7 +96,7 @@ class WorkerState(WorkerPlugin):
             _close(self._kept.popitem()[1])
 
     def prepared(self, task: tasks.WorkerTask, device: str) -> Any:
-        """What a task needs, made once."""
+        """The layers, levels and images that a task needs, opened once."""
         with self._preparing:
             if (task, device) not in self._kept:
                 self._kept[task, device] = _prepare(task, self._device(device))
@@ -111,11 +112,6 @@ class WorkerState(WorkerPlugin):
         if found.type == "cuda":
             return torch.device("cuda", self.number % torch.cuda.device_count())
         return found
-
-    def failed(self, error: Exception, *, for_all: bool) -> Failed:
-        if tasks.one_machine_alone(error):
-            time.sleep(LATE_S)
-        return Failed(self.label, error, for_all)
 
 
 def _close(kept: Any) -> None:
@@ -142,7 +138,9 @@ def serve(task: tasks.WorkerTask, item: Any, device: str, threads: int | None) -
     except Exception as error:
         if exit_code(error) is None:
             raise
-        return state.failed(error, for_all=ready is None or isinstance(error, StoreRefused))
+        if tasks.one_machine_alone(error):
+            time.sleep(LATE_S)
+        return Failed(state.label, error, ready is None or isinstance(error, StoreRefused))
 
 
 @contextmanager
@@ -156,7 +154,7 @@ def _as_refusals() -> Iterator[None]:
 
 
 def _prepare(task: tasks.WorkerTask, device: torch.device) -> Any:
-    """What the items of a task are done with.
+    """The layers, levels or images with which the items of a task are done.
 
     Raises:
         ClusterError: what is found here is not what the command speaks of.
@@ -227,8 +225,7 @@ def _image_shards(task: ImagesTask) -> ImageShards:
 
 
 def _shard_check(task: tasks.HashTask) -> Callable[[dict[str, Any]], Damage | None]:
-    """What hashes a shard, by what the commit says of it, of a level that is the one the command
-    sees."""
+    """A check of a shard by what the commit says of it, in the level that the command sees."""
     files = task.store.files
     try:
         found = sha256(files.read(task.directory / COMMIT))
