@@ -28,19 +28,19 @@ import torch
 from torch import Tensor
 
 from strata.pipeline.errors import NotThereYet, OptionRange
-from strata.pipeline.feed.features import image_views, level_draws
+from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
 from strata.pipeline.recipe.strict import did_you_mean
 from strata.pipeline.results import plain_model
-from strata.pipeline.results.assembling import Assembly, Final, assemble, frozen_layers
+from strata.pipeline.results.assembling import Assembly, assemble
 from strata.pipeline.run import sweep_results, weights
 from strata.pipeline.run.levels import keys_at
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.rundir import LOGITS, Run
+from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train.evaluation import evaluate
 from strata.stages.errors import UnusableNetwork
 from strata.stages.network.block_source import first_line
 from strata.stages.network.featurize import Frozen, featurize
-from strata.stages.network.spec import AuxiliarySpec
 from strata.stages.solve.evaluate import ensemble
 from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK
@@ -49,9 +49,8 @@ from strata.store.fingerprint import sha256
 
 COMPARED = 256
 """Test images on which an export is compared with the run."""
-UNIT = {"float32": 2.0**-17, "float16": 2.0**-11, "bfloat16": 2.0**-8, "uint8": 2.0**-8}
-UNIT |= {"uint4": 2.0**-4}
-"""The step of a precision, against the largest value; float32's is what other orders of sums make
+BITS = {"float32": 17, "float16": 11, "bfloat16": 8, "uint8": 8, "uint4": 4}
+"""A precision's step is 2^-bits of the largest value; float32's is what other orders of sums make
 of it."""
 WEIGHTS, PROGRAM, CODE = "weights.safetensors", "model.pt2", "model.py"
 DESCRIPTION = "export.json"
@@ -59,7 +58,7 @@ DESCRIPTION = "export.json"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be exported."""
+    """The part of a network that is to be exported."""
 
     found: Overview
     run: Run
@@ -67,11 +66,12 @@ class Wanted:
     """Layers 1 … j."""
     features: bool
     ensemble: bool
-    final: sweep_results.SweepResult | None
-    """The classifier that replaces that of layer j, which is the last."""
+    final: SweepResult | None
+    """Classifier that replaces that of layer j, which is the last."""
 
     @property
     def text(self) -> str:
+        """What it is, for people."""
         layers = f"layers 1 … {self.j}" if self.j > 1 else "layer 1"
         if self.features:
             return f"{layers}, which give x_{self.j}"
@@ -82,7 +82,7 @@ class Wanted:
 def wanted(
     found: Overview, *, layer: int | None, features: bool, ensemble: bool, final: str | None
 ) -> Wanted:
-    """What flags ask for.
+    """The part of a network that flags ask for.
 
     Raises:
         OptionRange: the flags exclude each other.
@@ -114,37 +114,45 @@ def export(wanted: Wanted, place: Path) -> tuple[dict[str, Any], list[str]]:
     """
     if place.exists():
         raise OptionRange(f"--to {place} exists already. Name a new directory, or remove it")
-    judged = evaluate(wanted.run, wanted.found.store)
-    layers = frozen_layers(wanted.run, wanted.j)
+    run = wanted.run
+    judged = evaluate(run, wanted.found.store)
+    layers = [frozen_layer(run, j, torch.device("cpu")) for j in range(1, wanted.j + 1)]
     made = assemble(
-        wanted.run,
+        run,
         layers,
         features=wanted.features,
         ensemble=wanted.ensemble,
-        final=_classifier(wanted),
+        final=wanted.final,
     )
     images = _images(wanted)
     expected = _expected(wanted, layers, images)
-    with _appearing(place) as partial:
+    with _new_directory(place) as partial:
         weights.write(partial / WEIGHTS, made.tensors())
         value = _description(wanted, made, judged, list(expected.shape[1:]))
         network = plain_model.build(value, weights.read(partial / WEIGHTS)[0], made.modules())
-        with _named(wanted, made):
-            _trace(network, images, partial / PROGRAM)
+        replace(partial, PROGRAM, _traced(wanted, made, network, images))
         if not made.modules():
             replace(partial, CODE, Path(plain_model.__file__).read_bytes())
         program = torch.export.load(partial / PROGRAM).module()
         value["compared"] = _compared(wanted, [network, program], images, expected)
         names = [name for name in (WEIGHTS, PROGRAM, CODE) if (partial / name).exists()]
-        files = {name: sha256((partial / name).read_bytes()) for name in names}
-        value["files"] = files
+        value["files"] = {name: sha256((partial / name).read_bytes()) for name in names}
         replace(partial, DESCRIPTION, (json.dumps(value, indent=1) + "\n").encode())
-    said = f"exported {wanted.text} to {place}: {', '.join((*files, DESCRIPTION))}"
-    return value, [said, *_left_out(made), _said(value["compared"])]
+    lines = [f"exported {wanted.text} to {place}: {', '.join((*names, DESCRIPTION))}"]
+    if CODE not in names:
+        foreign = next(parts[0] for parts in made.blocks.values() if parts[0].module)
+        name = foreign.arguments["name_in_code"]
+        lines.append(f"no {CODE}: it cannot make {name}, which is no chain of torch's own modules")
+    said = value["compared"]
+    lines.append(
+        f"on {said['images']} test images both forms are within {said['furthest']:.2g} of what the "
+        f"run has, of values up to {said['largest']:.3g}"
+    )
+    return value, lines
 
 
-def _final(run: Run, j: int, name: str | None) -> sweep_results.SweepResult | None:
-    """The final classifier of that name. Raises OptionRange if it is not to be had."""
+def _final(run: Run, j: int, name: str | None) -> SweepResult | None:
+    """The result of the final classifier of that name. Raises OptionRange if there is none."""
     if name is None:
         return None
     if j < run.layers:
@@ -158,20 +166,9 @@ def _final(run: Run, j: int, name: str | None) -> sweep_results.SweepResult | No
     return one
 
 
-def _classifier(wanted: Wanted) -> Final | None:
-    one = wanted.final
-    if one is None:
-        return None
-    path = (
-        sweep_results.place(wanted.run, wanted.run.layers + 1, one["name"])
-        / sweep_results.AUXILIARY
-    )
-    return Final(AuxiliarySpec(**one["made_of"]["auxiliary"]), path, one["auxiliary"])
-
-
 @contextmanager
-def _appearing(place: Path) -> Iterator[Path]:
-    """A directory to fill, which gets its name once the block is through, and else goes."""
+def _new_directory(place: Path) -> Iterator[Path]:
+    """A directory to fill, which gets its name at the end of the block; an error removes it."""
     parent = make_directory(place.absolute().parent)
     partial = make_directory(parent / f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
@@ -215,7 +212,10 @@ def _description(
         "trained": {
             "data": data["digest"],
             "features": run.nodes()[j].fingerprint,
-            "layers": [_digests(run, i) for i in range(1, j + 1)],
+            "layers": [
+                {name: (run.layer(i) or {})[name] for name in ("weights", "auxiliary")}
+                for i in range(1, j + 1)
+            ],
             "final": wanted.final and {k: wanted.final[k] for k in ("name", "auxiliary")},
         },
         "torch": torch.__version__,
@@ -224,51 +224,31 @@ def _description(
     }
 
 
-def _digests(run: Run, j: int) -> dict[str, str]:
-    record = run.layer(j)
-    assert record is not None
-    return {name: record[name] for name in ("weights", "auxiliary")}
+def _traced(wanted: Wanted, made: Assembly, network: torch.nn.Module, images: Tensor) -> bytes:
+    """The network by torch.export, for any number of images.
 
-
-def _trace(network: torch.nn.Module, images: Tensor, path: Path) -> None:
-    """The network by torch.export, for any number of images."""
+    Raises:
+        UnusableNetwork: torch.export does not take code of others.
+    """
     some = images[:2]
     if len(some) < 2:  # of one image, torch takes the number for a constant
         some = some.expand(2, -1, -1, -1)
-    shapes = ({0: torch.export.Dim("n")},)
-    with torch.no_grad():
-        program = torch.export.export(network, (some,), dynamic_shapes=shapes)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Kernels that lie channels last are whole all the same; they are read back and compared.
-        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
-        torch.export.save(program, buffer)
-    replace(path.parent, path.name, buffer.getvalue())
-
-
-@contextmanager
-def _named(wanted: Wanted, made: Assembly) -> Iterator[None]:
-    """Say of code of others that torch.export does not take it."""
+    shapes, buffer = ({0: torch.export.Dim("n")},), io.BytesIO()
     try:
-        yield
+        with torch.no_grad():
+            program = torch.export.export(network, (some,), dynamic_shapes=shapes)
+        with warnings.catch_warnings():
+            # Kernels that lie channels last are whole all the same; they are read back, compared.
+            warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+            torch.export.save(program, buffer)
     except Exception as error:
         if not made.modules():
             raise
-        network, why = wanted.run.recipe.network.said, first_line(error)
         raise UnusableNetwork(
-            f"network {network} cannot be exported: torch.export does not take one of its blocks: "
-            f"{type(error).__name__}: {why}"
+            f"network {wanted.run.recipe.network.said} cannot be exported: torch.export does not "
+            f"take one of its blocks: {type(error).__name__}: {first_line(error)}"
         ) from error
-
-
-def _left_out(made: Assembly) -> list[str]:
-    """For people: why there is no model.py."""
-    names = [
-        parts[0].arguments["name_in_code"] for parts in made.blocks.values() if parts[0].module
-    ]
-    if not names:
-        return []
-    return [f"no {CODE}: it cannot make {names[0]}, which is no chain of torch's own modules"]
+    return buffer.getvalue()
 
 
 # ---- does it give what the run has? --------------------------------------------------------------
@@ -287,14 +267,13 @@ def _expected(wanted: Wanted, layers: Sequence[Frozen], images: Tensor) -> Tenso
     if not wanted.features:
         places = [run.layer_directory(i) for i in range(1, j + 1)]
         if wanted.final:
-            places[-1] = sweep_results.place(run, run.layers + 1, wanted.final["name"])
+            places[-1] = sweep_results.place(run, j + 1, wanted.final["name"])
         logits = [np.load(place / LOGITS) for place in places]
         kept = ensemble(logits) if wanted.ensemble else logits[-1]
         return torch.from_numpy(kept[: len(images)].astype(np.float32))
-    draws = level_draws(run.recipe, run.seed, "clean", len(images))
-    block = run.recipe.cache.block
-    x = image_views(run.recipe, images, draws)
-    return featurize(layers, x, block=block, compute=torch.float32).to(torch.float32)
+    x = image_views(run.recipe, images, level_draws(run.recipe, run.seed, "clean", len(images)))
+    x = featurize(layers, x, block=run.recipe.cache.block, compute=torch.float32)
+    return x.to(torch.float32)
 
 
 @torch.no_grad()
@@ -306,11 +285,11 @@ def _compared(
     Raises:
         LevelDamaged: further than the precisions of the run explain.
     """
-    found = [form(images) for form in forms]
-    furthest = max(float((z - expected).abs().max()) for z in found)
+    furthest = max(float((form(images) - expected).abs().max()) for form in forms)
     largest = float(expected.abs().max())
     run = wanted.run
-    bound = 8 * largest * max(UNIT[run.recipe.cache.precision], UNIT[run.compute], UNIT["float32"])
+    bits = min(BITS[name] for name in (run.recipe.cache.precision, run.compute, "float32"))
+    bound = 8 * largest * 2.0**-bits
     # With data.jpeg, the run saw other pixels: those that ffcv decodes.
     if not furthest <= bound and not run.recipe.data.jpeg:
         raise LevelDamaged(
@@ -318,10 +297,3 @@ def _compared(
             f"up to {largest:.3g}; rounding explains {bound:.3g}"
         )
     return {"images": len(images), "furthest": furthest, "largest": largest, "bound": bound}
-
-
-def _said(compared: dict[str, Any]) -> str:
-    return (
-        f"on {compared['images']} test images both forms are within {compared['furthest']:.2g} of "
-        f"what the run has, of values up to {compared['largest']:.3g}"
-    )

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Report = dict[str, Any]
-Units = list[tuple[float, str]]
-Words = Callable[[float], str]
 
 BLUE, OCHRE, SLATE = "#1f5f99", "#c2691c", "#6b7280"
 ANNOTATED = 20  # classes up to which the cells of the confusion matrix carry their counts
@@ -30,7 +28,6 @@ BYTES = [(1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")]
 SECONDS = [(1.0, "s"), (60.0, "min"), (3600.0, "h")]
 FINE = 10_000  # test samples from which a second decimal of a percentage means something
 
-METADATA = ("Date", "Creator", "Format", "Type")
 STYLE = {
     "svg.hashsalt": "strata",
     "svg.fonttype": "path",
@@ -88,11 +85,9 @@ def accuracy_against_depth(report: Report) -> str:
         axes = figure.subplots()
         _accuracy_lines(axes, layers, rows)
         _claim_lines(axes, report["claim"])
-        axes.set_xlabel("Depth (layers)")
+        depth_axis(axes)
         axes.set_ylabel("Test accuracy (%)")
-        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         axes.set_xlim(layers[0]["layer"] - 0.5, layers[-1]["layer"] + 0.5)
-        axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=2)
 
     return draw("depth", (6.6, 3.7), f"Test top-1 against depth: {', '.join(spoken)}", paint)
@@ -134,10 +129,8 @@ def cost_per_step(report: Report) -> str:
 
     def paint(figure: Figure) -> None:
         time, space = figure.subplots(1, 2, sharey=True)
-        unit = _bars(time, [one["seconds"] for one in steps], OCHRE, SECONDS, human_seconds)
-        time.set_xlabel(f"Time ({unit})")
-        unit = _bars(space, [one["bytes"] for one in steps], BLUE, BYTES, human_bytes)
-        space.set_xlabel(f"Written ({unit})")
+        _bars(time, "Time", [one["seconds"] for one in steps], OCHRE)
+        _bars(space, "Written", [one["bytes"] for one in steps], BLUE)
         names = [drawable(one["step"], str(place)) for place, one in enumerate(steps, 1)]
         time.set_yticks(range(len(steps)), names)
         time.set_ylim(len(steps) - 0.4, -0.6)
@@ -155,19 +148,21 @@ def confusion(report: Report) -> str:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        if len(counts) <= ANNOTATED:
-            _counted_cells(axes, counts)
-        else:
-            _plain_cells(axes, counts)
+        (_counted_cells if len(counts) <= ANNOTATED else _plain_cells)(axes, counts)
         _class_names(axes, classes)
-        axes.set_aspect("equal")
-        axes.set_xlabel("Predicted class")
-        axes.set_ylabel("True class")
+        axes.set(aspect="equal", xlabel="Predicted class", ylabel="True class")
 
     return draw("confusion", (6.0, 5.4), label, paint)
 
 
 def draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figure], None]) -> str:
+    """Draw a figure as SVG text.
+
+    Args:
+        name: prefix of the ids of its elements.
+        size: width and height in inches.
+        label: what it shows, for those who do not see it.
+    """
     from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -179,14 +174,19 @@ def draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figu
         FigureCanvasSVG(figure)
         paint(figure)
         # Metadata would put the clock and links to vocabularies into the file.
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(METADATA))
-    return _embedded(text.getvalue(), name, label)
-
-
-def _embedded(svg: str, name: str, label: str) -> str:
-    svg = re.sub(r"^.*?(?=<svg)|<!--.*?-->\s*|<style.*?</style>", "", svg, flags=re.DOTALL)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", metadata=nothing)
+    parts = r"^.*?(?=<svg)|<!--.*?-->\s*|<style.*?</style>"
+    svg = re.sub(parts, "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
+
+
+def depth_axis(axes: Axes) -> None:
+    """Make x the depth, in whole layers, with lines across at the ticks of y."""
+    axes.set_xlabel("Depth (layers)")
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    axes.grid(axis="y")
 
 
 def _accuracy_lines(axes: Axes, layers: list[Report], rows: int) -> None:
@@ -196,15 +196,12 @@ def _accuracy_lines(axes: Axes, layers: list[Report], rows: int) -> None:
         joint = [one["ensemble"]["probabilities"][key] for one in layers]
         if own[-1] is None:  # too few classes for the best five to say anything
             continue
+        lines = (("Layer", own, "-", BLUE), ("Ensemble", joint, "--", OCHRE))
         look = {"marker": marker, "mfc": None if key == "top1" else "white"}
-        name = f"Layer, {words}: {human_percent(own[-1], rows)}"
-        axes.plot(depth, _percents(own), "-", color=BLUE, label=name, **look)
-        name = f"Ensemble, {words}: {human_percent(joint[-1], rows)}"
-        axes.plot(depth, _percents(joint), "--", color=OCHRE, label=name, **look)
-
-
-def _percents(fractions: list[float | None]) -> np.ndarray:
-    return 100 * np.asarray(fractions, dtype=float)
+        for who, values, dash, colour in lines:
+            name = f"{who}, {words}: {human_percent(values[-1], rows)}"
+            percents = 100 * np.asarray(values, dtype=float)
+            axes.plot(depth, percents, dash, color=colour, label=name, **look)
 
 
 def _claim_lines(axes: Axes, claim: Report) -> None:
@@ -240,8 +237,11 @@ def _curve(
         before, label = before + len(heights), "_nolegend_"
 
 
-def _bars(axes: Axes, values: list[float], colour: str, units: Units, words: Words) -> str:
+def _bars(axes: Axes, name: str, values: list[float], colour: str) -> None:
+    """Draw seconds (``Time``) or bytes as bars, each with its value in words."""
+    units, words = (SECONDS, human_seconds) if name == "Time" else (BYTES, human_bytes)
     scale, unit = max((one for one in units if one[0] <= max(values)), default=units[0])
+    axes.set_xlabel(f"{name} ({unit})")
     bars = axes.barh(range(len(values)), np.divide(values, scale), color=colour, height=0.68)
     names = [words(value) if value else "" for value in values]
     axes.bar_label(bars, names, padding=3, fontsize=7.5, color="#374151")
@@ -249,7 +249,6 @@ def _bars(axes: Axes, values: list[float], colour: str, units: Units, words: Wor
     axes.locator_params(axis="x", nbins=5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    return unit
 
 
 def _shades(counts: np.ndarray) -> np.ndarray:
@@ -279,8 +278,7 @@ def _plain_cells(axes: Axes, counts: np.ndarray) -> None:
 
 def _class_names(axes: Axes, classes: list[str]) -> None:
     if len(classes) > NAMED:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         return
     names = [drawable(name, str(place)) for place, name in enumerate(classes)]
     places = np.arange(len(classes)) + 0.5

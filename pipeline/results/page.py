@@ -48,6 +48,9 @@ def render(report: Report) -> str:
 
 
 def _values(report: Report) -> dict[str, Any]:
+    """What the template names, beside its filters."""
+    from markupsafe import Markup
+
     layers = report["layers"]
     levels = [level for layer in layers for level in layer["levels"]]
     return {
@@ -61,34 +64,24 @@ def _values(report: Report) -> dict[str, Any]:
         "top5": any(layer["test"]["top5"] is not None for layer in layers),
         "mistakes": _mistakes(report),
         "pool": -(-len(report["data"]["classes"]) // POOLED),
-        "figures": _figures(report),
+        # matplotlib escapes the text of its SVG, so it goes into the page as it is.
+        "figures": {paint.__name__: Markup(paint(report)) for paint in PAINTERS},
         "listed": LISTED,
     }
 
 
-def _figures(report: Report) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    # matplotlib escapes the text of its SVG, so it goes into the page as it is.
-    return {paint.__name__: Markup(paint(report)) for paint in PAINTERS}
-
-
 def _claims(report: Report) -> Iterator[tuple[str, str, str, str]]:
-    claim = report["claim"]
-    for name, field, share in _ours(report):
-        if claim[field] is not None:
-            got = human_percent(share, report["data"]["test"])
-            gap = "—" if share is None else f"{100 * share - claim[field]:+.1f} points"
-            yield name, f"{claim[field]:g} %", got, gap.replace("-", "\N{MINUS SIGN}")
-
-
-def _ours(report: Report) -> Iterator[tuple[str, str, float | None]]:
-    """What a claim may speak of: its name, its field, and what the run reached."""
-    last = report["layers"][-1] if report["layers"] else None
+    """What is claimed: its name, the claim, what the run reached, and the difference."""
+    claim, last = report["claim"], (report["layers"] or [None])[-1]
     own, joint = (last["test"], last["ensemble"]["probabilities"]) if last else ({}, {})
-    for name, field, found in (("Last layer", "last", own), ("Ensemble", "ensemble", joint)):
-        yield f"{name}, top-1", field, found.get("top1")
-        yield f"{name}, top-5", f"{field}_top5", found.get("top5")
+    for who, field, found in (("Last layer", "last", own), ("Ensemble", "ensemble", joint)):
+        for best, key in ((1, field), (5, f"{field}_top5")):
+            if claim[key] is not None:
+                share = found.get(f"top{best}")
+                got = human_percent(share, report["data"]["test"])
+                gap = "—" if share is None else f"{100 * share - claim[key]:+.1f} points"
+                gap = gap.replace("-", "\N{MINUS SIGN}")
+                yield f"{who}, top-{best}", f"{claim[key]:g} %", got, gap
 
 
 def _mistakes(report: Report, most: int = 3) -> list[tuple[str, str, int]]:
@@ -107,16 +100,13 @@ def _mistakes(report: Report, most: int = 3) -> list[tuple[str, str, int]]:
     return [(names[row], names[column], times) for times, row, column in wrong[:most]]
 
 
-def _settings(group: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if not isinstance(group, dict):
-        yield prefix or "value", _setting(group)
-        return
-    for key, value in group.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, dict) and value:
-            yield from _settings(value, name)
-        else:
-            yield name, _setting(value)
+def _settings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of a recipe's table, tables inside it included."""
+    if isinstance(value, dict) and (value or not name):
+        for key, inner in value.items():
+            yield from _settings(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name or "value", _setting(value)
 
 
 def _setting(value: Any) -> str:

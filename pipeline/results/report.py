@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,9 @@ from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import source_name
 from strata.pipeline.run.rundir import CURVE, Run
 from strata.store.files.publish import replace
+
+DATA = ("digest", "train", "test", "classes", "broken", "broken_count")
+"""Fields of what is known of the images that a report shows."""
 
 
 def write_report(overview: Overview) -> Path:
@@ -36,17 +40,14 @@ def write_report(overview: Overview) -> Path:
 def collect(overview: Overview) -> dict[str, Any]:
     """Everything a report shows. Raises NotThereYet if no layer is solved."""
     run = overview.existing()
-    data = run.data()
-    evaluation = overview.evaluation()
+    data, evaluation, states = run.data(), overview.evaluation(), status(overview)
     assert data is not None
-    states = status(overview)
     layers = [
         _layer(run, j, evaluation["layers"][j - 1], states["layers"][j - 1])
         for j in range(1, run.solved() + 1)
     ]
     recipe = {k: table for k, table in dataclasses.asdict(run.recipe).items() if table is not None}
     steps = _steps(layers)
-    outcomes = _outcomes(run)
     return {
         "name": run.name,
         "recipe": recipe,
@@ -57,16 +58,13 @@ def collect(overview: Overview) -> dict[str, Any]:
         "mode": augmentation.mode(run.recipe),
         "machine": run.facts["machine"],
         "versions": {**run.facts["versions"], "strata": _own_version()},
-        "data": {
-            k: data[k] for k in ("digest", "train", "test", "classes", "broken", "broken_count")
-        }
-        | {"source": source_name(run.source)},
+        "data": {**{k: data[k] for k in DATA}, "source": source_name(run.source)},
         "claim": recipe["claim"],
         "layers": layers,
         "confusion": evaluation["confusion"],
         "probes": separability.curves(run),
         "steps": steps,
-        "outcomes": outcomes,
+        "outcomes": list(_outcomes(run)),
         "seconds": sum(step["seconds"] for step in steps),
     }
 
@@ -96,39 +94,31 @@ def _layer(run: Run, j: int, evaluation: dict[str, Any], state: dict[str, Any]) 
         "levels": [
             {
                 **{k: level[k] for k in ("level", "state", "rows", "bytes")},
-                "seconds": _seconds(written, level),
+                "seconds": written.get(level["level"], {}).get("seconds"),
             }
             for level in state["levels"]
         ],
     }
 
 
-def _seconds(written: dict[str, Any], level: dict[str, Any]) -> float | None:
-    return written.get(level["level"], {}).get("seconds")
-
-
 def _steps(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Solving and writing in the order they happen."""
     steps = []
     for layer in layers:
-        steps.append(
-            {"step": f"solve layer {layer['layer']}", "seconds": layer["solve_seconds"], "bytes": 0}
-        )
-        seconds = sum(level["seconds"] or 0.0 for level in layer["levels"])
-        if seconds:
+        j, spent = layer["layer"], layer["solve_seconds"]
+        steps.append({"step": f"solve layer {j}", "seconds": spent, "bytes": 0})
+        if seconds := sum(level["seconds"] or 0.0 for level in layer["levels"]):
             nbytes = sum(level["bytes"] for level in layer["levels"])
-            steps.append({"step": f"write x_{layer['layer']}", "seconds": seconds, "bytes": nbytes})
+            steps.append({"step": f"write x_{j}", "seconds": seconds, "bytes": nbytes})
     return steps
 
 
-def _outcomes(run: Run) -> list[dict[str, Any]]:
+def _outcomes(run: Run) -> Iterator[dict[str, Any]]:
     """What every step was expected to take, and took, in the order they happen."""
-    found = []
     for j in range(1, run.solved() + 1):
         for name, record in ((f"solve layer {j}", run.layer(j)), (f"write x_{j}", run.features(j))):
             if record and "outcome" in record:
-                found.append({"step": name, **record["outcome"]})
-    return found
+                yield {"step": name, **record["outcome"]}
 
 
 def _own_version() -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from strata.pipeline.errors import RunConflict
-from strata.pipeline.results.figures import draw, drawable
+from strata.pipeline.results.figures import depth_axis, draw, drawable
 from strata.pipeline.run import probe_results, rundir
 from strata.pipeline.run.probe_results import Kind, ProbeResult
 from strata.pipeline.run.rundir import RUN, Run
@@ -25,14 +25,12 @@ MARKERS = ("o", "^", "s", "D", "v")
 
 
 def table(title: str, results: Sequence[ProbeResult]) -> Table:
-    """One row per depth; accuracies on the test and the training images."""
+    """Probes as a table: one row per depth, accuracies on the test and the training images."""
     kinds = sorted({Kind.of(one["kind"]) for one in results})
     found = {(one["layer"], one["kind"]): one for one in results}
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("x_j")
-    for kind in kinds:
-        for column in (f"{kind.name}, test", "train", *(["C"] if not kind.hidden else [])):
-            shown.add_column(column, overflow="fold")
+    heads = [(f"{kind.name}, test", "train", *["C"] * (not kind.hidden)) for kind in kinds]
+    columns = [Column(head, overflow="fold") for some in heads for head in some]
+    shown = Table("x_j", *columns, title=title, title_justify="left")
     for j in sorted({one["layer"] for one in results}):
         cells = (_cells(found.get((j, kind.name)), kind) for kind in kinds)
         shown.add_row(f"x_{j}", *(cell for some in cells for cell in some))
@@ -61,24 +59,25 @@ def curves(run: Run) -> list[dict[str, Any]]:
         None of one) and ``runs``.
     """
     results = [list(_results(one)) for one in (run, *_beside(run))]
-    names = list(dict.fromkeys(name for name, _ in results[0]))
-    return [
-        _curve(name, [one for some in results for n, one in some if n == name]) for name in names
-    ]
+    found = []
+    for name in dict.fromkeys(name for name, _ in results[0]):
+        depths: dict[int, list[ProbeResult]] = {}
+        for one in (one for some in results for n, one in some if n == name):
+            depths.setdefault(one["layer"], []).append(one)
+        points = [_point(depth, depths[depth]) for depth in sorted(depths)]
+        of, images, _, kind = name
+        found.append({"of": of, "images": images, "kind": kind, "points": points})
+    return found
 
 
-_Name = tuple[str, str | None, str | None, str]
-"""Network, images and their digest (None: the run's own), kind."""
-
-
-def _results(run: Run) -> Iterator[tuple[_Name, ProbeResult]]:
+def _results(run: Run) -> Iterator[tuple[tuple[str, str | None, str | None, str], ProbeResult]]:
+    """Results, and what each is of: network, images and their digest (None: the run's own), and
+    kind of probe."""
     for network in probe_results.networks(run):
         images, digest, source = None, None, network.run.source
         if source != run.source:
-            images, digest = (
-                probe_results.source_name(source),
-                (network.run.data() or {}).get("digest"),
-            )
+            images = probe_results.source_name(source)
+            digest = (network.run.data() or {}).get("digest")
         for one in probe_results.results(network):
             yield (network.trained, images, digest, one["kind"]), one
 
@@ -92,15 +91,6 @@ def _beside(run: Run) -> Iterator[Run]:
             if other and other.recipe.science() == science and other.seed not in seeds:
                 seeds.add(other.seed)
                 yield other
-
-
-def _curve(name: _Name, results: Iterable[ProbeResult]) -> dict[str, Any]:
-    by_depth: dict[int, list[ProbeResult]] = {}
-    for one in results:
-        by_depth.setdefault(one["layer"], []).append(one)
-    of, images, _, kind = name
-    points = [_point(depth, by_depth[depth]) for depth in sorted(by_depth)]
-    return {"of": of, "images": images, "kind": kind, "points": points}
 
 
 def _point(depth: int, results: Sequence[ProbeResult]) -> dict[str, Any]:
@@ -120,7 +110,9 @@ def _point(depth: int, results: Sequence[ProbeResult]) -> dict[str, Any]:
 def separability(report: dict[str, Any]) -> str:
     """Draw test accuracy of probes against depth, linear and CNN-p; empty if there are none."""
     found = report["probes"]
-    sides = [(title, some) for title, some in _sides(found) if some]
+    linear = [one for one in found if one["kind"] == "linear"]
+    cnns = [one for one in found if one["kind"] != "linear"]
+    sides = [side for side in (("Linear", linear), ("CNN-p", cnns)) if side[1]]
     if not sides:
         return ""
     label = "; ".join(f"{_title(one)}: {_spoken(one)}" for one in found)
@@ -130,19 +122,12 @@ def separability(report: dict[str, Any]) -> str:
         for axes, (title, some) in zip(panels, sides, strict=True):
             for number, one in enumerate(some):
                 _plot(axes, one, number)
-            axes.set_title(title, fontsize=9.5)
-            axes.set_xlabel("Depth (layers)")
-            axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-            axes.grid(axis="y")
+            axes.set_title(f"{title} separability", fontsize=9.5)
+            depth_axis(axes)
             axes.legend(fontsize=8)
         panels[0].set_ylabel("Test accuracy (%)")
 
     return draw("probes", (3.5 * len(sides) if len(sides) > 1 else 5.0, 3.4), label, paint)
-
-
-def _sides(found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    yield "Linear separability", [one for one in found if one["kind"] == "linear"]
-    yield "CNN-p separability", [one for one in found if one["kind"] != "linear"]
 
 
 def _plot(axes: Axes, one: dict[str, Any], number: int) -> None:

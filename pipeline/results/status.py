@@ -2,105 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from strata.pipeline.plan import compression
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import baselines, sweep_results
 from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.rundir import CHECKPOINT, Run
 from strata.store.errors import LevelDamaged
-from strata.store.feature_store import LevelState, Store
+from strata.store.feature_store import LevelState
 from strata.store.level.layout import LevelKey, depth_directory
 
 
 def status(overview: Overview) -> dict[str, Any]:
     """The state of a run as JSON; a run that does not exist yet has nothing."""
-    run, store, recipe = overview.run, overview.store, overview.recipe
-    accuracy = _accuracies(run)
+    run, solved = overview.run, overview.run.solved() if overview.run else 0
+    found = _accuracies(run)
+    finals = sweep_results.finals(run) if run else {}
     return {
         "recipe": overview.name,
         "run": str(overview.directory),
-        "store": str(store.root),
+        "store": str(overview.store.root),
         "exists": run is not None,
         "seed": run.seed if run else None,
-        "images": _levels(run, store, recipe, 0),
+        "images": _levels(overview, 0),
         "layers": [
-            _layer(run, store, recipe, j, accuracy) for j in range(1, len(recipe.layers) + 1)
+            _layer(overview, j, j <= solved, found.get(j, {}) if j <= solved else {})
+            for j in range(1, len(overview.recipe.layers) + 1)
         ],
-        "finals": _finals(run) if run else [],
+        "finals": [
+            {"name": name, "state": state, "test_accuracy": one and one["test"]["top1"]}
+            for name, (state, one) in finals.items()
+        ],
         "baselines": baselines.known(run) if run else [],
     }
 
 
-def _layer(
-    run: Run | None, store: Store, recipe: Recipe, j: int, accuracy: dict[int, dict[str, Any]]
-) -> dict[str, Any]:
-    solved = run is not None and run.solved() >= j
-    found = accuracy.get(j, {}) if solved else {}
+def _layer(overview: Overview, j: int, solved: bool, accuracy: dict[str, Any]) -> dict[str, Any]:
+    run = overview.run
     lost = compression.summary(run.layer(j)) if run and solved else None
     return ({"compression": lost} if lost else {}) | {
         "layer": j,
-        "state": _layer_state(run, j, solved),
+        "state": "solved" if solved else _unsolved(run, j),
         "trained": solved,
-        "test_accuracy": found.get("test", {}).get("top1"),
-        "ensemble_accuracy": found.get("ensemble", {}).get("probabilities", {}).get("top1"),
-        "levels": _levels(run, store, recipe, j),
+        "test_accuracy": accuracy.get("test", {}).get("top1"),
+        "ensemble_accuracy": accuracy.get("ensemble", {}).get("probabilities", {}).get("top1"),
+        "levels": _levels(overview, j),
     }
 
 
-def _finals(run: Run) -> list[dict[str, Any]]:
-    """Classifiers of x_J that were trained, or begun, after layer J."""
-    return [
-        {"name": name, "state": state, "test_accuracy": one and one["test"]["top1"]}
-        for name, (state, one) in sweep_results.finals(run).items()
-    ]
-
-
-def _layer_state(run: Run | None, j: int, solved: bool) -> str:
-    """``solved``; ``stale``: on features that have changed since; ``partial``; ``absent``."""
-    if solved:
-        return "solved"
+def _unsolved(run: Run | None, j: int) -> str:
+    """``stale``: solved on features that have changed since; ``partial``; ``absent``."""
     if run is not None and run.layer(j) is not None:
         return "stale"
     begun = run is not None and (run.layer_directory(j) / CHECKPOINT).exists()
     return "partial" if begun else "absent"
 
 
-def _levels(run: Run | None, store: Store, recipe: Recipe, depth: int) -> list[dict[str, Any]]:
-    if keys := keys_at(run, depth) if run else []:
-        return [_level(key, _or_stale(run, store, key, _state(store, key))) for key in keys]
-    absent = [LevelKey(depth, "", *level) for level in augmentation.levels_at(recipe, depth)]
-    return [_level(key, _or_stale(run, store, key, LevelState("absent"))) for key in absent]
+def _levels(overview: Overview, depth: int) -> list[dict[str, Any]]:
+    """The levels that x_depth has, or will have once it has a name."""
+    named = keys_at(overview.run, depth) if overview.run else []
+    nameless = augmentation.levels_at(overview.recipe, depth)
+    keys = named or [LevelKey(depth, "", split, view) for split, view in nameless]
+    return [_level(key, _state(overview, key)) for key in keys]
 
 
-def _or_stale(run: Run | None, store: Store, key: LevelKey, state: LevelState) -> LevelState:
-    """``stale`` where the level is absent but one the run made from other inputs is there."""
+def _state(overview: Overview, key: LevelKey) -> LevelState:
+    """The state of a level: ``damaged`` where the others would stop, ``stale`` where it is absent
+    but one that the run made from other inputs is there."""
+    run, store = overview.run, overview.store
+    try:
+        state = state_of(store, key) if key.fingerprint else LevelState("absent")
+    except LevelDamaged:
+        state = LevelState("damaged")
     record = run.features(key.depth) if run is not None and key.depth else None
     if state.state != "absent" or record is None or record["fingerprint"] == key.fingerprint:
         return state
-    earlier = LevelKey(key.depth, record["fingerprint"], key.split, key.view)
-    found = LevelState("absent")
-    if store.files.exists(depth_directory(store.root, earlier.depth, earlier.fingerprint)):
-        found = store.state(earlier)
+    earlier = replace(key, fingerprint=record["fingerprint"])
+    if not store.files.exists(depth_directory(store.root, key.depth, earlier.fingerprint)):
+        return state
+    found = store.state(earlier)
     return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
 
 
-def _state(store: Store, key: LevelKey) -> LevelState:
-    """The state of a level, ``damaged`` where the others would stop."""
-    try:
-        return state_of(store, key)
-    except LevelDamaged:
-        return LevelState("damaged")
-
-
 def _level(key: LevelKey, state: LevelState) -> dict[str, Any]:
-    fields = {k: v for k, v in asdict(key).items() if k in ("split", "view")}
     return {
-        **fields,
+        "split": key.split,
+        "view": key.view,
         "level": key.name,
         "state": state.state,
         "rows": state.rows,

@@ -32,7 +32,7 @@ from strata.stages.solve.solve import SGDSchedule, Solver
 from strata.store.files.publish import put_exclusive
 
 FILE_BYTES, FILES = 64 << 20, 4
-"""What is written and read: four shards."""
+"""Size and number of the files that are written and read: four shards."""
 READ_BYTES, IN_FLIGHT = 1 << 20, 8
 
 

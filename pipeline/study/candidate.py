@@ -1,4 +1,4 @@
-"""One variant of a problem under way: its solver, its checkpoint, and the result it ends with."""
+"""A variant of a problem under way: its solver, its checkpoint, and the result it ends with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from strata.store.read.order import key_of
 
 @dataclass(eq=False)
 class Candidate:
-    """One variant under way."""
+    """A variant of problem j that is being solved."""
 
     session: Session
     j: int
@@ -35,14 +35,17 @@ class Candidate:
 
     @property
     def at(self) -> Progress:
+        """Epoch, batch and running sums of the solver."""
         return self.solver.progress
 
     @property
-    def through(self) -> bool:
+    def is_done(self) -> bool:
+        """Whether all epochs are done."""
         return self.at.epoch >= self.variant.schedule.epochs
 
     @property
     def keeps_best(self) -> bool:
+        """Whether the iterate of the lowest training risk is kept, and not the last one."""
         return self.variant.schedule.keep == "best"
 
     @property
@@ -51,18 +54,20 @@ class Candidate:
 
     @property
     def made_of(self) -> Any:
-        """What a checkpoint or result of this variant must say to be believed."""
+        """Settings and x_{j-1} that a checkpoint or result must name to be believed."""
         return sweep_results.vouched(self.session.run, self.j, self.variant)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """What is trained, by the name of its file: a layer and its classifier, or one alone."""
+        """Modules that are trained, by the names of their files: a layer and its classifier, or a
+        classifier alone."""
         problem = self.solver.problem
         if isinstance(problem, Problem):
             return {"weights": problem.layer, "auxiliary": problem.auxiliary}
         return {"auxiliary": problem}
 
     def save(self) -> None:
+        """Write the checkpoint."""
         note = {**self.solver.snapshot(), "history": self.history, "made_of": self.made_of}
         weights.write(self.directory / CHECKPOINT, self.solver.tensors(), note)
 
@@ -75,10 +80,10 @@ class Candidate:
             return
         self.solver.restore(tensors, note["progress"], note["scaler"])
         self.history = note["history"]
-        epoch, batch = self.at.epoch + 1, self.at.batch
-        self.say(f"going on in epoch {epoch}, after batch {batch}")
+        self.say(f"going on in epoch {self.at.epoch + 1}, after batch {self.at.batch}")
 
     def say(self, text: str) -> None:
+        """Report a line about this variant."""
         self.session.report.say(f"{self.variant.name}: {text}")
 
     # ---- the end --------------------------------------------------------------------------------
@@ -90,17 +95,17 @@ class Candidate:
             logits: z_j of the test images.
             judged: ``test``, as in the record of a layer, and ``risk``.
         """
-        directory = make_directory(self.directory)
-        parts = {name: module.state_dict() for name, module in self.parts.items()}
-        files = [*(f"{name}.safetensors" for name in parts), CURVE, LOGITS]
-        for name, tensors in parts.items():
-            weights.write(directory / f"{name}.safetensors", tensors)
+        directory, digests = make_directory(self.directory), {}
+        for name, module in self.parts.items():
+            weights.write(directory / f"{name}.safetensors", module.state_dict())
+            digests[name] = weights.digest(module.state_dict())
         write_curve(directory, self.history)
         replace(directory, LOGITS, npy(logits))
+        files = [*(f"{name}.safetensors" for name in digests), CURVE, LOGITS]
         last = self.history[-1]
-        self._vouch(
+        self._write_result(
             {
-                **{name: weights.digest(tensors) for name, tensors in parts.items()},
+                **digests,
                 "diverged": None,
                 "kept_epoch": self.solver.kept_epoch,
                 "train": {"loss": last["train_loss"], "top1": last["train_top1"]},
@@ -112,14 +117,16 @@ class Candidate:
         self.say(f"through, {test}, {duration(self.seconds)}")
 
     def record_divergence(self, error: Diverged) -> None:
-        """The same settings would diverge again, so that is a result too."""
-        diverged = {"epoch": error.epoch, "last_good": error.last_good}
+        """Write that it diverged: the same settings would do so again, so that is a result too."""
         make_directory(self.directory)
-        self._vouch({"diverged": diverged, "files": {}})
+        diverged = {"epoch": error.epoch, "last_good": error.last_good}
+        self._write_result({"diverged": diverged, "files": {}})
         self.say(str(error))
 
-    def _vouch(self, body: dict[str, Any]) -> None:
+    def _write_result(self, body: dict[str, Any]) -> None:
         sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in self.parts.items()}
+        # A GPU counts the tensors of all variants, so it says nothing of one.
+        on_cpu = self.session.device.type == "cpu"
         whole = {
             "name": self.variant.name,
             "changes": dict(self.variant.changes),
@@ -127,25 +134,20 @@ class Candidate:
             "parameters": sizes.get("weights", 0),
             "auxiliary_parameters": sizes["auxiliary"],
             "seconds": self.seconds,
-            "peak_memory_bytes": self.peak_memory,
+            "peak_memory_bytes": self.at.peak_bytes if on_cpu else None,
             **body,
         }
         replace(self.directory, RESULT, sealed(whole))
         (self.directory / CHECKPOINT).unlink(missing_ok=True)
 
     @property
-    def peak_memory(self) -> int | None:
-        """Most bytes of tensors in a step. A GPU counts those of all variants, so it says none."""
-        return self.at.peak_bytes if self.session.device.type == "cpu" else None
-
-    @property
     def seconds(self) -> float:
-        """Of its own steps, and its share of reading, over all epochs and processes."""
+        """Seconds of its own steps, and its share of reading, over all epochs and processes."""
         return sum(line["seconds"] for line in self.history) + self.at.seconds
 
 
 def begin(session: Session, j: int, variant: Variant) -> Candidate:
-    """A variant at its checkpoint, or at its beginning."""
+    """The candidate of a variant, at its checkpoint or at its beginning."""
     seed = key_of("initial weights", variant.seed, j) % 2**63
     if variant.layer:
         problem = build_problem(variant.layer, variant.auxiliary, seed)

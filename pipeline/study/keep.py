@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
 from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.run import outcome, sweep_results
 from strata.pipeline.run.levels import refer_to
@@ -28,36 +24,27 @@ def keep(session: Session, j: int, one: SweepResult) -> None:
     """
     run = session.run
     source = sweep_results.place(run, j, one["name"])
-    directory = make_directory(run.layer_directory(j))
-    layer = _layer(session, j, one)
+    directory, path = make_directory(run.layer_directory(j)), source / sweep_results.WEIGHTS
+    layer = read_layer(run.recipe.layers[j - 1], path, one["weights"], session.device)
     for name in sweep_results.FILES:
         replace(directory, name, (source / name).read_bytes())
     quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
-    run.write_layer(j, {**_record(session, j, one), **quantised})
+    # Seconds were shared with other variants: nothing was expected of them.
+    measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])
+    nothing = outcome.figures(None, None, None)
+    same = ("weights", "auxiliary", "parameters", "auxiliary_parameters", "kept_epoch", "train")
+    record = {  # as pipeline/train/train.py has it, and which variant it was
+        "layer": j,
+        "input": one["made_of"]["input"],
+        "lineage": run.lineage(j - 1),
+        **{name: one[name] for name in (*same, "test", "seconds", "peak_memory_bytes")},
+        "outcome": outcome.kept(session, nothing, measured, whole=False),
+        "variant": {"name": one["name"], "changes": one["changes"]},
+    }
+    run.write_layer(j, {**record, **quantised})
     (directory / CHECKPOINT).unlink(missing_ok=True)
     evaluate(run, session.store)
     refer_to(run, session.store)
     session.report.say(
         f"layer {j} is now the variant {one['name']}: test {100 * one['test']['top1']:.2f} %"
     )
-
-
-def _layer(session: Session, j: int, one: SweepResult) -> nn.Module:
-    path = sweep_results.place(session.run, j, one["name"]) / sweep_results.WEIGHTS
-    return read_layer(session.run.recipe.layers[j - 1], path, one["weights"], session.device)
-
-
-def _record(session: Session, j: int, one: SweepResult) -> dict[str, Any]:
-    """As pipeline/train/train.py has it, and which variant it was."""
-    # Seconds were shared with other variants: nothing was expected of them.
-    measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])
-    nothing = outcome.figures(None, None, None)
-    same = ("weights", "auxiliary", "parameters", "auxiliary_parameters", "kept_epoch", "train")
-    return {
-        "layer": j,
-        "input": one["made_of"]["input"],
-        "lineage": session.run.lineage(j - 1),
-        **{name: one[name] for name in (*same, "test", "seconds", "peak_memory_bytes")},
-        "outcome": outcome.kept(session, nothing, measured, whole=False),
-        "variant": {"name": one["name"], "changes": one["changes"]},
-    }

@@ -73,9 +73,10 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
     directory = make_directory(run.probe_directory(j) / "linear")
     arrays = {name: torch.from_numpy(array) for name, array in found.probe.arrays().items()}
     weights.write(directory / WEIGHTS, arrays)
+    guessed = np.concatenate([found.probe.predict(pooled(x)) for x in clean_batches(session, j)])
     return {
         "train": {"top1": found.train_top1},
-        "test": {"top1": _linear_test(session, j, found.probe)},
+        "test": {"top1": float(np.mean(guessed == session.images()["test"].array("labels")))},
         "regularisation": found.regularisation,
         "held_out": found.held_out,
         "converged": found.converged,
@@ -112,11 +113,6 @@ def _rows(session: Session, j: int, order: np.ndarray, tick: Tick) -> np.ndarray
     return rows
 
 
-def _linear_test(session: Session, j: int, found: probe.LinearProbe) -> float:
-    guessed = [found.predict(pooled(x)) for x in clean_batches(session, j)]
-    return float((np.concatenate(guessed) == session.images()["test"].array("labels")).mean())
-
-
 # ---- CNN-p --------------------------------------------------------------------------------------
 
 
@@ -137,7 +133,7 @@ def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
 
 
 def _finish(solving: Solving, feed: ProblemFeed) -> dict[str, Any]:
-    """Write weights and curve; what the record says."""
+    """Write weights and curve of the trained classifier; returns what its record says."""
     session, solver = solving.session, solving.solver
     classifier = solver.finish()
     (logits,), labels = logits_on_test(session, solving.j, [classifier])

@@ -23,7 +23,7 @@ from strata.stages.data.images import check_probed, open_source
 from strata.store.files.publish import make_directory
 
 States = Callable[[int], dict[str, Tensor]]
-"""The weights and buffers of layer j."""
+"""Function of j that gives the weights and buffers of layer j."""
 
 
 def shown(session: Session, network: ProbedNetwork) -> Session:
@@ -38,9 +38,8 @@ def shown(session: Session, network: ProbedNetwork) -> Session:
     if network.origins is None:
         ensure_images(session)
         return session
-    run = network.run
-    run.tidy()
-    run = _with_data(session, run)
+    network.run.tidy()
+    run = _with_data(session, network.run)
     run.write(run.directory / RUN, run.facts)  # who it is, also for `gc`
     own = dataclasses.replace(session, run=run)
     ensure_images(own)
@@ -91,7 +90,7 @@ def copy_layers(session: Session, network: ProbedNetwork, depth: int, states: St
 
 
 def states_of(run: Run, variant: str | None) -> States:
-    """The layers of a run as solved, or of its network trained end to end.
+    """Weights and buffers of a run's layers as solved, or of its network trained end to end.
 
     Raises:
         LevelDamaged: they are not those that the record speaks of.

@@ -35,10 +35,13 @@ def statistics(
     stop: Interruptions,
     crew: Crew | None = None,
 ) -> list[dict[str, Any]]:
-    """Look at every row of some levels: mean, deviation, extremes and zeros of their channels.
+    """Mean, deviation, extremes and zeros of the channels of some levels, over every row.
 
     Args:
         crew: workers that look; None: this process.
+
+    Returns:
+        As JSON, for each level: figures of all channels together, and of each.
 
     Raises:
         LevelDamaged: a row is not the one that was written; names file and row.
@@ -48,9 +51,22 @@ def statistics(
     for key in keys:
         level = found.store.open(key)
         with report.task(key.label, len(level), "rows") as tick:
-            shards = counted(crew, found.store, level) if crew else _here(level)
+            if crew:
+                shards = counted(crew, found.store, level)
+            else:
+                shards = map_in_threads(moments_of(level), range(level.geometry.shards), THREADS)
             moments = reduce(Moments.merged, _watched(shards, level, stop, tick))
-        measured.append(_told(key, moments))
+        measured.append(
+            {
+                "level": key.label,
+                "depth": key.depth,
+                "split": key.split,
+                "view": key.view,
+                "dead": moments.dead,
+                "all": _figures(moments.together())[0],
+                "channels": _figures(moments),
+            }
+        )
     return measured
 
 
@@ -67,9 +83,8 @@ def chosen(
         found.check_layer(layer)
     depths = range(len(run.nodes())) if layer is None else [layer]
     there = []
-    for key in (key for depth in depths for key in levels.all_at(run, depth)):
-        if split not in (None, key.split):
-            continue
+    keys = (key for depth in depths for key in levels.all_at(run, depth))
+    for key in (key for key in keys if split in (None, key.split)):
         state = levels.state_of(found.store, key).state
         if state == "complete":
             there.append(key)
@@ -92,23 +107,6 @@ def _watched(
         first, last = level.geometry.shard_range(shard)
         tick(last - first)
         yield moments
-
-
-def _here(level: Level) -> Iterable[Moments]:
-    return map_in_threads(moments_of(level), range(level.geometry.shards), THREADS)
-
-
-def _told(key: LevelKey, moments: Moments) -> dict[str, Any]:
-    """As JSON: of all channels together, and of each."""
-    return {
-        "level": key.label,
-        "depth": key.depth,
-        "split": key.split,
-        "view": key.view,
-        "dead": moments.dead,
-        "all": _figures(moments.together())[0],
-        "channels": _figures(moments),
-    }
 
 
 def _figures(moments: Moments) -> list[dict[str, float]]:

@@ -9,12 +9,10 @@ at the first batch that any variant has not seen, and a batch goes only to those
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.progress import Tick
@@ -35,20 +33,11 @@ class Sweep:
     j: int
     feed: ProblemFeed
     candidates: list[Candidate]
-    """Those that are not through and have not diverged."""
+    """The variants that are not finished and have not diverged."""
     saved_at: float = field(default_factory=time.monotonic)
     said_at: float = -SAY_SECONDS
 
-    def save(self) -> None:
-        """One checkpoint per variant; a kill between two leaves them at different batches."""
-        for one in self.candidates:
-            one.save()
-        self.saved_at = time.monotonic()
-
-    def save_now_and_then(self) -> None:
-        if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
-            self.save()
-
+    @property
     def left(self) -> int:
         """Images that are still to be trained on, over all variants."""
         batches = self.feed.batches
@@ -56,16 +45,34 @@ class Sweep:
         total = sum(one.variant.schedule.epochs * batches for one in self.candidates)
         return (total - done) * self.feed.batch
 
+    def save(self) -> None:
+        """Write one checkpoint per variant; a kill between two leaves them at different batches."""
+        for one in self.candidates:
+            one.save()
+        self.saved_at = time.monotonic()
 
-class Clock:
-    """Seconds since it was last asked."""
+    def save_now_and_then(self) -> None:
+        """Save if the last checkpoints are old."""
+        if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+            self.save()
 
-    def __init__(self) -> None:
-        self.last = time.monotonic()
+    def drop(self, one: Candidate, error: Diverged) -> None:
+        """Record a variant that diverged; the others go on."""
+        one.record_divergence(error)
+        self.candidates.remove(one)
 
-    def __call__(self) -> float:
-        before, self.last = self.last, time.monotonic()
-        return self.last - before
+    def tests(self, those: Sequence[Candidate]) -> list[tuple[np.ndarray, dict[str, float | None]]]:
+        """Logits of the test images, float32 (n, classes), their loss and accuracies, of each."""
+        if not those:
+            return []
+        problems = [one.solver.problem for one in those]
+        logits, labels = logits_on_test(self.session, self.j, problems)
+        return [(z, {"loss": cross_entropy(z, labels), **accuracies(z, labels)}) for z in logits]
+
+    def risks(self, those: Sequence[Candidate]) -> list[float]:
+        """Training risk of the present iterate of each."""
+        problems = [one.solver.problem for one in those]
+        return risks(self.session, self.feed, problems) if those else []
 
 
 def sweep(session: Session, j: int, wanted: Iterable[Variant]) -> None:
@@ -81,58 +88,47 @@ def sweep(session: Session, j: int, wanted: Iterable[Variant]) -> None:
         title = sweep_results.title(session.run.recipe, j)
         count = f"{len(todo)} variant{'s' * (len(todo) > 1)}"
         session.report.say(f"{title}, {count}: solved together, on one read of x_{j - 1}")
-        going = Sweep(session, j, feed, [begin(session, j, variant) for variant in todo])
-        _first_risks(going)
-        with session.report.task(title, going.left(), "images of all") as tick:
-            while going.candidates:
-                _finish(going, [one for one in going.candidates if one.through])
-                if going.candidates:
-                    _epoch(going, min(one.at.epoch for one in going.candidates), tick)
-
-
-def _first_risks(going: Sweep) -> None:
-    fresh = [one for one in going.candidates if one.keeps_best and one.at.best_risk is None]
-    for one, risk in zip(fresh, _risks(going, fresh), strict=True):
-        one.solver.consider(risk)
+        running = Sweep(session, j, feed, [begin(session, j, variant) for variant in todo])
+        fresh = [one for one in running.candidates if one.keeps_best and one.at.best_risk is None]
+        for one, risk in zip(fresh, running.risks(fresh), strict=True):
+            one.solver.consider(risk)
+        with session.report.task(title, running.left, "images of all") as tick:
+            while running.candidates:
+                _finish(running, [one for one in running.candidates if one.is_done])
+                if running.candidates:
+                    _epoch(running, min(one.at.epoch for one in running.candidates), tick)
 
 
 # ---- one epoch ----------------------------------------------------------------------------------
 
 
-def _epoch(going: Sweep, epoch: int, tick: Tick) -> None:
+def _epoch(running: Sweep, epoch: int, tick: Tick) -> None:
     """Take those that are in this epoch through it; the others have been there."""
-    here = [one for one in going.candidates if one.at.epoch == epoch]
+    here = [one for one in running.candidates if one.at.epoch == epoch]
     start = min(one.at.batch for one in here)
-    clock = Clock()
+    asked = time.monotonic()
     for one in here:
         one.solver.problem.train()
-    for number, (x, y) in enumerate(going.feed.epoch(epoch, start), start):
-        now = [one for one in here if one in going.candidates and one.at.batch == number]
-        waited = clock()
+    for number, (x, y) in enumerate(running.feed.epoch(epoch, start), start):
+        now = [one for one in here if one in running.candidates and one.at.batch == number]
+        waited = time.monotonic() - asked
         for one in now:
             one.at.seconds += waited / len(now)
-            _step(going, one, x, y)
-            one.at.seconds += clock()
+            begun = time.monotonic()
+            try:
+                one.solver.train_on(x, y, running.feed.batches)
+            except Diverged as error:
+                running.drop(one, error)
+            one.at.seconds += time.monotonic() - begun
         tick(len(y) * len(now), _note(epoch, now))
-        _after_batch(going)
-        clock()
-        if not any(one in going.candidates for one in here):
+        if running.session.stop.asked:
+            running.save()
+        running.session.stop.check()
+        running.save_now_and_then()
+        asked = time.monotonic()
+        if not any(one in running.candidates for one in here):
             return
-    _end_epoch(going, epoch, [one for one in here if one in going.candidates])
-
-
-def _step(going: Sweep, one: Candidate, x: Tensor, y: Tensor) -> None:
-    try:
-        one.solver.train_on(x, y, going.feed.batches)
-    except Diverged as error:
-        _drop(going, one, error)
-
-
-def _after_batch(going: Sweep) -> None:
-    if going.session.stop.asked:
-        going.save()
-    going.session.stop.check()
-    going.save_now_and_then()
+    _end_epoch(running, epoch, [one for one in here if one in running.candidates])
 
 
 def _note(epoch: int, now: Sequence[Candidate]) -> str:
@@ -141,86 +137,55 @@ def _note(epoch: int, now: Sequence[Candidate]) -> str:
     return f"epoch {epoch + 1}{span}"
 
 
-def _end_epoch(going: Sweep, epoch: int, here: Sequence[Candidate]) -> None:
-    every = going.session.run.recipe.schedule.test_every
-    done, steps = [(one, one.solver.finish_epoch()) for one in here], going.feed.batches
+def _end_epoch(running: Sweep, epoch: int, here: Sequence[Candidate]) -> None:
+    every = running.session.run.recipe.schedule.test_every
+    done, steps = [(one, one.solver.finish_epoch()) for one in here], running.feed.batches
     tested = here if every and (epoch + 1) % every == 0 else []
-    top1 = _by_name(tested, lambda: [test["top1"] for test in _tests(going, tested)[1]])
+    tests = dict(zip(tested, running.tests(tested), strict=True))
     judged = [one for one in here if one.keeps_best]
-    risk = _by_name(judged, lambda: _risks(going, judged))
+    risk = dict(zip(judged, running.risks(judged), strict=True))
     for one, result in done:
-        name = one.variant.name
         line = {
             "epoch": epoch + 1,
             "lr": one.solver.schedule.rate((epoch + 1) * steps - 1, steps),
             "train_loss": result["loss"],
             "train_top1": result["top1"],
-            "test_top1": top1.get(name),
+            "test_top1": tests[one][1]["top1"] if one in tests else None,
             "seconds": one.solver.epoch_seconds,
         }
-        if name in risk:
-            line["risk"] = risk[name]
-            one.solver.consider(risk[name])
+        if one in risk:
+            line["risk"] = risk[one]
+            one.solver.consider(risk[one])
         one.history.append(line)
-    _say_epoch(going, epoch, here)
-    going.save_now_and_then()
+    _say_epoch(running, epoch, here)
+    running.save_now_and_then()
 
 
-def _by_name(those: Sequence[Candidate], judge: Callable[[], list[Any]]) -> dict[str, Any]:
-    names = [one.variant.name for one in those]
-    return dict(zip(names, judge(), strict=True)) if names else {}
-
-
-def _say_epoch(going: Sweep, epoch: int, here: Sequence[Candidate]) -> None:
-    if time.monotonic() - going.said_at < SAY_SECONDS:
+def _say_epoch(running: Sweep, epoch: int, here: Sequence[Candidate]) -> None:
+    if time.monotonic() - running.said_at < SAY_SECONDS:
         return
-    going.said_at = time.monotonic()
+    running.said_at = time.monotonic()
     best = min(here, key=lambda one: one.history[-1]["train_loss"])
     line = best.history[-1]
     test = "" if line["test_top1"] is None else f", test {100 * line['test_top1']:.1f} %"
-    title = sweep_results.title(going.session.run.recipe, going.j)
-    going.session.report.say(
+    title = sweep_results.title(running.session.run.recipe, running.j)
+    running.session.report.say(
         f"{title}, epoch {epoch + 1}, {len(here)} variants: lowest loss "
         f"{line['train_loss']:.4f}{test} ({best.variant.name})"
     )
 
 
-# ---- judging several at once ---------------------------------------------------------------------
-
-
-def _tests(
-    going: Sweep, those: Sequence[Candidate]
-) -> tuple[list[np.ndarray], list[dict[str, float | None]]]:
-    """Logits of the test images, and what they are worth, of each."""
-    problems = [one.solver.problem for one in those]
-    logits, labels = logits_on_test(going.session, going.j, problems)
-    return logits, [{"loss": cross_entropy(z, labels), **accuracies(z, labels)} for z in logits]
-
-
-def _risks(going: Sweep, those: Sequence[Candidate]) -> list[float]:
-    problems = [one.solver.problem for one in those]
-    return risks(going.session, going.feed, problems) if those else []
-
-
 # ---- the end of a variant ------------------------------------------------------------------------
 
 
-def _drop(going: Sweep, one: Candidate, error: Diverged) -> None:
-    """The others go on."""
-    one.record_divergence(error)
-    going.candidates.remove(one)
-
-
-def _finish(going: Sweep, those: Sequence[Candidate]) -> None:
+def _finish(running: Sweep, those: Sequence[Candidate]) -> None:
     """Judge and record the variants that are through."""
-    if not those:
-        return
     for one in those:
         one.solver.finish()
-    logits, tests = _tests(going, those)
-    for one, z, test, risk in zip(those, logits, tests, _risks(going, those), strict=True):
+    tested = zip(those, running.tests(those), running.risks(those), strict=True)
+    for one, (z, test), risk in tested:
         if np.isfinite(z).all():
             one.record(z, {"test": test, "risk": risk})
-            going.candidates.remove(one)
+            running.candidates.remove(one)
         else:
-            _drop(going, one, Diverged(one.variant.schedule.epochs, one.at.last_good))
+            running.drop(one, Diverged(one.variant.schedule.epochs, one.at.last_good))

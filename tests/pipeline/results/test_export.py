@@ -14,7 +14,8 @@ import torch
 from runs import Place, made, tiny
 from spoil import flip
 
-from strata.pipeline.results import export, plain_model
+from strata.pipeline.feed.features import frozen_layer
+from strata.pipeline.results import plain_model
 from strata.stages.solve.evaluate import ensemble
 from strata.store.feature_store import Store
 from strata.store.level.layout import LevelKey
@@ -121,7 +122,7 @@ def test_features_are_the_rows_of_the_level(exported: Exported) -> None:
     place = exported.places["canvas"]
     level, found = level_of_tests(place, 1), exported.results(place.root / "out--features--layer1")
     stored = torch.from_numpy(level.read(0, len(level)).copy())
-    codec = export.frozen_layers(place.overview().existing(), 1)[0].stored
+    codec = frozen_layer(place.overview().existing(), 1, torch.device("cpu")).stored
     expected = codec.decode(stored, stored.shape[-1]).numpy()
     for form in ("py", "pt2"):
         np.testing.assert_array_equal(found[f"{form} {BLOCK}"], expected)
