@@ -1,20 +1,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 SOURCES := cli.py cli_options.py pipeline stages store tests benchmarks docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo install test lint types unit ffcv ffcv-libs clean
+.PHONY: help demo install test test-all lint types unit unit-all ffcv ffcv-libs clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PYTHON=$(PYTHON) (3.11 to 3.13)  VENV=$(VENV)  PYTEST_ARGS='-k store'"
+	@echo "  PYTHON=$(PYTHON) (3.11 to 3.13)  VENV=$(VENV)  PYTEST_ARGS='-k store'  WORKERS=$(WORKERS)"
 	@echo "  STRATA_TEST_DATA=<folder> lets the tests that want real data find it"
 
 demo: $(VENV)/.stamp-run  ## train on the digits and write a report (minutes, no GPU)
@@ -24,19 +26,28 @@ demo: $(VENV)/.stamp-run  ## train on the digits and write a report (minutes, no
 
 install: $(VENV)/.stamp-dev  ## make the environment, with the development tools
 
-test: $(VENV)/.stamp-dev  ## everything that must pass: lint, types, unit
+test: $(VENV)/.stamp-dev  ## what every change must pass, in minutes: lint, types, unit
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory types
 	$(MAKE) --no-print-directory unit
 
-lint: $(VENV)/.stamp-dev  ## ruff
+test-all: $(VENV)/.stamp-dev  ## the same with every test at its full size
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory types
+	$(MAKE) --no-print-directory unit-all
+
+lint: $(VENV)/.stamp-dev  ## ruff, and how it would format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(VENV)/.stamp-dev  ## pyright
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
-unit: $(VENV)/.stamp-dev  ## pytest
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+unit: $(VENV)/.stamp-dev  ## pytest without the slow kinds, repeating less
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+unit-all: $(VENV)/.stamp-dev  ## pytest, all of it
+	$(PYTEST) --full $(PYTEST_ARGS)
 
 ffcv: ffcv-libs $(VENV)/.stamp-ffcv  ## add the optional ffcv loader (built from source)
 

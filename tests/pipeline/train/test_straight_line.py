@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from runs import curve, open_run, tiny
 from torch import Tensor
 
@@ -31,8 +32,21 @@ MODES = [
 PRECISIONS = ["float32", "float16", "bfloat16", "uint8", "uint4"]
 
 
-@pytest.mark.parametrize("views", MODES)
-@pytest.mark.parametrize("precision", PRECISIONS)
+def crossed(precisions: list[str]) -> list[ParameterSet]:
+    """Every precision with every mode; most of those with views are left to `make test-all`."""
+    return [
+        pytest.param(
+            precision,
+            *mode.values,
+            id=f"{precision}-{mode.id}",
+            marks=() if mode is MODES[0] or precision == "uint8" else pytest.mark.slow,
+        )
+        for precision in precisions
+        for mode in MODES
+    ]
+
+
+@pytest.mark.parametrize(("precision", "views"), crossed(PRECISIONS))
 def test_cache_equals_recompute(tmp_path: Path, views: str, precision: str) -> None:
     """Same draws: losses, accuracies, weights and scales of layers 1 … 3 are bit-identical."""
     text = tiny(views=views, precision=precision)
@@ -52,8 +66,7 @@ def test_cache_equals_recompute(tmp_path: Path, views: str, precision: str) -> N
         }
 
 
-@pytest.mark.parametrize("views", MODES)
-@pytest.mark.parametrize("precision", PRECISIONS[1:])
+@pytest.mark.parametrize(("precision", "views"), crossed(PRECISIONS[1:]))
 def test_every_batch_from_the_cache_is_the_recomputed_batch(
     tmp_path: Path, views: str, precision: str
 ) -> None:
