@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
-SOURCES := cli.py cli_options.py pipeline stages store tests benchmarks docs
+SOURCES := cli.py pipeline stages store tests benchmarks docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
