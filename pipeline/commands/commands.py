@@ -73,7 +73,7 @@ def _fitted(
     except errors.BudgetError as error:
         return error
     value["accumulate"] = accumulate
-    lines = memory.told(found.recipe, accumulate) or ["whole batches fit"]
+    lines = memory.divided_layers(found.recipe, accumulate) or ["whole batches fit"]
     shown.append(f"Within --gpu-memory {size(cap)}: {'; '.join(lines)}.")
     return None
 

@@ -18,7 +18,7 @@ from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.prefetch import Reader
 from strata.pipeline.feed.resident import Resident
 from strata.pipeline.feed.transfer import CudaStreams, Transfer, host_memory
-from strata.pipeline.plan.tiers import CACHE_SHARE, TierChoice, choose
+from strata.pipeline.plan.tiers import CACHE_SHARE, TierChoice, choose_tier
 from strata.pipeline.run.device import ReadOptions, available_memory
 from strata.store.level.level import Level
 from strata.store.read.pool import Pool
@@ -124,7 +124,7 @@ class Delivery:
         asked = "auto" if once and machine.tier == "device" else machine.tier
         on_device, on_host = machine.free()
         what = f"x_{self._levels[0].key.depth}" + (f" in {views} views" if views > 1 else "")
-        return choose(
+        return choose_tier(
             asked,
             what,
             views * self.geometry.rows * self.geometry.row_bytes,
