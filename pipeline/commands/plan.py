@@ -40,7 +40,7 @@ def plan(options: Options) -> Answer:
         if (cap := options.gpu_memory) is not None:
             divided = memory.fit(recipe, memory.named_device(recipe), cap)
             value["accumulate"] = divided
-            lines = memory.told(recipe, divided) or ["whole batches fit"]
+            lines = memory.divided_layers(recipe, divided) or ["whole batches fit"]
             shown.append(f"Within --gpu-memory {size(cap)}: {'; '.join(lines)}.")
     except BudgetError as error:
         refused = error

@@ -19,7 +19,7 @@ from strata.pipeline.feed.buffers import DeviceRows, host_memory
 from strata.pipeline.feed.ffcv.rows import FfcvRows
 from strata.pipeline.feed.prefetch import Reader
 from strata.pipeline.feed.transfer import CudaStreams, Transfer
-from strata.pipeline.plan.tiers import CACHE_SHARE, TierChoice, choose
+from strata.pipeline.plan.tiers import CACHE_SHARE, TierChoice, choose_tier
 from strata.pipeline.run.device import ReadOptions, available_memory
 from strata.store.level.level import Level
 from strata.store.read.pool import Pool
@@ -111,7 +111,7 @@ class Delivery(AbstractContextManager["Delivery"]):
             return TierChoice("disk", "every chunk is decoded once")
         on_device, on_host = self._options.free()
         # What is read once gains nothing from being held, whatever the problems are told to do.
-        return choose(
+        return choose_tier(
             "auto" if once and asked == "device" else asked,
             f"x_{self._levels[0].key.depth}" + (f" in {views} views" if views > 1 else ""),
             views * self.geometry.rows * self.geometry.row_bytes,

@@ -1,4 +1,4 @@
-"""``--cache``: which depths a run writes on its way, for the problems above to read.
+"""The decision ``--cache``: which depths a run writes on its way, for the problems above to read.
 
 A depth that is not written is computed from the nearest level below whenever a problem reads it.
 The weights are the same, to the bit: only time and disk differ.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from strata.pipeline.errors import BudgetError, NotThereYet, RecipeError
 from strata.pipeline.plan import hardware, machine, memory
-from strata.pipeline.plan.choose import Chain, Tabled, choose
+from strata.pipeline.plan.choose import MemoisedCosts, cheapest_chain
 from strata.pipeline.plan.costs import RecipeCosts, kind
 from strata.pipeline.plan.plan import Plan, check_budget
 from strata.pipeline.plan.worth import evicted
@@ -23,7 +23,7 @@ from strata.pipeline.recipe.recipe import Recipe
 from strata.store.feature_store import Place, is_url
 
 FEATURES = "features of x_1"
-"""What rows were measured on, where that says how features pack."""
+"""The ``sample`` of a machine whose rows were measured on features, which says how they pack."""
 ADVICE = "Run `calibrate`, or give --machine FILE"
 
 
@@ -47,16 +47,17 @@ class Caching:
     """What to write and how, and whether levels must go again once they are not needed."""
 
     depths: Collection[int] | None
-    """None: all."""
+    """Depths that are written; None: all."""
     evict: bool
+    """Levels are removed once they are not needed."""
     said: tuple[str, ...] = ()
-    """What was chosen and why, for people; empty where there was nothing to choose."""
-    profiles: Mapping[int, str] = field(default_factory=dict)
+    """Lines for people: what was chosen and why; empty where there was nothing to choose."""
+    profiles: Mapping[int, str] = field(default_factory=dict[int, str])
     """How x_depth is stored where the recipe leaves that open; raw where nothing is said."""
 
 
 def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
-    """What to write of a run.
+    """Decide what a run writes on its way.
 
     Raises:
         BudgetError: even so it does not fit; gives both numbers.
@@ -70,9 +71,9 @@ def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
         found = costs(recipe, plan, options)
     except NotThereYet as error:
         return replace(how, said=(f"'cache.profile' is auto, and that means raw: {error}",))
-    profiles = _profiles(found, how, _budget(options))
-    told = ", ".join(f"x_{depth} {profile}" for depth, profile in profiles.items())
-    said = f"'cache.profile' is auto: {told}, if they are written now"
+    profiles = _profiles(found, how, disk_budget(options))
+    named = ", ".join(f"x_{depth} {profile}" for depth, profile in profiles.items())
+    said = f"'cache.profile' is auto: {named}, if they are written now"
     return replace(how, said=(*how.said, said), profiles=profiles)
 
 
@@ -85,29 +86,32 @@ def _depths(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
         raise BudgetError(f"x_0 needs {size(images)} of disk; --disk-budget is {size(budget)}")
     if options.cache == "never":
         return Caching((), False)
-    found, disk = costs(recipe, plan, options), _budget(options)
-    best = choose(Tabled(found), disk=disk)
+    found, disk = costs(recipe, plan, options), disk_budget(options)
+    best = cheapest_chain(MemoisedCosts(found), disk=disk)
     depths = frozenset(node.depth for node in best.chain)
-    return Caching(depths, bool(evicted(found, best, disk)), (_told(best, found),))
+    cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
+    said = f"--cache auto: worth caching on {found.machine.name}: {cached}"
+    return Caching(depths, bool(evicted(found, best, disk)), (said,))
 
 
-def _budget(options: CachingOptions) -> float:
+def disk_budget(options: CachingOptions) -> float:
+    """Bytes that ``--disk-budget`` allows; infinite where nothing is said."""
     return math.inf if options.disk_budget is None else float(options.disk_budget)
 
 
 def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
     """How x_1 … x_{J-1} are stored best, those first that are written on the way. The others are
     written by whoever asks for them: as if each were cached, too."""
-    table, between = Tabled(found), range(1, found.layers)
+    table, between = MemoisedCosts(found), range(1, found.layers)
     must = frozenset(between if how.depths is None else how.depths)
-    chosen = choose(table, disk=disk, must=must, never=frozenset(between) - must)
-    alone = (choose(table, must=frozenset([depth])).form(depth) for depth in between)
+    chosen = cheapest_chain(table, disk=disk, must=must, never=frozenset(between) - must)
+    alone = (cheapest_chain(table, must=frozenset([depth])).form(depth) for depth in between)
     return {d: chosen.form(d) or form or "raw" for d, form in zip(between, alone, strict=True)}
 
 
 def costs(recipe: Recipe, plan: Plan, options: CachingOptions) -> RecipeCosts:
-    """Of this recipe on the machine that ``--machine`` describes, or else on this one, within the
-    bounds on its memory.
+    """The costs of a recipe on the machine that ``--machine`` describes, or else on this one,
+    within the bounds on its memory.
 
     Raises:
         NotThereYet: neither is known, or the figures in the store are another machine's.
@@ -126,12 +130,12 @@ def costs(recipe: Recipe, plan: Plan, options: CachingOptions) -> RecipeCosts:
 
 
 def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
-    """What of a machine's rates says little about this recipe, for people."""
-    lines, precision = [], recipe.cache.precision
+    """Lines for people: what of a machine's rates says little about this recipe."""
+    lines, precision = list[str](), recipe.cache.precision
     measured = there.sample if precision in {rate.precision for rate in there.rows} else ""
     if recipe.cache.profile != "raw" and measured != FEATURES:
-        told = f"measured on {measured}" if measured else "not measured"
-        lines.append(f"A guess: how {precision} features pack was {told}.")
+        how = f"measured on {measured}" if measured else "not measured"
+        lines.append(f"A guess: how {precision} features pack was {how}.")
     if recipe.data.jpeg and there.decode_jpeg is None:
         lines.append(f"A guess: images are decoded from JPEG at {size(there.jpeg)}/s.")
     kinds = {rate.kind for rate in there.layers}
@@ -143,8 +147,8 @@ def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
 
 
 def known_machine(options: CachingOptions) -> machine.Machine | None:
-    """The one of ``--machine``, or the one whose disk the store is on; None: not calibrated, as
-    object stores never are.
+    """The machine of ``--machine``, or the one whose disk the store is on; None: not calibrated,
+    as object stores never are.
 
     Raises:
         NotThereYet: the figures in the store are another machine's, or cannot be read.
@@ -172,8 +176,3 @@ def known_machine(options: CachingOptions) -> machine.Machine | None:
 def calibrated(store: Place) -> Path:
     """Where ``calibrate`` keeps its figures: beside the levels, whose disk they speak of."""
     return Path(store) / "machine.toml"
-
-
-def _told(best: Chain, found: RecipeCosts) -> str:
-    cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
-    return f"--cache auto: worth caching on {found.machine.name}: {cached}"

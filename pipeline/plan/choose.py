@@ -1,4 +1,4 @@
-"""Which depths to cache, and how: the cheapest chain of levels within a disk budget, exactly.
+"""The algorithm that finds which depths to cache, and how: a shortest path, exactly.
 
 A level is computed from the nearest cached level below, and so is what a problem reads. So a chain
 0 = d_0 < d_1 < … < d_n of cached depths costs what its links cost: between two neighbours, writing
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -39,33 +38,34 @@ class Costs(Protocol):
         """How x_depth may be stored."""
         ...
 
-    def nbytes(self, node: CachedDepth) -> int: ...
+    def nbytes(self, node: CachedDepth) -> int:
+        """Bytes on disk of all levels of a depth."""
+        ...
 
     def write(self, base: CachedDepth, node: CachedDepth) -> float:
-        """To compute a level from the one below and store it."""
+        """Seconds to compute a level from the one below and store it."""
         ...
 
     def solve(self, base: CachedDepth, j: int) -> float:
-        """All problems at layer j, each reading ``base`` and computing x_{j-1} from it."""
+        """Seconds of all problems at layer j, each reading ``base`` and computing x_{j-1} from
+        it."""
         ...
 
 
-class Tabled:
-    """The same costs, each computed once."""
+class MemoisedCosts:
+    """Costs that are computed once each.
 
-    def __init__(self, costs: Costs) -> None:
-        self.layers, self._times = costs.layers, 1
+    Args:
+        problems: factor on the seconds of solving.
+    """
+
+    def __init__(self, costs: Costs, problems: int = 1) -> None:
+        self.layers, self._problems = costs.layers, problems
         self.forms, self.nbytes = cache(costs.forms), cache(costs.nbytes)
-        self.write, self._once = cache(costs.write), cache(costs.solve)
+        self.write, self._solve = cache(costs.write), cache(costs.solve)
 
     def solve(self, base: CachedDepth, j: int) -> float:
-        return self._times * self._once(base, j)
-
-    def several(self, times: int) -> Tabled:
-        """The same, with every problem solved so many times; they share what is known."""
-        other = copy(self)
-        other._times = times
-        return other
+        return self._problems * self._solve(base, j)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Chain:
         return next((node.form for node in self.chain if node.depth == depth), None)
 
 
-def choose(
+def cheapest_chain(
     costs: Costs,
     *,
     disk: float = math.inf,
@@ -94,52 +94,38 @@ def choose(
         disk: bytes that x_0 and two neighbours may take together.
         must, never: depths that are cached, or are not, whatever it costs.
     """
-    start = CachedDepth(0, START)
-    room = disk - costs.nbytes(start)
-    best = {start: Chain(0.0, ())}
-    for depth in range(1, costs.layers):
-        if depth in never:
-            continue
-        for node in (CachedDepth(depth, form) for form in costs.forms(depth)):
-            ways = (
-                _extended(costs, best[base], base, node)
-                for base in best
-                if _linked(base, node, must) and _bytes(costs, base) + costs.nbytes(node) <= room
-            )
-            if way := min(ways, key=lambda choice: choice.seconds, default=None):
-                best[node] = way
-    end = CachedDepth(costs.layers, "")
-    whole = (
-        Chain(so_far.seconds + _between(costs, base, end), so_far.chain)
-        for base, so_far in best.items()
-        if _linked(base, end, must) and room >= 0
-    )
-    return min(whole, key=lambda choice: choice.seconds, default=Chain(math.inf, ()))
-
-
-def _linked(base: CachedDepth, node: CachedDepth, must: frozenset[int]) -> bool:
-    """Is ``node`` above, with nothing between that must be cached?"""
-    return base.depth < node.depth and must.isdisjoint(range(base.depth + 1, node.depth))
-
-
-def _bytes(costs: Costs, base: CachedDepth) -> int:
-    """Of a level beside x_0."""
-    return costs.nbytes(base) if base.depth else 0
+    start, end = CachedDepth(0, START), CachedDepth(costs.layers, "")
+    depths = (depth for depth in range(1, costs.layers) if depth not in never)
+    nodes = (CachedDepth(depth, form) for depth in depths for form in costs.forms(depth))
+    room, best = disk - costs.nbytes(start), [(start, 0, Chain(0.0, ()))]
+    for node in (*nodes, end):
+        nbytes = costs.nbytes(node) if node.depth < costs.layers else 0
+        ways = (
+            _extended(costs, so_far, base, node)
+            for base, below, so_far in best
+            if base.depth < node.depth
+            and must.isdisjoint(range(base.depth + 1, node.depth))
+            and below + nbytes <= room
+        )
+        if way := min(ways, key=lambda chain: chain.seconds, default=None):
+            best.append((node, nbytes, way))
+    last, _, whole = best[-1]
+    return Chain(whole.seconds, whole.chain[:-1]) if last == end else Chain(math.inf, ())
 
 
 def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth) -> Chain:
-    seconds = so_far.seconds + _between(costs, base, node) + costs.write(base, node)
+    """A chain that goes on from ``base``: the layers up to that of ``node`` are solved, and it is
+    written."""
+    seconds = so_far.seconds + sum(
+        costs.solve(base, j) for j in range(base.depth + 1, node.depth + 1)
+    )
+    seconds += costs.write(base, node) if node.depth < costs.layers else 0.0
     return Chain(seconds, (*so_far.chain, node))
 
 
-def _between(costs: Costs, base: CachedDepth, node: CachedDepth) -> float:
-    """Solving the layers above one level, up to that whose output the next one is."""
-    return sum(costs.solve(base, j) for j in range(base.depth + 1, node.depth + 1))
-
-
-def otherwise(costs: Costs, best: Chain, depth: int, *, disk: float = math.inf) -> Chain:
+def other_decision(costs: Costs, best: Chain, depth: int, *, disk: float = math.inf) -> Chain:
     """The cheapest chain that decides differently about one depth."""
     one = frozenset([depth])
     if best.form(depth):
-        return choose(costs, disk=disk, never=one)
-    return choose(costs, disk=disk, must=one)
+        return cheapest_chain(costs, disk=disk, never=one)
+    return cheapest_chain(costs, disk=disk, must=one)

@@ -9,7 +9,7 @@ from typing import Any
 
 from strata.pipeline.errors import BudgetError, NotThereYet, OptionRange
 from strata.pipeline.plan import caching
-from strata.pipeline.plan.choose import Tabled, choose
+from strata.pipeline.plan.choose import MemoisedCosts, cheapest_chain
 from strata.pipeline.plan.plan import Plan, make_plan
 from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe.recipe import Recipe
@@ -20,6 +20,10 @@ def saved(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The plan beside that of the same recipe without [compress]: for machines, and as lines for
     people; None where no filter is removed.
+
+    Args:
+        data: the run's record of its images; None: as many as the recipe expects.
+        options: those of ``caching.caching``.
     """
     if not recipe.compress:
         return None, []
@@ -33,7 +37,7 @@ def saved(
         "filters": filters,
         "bytes_without": [depth.nbytes for depth in without.depths],
         "total_bytes_without": without.total,
-        "operations_without": sum(depth.operations + depth.below for depth in without.depths),
+        "operations_without": without.operations,
         "seconds": _seconds(recipe, plan, options),
         "seconds_without": _seconds(whole, without, options),
     }
@@ -47,12 +51,11 @@ def _lines(plan: Plan, without: Plan, value: dict[str, Any]) -> list[str]:
         f"x_{one.depth} {size(one.nbytes)} instead of {size(other.nbytes)}"
         for one, other in pairs[1:]
     ]
-    work = sum(depth.operations + depth.below for depth in plan.depths)
     lines = [
         f"[compress] leaves {kept} filters: {', '.join(levels)}.",
         f"Compressed, the run takes {size(plan.total)} of disk in total instead of "
-        f"{size(without.total)}, and {work:.2g} multiply-adds instead of "
-        f"{value['operations_without']:.2g}, fine-tuning included.",
+        f"{size(without.total)}, and {plan.operations:.2g} multiply-adds instead of "
+        f"{without.operations:.2g}, fine-tuning included.",
     ]
     if value["seconds"] is not None and value["seconds_without"] is not None:
         times = duration(value["seconds"]), duration(value["seconds_without"])
@@ -61,18 +64,20 @@ def _lines(plan: Plan, without: Plan, value: dict[str, Any]) -> list[str]:
 
 
 def _seconds(recipe: Recipe, plan: Plan, options: caching.CachingOptions) -> float | None:
-    """Of the best run on a machine whose rates are known; else None."""
+    """Seconds of the best run on a machine whose rates are known; else None."""
     try:
         known = caching.costs(recipe, plan, options)
     except (NotThereYet, BudgetError):
         return None
-    budget = options.disk_budget
-    found = choose(Tabled(known), disk=math.inf if budget is None else budget).seconds
+    found = cheapest_chain(MemoisedCosts(known), disk=caching.disk_budget(options)).seconds
     return found if found < math.inf else None
 
 
 def summary(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Of a layer's record: filters that are left, and what that cost; None where none is gone.
+    """The filters that are left in a layer, and what that cost; None where none is gone.
+
+    Args:
+        record: the layer's.
 
     Returns:
         ``filters`` of ``of``, and the test accuracies (shares) of the layer as it was solved, with

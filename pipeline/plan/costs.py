@@ -1,8 +1,7 @@
 """What a recipe's levels and problems cost on a machine: seconds and bytes.
 
 Reading, decoding, computing and writing overlap, so each step takes as long as its longest part
-(:meth:`strata.pipeline.plan.machine.Machine.seconds`). Arithmetic only: no torch, no data, no
-clock.
+(``machine.Machine.seconds``). Arithmetic only: no torch, no data, no clock.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from strata.pipeline.plan.choose import CachedDepth
 from strata.pipeline.plan.machine import Machine, RowRate
 from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.recipe import ProblemSpec, Recipe
-from strata.stages.network.spec import Shape
 from strata.store.level.layout import Geometry, geometry
 from strata.store.read.order import batch_count
 
@@ -38,6 +36,7 @@ def operations(recipe: Recipe, j: int) -> int:
 
 
 def _operations(recipe: Recipe, problem: ProblemSpec) -> int:
+    """Multiply-adds of a forward pass of a problem for one crop."""
     layer, auxiliary = problem
     inputs = recipe.shape(layer.index - 1, recipe.augment.crop)
     return layer.operations(inputs) + auxiliary.operations(layer.output(inputs))
@@ -64,9 +63,18 @@ def kind(recipe: Recipe, j: int) -> str:
     return f"{layer.convolved_channels} to {channels} at {height}x{width}{layer.remark}, {c}"
 
 
+def level_geometry(recipe: Recipe, depth: int, rows: int, profile: str = "raw") -> Geometry:
+    """Shape and shards of a level of x_depth with ``rows`` rows."""
+    shard_bytes, data = recipe.cache.shard_mb << 20, recipe.data
+    if depth == 0:
+        return geometry(rows, (data.channels, data.size, data.size), "uint8", shard_bytes)
+    shape = recipe.shape(depth, views.cached_size(recipe))
+    return geometry(rows, shape, recipe.cache.precision, shard_bytes, profile)
+
+
 @dataclass(frozen=True)
 class Feeding:
-    """How often an epoch does what with a row that it reads, on average over the epochs."""
+    """How often an epoch does each thing with a row that it reads, on average over the epochs."""
 
     decoded: float
     gathered: float
@@ -78,11 +86,11 @@ class Feeding:
 
 @dataclass(frozen=True)
 class RecipeCosts:
-    """The costs of :mod:`strata.pipeline.plan.choose`, of a recipe on a machine."""
+    """The costs of a recipe on a machine, from which ``choose.cheapest_chain`` chooses."""
 
     recipe: Recipe
     machine: Machine
-    """Its memory and that of its device are those that rows may take."""
+    """The machine, with only the memory, and memory of its device, that rows may take."""
     train: int
     """Images of the training set."""
     test: int
@@ -98,34 +106,35 @@ class RecipeCosts:
         return len(self.recipe.layers)
 
     def forms(self, depth: int) -> Sequence[str]:
-        """The recipe's, or with ``auto`` all that can be read; fresh draws cannot be cached."""
+        """How x_depth may be stored: as the recipe says, or with ``auto`` in every way that can be
+        read; not at all where draws are fresh."""
         profile = self.recipe.cache.profile
         if views.mode(self.recipe) == "fresh":
             return ()
-        if profile == "auto":
-            return ("raw",) if self._by_ffcv else PROFILES
-        return (profile,)
+        every = ("raw",) if self._by_ffcv else PROFILES
+        return every if profile == "auto" else (profile,)
 
     def stored_as(self, profile: str) -> RecipeCosts:
-        """The same recipe with another profile."""
+        """The costs of the same recipe with another profile."""
         cache = replace(self.recipe.cache, profile=profile)
         return replace(self, recipe=replace(self.recipe, cache=cache))
 
     def nbytes(self, node: CachedDepth) -> int:
-        """Of all levels of x_depth, on disk."""
-        unpacked = self._level_rows(node) * self._row_bytes(node)
+        """Bytes on disk of all levels of x_depth."""
+        unpacked = sum(self._levels(node)) * self._row_bytes[node.depth]
         return math.ceil(unpacked / self._rate(node).ratio)
 
     # ---- writing --------------------------------------------------------------------------------
 
     def write(self, base: CachedDepth, node: CachedDepth) -> float:
+        """Seconds of computing all levels of a depth from a level below, and storing them."""
         return sum(self.write_level(base, node, rows) for rows in self._levels(node))
 
     def write_level(self, base: CachedDepth, node: CachedDepth, rows: int) -> float:
-        """One level of so many rows. The last shard is published when nothing is left to compute:
-        of a level of one shard, nothing overlaps."""
-        machine, below, above = self.machine, self._row_bytes(base), self._row_bytes(node)
-        shards = self._shards(node.depth, rows)
+        """Seconds of one level of ``rows`` rows. The last shard is published when nothing is left
+        to compute: of a level of one shard, nothing overlaps."""
+        machine, sizes = self.machine, self._row_bytes
+        below, above, shards = sizes[base.depth], sizes[node.depth], self._shards(node.depth, rows)
         read = 0.0 if self._in_page_cache(base) else below / self._rate(base).ratio
         host = below / self._decode(base) + above / self._rate(node).encode
         computing = rows * machine.seconds(
@@ -142,15 +151,16 @@ class RecipeCosts:
     # ---- solving --------------------------------------------------------------------------------
 
     def solve(self, base: CachedDepth, j: int) -> float:
+        """Seconds of all problems at layer j, each computing x_{j-1} from ``base``."""
         below, (step, look) = self._forward(base.depth, j - 1), self._problems[j - 1]
         epochs, worth = passes(self.recipe, j)
         training = self.epoch(base, below + step * worth / epochs) * epochs
-        looking = self._looked_at(j) * self._seconds(base, below + look)
+        looking = self._rows_evaluated(j) * self._seconds(base, below + look)
         return self.problems * (training + looking)
 
     @cached_property
     def _problems(self) -> list[tuple[float, float]]:
-        """Seconds of one row of every problem, in training and when it is looked at."""
+        """Seconds of one row of every problem, in training and in evaluation."""
         rates = [self.machine.rates(kind(self.recipe, j)) for j in range(1, self.layers + 1)]
         work = [operations(self.recipe, j) for j in range(1, self.layers + 1)]
         return [(3 * n / r.train, n / r.forward) for n, r in zip(work, rates, strict=True)]
@@ -173,7 +183,7 @@ class RecipeCosts:
         """Seconds of an epoch that does nothing but compute x_depth from a level below."""
         return self.epoch(base, self._forward(base.depth, depth))
 
-    def _looked_at(self, j: int) -> int:
+    def _rows_evaluated(self, j: int) -> int:
         """Rows that are read without training on them: test images after epochs and at the end, the
         risk that picks the best iterate, and those that scales are chosen on, or filters."""
         schedule, precision = self.recipe.schedule, self.recipe.cache.precision
@@ -185,12 +195,13 @@ class RecipeCosts:
         return tests + risks + scales + removals * min(SCORE_ROWS, self.train)
 
     def _seconds(self, base: CachedDepth, compute: float) -> float:
-        """Of one row that is read from ``base``; infinite where the tier asked for has no room."""
+        """Seconds of one row that is read from ``base`` and computed on for ``compute`` seconds;
+        infinite where the tier asked for has no room."""
         try:
             how = self._feeding(base)
         except BudgetError:
             return math.inf
-        machine, nbytes = self.machine, self._row_bytes(base)
+        machine, nbytes = self.machine, self._row_bytes[base.depth]
         decoded, gathered = how.decoded / self._decode(base), how.gathered / machine.gather
         return machine.seconds(
             compute=compute,
@@ -201,15 +212,14 @@ class RecipeCosts:
 
     # ---- where rows lie -------------------------------------------------------------------------
 
-    def held(self, node: CachedDepth) -> tiers.TierChoice:
-        """Where the rows are while a problem reads them, as :mod:`strata.pipeline.plan.tiers`
-        chooses.
+    def tier_of(self, node: CachedDepth) -> tiers.TierChoice:
+        """Where the rows are while a problem reads them, as ``tiers.choose_tier`` chooses.
 
         Raises:
             BudgetError: the tier that was asked for has no room.
         """
         machine = self.machine
-        return tiers.choose(
+        return tiers.choose_tier(
             self.tier,
             f"x_{node.depth}",
             self._unpacked(node),
@@ -226,25 +236,23 @@ class RecipeCosts:
         off_disk = 0.0 if self._in_page_cache(base) else 1.0
         if self._is_jpeg(base):
             return Feeding(1.0, 0.0, 0.0, 1.0)
-        match self.held(base).tier:
-            case "device":
-                once = views / epochs
-                return Feeding(once, 0.0, once * off_disk, once)
-            case "memory" if packed:
-                once = views / epochs
-                return Feeding(once, max(0.0, 1 - once), 0.0, 1.0)
-            case "disk" if packed:
-                return Feeding(views, 0.0, views * off_disk, 1.0)
-        once = min(1.0, views / epochs)
+        tier, once = self.tier_of(base).tier, views / epochs
+        if tier == "device":
+            return Feeding(once, 0.0, once * off_disk, once)
+        if packed and tier == "memory":
+            return Feeding(once, max(0.0, 1 - once), 0.0, 1.0)
+        if packed:
+            return Feeding(views, 0.0, views * off_disk, 1.0)
+        once = min(1.0, once)
         return Feeding(once, 1 - once, off_disk, 1.0)
 
     def _in_page_cache(self, node: CachedDepth) -> bool:
-        """Do its files stay there once they are written?"""
+        """Do the files of x_depth stay in the page cache once they are written?"""
         files = self._unpacked(node) / self._rate(node).ratio
         return files <= tiers.CACHE_SHARE * self.machine.memory
 
     def _is_jpeg(self, node: CachedDepth) -> bool:
-        """Is it x_0, decoded whenever it is read?"""
+        """Is this x_0, decoded from JPEG whenever it is read?"""
         return node.depth == 0 and self.recipe.data.jpeg > 0
 
     @property
@@ -273,55 +281,40 @@ class RecipeCosts:
     @cached_property
     def _forwards(self) -> list[float]:
         """Seconds of layers 1 … depth for one cached row, by depth."""
+        side = views.cached_size(self.recipe)
         seconds = (
-            layer.operations(self._shape(j - 1)) / self.machine.rates(kind(self.recipe, j)).forward
+            layer.operations(self.recipe.shape(j - 1, side))
+            / self.machine.rates(kind(self.recipe, j)).forward
             for j, layer in enumerate(self.recipe.layers, start=1)
         )
         return list(accumulate(seconds, initial=0.0))
 
-    def _shape(self, depth: int) -> Shape:
-        return self._shapes[depth]
-
     @cached_property
-    def _shapes(self) -> list[Shape]:
-        side = views.cached_size(self.recipe)
-        return [self.recipe.shape(depth, side) for depth in range(self.layers + 1)]
-
-    def _row_bytes(self, node: CachedDepth) -> int:
-        return self._rows_bytes[node.depth]
-
-    @cached_property
-    def _rows_bytes(self) -> list[int]:
-        """Of one row before packing, by depth."""
-        return [self._geometry(CachedDepth(d, "raw"), 1).row_bytes for d in range(self.layers + 1)]
-
-    def _geometry(self, node: CachedDepth, rows: int) -> Geometry:
-        cache, data = self.recipe.cache, self.recipe.data
-        images = (data.channels, data.size, data.size)
-        shape, precision = (self._shape(node.depth), cache.precision)
-        if node.depth == 0:
-            shape, precision = images, "uint8"
-        return geometry(rows, shape, precision, cache.shard_mb << 20, node.form)
+    def _row_bytes(self) -> list[int]:
+        """Bytes of one row before packing, by depth."""
+        depths = range(self.layers + 1)
+        return [level_geometry(self.recipe, depth, 1).row_bytes for depth in depths]
 
     @cached_property
     def _shards(self) -> Callable[[int, int], int]:
-        """Of a level of so many rows at a depth, in any profile."""
-        return cache(lambda depth, rows: self._geometry(CachedDepth(depth, "raw"), rows).shards)
+        """Shards of a level, by its depth and number of rows; the same in every profile."""
+
+        def shards(depth: int, rows: int) -> int:
+            return level_geometry(self.recipe, depth, rows).shards
+
+        return cache(shards)
 
     def _unpacked(self, node: CachedDepth) -> int:
         """Bytes of the training rows that a problem reads, all views."""
-        return self._views(node) * self.train * self._row_bytes(node)
+        return self._views(node) * self.train * self._row_bytes[node.depth]
 
     def _views(self, node: CachedDepth) -> int:
-        return self._every_view if node.depth else 1
+        return len(self._cached_views) if node.depth else 1
 
     @cached_property
-    def _every_view(self) -> int:
-        return len(views.train_views(self.recipe))
+    def _cached_views(self) -> tuple[str, ...]:
+        return views.train_views(self.recipe)
 
     def _levels(self, node: CachedDepth) -> list[int]:
         """Rows of every level of x_depth."""
         return [*[self.train] * self._views(node), self.test]
-
-    def _level_rows(self, node: CachedDepth) -> int:
-        return sum(self._levels(node))

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from strata.pipeline.errors import RecipeError
@@ -31,13 +32,12 @@ class LayerRate:
 
     kind: str
     forward: float
-    """Of the frozen layer."""
+    """Rate of the frozen layer."""
     train: float
-    """Of a step that trains it."""
+    """Rate of a step that trains it."""
 
     def __post_init__(self) -> None:
-        _above_0(f"forward of {self.kind}", self.forward)
-        _above_0(f"train of {self.kind}", self.train)
+        _check_rates(self, f" of {self.kind}")
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ class RowRate:
     """Bytes of the rows over bytes on disk."""
 
     def __post_init__(self) -> None:
-        for name in ("encode", "decode", "ratio"):
-            _above_0(f"{name} of {self.precision} {self.profile}", getattr(self, name))
+        _check_rates(self, f" of {self.precision} {self.profile}")
 
 
-def _above_0(name: str, value: float) -> None:
-    if not value > 0:
-        raise RecipeError(f"'{name}' is {value}; it must be above 0")
+def _check_rates(rates: LayerRate | RowRate | Machine, of: str = "") -> None:
+    """Refuse fields that are no rate. Raises RecipeError."""
+    for name, value in vars(rates).items():
+        if isinstance(value, float) and not value > 0:
+            raise RecipeError(f"'{name}{of}' is {value}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Machine:
     memory: float
     """What levels may take of the page cache."""
     device_memory: float | None = None
-    """Of a GPU, for rows and the problem; without one none is held there."""
+    """Memory of a GPU, for rows and the problem; without one none is held there."""
     copy: float = 1e12
     """Bytes from the host to the device, while it computes."""
     decode_jpeg: float | None = None
@@ -109,7 +110,7 @@ class Machine:
     layers: tuple[LayerRate, ...] = ()
     """What was measured; other kinds of layers have the rates above."""
     rows: tuple[RowRate, ...] = ()
-    """As ``layers``."""
+    """What was measured; rows in other profiles and precisions have the rates above."""
     sample: str = ""
     """What ``rows`` were measured on: features, or noise; empty where nothing was."""
     hardware: str = ""
@@ -118,17 +119,13 @@ class Machine:
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise RecipeError(f"'device' is {self.device!r}; it is one of {', '.join(DEVICES)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float):
-                _above_0(field.name, value)
+        _check_rates(self)
 
     def row_rate(self, profile: str, precision: str) -> RowRate:
-        """Of rows stored in a profile and precision."""
-        found = (r for r in self.rows if (r.profile, r.precision) == (profile, precision))
-        return next(found, None) or self._row_rate(profile, precision)
-
-    def _row_rate(self, profile: str, precision: str) -> RowRate:
+        """The rates of rows stored in a profile and precision."""
+        for rate in self.rows:
+            if (rate.profile, rate.precision) == (profile, precision):
+                return rate
         rates = {
             "raw": (self.gather, self.gather, 1.0),
             "lz4": (self.encode_lz4, self.decode_lz4, self.ratio_lz4),
@@ -142,13 +139,13 @@ class Machine:
         return JPEG_GUESS if self.decode_jpeg is None else self.decode_jpeg
 
     def rates(self, kind: str) -> LayerRate:
-        """Of a kind of layer, as :func:`strata.pipeline.plan.costs.kind` names it."""
+        """The rates of a kind of layer, as ``costs.kind`` names it."""
         found = (rate for rate in self.layers if rate.kind == kind)
         return next(found, LayerRate(kind, self.forward, self.train))
 
     def seconds(self, *, compute: float, host: float, disk: float, copy: float = 0.0) -> float:
-        """Of something whose parts overlap: as long as its longest part. On a CPU, what the host
-        does and what is computed share the cores.
+        """Seconds of something whose parts overlap: as long as its longest part. On a CPU, what
+        the host does and what is computed share the cores.
 
         Args:
             compute, host, disk, copy: seconds of each part alone.
@@ -160,20 +157,26 @@ class Machine:
 
 def as_toml(machine: Machine) -> str:
     """A file that :func:`load` reads."""
-    values = {f.name: getattr(machine, f.name) for f in fields(machine) if f.name not in TABLES}
-    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    lines = _toml({name: value for name, value in vars(machine).items() if name not in TABLES})
     for table in TABLES:
-        for rate in getattr(machine, table):
-            lines += ["", f"[[{table}]]", *(f"{n} = {_toml(v)}" for n, v in vars(rate).items())]
+        rates: tuple[LayerRate | RowRate, ...] = getattr(machine, table)
+        for rate in rates:
+            lines += ["", f"[[{table}]]", *_toml(vars(rate))]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: str | float) -> str:
-    return json.dumps(value) if isinstance(value, str) else f"{value:.4e}"
+def _toml(table: Mapping[str, str | float | None]) -> list[str]:
+    """One line per value; none for those that are not known."""
+    return [
+        f"{name} = {json.dumps(value) if isinstance(value, str) else f'{value:.4e}'}"
+        for name, value in table.items()
+        if value is not None
+    ]
 
 
 def load(path: Path) -> Machine:
-    """
+    """Read a machine's file.
+
     Raises:
         RecipeError: no such file, no TOML, or not what a machine's file says; names it.
     """

@@ -1,4 +1,4 @@
-"""``--gpu-memory``: how many rows go through a problem at a time, so that its step fits.
+"""Memory of a training step, and how many rows go through it at a time to fit ``--gpu-memory``.
 
 The peak of solving a layer is that of the layer, its auxiliary classifier, their gradients and
 momentum, and the activations of one micro-batch (stages/network/footprint.py). Of these the
@@ -22,7 +22,7 @@ from strata.stages.network import footprint
 
 @dataclass(frozen=True)
 class Device:
-    """What computes, as far as memory is concerned."""
+    """The device that computes, as far as memory is concerned."""
 
     compute: str
     """dtype of the convolutions."""
@@ -30,7 +30,8 @@ class Device:
 
 
 def named_device(recipe: Recipe) -> Device:
-    """Where nobody has looked: a recipe that leaves the dtype open takes most in float32."""
+    """The device to plan for before one is chosen: a recipe that leaves the dtype open takes most
+    in float32."""
     precision = recipe.schedule.precision
     return Device("float32" if precision == "auto" else precision, cuda=False)
 
@@ -38,10 +39,10 @@ def named_device(recipe: Recipe) -> Device:
 def peak(
     recipe: Recipe, j: int, device: Device, accumulate: int, base: int | None = None
 ) -> int | None:
-    """Bytes of tensors that solving layer j takes, with a step in so many micro-batches. None where
-    it is not known of a block.
+    """Peak bytes of tensors while layer j is solved. None where it is not known of a block.
 
     Args:
+        accumulate: micro-batches per step.
         base: depth of the levels that x_{j-1} is computed from, which a divided step does in its
             middle; None: x_{j-1} itself is read.
     """
@@ -78,7 +79,7 @@ def peak(
 
 
 def known_peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
-    """As :func:`peak`. Raises BudgetError if it is not known."""
+    """The bytes of :func:`peak`. Raises BudgetError if they are not known."""
     found = peak(recipe, j, device, accumulate)
     if found is None:
         raise BudgetError(
@@ -94,18 +95,17 @@ def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
     Raises:
         BudgetError: a layer does not fit even with one row at a time; gives both numbers.
     """
-    return tuple(_fewest(recipe, j, device, cap) for j in range(1, len(recipe.layers) + 1))
+    return tuple(_micro_batches(recipe, j, device, cap) for j in range(1, len(recipe.layers) + 1))
 
 
 def largest_peak(recipe: Recipe, cap: int) -> int:
     """Bytes of tensors of the largest problem, divided to fit into ``cap``. Raises as fit does."""
     device = named_device(recipe)
-    return max(
-        known_peak(recipe, j, device, n) for j, n in enumerate(fit(recipe, device, cap), start=1)
-    )
+    counts = enumerate(fit(recipe, device, cap), start=1)
+    return max(known_peak(recipe, j, device, count) for j, count in counts)
 
 
-def _fewest(recipe: Recipe, j: int, device: Device, cap: int) -> int:
+def _micro_batches(recipe: Recipe, j: int, device: Device, cap: int) -> int:
     batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
     while known_peak(recipe, j, device, accumulate) > cap:
         if accumulate >= batch:
@@ -134,8 +134,8 @@ def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -
             )
 
 
-def told(recipe: Recipe, accumulate: Sequence[int]) -> list[str]:
-    """For people: the layers whose steps are divided further than the recipe says."""
+def divided_layers(recipe: Recipe, accumulate: Sequence[int]) -> list[str]:
+    """Lines for people: the layers whose steps are divided further than the recipe says."""
     return [
         f"layer {j}: {-(-recipe.schedule.batch // count)} of {recipe.schedule.batch} rows at a time"
         for j, count in enumerate(accumulate, start=1)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from strata.pipeline.errors import BudgetError
-from strata.pipeline.plan.costs import operations, passes
-from strata.pipeline.plan.inventory import Inventory
+from strata.pipeline.plan.costs import level_geometry, operations, passes
 from strata.pipeline.plan.memory import named_device, peak
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
@@ -16,6 +15,18 @@ from strata.pipeline.recipe.recipe import Recipe
 from strata.stages.network.spec import Shape
 from strata.store.level.layout import geometry
 from strata.store.read.order import batch_count
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What exists of a run, as far as deciding what to do next is concerned."""
+
+    images: bool
+    """x_0 is complete."""
+    solved: int
+    """Number of layers, from the first, that are solved and current."""
+    written: frozenset[int]
+    """Depths j ≥ 1 whose every level is complete and current."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def steps_below(
 
 
 def skipped(have: Inventory, *, solve: int = 0, write: int = 0) -> list[str]:
-    """What is there already of what :func:`steps` was asked for."""
+    """Lines for people about what is there already of what :func:`steps` was asked for."""
     lines = [f"layer {j}: solved already" for j in range(1, min(have.solved, solve or write) + 1)]
     complete = write in have.written and write <= have.solved
     return lines + ([f"x_{write}: complete already"] if complete else [])
@@ -91,9 +102,9 @@ class DepthPlan:
 
     depth: int
     shape: Shape
-    """Of one row that is cached: the canvas in canvas mode, else the crop."""
+    """Shape of one row that is cached: the canvas in canvas mode, else the crop."""
     levels: dict[str, int]
-    """Bytes of every level on disk."""
+    """Bytes on disk by level: ``train.v0``, ``test``, …"""
     view_bytes: int
     """Bytes of the training images at crop size, one view: for comparing recipes."""
     parameters: int
@@ -120,7 +131,7 @@ class Plan:
     depths: tuple[DepthPlan, ...]
     precision: str
     images: int
-    """Of the training set."""
+    """Number of images in the training set."""
     tests: int
 
     @property
@@ -134,6 +145,11 @@ class Plan:
         features = [d.nbytes for d in self.depths[1:-1]]
         pairs = [a + b for a, b in zip([0, *features], features, strict=False)]
         return self.depths[0].nbytes + max(pairs, default=0)
+
+    @property
+    def operations(self) -> float:
+        """Multiply-adds of the whole run, where every problem computes the layers below it."""
+        return sum(d.operations + d.below for d in self.depths)
 
     @property
     def ceiling(self) -> float:
@@ -166,35 +182,32 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
-    """Cost of a recipe, for the images it expects or, where they were read, for those found."""
+    """The cost of a recipe.
+
+    Args:
+        data: a run's record of its images; None: as many as the recipe expects.
+    """
     counts = {
         split: int((data or {}).get(split, getattr(recipe.data, split)))
         for split in ("train", "test")
     }
-    depths = (
-        _images(recipe, counts),
-        *(_depth(recipe, j, counts) for j in range(1, len(recipe.layers) + 1)),
-    )
-    return Plan(depths, recipe.cache.precision, counts["train"], counts["test"])
-
-
-def _images(recipe: Recipe, counts: dict[str, int]) -> DepthPlan:
-    shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
-    shard = recipe.cache.shard_mb << 20
-    levels = {split: geometry(n, shape, "uint8", shard).nbytes for split, n in counts.items()}
-    one = geometry(counts["train"], shape, "uint8", shard)
-    return DepthPlan(0, shape, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0, 0)
+    depths = (_depth(recipe, j, counts) for j in range(len(recipe.layers) + 1))
+    return Plan(tuple(depths), recipe.cache.precision, counts["train"], counts["test"])
 
 
 def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
-    cache, layer, auxiliary = recipe.cache, recipe.layers[j - 1], recipe.auxiliaries[j - 1]
-    shape = recipe.shape(j, augmentation.cached_size(recipe))
-    levels = {}
-    for split, view in augmentation.feature_levels(recipe):
+    one, levels, train = (
+        level_geometry(recipe, j, counts["train"]),
+        dict[str, int](),
+        counts["train"],
+    )
+    for split, view in augmentation.levels_at(recipe, j):
         name = split if view == "clean" else f"{split}.{view}"
-        levels[name] = geometry(counts[split], shape, cache.precision, cache.shard_mb << 20).nbytes
-    crop = geometry(counts["train"], recipe.shape(j, recipe.augment.crop), cache.precision, 1 << 26)
-    batches = max(1, batch_count(counts["train"], recipe.schedule.batch, drop_last=True))
+        levels[name] = level_geometry(recipe, j, counts[split]).nbytes
+    if j == 0:
+        return DepthPlan(0, one.sample, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0, 0)
+    layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
+    crop = recipe.shape(j, recipe.augment.crop)
     epochs, worth = passes(recipe, j)
     frozen = sum(
         below.operations(recipe.shape(i, recipe.augment.crop))
@@ -202,14 +215,14 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
     )
     return DepthPlan(
         j,
-        shape,
+        one.sample,
         levels,
-        crop.rows * crop.row_bytes,
+        train * geometry(train, crop, recipe.cache.precision, 1 << 26).row_bytes,
         layer.parameters,
         auxiliary.parameters,
-        epochs * batches,
-        3.0 * operations(recipe, j) * worth * counts["train"],
-        float(frozen * epochs * counts["train"]),
+        epochs * max(1, batch_count(train, recipe.schedule.batch, drop_last=True)),
+        3.0 * operations(recipe, j) * worth * train,
+        float(frozen * epochs * train),
         peak(recipe, j, named_device(recipe), recipe.schedule.accumulate),
     )
 

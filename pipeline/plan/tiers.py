@@ -16,11 +16,11 @@ from strata.pipeline.progress import size
 
 TIERS = ("auto", "device", "memory", "disk")
 DEVICE_SHARE = 0.6
-"""Of the GPU's free memory, for rows; the rest is for the problem."""
+"""Share of the GPU's free memory that rows may take; the rest is for the problem."""
 CACHE_SHARE = 0.7
-"""Of the free memory, for raw rows: the page cache, which the kernel can take back."""
+"""Share of the free memory that raw rows may take: page cache, which the kernel can take back."""
 MEMORY_SHARE = 0.5
-"""Of the free memory, for decoded rows, which it cannot."""
+"""Share of the free memory that decoded rows may take, which the kernel cannot take back."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,23 @@ class TierChoice:
     reason: str
 
 
-def choose(
+def choose_tier(
     asked: str, what: str, nbytes: int, *, packed: bool, device_free: int, memory_free: int
 ) -> TierChoice:
     """Choose a tier by bytes.
 
     Args:
         asked: ``auto`` or a tier.
-        what: is to be read, for people: ``x_1``.
-        nbytes: of its rows, uncompressed.
+        what: name of what is to be read, for messages: ``x_1``.
+        packed: its rows are compressed on disk.
+        nbytes: bytes of its rows, uncompressed.
         device_free: bytes free on the GPU; 0 without one.
         memory_free: bytes of RAM that can be used.
 
     Raises:
         BudgetError: the tier asked for has no room; gives both numbers.
     """
-    kind = "unpacked" if packed else "raw"
+    kind, room = "unpacked" if packed else "raw", ""
     rooms = {
         "device": (DEVICE_SHARE, device_free, "GPU memory"),
         "memory": (MEMORY_SHARE if packed else CACHE_SHARE, memory_free, "memory"),

@@ -1,4 +1,4 @@
-"""Which levels of a recipe are worth their disk on a machine, and why, depth by depth.
+"""The explanation that ``plan`` prints: which levels are worth their disk, and why, by depth.
 
 What changes only time and bytes is chosen: the depths, and with ``cache.profile`` auto how each is
 stored. Views and precision change what is learned; what others would cost is said, and no more.
@@ -10,19 +10,26 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from strata.pipeline.errors import BudgetError, RecipeError
-from strata.pipeline.plan.choose import START, CachedDepth, Chain, Tabled, choose, otherwise
+from strata.pipeline.plan.choose import (
+    START,
+    CachedDepth,
+    Chain,
+    MemoisedCosts,
+    cheapest_chain,
+    other_decision,
+)
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
 from strata.pipeline.progress import duration, size
 
 MOST_PROBLEMS = 64
-"""How far a crossover is looked for."""
+"""Most problems per depth that are tried."""
 VIEWS = (1, 2, 4, 8, "canvas")
 PRECISIONS = ("float32", "float16", "uint8", "uint4")
-"""What else could be cached."""
+"""Precisions that features may be stored in."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,13 @@ class Depth:
 
 @dataclass(frozen=True)
 class Way:
-    """Another way to cache, and what the best run costs with it: other features are learned."""
+    """Views and precision that a recipe could have, and what its best run then costs."""
 
     views: int | str
     precision: str
     seconds: float
     nbytes: int
-    """Of the levels that are then worth caching."""
+    """Bytes on disk of the levels that are then worth caching."""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "seconds": _finite(self.seconds)}
@@ -75,20 +82,17 @@ class Worth:
     """Every depth cached, each in its cheapest form."""
     never: float
     profiles: dict[str, float]
-    """The best, were all levels stored in this profile: the values would be the same."""
+    """Seconds of the best run by profile, if all levels were stored in that one."""
     depths: tuple[Depth, ...]
     ways: tuple[Way, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
+        totals = {"best": self.best, "always": self.always, "never": self.never}
         return {
             "machine": self.machine,
             "source": self.source,
             "problems": self.problems,
-            "seconds": {
-                "best": _finite(self.best),
-                "always": _finite(self.always),
-                "never": _finite(self.never),
-            },
+            "seconds": {name: _finite(value) for name, value in totals.items()},
             "profiles": {name: _finite(value) for name, value in self.profiles.items()},
             "depths": [depth.as_json() for depth in self.depths],
             "other_ways": [way.as_json() for way in self.ways],
@@ -106,123 +110,96 @@ def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:
     Args:
         disk: bytes that the run may take.
     """
-    known = Tabled(replace(costs, problems=1))
-    table, between = known.several(costs.problems), range(1, costs.layers)
-    best, every = choose(table, disk=disk), frozenset(between)
-    fewest, leaving = _crossovers(known, disk), evicted(costs, best, disk)
-    reasons = _Reasons(costs, table, best, disk)
-    depths = []
+    of_one = MemoisedCosts(replace(costs, problems=1))
+    table, between = MemoisedCosts(of_one, costs.problems), range(1, costs.layers)
+    best, every = cheapest_chain(table, disk=disk), frozenset(between)
+    fewest, leaving = _crossovers(of_one, disk), evicted(costs, best, disk)
+    depths: list[Depth] = []
     for depth in between if best.seconds < math.inf else ():
-        other = otherwise(table, best, depth, disk=disk).seconds
-        nbytes = sum(table.nbytes(node) for node in best.chain if node.depth == depth)
-        facts = (_tier(costs, best, depth), reasons.of(depth, other), leaving.get(depth))
-        depths.append(Depth(depth, best.form(depth), nbytes, other, fewest.get(depth), *facts))
+        other = other_decision(table, best, depth, disk=disk).seconds
+        node = next((node for node in best.chain if node.depth == depth), None)
+        tier, reason = None, _reason(costs, table, best, depth, disk, other)
+        with suppress(BudgetError):
+            tier = costs.tier_of(node).tier if node else None
+        form, nbytes = (node.form, table.nbytes(node)) if node else (None, 0)
+        facts = (other, fewest.get(depth), tier, reason, leaving.get(depth))
+        depths.append(Depth(depth, form, nbytes, *facts))
+    stored = {name: MemoisedCosts(costs.stored_as(name)) for name in PROFILES}
     return Worth(
         costs.machine.name,
         costs.machine.source,
         costs.problems,
         best.seconds,
-        choose(table, disk=disk, must=every).seconds,
-        choose(table, disk=disk, never=every).seconds,
-        {name: _best(costs.stored_as(name), disk).seconds for name in PROFILES},
+        cheapest_chain(table, disk=disk, must=every).seconds,
+        cheapest_chain(table, disk=disk, never=every).seconds,
+        {name: cheapest_chain(those, disk=disk).seconds for name, those in stored.items()},
         tuple(depths),
         tuple(_ways(costs, disk)),
     )
 
 
-def _best(costs: RecipeCosts, disk: float) -> Chain:
-    return choose(Tabled(costs), disk=disk)
-
-
 def evicted(costs: RecipeCosts, best: Chain, disk: float) -> dict[int, int]:
     """Which level leaves the disk once which other is written, by depth; none where all fit."""
-    chain = best.chain
-    if sum(map(costs.nbytes, (CachedDepth(0, START), *chain))) <= disk:
+    if sum(map(costs.nbytes, (CachedDepth(0, START), *best.chain))) <= disk:
         return {}
-    return {node.depth: above.depth for node, above in pairwise(chain)}
+    return {node.depth: above.depth for node, above in pairwise(best.chain)}
 
 
-def _tier(costs: RecipeCosts, best: Chain, depth: int) -> str | None:
-    form = best.form(depth)
-    with suppress(BudgetError):
-        return costs.held(CachedDepth(depth, form)).tier if form else None
-    return None
+def _crossovers(of_one: MemoisedCosts, disk: float) -> dict[int, int]:
+    """For each depth the fewest problems with which it is cached.
 
-
-def _crossovers(known: Tabled, disk: float) -> dict[int, int]:
-    """For each depth the fewest problems with which it is cached."""
+    Args:
+        of_one: costs of a run that solves one problem per depth.
+    """
     found: dict[int, int] = {}
-    problems = 1
-    while problems <= MOST_PROBLEMS and len(found) < known.layers - 1:
-        for node in choose(known.several(problems), disk=disk).chain:
+    for problems in range(1, MOST_PROBLEMS + 1):
+        if len(found) == of_one.layers - 1:
+            break
+        for node in cheapest_chain(MemoisedCosts(of_one, problems), disk=disk).chain:
             found.setdefault(node.depth, problems)
-        problems += 1
     return found
 
 
-@dataclass(frozen=True)
-class _Reasons:
-    """Why a depth is cached, or is not: by an epoch of the problem right above it."""
+def _reason(
+    costs: RecipeCosts, table: MemoisedCosts, best: Chain, depth: int, disk: float, other: float
+) -> str:
+    """Why a depth is cached, or is not: by an epoch of the problem right above it.
 
-    costs: RecipeCosts
-    table: Tabled
-    best: Chain
-    disk: float
-
-    def of(self, depth: int, other: float) -> str:
-        """
-        Args:
-            other: seconds of the cheapest run that decides differently about ``depth``.
-        """
-        if not self.costs.forms(depth):
-            return "fresh draws cannot be cached"
-        form = self.best.form(depth)
-        if not form and self.disk < math.inf and choose(self.table).form(depth):
-            return f"over the budget of {size(self.disk)}"
-        base = self._base(depth)
-        node = CachedDepth(depth, form or self._form(base, depth))
-        read, again = self.costs.reading(node), self.costs.recomputing(base, depth)
-        if read >= again and form:
-            return f"it spares {_told(other - self.best.seconds)} in all"
-        if read >= again:
-            return f"computing {_told(again)} < reading {_told(read)} per epoch"
-        faster = f"reading {_told(read)} < computing {_told(again)} per epoch"
-        written = _told(self.table.write(base, node))
-        return faster if form else f"{faster}, but writing takes {written}"
-
-    def _base(self, depth: int) -> CachedDepth:
-        """What x_depth would be computed from."""
-        below = [node for node in self.best.chain if node.depth < depth]
-        return below[-1] if below else CachedDepth(0, START)
-
-    def _form(self, base: CachedDepth, depth: int) -> str:
-        """The cheapest for the problem right above."""
-
-        def seconds(form: str) -> float:
-            node = CachedDepth(depth, form)
-            return self.table.write(base, node) + self.table.solve(node, depth + 1)
-
-        return min(self.costs.forms(depth), key=seconds)
+    Args:
+        other: seconds of the cheapest run that decides differently about ``depth``.
+    """
+    forms, form = costs.forms(depth), best.form(depth)
+    if not forms:
+        return "fresh draws cannot be cached"
+    if not form and disk < math.inf and cheapest_chain(table).form(depth):
+        return f"over the budget of {size(disk)}"
+    below = [node for node in best.chain if node.depth < depth]
+    base = below[-1] if below else CachedDepth(0, START)
+    wanted = [CachedDepth(depth, name) for name in ((form,) if form else forms)]
+    node = min(wanted, key=lambda n: table.write(base, n) + table.solve(n, depth + 1))
+    read, again = costs.reading(node), costs.recomputing(base, depth)
+    if read >= again and form:
+        return f"it spares {_time(other - best.seconds)} in all"
+    if read >= again:
+        return f"computing {_time(again)} < reading {_time(read)} per epoch"
+    faster = f"reading {_time(read)} < computing {_time(again)} per epoch"
+    return faster if form else f"{faster}, but writing takes {_time(table.write(base, node))}"
 
 
-def _told(seconds: float) -> str:
+def _time(seconds: float) -> str:
     return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def _ways(costs: RecipeCosts, disk: float) -> Iterator[Way]:
-    """All that the recipe allows, its own among them."""
-    own, precision = costs.recipe.augment.views, costs.recipe.cache.precision
-    every = VIEWS if own in (*VIEWS, 0) else (own, *VIEWS)
-    for count in every:
-        for name in PRECISIONS if precision in PRECISIONS else (precision, *PRECISIONS):
-            with suppress(RecipeError):  # a canvas that does not divide
-                yield _way(costs, count, name, disk)
-
-
-def _way(costs: RecipeCosts, count: int | str, precision: str, disk: float) -> Way:
+    """All views and precisions that the recipe allows, its own among them."""
     recipe = costs.recipe
-    augment = replace(recipe.augment, views=count, allow_single_view=True)
-    cache = replace(recipe.cache, precision=precision)
-    other = replace(costs, recipe=replace(recipe, augment=augment, cache=cache))
-    best = _best(other, disk)
-    return Way(count, precision, best.seconds, sum(map(other.nbytes, best.chain)))
+    own, precision = recipe.augment.views, recipe.cache.precision
+    every = VIEWS if own in (*VIEWS, 0) else (own, *VIEWS)
+    precisions = PRECISIONS if precision in PRECISIONS else (precision, *PRECISIONS)
+    for views, name in product(every, precisions):
+        augment = replace(recipe.augment, views=views, allow_single_view=True)
+        cache = replace(recipe.cache, precision=name)
+        with suppress(RecipeError):  # a canvas that does not divide
+            other = replace(costs, recipe=replace(recipe, augment=augment, cache=cache))
+            best = cheapest_chain(MemoisedCosts(other), disk=disk)
+            yield Way(views, name, best.seconds, sum(map(other.nbytes, best.chain)))

@@ -31,7 +31,7 @@ class Draws:
     canvas."""
 
     def of(self, ids: np.ndarray) -> Draws:
-        """The draws of some samples; a whole canvas stays one."""
+        """The draws of the samples ``ids``; a whole canvas stays one."""
         return Draws(self.flipped[ids], self.offsets[ids] if len(self.offsets) else self.offsets)
 
 
@@ -45,13 +45,9 @@ def mode(recipe: Recipe) -> str:
 
 def train_views(recipe: Recipe) -> tuple[str, ...]:
     """Names of the cached training levels of a depth; none in fresh mode."""
-    match mode(recipe):
-        case "fresh":
-            return ()
-        case "fixed":
-            return tuple(f"v{v}" for v in range(int(recipe.augment.views)))
-        case _:
-            return ("plain", "flipped") if recipe.augment.flip else ("plain",)
+    if mode(recipe) == "canvas":
+        return ("plain", "flipped") if recipe.augment.flip else ("plain",)
+    return tuple(f"v{v}" for v in range(int(recipe.augment.views)))
 
 
 def clean_view(recipe: Recipe) -> str:
@@ -65,14 +61,10 @@ def clean_levels(recipe: Recipe) -> tuple[tuple[str, str], ...]:
     return ("train", clean_view(recipe)), ("test", "clean")
 
 
-def feature_levels(recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    """(split, view) of every level that x_j (j ≥ 1) has."""
-    return (*(("train", view) for view in train_views(recipe)), ("test", "clean"))
-
-
 def levels_at(recipe: Recipe, depth: int) -> tuple[tuple[str, str], ...]:
     """(split, view) of every level of x_depth, x_0 included."""
-    return feature_levels(recipe) if depth else (("train", "clean"), ("test", "clean"))
+    views = train_views(recipe) if depth else ("clean",)
+    return (*(("train", view) for view in views), ("test", "clean"))
 
 
 def cached_size(recipe: Recipe) -> int:

@@ -9,7 +9,7 @@ needs neither the file nor torch. docs/networks.md says what a block must be.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -29,33 +29,34 @@ class NamedNetwork:
     """A network that something else than the recipe describes."""
 
     name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Of the function that makes it."""
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments of the function that makes it."""
     code: str | None = field(default=None, repr=False)
     """Text of its Python file."""
     known: tuple[Block, ...] = field(default=(), repr=False, compare=False)
     """Its blocks, where a run has kept what they are."""
 
     downsampled_by: ClassVar[str] = "the network"
-    """For messages: what to change so that maps are larger."""
+    """What messages say to change so that maps are larger."""
 
     @property
     def said(self) -> str:
-        """For a column of layers."""
+        """The entry in a table's column of layers."""
         return self.name
 
     @property
     def source(self) -> Origin:
+        """What is needed to make it anywhere."""
         return Origin(self.name, tuple(sorted(self.arguments.items())), self.code)
 
     @property
     def file(self) -> str | None:
         """Path of the Python file from the recipe; None for torchvision."""
-        return file_of(self.name)
+        return None if self.name.startswith(TORCHVISION) else self.name.rpartition(":")[0]
 
     def specs(self, channels: int, side: int) -> tuple[Block, ...]:
-        """The blocks, for images of so many channels and pixels a side. If they are not known, this
-        makes them, and imports torch.
+        """The blocks, for images of ``channels`` channels and ``side`` × ``side`` pixels. If they
+        are not known, this makes them, and imports torch.
 
         Raises:
             RecipeError: the network cannot be had, or its blocks cannot be trained one by one.
@@ -63,13 +64,13 @@ class NamedNetwork:
         return self.known or _blocks(self.source, channels, side)
 
     def science(self) -> dict[str, Any]:
-        """Its part of :meth:`strata.pipeline.recipe.recipe.Recipe.science`."""
+        """The network's part of ``Recipe.science``."""
         parts = {"arguments": dict(self.arguments), "code": self.source.digest}
         return {"name": self.name, **{key: value for key, value in parts.items() if value}}
 
 
 def listed(layers: Sequence[AnyLayer]) -> list[dict[str, Any]]:
-    """What `plan` says of those layers that are blocks, as JSON."""
+    """The layers that are blocks, as `plan` describes them in JSON."""
     said = ("index", "name", "factor", "local", "digest")
     blocks = (layer for layer in layers if isinstance(layer, Block))
     return [{name: getattr(block, name) for name in said} for block in blocks]
@@ -85,16 +86,12 @@ def _blocks(source: Origin, channels: int, side: int) -> tuple[Block, ...]:
         raise RecipeError(str(error)) from error
 
 
-def file_of(name: str) -> str | None:
-    """The Python file that a network's name speaks of."""
-    return None if name.startswith(TORCHVISION) else name.rpartition(":")[0]
-
-
 def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
-    """What a recipe says under ``network``, if it names one.
+    """The network that a recipe names.
 
     Args:
-        folder: of the recipe; a Python file is looked for from there.
+        asked: what the recipe says under ``network``: a name, or a table with one.
+        folder: the recipe's; a Python file is looked for from there.
 
     Raises:
         RecipeError: it is no name of that kind, or the file cannot be read.
@@ -113,8 +110,8 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
             f"'network.arguments.{key}' is {value!r}; it must be a number, a string, true or "
             "false, and weights are always random",
         )
-    file = file_of(name)
-    return NamedNetwork(name, arguments, file and _text(folder, file))
+    network = NamedNetwork(name, arguments)
+    return replace(network, code=_text(folder, network.file)) if network.file else network
 
 
 def _is_name(name: str) -> bool:

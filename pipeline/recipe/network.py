@@ -11,9 +11,16 @@ from strata.pipeline.recipe.strict import one_of, positive, require
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
 
+DRAWS = ("flips", "stride")
+"""Keys of [augment] that say how a fixed view is drawn beyond the seed."""
+LATER = ("pool", "widths", "half_resolution", "final_hidden", *DRAWS)
+"""Keys that recipes did not have from the beginning."""
+
 
 @dataclass(frozen=True)
 class NetworkTable:
+    """A recipe's [network]: a chain of layers by their number, width and downsampling."""
+
     layers: int
     """J."""
     width: int
@@ -39,10 +46,8 @@ class NetworkTable:
                 f"x_1 … x_{self.layers - 1}",
             )
         one_of("network.pool", self.pool, ("invertible", "max"))
-        if self.widths:
-            self._check_widths()
-
-    def _check_widths(self) -> None:
+        if not self.widths:
+            return
         given, m = self.widths, self.width
         require(
             len(given) == self.layers,
@@ -52,11 +57,11 @@ class NetworkTable:
         require(min(given) > 0, f"'network.widths' is {list(given)}; each must be above 0")
 
     downsampled_by: ClassVar[str] = "'network.downsample'"
-    """For messages: what to change so that maps are larger."""
+    """What messages say to change so that maps are larger."""
 
     @property
     def said(self) -> str:
-        """For a column of layers."""
+        """The entry in a table's column of layers."""
         return str(self.layers)
 
     def specs(self, channels: int, side: int) -> tuple[LayerSpec, ...]:
@@ -64,12 +69,14 @@ class NetworkTable:
         return layer_specs(channels=channels, **dataclasses.asdict(self))
 
     def science(self) -> dict[str, Any]:
-        """Its part of :meth:`strata.pipeline.recipe.recipe.Recipe.science`."""
-        return without_later_defaults(self, ("pool", "widths"))
+        """The network's part of ``Recipe.science``."""
+        return without_later_defaults(self)
 
 
 @dataclass(frozen=True)
 class AuxiliaryTable:
+    """A recipe's [auxiliary]: the classifiers C_1 … C_J that layers are trained with."""
+
     k: int
     """Hidden layers of the auxiliary problem: layer j and k - 1 convolutions in C."""
     width: int = 0
@@ -110,14 +117,10 @@ class AuxiliaryTable:
         given = dataclasses.asdict(self)
         return auxiliary_specs(layers, classes=classes, final_side=side, **given)
 
-    def science(self) -> dict[str, Any]:
-        """Its part of :meth:`strata.pipeline.recipe.recipe.Recipe.science`."""
-        return without_later_defaults(self, ("half_resolution", "final_hidden"))
 
-
-def without_later_defaults(table: Any, later: Sequence[str]) -> dict[str, Any]:
-    """A part of a recipe, as JSON. Keys that came ``later`` are left out at their default, so
-    that runs made before there were any are still of their recipe."""
+def without_later_defaults(table: Any) -> dict[str, Any]:
+    """A table of a recipe, as JSON. Keys of :data:`LATER` are left out at their default, so that
+    runs made before there were any are still of their recipe."""
     default = {field.name: field.default for field in dataclasses.fields(table)}
     found = dataclasses.asdict(table)
-    return {k: v for k, v in found.items() if k not in later or v != default[k]}
+    return {k: v for k, v in found.items() if k not in LATER or v != default[k]}

@@ -11,11 +11,11 @@ import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.recipe.named_network import NamedNetwork, named
-from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
+from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable, without_later_defaults
 from strata.pipeline.recipe.strict import read, require
 from strata.pipeline.recipe.tables import Augment, Cache, Claim, Compress, Data, Schedule
 from strata.stages.network.blocks import AnyLayer, Block
@@ -38,7 +38,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.compress:
-            self.compress.check(self._table("[compress] removes filters of its layers").layers)
+            if not isinstance(self.network, NetworkTable):
+                raise RecipeError(
+                    "[compress] removes filters of its layers: 'network' must be a table, not the "
+                    f"name {self.network.name!r}"
+                )
+            keep, layers = self.compress.keep, self.network.layers
+            count = len(keep) if isinstance(keep, tuple) else layers
+            require(
+                count == layers,
+                f"'compress.keep' has {count} values; the network has {layers} layers",
+            )
         a = self.augment
         require(
             a.crop <= self.canvas,
@@ -54,8 +64,8 @@ class Recipe:
             self.check_layers()
 
     def check_layers(self) -> None:
-        """Refuse layers that do not suit the images. Of a named network this makes the blocks, so
-        it is done when somebody asks for them. Raises RecipeError."""
+        """Refuse layers that do not suit the images. A named network's blocks are made for it, so
+        it is done only when somebody asks for them. Raises RecipeError."""
         a = self.augment
         self._check_divisible("augment.crop", a.crop, len(self.layers))
         require(
@@ -68,23 +78,13 @@ class Recipe:
             self._check_divisible(
                 "the border of the centre crop", self.centre, len(self.layers) - 1
             )
-            self._check_local()
-
-    def _table(self, why: str) -> NetworkTable:
-        """The table [network]. Raises RecipeError if there is a name in its place."""
-        if isinstance(self.network, NetworkTable):
-            return self.network
-        raise RecipeError(f"{why}: 'network' must be a table, not the name {self.network.name!r}")
-
-    def _check_local(self) -> None:
-        blocks = (layer for layer in self.layers if isinstance(layer, Block))
-        for block in blocks:
-            require(
-                block.local,
-                f"'augment.views' is \"canvas\", but block {block.index}, {block.name}, sees more "
-                "of a map than what lies around a place: what it makes of a canvas is not what it "
-                "makes of its crops. Use fixed views, or 0",
-            )
+            for block in (layer for layer in self.layers if isinstance(layer, Block)):
+                require(
+                    block.local,
+                    f"'augment.views' is \"canvas\", but block {block.index}, {block.name}, sees "
+                    "more of a map than what lies around a place: what it makes of a canvas is "
+                    "not what it makes of its crops. Use fixed views, or 0",
+                )
 
     def _check_divisible(self, what: str, pixels: int, depth: int) -> None:
         scale = scale_at(self.layers, depth)
@@ -106,7 +106,7 @@ class Recipe:
 
     @property
     def final_side(self) -> int:
-        """Of x_J as its classifier sees it, in pixels."""
+        """Side of x_J as its classifier sees it, in pixels."""
         return self.shape(len(self.layers), self.augment.crop)[1]
 
     @property
@@ -121,14 +121,14 @@ class Recipe:
 
     @cached_property
     def layers(self) -> tuple[AnyLayer, ...]:
-        """As they are kept: what x_1 … x_J are made with."""
+        """The layers as they are kept: what x_1 … x_J are made with."""
         if not self.compress:
             return self._given
         return self.compress.layers([one for one in self._given if isinstance(one, LayerSpec)])
 
     @cached_property
     def auxiliaries(self) -> tuple[AuxiliarySpec, ...]:
-        """As they are kept, for the layers above."""
+        """The auxiliary classifiers C_1 … C_J as they are kept."""
         found = self.auxiliary.specs(self._given, self.data.classes, self.final_side)
         if not self.compress:
             return found
@@ -137,14 +137,13 @@ class Recipe:
 
     @cached_property
     def problems(self) -> tuple[ProblemSpec, ...]:
-        """As they are solved: on x_{j-1} as it is kept, before [compress] removes filters of layer
-        j itself."""
+        """Layers and classifiers as they are solved: on x_{j-1} as it is kept, before [compress]
+        removes filters of layer j itself."""
         pairs = zip(self.layers, self.auxiliaries, strict=True)
         if not self.compress:
             return tuple(pairs)
-        return tuple(
-            as_wide(pair, given.width) for pair, given in zip(pairs, self._given, strict=True)
-        )
+        both = zip(pairs, self._given, strict=True)
+        return tuple(with_width(pair, given.width) for pair, given in both)
 
     def fine_tuned(self, j: int) -> tuple[ProblemSpec, ...]:
         """Problem j after each removal of filters, as it is fine-tuned; the last is what is kept.
@@ -152,7 +151,7 @@ class Recipe:
         if not self.compress:
             return ()
         problem = self.problems[j - 1]
-        return tuple(as_wide(problem, n) for n in self.compress.widths(j, problem[0].width))
+        return tuple(with_width(problem, n) for n in self.compress.widths(j, problem[0].width))
 
     def shape(self, depth: int, size: int) -> Shape:
         """Shape of x_depth for an image (crop or canvas) of side ``size``."""
@@ -164,12 +163,15 @@ class Recipe:
         del table["claim"], table["data"]["source"]
         if not self.compress:
             del table["compress"]
-        parts = ("augment", "network", "auxiliary")
-        return table | {part: getattr(self, part).science() for part in parts}
+        table["network"] = self.network.science()
+        return table | {
+            "augment": without_later_defaults(self.augment),
+            "auxiliary": without_later_defaults(self.auxiliary),
+        }
 
 
-def as_wide(problem: ProblemSpec, width: int) -> ProblemSpec:
-    """The same problem with so many filters in its layer."""
+def with_width(problem: ProblemSpec, width: int) -> ProblemSpec:
+    """A problem whose layer has ``width`` filters instead."""
     layer, auxiliary = problem
     return dataclasses.replace(layer, width=width), dataclasses.replace(auxiliary, channels=width)
 
@@ -186,9 +188,9 @@ def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
     """
     try:
         tables = tomllib.loads(text)
-        network = tables.get("network")
+        network: Any = tables.get("network")
         if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
-            tables["network"] = named(network, folder or Path())
+            tables["network"] = named(cast(Any, network), folder or Path())
         return read(Recipe, tables)
     except (tomllib.TOMLDecodeError, RecipeError) as error:
         raise RecipeError(f"recipe {name}: {error}") from None

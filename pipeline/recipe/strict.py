@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from strata.pipeline.errors import RecipeError
 
@@ -23,17 +24,17 @@ def read(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
     Raises:
         RecipeError: unknown key, missing key, or wrong type; the message has the key's full path.
     """
-    hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # pyright: ignore
+    hints, above = get_type_hints(kind), path and f"{path}."
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, kind))}
     for key in table:
         if key not in fields:
-            raise RecipeError(f"unknown key '{_join(path, key)}'{did_you_mean(key, fields)}")
-    values = {}
+            raise RecipeError(f"unknown key '{above}{key}'{did_you_mean(key, fields)}")
+    values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in table:
-            values[name] = _convert(hints[name], table[name], _join(path, name))
-        elif _is_required(field):
-            raise RecipeError(f"missing key '{_join(path, name)}'")
+            values[name] = _convert(hints[name], table[name], f"{above}{name}")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise RecipeError(f"missing key '{above}{name}'")
     return kind(**values)
 
 
@@ -44,22 +45,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def one_of(path: str, value: str, known: tuple[str, ...]) -> None:
-    """As :func:`require`, for words; suggests the nearest."""
+    """Refuse a word that is not among ``known``, and suggest the nearest. Raises RecipeError."""
     require(value in known, f"'{path}' is {value!r}{did_you_mean(value, known)}")
 
 
 def positive(path: str, **values: float) -> None:
-    """As :func:`require`, for keys of the table ``path``."""
+    """Refuse values of keys in the table ``path`` that are not above 0. Raises RecipeError."""
     for name, value in values.items():
         require(value > 0, f"'{path}.{name}' is {value}; it must be above 0")
-
-
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -70,19 +63,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
-    origin = get_origin(kind)
-    if dataclasses.is_dataclass(type(value)):
+    if hasattr(value, "__dataclass_fields__"):
         return value  # read already, by who knows more about it
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+    if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise RecipeError(f"'{path}' must be a table, got {value!r}")
-        return read(kind, value, path)
-    if origin in (Union, types.UnionType):
+        return read(cast(type[Any], kind), cast(Mapping[str, Any], value), path)
+    if get_origin(kind) in (Union, types.UnionType):
         return _first_of(get_args(kind), value, path)
-    if origin is tuple:
+    if get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise RecipeError(f"'{path}' must be a list, got {value!r}")
-        return tuple(_convert(get_args(kind)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+        entries = enumerate(cast(list[Any], value))
+        return tuple(_convert(get_args(kind)[0], v, f"{path}[{i}]") for i, v in entries)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -102,7 +95,7 @@ def _first_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
     raise RecipeError(f"'{path}' must be {wanted}, got {value!r}")
 
 
-_NAMES = {
+_NAMES: dict[Any, str] = {
     int: "an integer",
     float: "a number",
     str: "a string",

@@ -1,22 +1,22 @@
 """A recipe's tables of plain values, checked: [data], [augment], [schedule], [compress], [cache]
 and [claim].
 
-What a table cannot know of another is checked by :class:`strata.pipeline.recipe.recipe.Recipe`.
+What a table cannot know of another is checked by ``recipe.Recipe``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from strata.pipeline.recipe.network import without_later_defaults
 from strata.pipeline.recipe.strict import one_of, positive, require
 from strata.stages.network.spec import LayerSpec
 
 
 @dataclass(frozen=True)
 class Data:
+    """A recipe's [data]: the images, and what they are expected to be."""
+
     source: str
     """``digits``, ``torchvision:NAME``, ``imagefolder:PATH`` or ``npz:PATH``."""
     classes: int
@@ -50,12 +50,10 @@ class Data:
         require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
 
 
-DRAWS = ("flips", "stride")
-"""Keys of ``[augment]`` that say how a fixed view is drawn beyond the seed; they came later."""
-
-
 @dataclass(frozen=True)
 class Augment:
+    """A recipe's [augment]: crops and flips, and which of them are cached."""
+
     crop: int
     """Side in pixels of what the classifier sees."""
     pad: int = 0
@@ -84,13 +82,11 @@ class Augment:
         else:
             require(self.views >= 0, f"'augment.views' is {self.views}; it must be 0 or more")
 
-    def science(self) -> dict[str, Any]:
-        """Its part of :meth:`Recipe.science`."""
-        return without_later_defaults(self, DRAWS)
-
 
 @dataclass(frozen=True)
 class Schedule:
+    """A recipe's [schedule]: how every auxiliary problem is solved by SGD."""
+
     kind: str
     """``step`` (the paper's) or ``one-cycle``."""
     epochs: int
@@ -101,9 +97,9 @@ class Schedule:
     nesterov: bool = False
     weight_decay: float = 0.0
     decay: float = 0.2
-    """``step``: factor on the rate …"""
+    """``step``: factor on the learning rate, every ``every`` epochs."""
     every: int = 15
-    """… after this many epochs."""
+    """``step``: epochs from one decay to the next."""
     warmup: float = 0.25
     """``one-cycle``: share of the steps on which the rate rises."""
     accumulate: int = 1
@@ -140,7 +136,7 @@ class Compress:
     keep: float | tuple[float, ...]
     """Share of its filters that a layer keeps, above 0 and at most 1; or a list, one per layer."""
     epochs: int
-    """Of fine-tuning, after every removal."""
+    """Epochs of fine-tuning after every removal."""
     lr: float
     """Rate that fine-tuning begins with; all else is as in [schedule]."""
     rounds: int = 1
@@ -155,16 +151,8 @@ class Compress:
             "of the filters must be above 0 and at most 1",
         )
 
-    def check(self, layers: int) -> None:
-        """Refuse a list that is not for so many layers. Raises RecipeError."""
-        require(
-            not isinstance(self.keep, tuple) or len(self.keep) == layers,
-            f"'compress.keep' has {len(self.keep) if isinstance(self.keep, tuple) else 1} values; "
-            f"the network has {layers} layers",
-        )
-
     def widths(self, j: int, solved: int) -> tuple[int, ...]:
-        """Filters of layer j, which was solved with so many, after each removal that takes any."""
+        """Filters of layer j, solved with ``solved`` of them, after each removal that takes any."""
         share = self.keep[j - 1] if isinstance(self.keep, tuple) else self.keep
         gone = solved - max(1, round(share * solved))
         after = {solved - round(gone * n / self.rounds) for n in range(1, self.rounds + 1)}
@@ -182,12 +170,14 @@ class Compress:
 
 @dataclass(frozen=True)
 class Cache:
+    """A recipe's [cache]: how features are stored."""
+
     precision: str = "float16"
-    """Of stored features: ``float32`` (reference), ``float16``, ``bfloat16``, or codes with scales
-    per channel, ``uint8`` and ``uint4``."""
+    """How features are stored: ``float32`` (reference), ``float16``, ``bfloat16``, or codes with
+    scales per channel, ``uint8`` and ``uint4``."""
     percentile: float = 99.99
-    """Of a channel's values other than 0: where the codes of ``uint8`` and ``uint4`` end, if there
-    are outliers beyond. 100 clips nothing that calibration has seen."""
+    """Percentile of a channel's values other than 0 at which the codes of ``uint8`` and ``uint4``
+    end, if there are outliers beyond. 100 clips nothing that calibration has seen."""
     profile: str = "raw"
     """How rows of features lie on disk: ``raw``, uncompressed at a constant stride, or packed with
     ``zstd`` (slow disks) or ``lz4`` (fast ones), or ``auto``: at every depth what is cheapest on

@@ -1,4 +1,4 @@
-"""Variants of one auxiliary problem: what `sweep --vary KEY=VALUE,…` speaks of. Pure, no torch.
+"""Variants of one auxiliary problem, from `sweep --vary KEY=VALUE,…`. Pure, no torch.
 
 Only what concerns problem j alone may vary: not the layers below, and not which batches are seen.
 A key of the schedule means what it means in a recipe; ``width`` and ``auxiliary.width`` are M and M̃
@@ -36,7 +36,7 @@ KINDS: dict[str, type] = {M: int, K: int, AUXILIARY_M: int, SEED: int} | {
 }
 WORDS = {"true": True, "false": False}
 NOT_RESULTS = ("precision", "test_every")
-"""Of a schedule: the run's, or only looking."""
+"""Keys of a schedule that do not change a variant's result."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Variant:
     auxiliary: AuxiliarySpec
     schedule: Schedule
     seed: int
-    """Of the initial weights alone."""
+    """Seed of the initial weights alone."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Variant:
         }
 
     def fits(self, recipe: Recipe) -> bool:
-        """Have its layer and its auxiliary classifier the shapes that the recipe gives them?"""
+        """Do the layer and its auxiliary classifier have the shapes that the recipe gives them?"""
         pairs = zip(recipe.layers, recipe.auxiliaries, strict=True)
         return any(pair == (self.layer, self.auxiliary) for pair in pairs)
 
@@ -83,25 +83,29 @@ def variants(recipe: Recipe, j: int, vary: Sequence[str], seed: int) -> list[Var
     """
     lists: dict[str, list[Any]] = {}
     for text in vary:
-        key, values = _list(recipe, text)
+        word, equals, values = text.partition("=")
+        key = _key(recipe, word.strip())
+        parts = [part.strip() for part in values.split(",")]
+        if not equals or not all(parts):
+            raise OptionRange(
+                f"--vary {text!r} must be KEY=VALUE,VALUE,…, e.g. schedule.lr=0.05,0.1"
+            )
+        chosen = [_value(key, part) for part in parts]
         if key in lists:
             raise OptionRange(f"--vary {key} is given twice: write {key}=VALUE,VALUE,…")
-        lists[key] = values
-    found = (
-        _variant(recipe, j, dict(zip(lists, chosen, strict=True)), seed)
-        for chosen in itertools.product(*lists.values())
-    )
-    named = {variant.name: variant for variant in found}
+        lists[key] = chosen
+    product = (dict(zip(lists, one, strict=True)) for one in itertools.product(*lists.values()))
+    named = {one.name: one for one in (_variant(recipe, j, changes, seed) for changes in product)}
     if "" in named:
         raise OptionRange(f"--vary {AUXILIARY_M}: with k = 1 there is no C whose width could vary")
     return list(named.values())
 
 
 def finals(recipe: Recipe, vary: Sequence[str], seed: int) -> list[Variant]:
-    """As :func:`variants`, of the final classifier alone, on x_J of a layer J that is frozen.
+    """Variants of the final classifier alone, on x_J of a layer J that is frozen.
 
     Raises:
-        OptionRange: as there; ``width`` may not vary, being the layer's.
+        OptionRange: as :func:`variants`; ``width`` may not vary, being the layer's.
         RecipeError: x_J of a canvas has no centre crop.
     """
     last = len(recipe.layers)
@@ -121,16 +125,8 @@ def finals(recipe: Recipe, vary: Sequence[str], seed: int) -> list[Variant]:
     return [dataclasses.replace(variant, layer=None) for variant in found]
 
 
-def _list(recipe: Recipe, text: str) -> tuple[str, list[Any]]:
-    word, equals, values = text.partition("=")
-    key = _key(recipe, word.strip())
-    parts = [part.strip() for part in values.split(",")]
-    if not equals or not all(parts):
-        raise OptionRange(f"--vary {text!r} must be KEY=VALUE,VALUE,…, e.g. schedule.lr=0.05,0.1")
-    return key, [_value(key, part) for part in parts]
-
-
 def _key(recipe: Recipe, word: str) -> str:
+    """The full key that ``word`` is or is short for. Raises OptionRange: it may not vary."""
     full = {short: key for key, short in SHORT.items()}
     key = full.get(word, word)
     if key in SHORT:
@@ -216,11 +212,11 @@ def _schedule(recipe: Recipe, changes: Mapping[str, Any]) -> Schedule:
 
 def _name(changes: Mapping[str, Any]) -> str:
     """In the order of :data:`SHORT`, whatever the order of the options."""
-    return ",".join(f"{SHORT[key]}={_text(changes[key])}" for key in SHORT if key in changes)
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return ",".join(
+        f"{short}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, short in SHORT.items()
+        if (value := changes.get(key)) is not None
+    )
 
 
 def check_keep(recipe: Recipe, j: int, wanted: Iterable[Variant], keep: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from strata.pipeline.plan.inventory import Inventory
+from strata.pipeline.plan.plan import Inventory
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run.rundir import Run
 from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused

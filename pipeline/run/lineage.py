@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from strata.pipeline.recipe import augmentation
+from strata.pipeline.recipe.network import DRAWS, without_later_defaults
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.recipe.tables import DRAWS
 from strata.stages.network.spec import described
 from strata.store.fingerprint import fingerprint
 
@@ -89,5 +89,5 @@ def _preprocessing(recipe: Recipe, seed: int) -> dict[str, Any]:
         return common
     crops = common | {"crop": a.crop, "flip": a.flip, "seed": seed if mode == "fixed" else None}
     if mode == "fixed":  # a view is named by its number; its draws follow from the seed, and these
-        return crops | {k: v for k, v in a.science().items() if k in DRAWS}
+        return crops | {k: v for k, v in without_later_defaults(a).items() if k in DRAWS}
     return crops

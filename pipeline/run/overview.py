@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import LayerRange, NotThereYet
-from strata.pipeline.plan.inventory import Inventory
-from strata.pipeline.plan.plan import Plan
+from strata.pipeline.plan.plan import Inventory, Plan
 from strata.pipeline.recipe import builtin
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import rundir

@@ -232,7 +232,7 @@ def _divided(
         return {}
     recipe, there = overview.recipe, memory.Device(compute, chosen.type == "cuda")
     accumulate = memory.fit(recipe, there, cap)
-    for line in memory.told(recipe, accumulate):
+    for line in memory.divided_layers(recipe, accumulate):
         report.say(f"to fit into {size(cap)}, {line}; batch norm sees no more than these")
     return {"accumulate": accumulate}
 

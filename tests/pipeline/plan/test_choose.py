@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import examples
 
-from strata.pipeline.plan.choose import START, CachedDepth, Chain, choose, otherwise
+from strata.pipeline.plan.choose import START, CachedDepth, Chain, cheapest_chain, other_decision
 
 FORMS = ("raw", "zstd")
 
@@ -85,7 +85,7 @@ def simulated(costs: Drawn, chain: tuple[CachedDepth, ...], disk: float) -> floa
 @settings(max_examples=examples(300), deadline=None)
 @given(drawn_costs(), st.one_of(st.just(math.inf), st.integers(0, 60)))
 def test_no_chain_is_cheaper(costs: Drawn, disk: float) -> None:
-    best = choose(costs, disk=disk)
+    best = cheapest_chain(costs, disk=disk)
     assert best.seconds == min(simulated(costs, chain, disk) for chain in chains(costs.layers))
     assert best.seconds == simulated(costs, best.chain, disk)
 
@@ -95,11 +95,11 @@ def test_no_chain_is_cheaper(costs: Drawn, disk: float) -> None:
 def test_the_other_decision_is_the_best_of_those(
     costs: Drawn, disk: float, data: st.DataObject
 ) -> None:
-    best = choose(costs, disk=disk)
+    best = cheapest_chain(costs, disk=disk)
     depth = data.draw(st.integers(1, max(1, costs.layers - 1)))
     if best.seconds == math.inf or depth >= costs.layers:
         return
-    other = otherwise(costs, best, depth, disk=disk)
+    other = other_decision(costs, best, depth, disk=disk)
     others = [
         simulated(costs, chain, disk)
         for chain in chains(costs.layers)
@@ -119,13 +119,13 @@ def test_a_level_may_leave_once_the_next_is_there() -> None:
         {(a, b): 1 for a in there for b in there if a.depth < b.depth},
         {(a, j): 100 * (j - a.depth) for a in there for j in range(a.depth + 1, 5)},
     )
-    assert choose(costs, disk=30) == Chain(403.0, tuple(chain))
-    assert len(choose(costs, disk=29).chain) == 1
-    assert choose(costs, disk=19).chain == ()
+    assert cheapest_chain(costs, disk=30) == Chain(403.0, tuple(chain))
+    assert len(cheapest_chain(costs, disk=29).chain) == 1
+    assert cheapest_chain(costs, disk=19).chain == ()
 
 
 @pytest.mark.parametrize("disk", [0, 9])
 def test_without_room_for_the_images_there_is_nothing(disk: int) -> None:
     costs = Drawn(1, {CachedDepth(0, START): 10}, {}, {(CachedDepth(0, START), 1): 5})
-    assert choose(costs, disk=disk) == Chain(math.inf, ())
-    assert choose(costs, disk=10) == Chain(5.0, ())
+    assert cheapest_chain(costs, disk=disk) == Chain(math.inf, ())
+    assert cheapest_chain(costs, disk=10) == Chain(5.0, ())

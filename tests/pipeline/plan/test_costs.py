@@ -14,7 +14,7 @@ from runs import inside
 
 from strata.pipeline.commands.plan_tables import crossover
 from strata.pipeline.errors import RecipeError
-from strata.pipeline.plan.choose import START, CachedDepth, choose
+from strata.pipeline.plan.choose import START, CachedDepth, cheapest_chain
 from strata.pipeline.plan.costs import RecipeCosts
 from strata.pipeline.plan.machine import JPEG_GUESS, Machine, RowRate, load
 from strata.pipeline.plan.plan import make_plan
@@ -121,7 +121,7 @@ def test_where_rows_lie_decides_what_an_epoch_pays(
         else:
             machine = replace(machine, **{name: 1.0})
         found = costs(machine=machine)
-        assert found.held(node).tier == tier
+        assert found.tier_of(node).tier == tier
         row = 2 * math.prod(recipe().shape(1, recipe().canvas))
         assert found.reading(node) * epochs == pytest.approx(rows * 49_920 * row)
 
@@ -174,15 +174,15 @@ def test_nothing_is_better_than_the_best(name: str, machine: str) -> None:
         if fewest is None:
             assert depth.form is None
             continue
-        assert choose(replace(found, problems=fewest)).form(depth.depth)
+        assert cheapest_chain(replace(found, problems=fewest)).form(depth.depth)
         for fewer in range(1, fewest):
-            assert choose(replace(found, problems=fewer)).form(depth.depth) is None
+            assert cheapest_chain(replace(found, problems=fewer)).form(depth.depth) is None
 
 
 def test_a_slow_disk_is_not_worth_reading_and_a_slow_core_is_not_worth_using() -> None:
     even = replace(FLAT, **dict.fromkeys(RATES, 1e12))
-    assert not choose(costs(machine=replace(even, disk_write=1.0))).chain
-    deep = choose(costs(machine=replace(even, forward=1.0))).chain
+    assert not cheapest_chain(costs(machine=replace(even, disk_write=1.0))).chain
+    deep = cheapest_chain(costs(machine=replace(even, forward=1.0))).chain
     assert [node.depth for node in deep] == list(range(1, len(recipe().layers)))
 
 

@@ -10,8 +10,7 @@ from root import ROOT
 from runs import here, open_run, tiny
 
 from strata.pipeline.errors import BudgetError
-from strata.pipeline.plan.inventory import Inventory
-from strata.pipeline.plan.plan import Step, check_budget, make_plan, steps
+from strata.pipeline.plan.plan import Inventory, Step, check_budget, make_plan, steps
 from strata.pipeline.progress import duration, parse_size, progress_text, size
 from strata.pipeline.recipe.builtin import load
 from strata.pipeline.recipe.recipe import parse

@@ -17,7 +17,7 @@ from root import MACHINES
 from runs import here, tiny
 from sizes import examples
 
-from strata.pipeline.plan.choose import START, CachedDepth, Chain, choose
+from strata.pipeline.plan.choose import START, CachedDepth, Chain, cheapest_chain
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
 from strata.pipeline.plan.machine import Machine, load
 from strata.pipeline.plan.tiers import CACHE_SHARE, DEVICE_SHARE, MEMORY_SHARE
@@ -76,7 +76,7 @@ def simulated(costs: RecipeCosts, chain: tuple[CachedDepth, ...], disk: float) -
 @settings(max_examples=examples(60), deadline=None)
 @given(drawn_costs(), st.one_of(st.just(math.inf), st.integers(0, 30_000_000)))
 def test_no_chain_of_profiles_is_cheaper(costs: RecipeCosts, disk: float) -> None:
-    best = choose(costs, disk=disk)
+    best = cheapest_chain(costs, disk=disk)
     least = min(simulated(costs, chain, disk) for chain in chains(costs.layers))
     assert best.seconds == pytest.approx(least)
     assert simulated(costs, best.chain, disk) == pytest.approx(least)
@@ -107,7 +107,7 @@ def test_rows_lie_where_there_is_room(costs: RecipeCosts, form: str) -> None:
         expected = "device"
     else:
         expected = "memory" if nbytes <= share * costs.machine.memory else "disk"
-    assert costs.held(node).tier == expected
+    assert costs.tier_of(node).tier == expected
     roomy = replace(costs, machine=replace(costs.machine, memory=1e30))
     if form == "raw" and costs.layers > 1:
         assert roomy.solve(node, 2) <= costs.solve(node, 2) * (1 + 1e-9)
@@ -157,7 +157,7 @@ def test_every_depth_has_its_reason() -> None:
 
 def test_a_level_leaves_once_the_next_is_written_where_not_all_fit() -> None:
     costs = k1(load(MACHINES / "card-8gb.toml"))
-    best = choose(costs)
+    best = cheapest_chain(costs)
     nodes = [X0, *best.chain]
     whole = sum(map(costs.nbytes, nodes))
     assert evicted(costs, best, whole) == {}
