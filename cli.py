@@ -190,12 +190,8 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
         ),
     ),
     "inspect.report": (
-        "Write report.json and report.html into the run; or the paper's tables with our figures.",
-        (
-            *WHERE,
-            flag("--paper", "Instead: the paper's tables, ours beside them."),
-            option("--runs", "Of --paper: RECIPE/SEED in it.", type=FOLDER, default="runs"),
-        ),
+        "Write report.json and report.html into the run.",
+        WHERE,
     ),
     "clean.clean": (
         "Remove features, and if not only these, layers; sweeps with --sweeps or the whole run.",

@@ -9,7 +9,6 @@ from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.interrupt import interruptions
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.recipe import builtin
-from strata.pipeline.results import paper
 from strata.pipeline.results import status as results
 
 
@@ -36,10 +35,7 @@ def evaluate(options: Options) -> Answer:
 
 
 def report(options: Options) -> Answer:
-    """Write the report of a run; with ``--paper`` show the paper's tables beside our figures."""
-    if options.paper:
-        value, shown = paper.report_paper(options.runs)
-        return Answer(value, tuple(shown))
+    """Write the report of a run."""
     from strata.pipeline.results.report import write_report
 
     page = write_report(lifecycle.find(options))

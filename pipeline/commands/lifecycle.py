@@ -58,8 +58,6 @@ class Options(cluster.ClusterOptions):
     ensemble: bool = False
     features: bool = False
     final: str | None = None
-    paper: bool = False
-    runs: Path = Path("runs")
     sweeps: bool = False
     yes: bool = False
     deep: bool = False

@@ -341,7 +341,7 @@ OPTIONS = {
     "statistics": WHERE | LAYER | CLUSTER | {"--split", "--channels"},
     "evaluate": WHERE,
     "export": WHERE | LAYER | {"--to", "--ensemble", "--features", "--final"},
-    "report": WHERE | {"--paper", "--runs"},
+    "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--sweeps", "--dry-run", "--yes"},
     "verify": WORK | LAYER | CLUSTER | {"--deep", "--repair"},
     "explain": WHERE | LAYER,

@@ -1,11 +1,15 @@
 """The paper's tables and figures, with what our runs gave beside them. Nothing is filled in.
 
+    python benchmarks/paper_tables.py [--runs runs] [--json]
+
 A run counts if its recipe is the built-in one, all of it is solved, and its evaluation is of what
 is solved today. What the paper reports is in paper.toml.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
+import checkout  # noqa: F401
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe import builtin, strict
 from strata.pipeline.results import separability
@@ -247,3 +253,20 @@ def _figure_3(probed: Sequence[Mapping[str, Any]]) -> Table:
         runs = str(max(point["runs"] for point in one["points"]))
         table.add_row(one["recipe"], one["of"], one["kind"], runs, points)
     return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The paper's tables, with our figures beside them")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="RECIPE/SEED in it")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args()
+    value, shown = report_paper(options.runs)
+    if options.json:
+        print(json.dumps(value, indent=1))
+        return
+    for part in shown:
+        Console(width=200, highlight=False).print(part)
+
+
+if __name__ == "__main__":
+    main()
