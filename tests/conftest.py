@@ -28,12 +28,6 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("strata")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """The tests of a file run in one process, one after another: they share its fixtures."""
-    if not item.get_closest_marker("xdist_group"):
-        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture
 def test_data() -> Path:
     """The folder of real data sets, for the tests that want one."""
