@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    sizes.choose(config.getoption("--full"))
+    sizes.choose(bool(config.getoption("--full")))
     settings.register_profile("strata", max_examples=sizes.examples(100), deadline=None)
     settings.load_profile("strata")
 

@@ -17,7 +17,7 @@ SLOW, FAST = 0.03, 0.002
 def test_the_slowest_part_is_named(slow: str) -> None:
     """A level of ten shards of one block, in which one part sleeps longer than the others."""
     said: list[tuple[int, str]] = []
-    line = Line("forward pass", 1000, lambda rows, note="": said.append((rows, note)))
+    line = Line("forward pass", 1000, lambda done, note="": said.append((done, note)))
 
     def work(part: str) -> None:
         time.sleep(SLOW if part == slow else FAST)
@@ -45,7 +45,7 @@ def test_the_slowest_part_is_named(slow: str) -> None:
 
 
 def test_a_level_that_is_written_at_once_has_shares_too() -> None:
-    line = Line("decoding", 10, lambda rows, note="": None)
+    line = Line("decoding", 10, lambda done, note="": None)
     assert line.limit == "decoding"
     assert list(line.reading([])) == []
     assert sum(line.shares.values()) == pytest.approx(1)

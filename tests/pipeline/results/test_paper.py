@@ -16,7 +16,8 @@ from strata.pipeline.results.paper import METRICS, System
 
 
 def beside(runs: Path) -> dict:
-    return paper.report_paper(runs).value
+    told: Any = paper.report_paper(runs)
+    return told.value
 
 
 def test_every_recipe_it_names_is_built_in() -> None:
