@@ -23,15 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    sizes.choose(config.getoption("--full"))
+    sizes.choose(bool(config.getoption("--full")))
     settings.register_profile("strata", max_examples=sizes.examples(100), deadline=None)
     settings.load_profile("strata")
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """The tests of a file run in one process, one after another: they share its fixtures."""
-    if not item.get_closest_marker("xdist_group"):
-        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture

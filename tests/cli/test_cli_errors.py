@@ -64,7 +64,7 @@ def only_tested(folder: Path) -> None:
 def wrong_label(cwd: Path) -> Arguments:
     labels = {"y_train": np.array([0, 1, 0, 7, 1, 0, 1, 0]), "y_test": np.array([0, 1, 1, 0])}
     images = {"x_train": noise(1, 8, 12, 12, 3), "x_test": noise(2, 4, 12, 12, 3)}
-    np.savez(cwd / "images.npz", **images, **labels)
+    np.savez(cwd / "images.npz", allow_pickle=False, **images, **labels)
     return ["train", recipe(cwd, **PETS), "--layer", "1", "--data", "npz:images.npz"]
 
 

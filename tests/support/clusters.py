@@ -101,7 +101,8 @@ class Cluster:
     def pids(self) -> list[int]:
         """Of the workers, not of the nannies that start them again."""
         with self.client() as client:
-            return list(client.run(os.getpid).values())
+            found: Any = client.run(os.getpid)  # a coroutine only of a client that is one
+            return list(found.values())
 
     def kill_scheduler(self) -> None:
         self.processes[0].kill()

@@ -81,7 +81,8 @@ class CommitWithoutSync(LevelWriter):
     """What a killed writer named is not synced before the commit."""
 
     def commit(self, *arguments: Any, **named: Any) -> Level:
-        real, self.files = self.files, _Publishing(self.files)
+        real: Any = self.files
+        self.files = _Publishing(real)
         try:
             return super().commit(*arguments, **named)
         finally:
@@ -127,7 +128,8 @@ class CommitBeforeReceipts(LevelWriter):
 class DatedCommit(LevelWriter):
     def commit(self, *arguments: Any, **named: Any) -> Level:
         *others, tool = arguments
-        return super().commit(*others, {**tool, "written": uuid.uuid4().hex}, **named)
+        tool = {**tool, "written": uuid.uuid4().hex}
+        return super().commit(*others, tool, **named)  # pyright: ignore[reportCallIssue]
 
 
 def is_named(writer: LevelWriter, shard: int) -> bool:

@@ -50,7 +50,7 @@ def session_on(place: Path, images: int) -> Session:
             ("y", np.arange(n) % 10),
         )
     }
-    np.savez(data, **arrays)
+    np.savez(data, allow_pickle=False, **arrays)
     text = tiny(epochs=1, layers=1, downsample="[]").replace('"digits"', f'"npz:{data}"')
     text = text.replace("width = 8", "width = 32").replace("shard_mb = 1", "shard_mb = 4")
     return open_run(place, text)

@@ -115,7 +115,7 @@ def test_the_command_is_killed(dask: Cluster, place: Place, sound: Place) -> Non
         process.wait()
         assert not (place.level(*LEVEL) / COMMIT).exists()
     # The worker that was stopped may be at a shard still: a stray.
-    again = place.do(*words(place)[:1], "--layer", 1, "--scheduler", dask.address)
+    again = place.do("materialize", "--layer", 1, "--scheduler", dask.address)
     assert again.rc == 0, again.err
     kept(place, seen)
     whole(place, sound)

@@ -74,7 +74,8 @@ def test_computing_again_costs_the_layers_between() -> None:
     found = costs(machine=replace(FLAT, **fast_but("forward")))
     once = found.write(X0, CachedDepth(1, "raw")) / (2 * 50_000 + 10_000)  # plain, flipped, test
     side = recipe().canvas // 2
-    assert once == 4 * 3 * 9 * recipe().network.width * side**2
+    network: Any = recipe().network
+    assert once == 4 * 3 * 9 * network.width * side**2
     again = found.solve(X0, 3) - found.solve(CachedDepth(1, "raw"), 3)
     rows = 49_920 * recipe().schedule.epochs + 10_000 * (recipe().schedule.epochs + 1)
     assert again == pytest.approx(rows * once)

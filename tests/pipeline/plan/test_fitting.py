@@ -17,13 +17,19 @@ CPU = memory.Device("float32", cuda=False)
 K1 = load("cifar10-k1")[1]
 
 
+def peak(j: int, micro_batches: int) -> int:
+    found = memory.peak(K1, j, CPU, micro_batches)
+    assert found is not None
+    return found
+
+
 def test_the_fewest_micro_batches_that_fit() -> None:
-    whole = max(memory.peak(K1, j, CPU, 1) for j in range(1, 6))
+    whole = max(peak(j, 1) for j in range(1, 6))
     assert memory.fit(K1, CPU, whole) == (1,) * 5
     accumulate = memory.fit(K1, CPU, 500_000_000)
     for j, count in enumerate(accumulate, start=1):
-        assert memory.peak(K1, j, CPU, count) <= 500_000_000
-        assert count == 1 or memory.peak(K1, j, CPU, count // 2) > 500_000_000
+        assert peak(j, count) <= 500_000_000
+        assert count == 1 or peak(j, count // 2) > 500_000_000
     assert len(set(accumulate)) > 1, "every layer has its own"
 
 
@@ -34,8 +40,8 @@ def test_half_precision_leaves_more_rows() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_both_numbers() -> None:
-    least = memory.peak(K1, 4, CPU, 128)
-    assert memory.peak(K1, 3, CPU, 128) < 200_000_000 < least
+    least = peak(4, 128)
+    assert peak(3, 128) < 200_000_000 < least
     with pytest.raises(BudgetError) as caught:
         memory.fit(K1, CPU, 200_000_000)
     assert size(least) in str(caught.value)

@@ -1,6 +1,7 @@
 """Recipes: strict, frozen, and the paper's where they say so."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -148,9 +149,10 @@ def test_the_papers_settings(
 ) -> None:
     """Sec. 4, 4.1, 4.3 and Table 2."""
     _, r = load(name)
-    assert (r.network.layers, r.network.width, r.network.downsample) == (layers, width, downsample)
+    network: Any = r.network
+    assert (network.layers, network.width, network.downsample) == (layers, width, downsample)
     assert (r.auxiliary.k, r.auxiliary.width) == (k, aux)
-    assert (r.network.batch_norm, r.network.bias) == (norm, True)
+    assert (network.batch_norm, network.bias) == (norm, True)
     s = r.schedule
     assert (s.kind, s.epochs, s.batch, s.lr, s.momentum) == ("step", 50, 128, 0.1, 0.9)
     assert (s.decay, s.every) == (0.2, 15)
@@ -179,11 +181,12 @@ def test_the_papers_imagenet(
 ) -> None:
     """Sec. 4, 4.1 and 4.3: J = 8 on 12×112×112, 1,000 classes, crops of 224 from 256."""
     _, r = load(name)
-    assert (len(r.layers), r.network.width, r.network.downsample) == (8, width, downsample)
-    assert (r.network.stem, r.layers[0].convolved_channels) == (1, 12)
+    network: Any = r.network
+    assert (len(r.layers), network.width, network.downsample) == (8, width, downsample)
+    assert (network.stem, r.layers[0].convolved_channels) == (1, 12)
     assert [r.shape(j, r.augment.crop)[1] for j in range(1, 9)] == sides
     assert (r.auxiliary.k, [spec.width for spec in r.auxiliaries]) == (k, aux)
-    assert r.network.batch_norm == r.auxiliary.batch_norm == norm
+    assert network.batch_norm == r.auxiliary.batch_norm == norm
     assert (r.data.classes, r.data.size, r.canvas, r.augment.crop) == (1000, 256, 256, 224)
     assert r.augment.flip
 
@@ -216,13 +219,15 @@ VGG = {
 def test_the_papers_vgg(name: str) -> None:
     """Sec. 4.3: M̃ twice the width at half the resolution; 25,088 values to 4096 to 4096 to 1000."""
     _, r = load(name)
-    assert [layer.width for layer in r.layers] == VGG[name]
-    assert [layer.pool for layer in r.layers].count("max") == 4
+    network: Any = r.network
+    layers: tuple[Any, ...] = r.layers
+    assert [layer.width for layer in layers] == VGG[name]
+    assert [layer.pool for layer in layers].count("max") == 4
     *others, last = r.auxiliaries
     assert [aux.width for aux in others] == [2 * w for w in VGG[name][:-1]]
     assert {(aux.k, aux.half_resolution) for aux in others} == {(3, True)}
     assert last.maps == ((25_088, 4096), (4096, 4096), (4096, 1000))
-    assert (r.data.size, r.augment.crop, r.network.stem) == (256, 224, 0)
+    assert (r.data.size, r.augment.crop, network.stem) == (256, 224, 0)
 
 
 @pytest.mark.parametrize("name", ["imagenet-k1", "imagenet-k2", "imagenet-k3", *VGG])

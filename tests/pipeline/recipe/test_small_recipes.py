@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ TWINS = {
 
 def form(recipe: Recipe) -> tuple[object, ...]:
     """What widths, sizes and schedules have no part in."""
-    n, a = recipe.network, recipe.auxiliary
+    n: Any = recipe.network
+    a = recipe.auxiliary
     relative = [layer.width / n.width for layer in recipe.layers]
     return (
         *(n.layers, n.downsample, n.pool, n.batch_norm, n.bias, relative),
@@ -40,7 +42,8 @@ def form(recipe: Recipe) -> tuple[object, ...]:
 def test_a_twin_has_the_form_of_the_paper(large: str, small: str) -> None:
     (_, paper), (_, twin) = load(large), load(small)
     assert form(twin) == form(paper)
-    assert twin.network.width < paper.network.width
+    widths: list[Any] = [twin.network, paper.network]
+    assert widths[0].width < widths[1].width
     assert make_plan(twin).total < 10e9
     assert twin.schedule.epochs <= 6
 

@@ -62,6 +62,7 @@ def test_without_changes_a_variant_is_the_recipe() -> None:
 def test_widths_are_those_of_layer_j_itself() -> None:
     """Layer 2 begins with P, so the recipe doubles both there: 16 and 16."""
     (variant,) = found("width=5", "auxiliary.width=3")
+    assert variant.layer is not None
     assert (RECIPE.layers[1].width, RECIPE.auxiliaries[1].width) == (16, 16)
     assert (variant.layer.width, variant.auxiliary.channels, variant.auxiliary.width) == (5, 5, 3)
     assert variant.layer.channels == RECIPE.layers[1].channels, "the layers below stay"

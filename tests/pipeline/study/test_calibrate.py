@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Result, noise, recipe
@@ -127,7 +128,7 @@ def test_figures_of_another_machine_are_noticed(
 
 
 def test_a_file_says_what_was_measured(tmp_path: Path) -> None:
-    rates = {f.name: 1.5e9 for f in fields(Machine) if f.type == "float"}
+    rates: dict[str, Any] = {f.name: 1.5e9 for f in fields(Machine) if f.type == "float"}
     layers = (LayerRate("3 to 4 at 8x8, k 1 of 0", 2e9, 3e9), LayerRate('odd "kind"', 1.0, 1e30))
     rows = (RowRate("raw", "uint4", 1.0, 2.0, 1.0), RowRate("zstd", "uint4", 3.0, 4.0, 5.0))
     machine = Machine("é", "a test", "cuda", layers=layers, rows=rows, **rates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 def narrowed(name: str, width: int) -> Recipe:
     """A recipe's network with fewer channels."""
     _, text = text_of(name)
-    before = f"width = {parse(text, name).network.width}"
+    network: Any = parse(text, name).network
+    before = f"width = {network.width}"
     return parse(text.replace(before, f"width = {width}"), name)
 
 

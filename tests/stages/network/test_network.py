@@ -1,5 +1,7 @@
 """The architecture (paper Eq. 1 and 2): arithmetic in spec.py against the modules themselves."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,7 +109,8 @@ def test_numbering_is_the_papers() -> None:
     _, recipe = load("cifar10-k1")
     assert [layer.width for layer in recipe.layers] == [256, 256, 512, 1024, 1024]
     assert [recipe.shape(j, 32)[1] for j in range(1, 6)] == [32, 32, 16, 8, 8]
-    assert [layer.downsamplings for layer in recipe.layers] == [0, 0, 1, 1, 0]
+    layers: tuple[Any, ...] = recipe.layers
+    assert [layer.downsamplings for layer in layers] == [0, 0, 1, 1, 0]
     assert [scale_at(recipe.layers, depth) for depth in range(6)] == [1, 1, 1, 2, 4, 4]
 
 
@@ -129,8 +132,9 @@ def test_identity_layer_starts_at_the_previous_risk(k: int) -> None:
     )
     aux = AuxiliarySpec(8, k, 8, 10, False, True)
     before, after = build_problem(first, aux, 1).eval(), build_problem(second, aux, 2).eval()
-    nn.init.dirac_(after.layer.convolution.weight)
+    assert isinstance(after.layer, Layer)
     assert after.layer.convolution.bias is not None
+    nn.init.dirac_(after.layer.convolution.weight)
     nn.init.zeros_(after.layer.convolution.bias)
     after.auxiliary.load_state_dict(before.auxiliary.state_dict())
     with torch.inference_mode():
@@ -150,7 +154,7 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 def test_initial_weights_are_distributed_as_pytorchs() -> None:
     """Same bound and same spread as nn.Conv2d's own initialisation."""
     layer, aux = LayerSpec(1, 8, 2048, 0, False, True), AuxiliarySpec(2048, 1, 0, 10, False, True)
-    ours = build_problem(layer, aux, 0).layer.convolution
+    ours: Any = build_problem(layer, aux, 0).layer.convolution
     theirs = nn.Conv2d(8, 2048, 3)
     assert ours.bias is not None
     assert theirs.bias is not None

@@ -82,7 +82,9 @@ def seeded(*shape: int) -> Tensor:
 
 
 def vgg_features(model: models.VGG, x: Tensor) -> Tensor:
-    return model.features[:-1](x)  # but for the pooling that closes them
+    return nn.Sequential(*list(model.features.children())[:-1])(
+        x
+    )  # but for the pooling that closes them
 
 
 def resnet_features(model: models.ResNet, x: Tensor) -> Tensor:

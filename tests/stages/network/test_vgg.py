@@ -34,7 +34,7 @@ def seeded(*shape: int) -> torch.Tensor:
 
 
 def test_max_pooling_opens_the_layer() -> None:
-    layer = build_problem(
+    layer: Any = build_problem(
         LayerSpec(2, 3, 4, 1, False, True, "max"), AuxiliarySpec(4, 1, 0, 2, False, True), 0
     ).layer
     x = seeded(2, 3, 8, 8)
@@ -63,7 +63,8 @@ def test_auxiliary_convolutions_see_half_the_resolution(side: int) -> None:
 def test_layers_without_p_are_the_same_layers() -> None:
     """So that they have the same fingerprints."""
     invertible, pooled = (parse(SMALL.replace("max", p), "test") for p in ("invertible", "max"))
-    begins_with_p = [layer.downsamplings > 0 for layer in pooled.layers]
+    layers: tuple[Any, ...] = pooled.layers
+    begins_with_p = [layer.downsamplings > 0 for layer in layers]
     pairs = zip(pooled.layers, invertible.layers, strict=True)
     assert [a != b for a, b in pairs] == begins_with_p
     assert begins_with_p == [False, True, True, False, True, False, True, False]
@@ -77,7 +78,8 @@ def test_end_to_end_it_is_the_standard_network(n: int) -> None:
     """VGG-n with batch norm: the same weights in the same order."""
     _, recipe = load(f"vgg{n}")
     with torch.device("meta"):
-        layers = [Layer(spec) for spec in recipe.layers]
+        specs: tuple[Any, ...] = recipe.layers
+        layers = [Layer(spec) for spec in specs]
         ours = EndToEnd(layers, Auxiliary(recipe.auxiliaries[-1]), checkpointing=False)
         theirs = getattr(vgg, f"vgg{n}_bn")(init_weights=False)
     shapes = [[p.shape for p in network.parameters()] for network in (ours, theirs)]
@@ -94,7 +96,7 @@ def test_end_to_end_it_gives_the_same_logits(side: int) -> None:
     ours = build_end_to_end(recipe.layers, recipe.auxiliaries[-1], 0).eval()
     form = [16, "M", 32, "M", 64, 64, "M", 128, 128, "M", 128, 128, "M"]
     with torch.device("meta"):
-        theirs = vgg.VGG(vgg.make_layers(form, batch_norm=True), init_weights=False)  # pyright: ignore
+        theirs: Any = vgg.VGG(vgg.make_layers(form, batch_norm=True), init_weights=False)  # pyright: ignore
         theirs.avgpool = nn.Identity()
         flat = 128 * (side // 32) ** 2
         theirs.classifier = nn.Sequential(
@@ -154,6 +156,7 @@ def test_the_last_classifier_has_no_convolutions_that_could_vary() -> None:
     one, two = variants(recipe, 7, ["k=1,2"], 0)
     assert (one.auxiliary.half_resolution, two.auxiliary.half_resolution) == (False, True)
     wider = variants(recipe, 8, ["width=8"], 0)[0]
+    assert wider.layer is not None
     problem = build_problem(wider.layer, wider.auxiliary, 0)
     assert problem(seeded(2, 128, 2, 2)).shape == (2, 10)
     assert json.loads(json.dumps(wider.settings))["auxiliary"]["hidden"] == [128, 128]

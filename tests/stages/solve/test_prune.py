@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,7 @@ def test_removed_is_as_if_silent(layer: LayerSpec, auxiliary: AuxiliarySpec) -> 
     less = narrowed(problem, *small(layer, auxiliary, len(KEPT)), KEPT)
     x = images(12, side=SIDE * 2**layer.downsamplings)
     with torch.no_grad():
+        assert isinstance(problem.layer, Layer)
         silent = problem.auxiliary(Silenced(problem.layer, KEPT)(x))
         torch.testing.assert_close(less.layer(x), problem.layer(x)[:, KEPT])
         torch.testing.assert_close(less(x), silent)
@@ -157,8 +159,9 @@ def test_scores_do_not_depend_on_batches_and_leave_the_problem_alone() -> None:
 def test_a_filter_that_does_nothing_has_score_0() -> None:
     problem = solved(layer_of(norm=False), classifier(3))
     with torch.no_grad():
-        problem.layer.convolution.weight[5] = 0
-        problem.layer.convolution.bias[5] = -1  # pyright: ignore
+        convolution: Any = problem.layer.convolution
+        convolution.weight[5] = 0
+        convolution.bias[5] = -1
     scores = taylor(problem, [(images(8), labels(8))], CPU, torch.float32)
     assert scores[5] == 0
     assert 5 not in strongest(scores, WIDTH - 1)

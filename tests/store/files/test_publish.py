@@ -273,7 +273,7 @@ def test_state_goes_from_absent_to_complete(tmp_path: Path) -> None:
 def test_remove_frees_one_lineage_and_leaves_nothing_of_it(tmp_path: Path) -> None:
     store, other = Store(tmp_path), replace(KEY, fingerprint=fingerprint("another"))
     before = used_bytes(written(tmp_path).directory.parent)
-    writer = store.writer(other, replace(SMALL, rows=4), ["another"])
+    writer = store.writer(other, replace(SMALL, rows=4), ["another"])  # pyright: ignore
     writer.begin()
     writer.put(0, drawn(SMALL)[:4])
     kept = writer.commit(None)

@@ -159,7 +159,7 @@ def test_a_hole_reads_as_poison_through_zarr(tmp_path: Path, name: str) -> None:
     shape = replace(SMALL, precision=name)
     directory = written(tmp_path, shape, np.zeros_like(drawn(shape))).directory
     (directory / shard_name(1)).unlink()
-    seen = zarr.open_array(directory, mode="r")[...]
+    seen = np.asarray(zarr.open_array(directory, mode="r")[...])
     np.testing.assert_array_equal(seen[4:8], np.full_like(seen[4:8], precision(name).poison))
     assert not seen[:4].any()
     assert not seen[8:].any()

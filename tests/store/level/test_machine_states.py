@@ -289,6 +289,6 @@ Levels.TestCase.settings = settings(
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
 )
 TestLevels = Levels.TestCase

@@ -27,6 +27,7 @@ from s3_server import (
     use,
     write,
 )
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from strata.store.errors import LevelAbsent, LevelBusy, LevelDamaged, StoreRefused
@@ -245,7 +246,7 @@ def test_zarr_reads_it(bucket: str) -> None:
     for facts in (facts for batch in obstore.list(client, prefix) for facts in batch):
         name = facts["path"].removeprefix(f"{prefix}/")
         data = obstore.get(client, facts["path"]).bytes().to_bytes()
-        found[name] = zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(data)
+        found[name] = default_buffer_prototype().buffer.from_bytes(data)
     assert np.array_equal(zarr.open_array(MemoryStore(found), mode="r")[:], VALUES)
 
 

@@ -27,7 +27,7 @@ PROFILES = pytest.mark.parametrize("profile", ["raw", "zstd"])
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[LevelWriter]:
-    writer = Store(tmp_path).writer(KEY, SMALL, INTENT)
+    writer = Store(tmp_path).writer(KEY, SMALL, [INTENT])
     with writer.locked():
         yield writer
 
@@ -56,7 +56,7 @@ def agrees(writer: LevelWriter, shard: int) -> bool:
 def test_a_level_by_mandate_is_the_level_by_its_writer(tmp_path: Path, profile: str) -> None:
     shape, rows, found = replace(SMALL, profile=profile), drawn(SMALL), []
     for name in ("own", "mandated"):
-        writer = Store(tmp_path / name).writer(KEY, shape, INTENT)
+        writer = Store(tmp_path / name).writer(KEY, shape, [INTENT])
         with writer.locked():
             if name == "own":
                 writer.fill((s, part(rows, writer, s)) for s in range(shape.shards))
@@ -145,7 +145,7 @@ def test_a_stray_that_comes_late_does_not_unsettle_the_shard(writer: LevelWriter
 @PROFILES
 def test_half_a_shard_is_replaced(tmp_path: Path, profile: str) -> None:
     """As a file system without hard links may leave it."""
-    writer = Store(tmp_path).writer(KEY, replace(SMALL, profile=profile), INTENT)
+    writer = Store(tmp_path).writer(KEY, replace(SMALL, profile=profile), [INTENT])
     with writer.locked():
         (writer.directory / shard_name(0)).write_bytes(b"half")
         level = finish(writer, drawn(SMALL))
