@@ -22,12 +22,7 @@ from paper_tables import METRICS, System
 
 
 def beside(runs: Path) -> dict:
-<<<<<<< HEAD:tests/house/test_paper_tables.py
     return paper.report_paper(runs)[0]
-=======
-    told: Any = paper.report_paper(runs)
-    return told.value
->>>>>>> 1bbb7473c28ae96b8d5d6e78ab71e43be044fe81:tests/pipeline/results/test_paper.py
 
 
 def test_every_recipe_it_names_is_built_in() -> None:

@@ -10,6 +10,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,11 @@ class Late:
         self.reach("copies", len(self.copies))
 
 
+def over(streams: Any) -> Transfer:
+    """A transfer with streams of a test in the place of a GPU's."""
+    return Transfer(CPU, streams)
+
+
 def drawn(sizes: list[int], seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 255, (n, 2, 3, 3), np.uint8).view(np.int8) for n in sizes]
@@ -92,7 +98,7 @@ def drawn(sizes: list[int], seed: int = 0) -> list[np.ndarray]:
 def test_every_batch_arrives_however_late_the_streams_are(epochs: list[list[int]]) -> None:
     """Batches of any sizes, so that buffers grow; over several epochs, in the same buffers."""
     late = Late()
-    transfer, seen, given = Transfer(CPU, late), [], []
+    transfer, seen, given = over(late), [], []
     for seed, sizes in enumerate(epochs):
         batches = drawn(sizes, seed)
         given += batches
@@ -120,7 +126,7 @@ def test_a_missing_event_would_be_seen(forgotten: str) -> None:
             return found
 
     late, batches, seen = Careless(), drawn([4] * 9), []
-    for tensor in Transfer(CPU, late)(iter(batches)):
+    for tensor in over(late)(iter(batches)):
         late.use(tensor, seen)
     late.finish()
     assert not all(np.array_equal(t.numpy(), b) for t, b in zip(seen, batches, strict=True))
@@ -128,7 +134,7 @@ def test_a_missing_event_would_be_seen(forgotten: str) -> None:
 
 def test_copies_are_begun_ahead_of_their_use() -> None:
     late, batches = Late(), drawn([4] * 9)
-    coming = Transfer(CPU, late)(iter(batches))
+    coming = over(late)(iter(batches))
     next(coming)
     assert len(late.copies) == AHEAD + 1
 
@@ -148,7 +154,7 @@ def test_host_memory_is_held_until_its_copy_is_done_and_no_longer() -> None:
             del batch, array
 
     alive = []
-    for _ in Transfer(CPU, late)(batches()):
+    for _ in over(late)(batches()):
         gc.collect()
         alive.append(sum(ref() is not None for ref in held))
         late.reach("copies", len(late.copies) - 1)

@@ -17,11 +17,7 @@ SLOW, FAST = 0.03, 0.002
 def test_the_slowest_part_is_named(slow: str) -> None:
     """A level of ten shards of one block, in which one part sleeps longer than the others."""
     said: list[tuple[int, str]] = []
-<<<<<<< HEAD
-    timing = Timing("forward pass", 1000, lambda rows, note="": said.append((rows, note)))
-=======
-    line = Line("forward pass", 1000, lambda done, note="": said.append((done, note)))
->>>>>>> 1bbb7473c28ae96b8d5d6e78ab71e43be044fe81
+    timing = Timing("forward pass", 1000, lambda done, note="": said.append((done, note)))
 
     def work(part: str) -> None:
         time.sleep(SLOW if part == slow else FAST)
@@ -49,14 +45,7 @@ def test_the_slowest_part_is_named(slow: str) -> None:
 
 
 def test_a_level_that_is_written_at_once_has_shares_too() -> None:
-<<<<<<< HEAD
-    timing = Timing("decoding", 10, lambda rows, note="": None)
+    timing = Timing("decoding", 10, lambda done, note="": None)
     assert limit(timing.shares) == "decoding"
     assert list(timing.reading([])) == []
     assert sum(timing.shares.values()) == pytest.approx(1)
-=======
-    line = Line("decoding", 10, lambda done, note="": None)
-    assert line.limit == "decoding"
-    assert list(line.reading([])) == []
-    assert sum(line.shares.values()) == pytest.approx(1)
->>>>>>> 1bbb7473c28ae96b8d5d6e78ab71e43be044fe81
