@@ -78,24 +78,18 @@ def _layer(run: Run, j: int, evaluation: dict[str, Any], state: dict[str, Any]) 
     return {
         "layer": j,
         "shape": list(run.recipe.shape(j, augmentation.cached_size(run.recipe))),
-        "parameters": record["parameters"],
-        "auxiliary_parameters": record["auxiliary_parameters"],
-        "kept_epoch": record["kept_epoch"],
+        **{k: record[k] for k in ("parameters", "auxiliary_parameters", "kept_epoch")},
         "variant": record.get("variant"),
         "compression": compression.summary(record),
         "train": record["train"],
-        "test": evaluation["test"],
-        "ensemble": evaluation["ensemble"],
+        **{k: evaluation[k] for k in ("test", "ensemble")},
         "epochs": [json.loads(line) for line in lines],
         "solve_seconds": record["seconds"],
         "samples_per_second": trained / record["seconds"],
-        "peak_memory_bytes": record["peak_memory_bytes"],
-        "quantiser": record["quantiser"],
+        **{k: record[k] for k in ("peak_memory_bytes", "quantiser")},
         "levels": [
-            {
-                **{k: level[k] for k in ("level", "state", "rows", "bytes")},
-                "seconds": written.get(level["level"], {}).get("seconds"),
-            }
+            {k: level[k] for k in ("level", "state", "rows", "bytes")}
+            | {"seconds": written.get(level["level"], {}).get("seconds")}
             for level in state["levels"]
         ],
     }

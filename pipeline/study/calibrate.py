@@ -111,19 +111,18 @@ def _read_cold(paths: list[Path]) -> float:
     pieces = [(path, at) for path in paths for at in range(0, FILE_BYTES, READ_BYTES)]
     order = np.random.default_rng(0).permutation(len(pieces))
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+        with path.open("rb") as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def read(path: Path, at: int) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.pread(descriptor, READ_BYTES, at)
-        os.close(descriptor)
+    def read(number: int) -> None:
+        path, at = pieces[number]
+        with path.open("rb", buffering=0) as file:
+            os.pread(file.fileno(), READ_BYTES, at)
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        list(pool.map(lambda i: read(*pieces[i]), order))
+        list(pool.map(read, order))
     return time.perf_counter() - begun
 
 

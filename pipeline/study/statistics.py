@@ -102,6 +102,7 @@ def chosen(
 def _watched(
     shards: Iterable[Moments], level: Level, stop: Interruptions, tick: Tick
 ) -> Iterator[Moments]:
+    """Shards one after another, with progress, until somebody asks to stop."""
     for shard, moments in enumerate(shards):
         stop.check()
         first, last = level.geometry.shard_range(shard)

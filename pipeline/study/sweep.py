@@ -40,10 +40,8 @@ class Sweep:
     @property
     def left(self) -> int:
         """Images that are still to be trained on, over all variants."""
-        batches = self.feed.batches
-        done = sum(one.at.epoch * batches + one.at.batch for one in self.candidates)
-        total = sum(one.variant.schedule.epochs * batches for one in self.candidates)
-        return (total - done) * self.feed.batch
+        epochs = ((one.variant.schedule.epochs - one.at.epoch, one.at) for one in self.candidates)
+        return self.feed.batch * sum(n * self.feed.batches - at.batch for n, at in epochs)
 
     def save(self) -> None:
         """Write one checkpoint per variant; a kill between two leaves them at different batches."""
