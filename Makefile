@@ -4,7 +4,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := cli.py cli_options.py pipeline stages store tests benchmarks docs
+SOURCES := cli.py pipeline stages store tests benchmarks docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -1,7 +1,7 @@
 """The command line: `python cli.py`, or `strata` where the project is installed.
 
-It parses, calls the pipeline and speaks; everything heavy is imported inside the commands, so that
---help, plan and status answer at once.
+It parses, calls the pipeline and speaks. What a command does is imported when the command runs, so
+that --help, plan and status answer at once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +22,241 @@ if __name__ == "__main__":
     sys.path[:] = [str(here / "typings"), *(p for p in sys.path if Path(p).resolve() != here)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.getenv("PYTHONPATH"))))
 
-from strata.cli_options import (
-    DEVICE,
-    FOLDER,
-    bounded,
-    budget_option,
-    json_option,
-    layer_option,
-    only_layer,
-    solving,
-    spread,
-    store_option,
-    where,
-    work,
-    worth,
-)
 from strata.pipeline import errors
 from strata.pipeline.run import ranks
+
+
+class StoreName(click.ParamType):
+    """A directory, or the URL of an object store, which is none."""
+
+    name = "path|url"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path | str:
+        return value if isinstance(value, Path) or "://" in value else Path(value)
+
+
+def sized(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Callback of options in bytes."""
+    from strata.pipeline.progress import parse_size
+
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def option(names: str, help: str | None = None, **how: Any) -> click.Option:
+    """An option; its names are parted by blanks, the last may be that of :class:`Options`."""
+    return click.Option(names.split(), help=help, **how)
+
+
+def flag(names: str, help: str) -> click.Option:
+    """An option without a value."""
+    return option(names, help, is_flag=True)
+
+
+FOLDER, COUNT = click.Path(path_type=Path), click.IntRange(1)
+FILE = click.Path(path_type=Path, dir_okay=False)
+TIER, LOADER = click.Choice(["auto", "device", "memory", "disk"]), click.Choice(["native", "ffcv"])
+CACHED = click.Choice(["always", "never", "auto"])
+
+JSON = flag("--json as_json", "One JSON object on stdout.")
+STORE_HELP = "A directory, or s3://BUCKET/PREFIX; runs may share it."
+STORE = option("--store", STORE_HELP, type=StoreName(), default="features")
+LAYER = option("--layer -l", "j, from 1.", type=int, required=True)
+ONLY_LAYER = option("--layer -l", "Only this layer.  [all]", type=int)
+BUDGET = option("--disk-budget", "Refuse to need more: 20GB.", callback=sized)
+DEVICE = option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+VARY = option("--vary", "Once per key.", multiple=True, required=True, metavar="KEY=VALUE,…")
+CACHE_HELP = "Local copies of shards from an object store: PATH[:BYTES].  [read-cache:20GB]"
+
+WHERE = (
+    click.Argument(["recipe"], default="digits"),
+    option("--run run_dir", "Run directory.  [runs/RECIPE/SEED]", type=FOLDER),
+    STORE,
+    option("--read-cache", CACHE_HELP, metavar="PATH[:BYTES]"),
+    option("--seed", "Of weights, order and augmentation.", default=0),
+    JSON,
+)
+"""What every command knows that looks at a run."""
+MEMORY = (
+    option("--gpu-memory", "Most on the device: divides steps to fit.", callback=sized),
+    option("--memory-budget", "Of RAM, for features.  [what is free]", callback=sized),
+)
+WORK = (
+    *WHERE,
+    DEVICE,
+    option("--data", "Other images for the recipe, e.g. imagefolder:PATH."),
+    option("--data-root", "Of torchvision's data sets.", type=FOLDER, default="data"),
+    flag("--download", "Let torchvision fetch its data set."),
+    flag("--skip-broken", "Leave broken images out; do not stop."),
+    option("--tier", "Where the features of a problem lie.", default="auto", type=TIER),
+    option("--loader", "ffcv is an extra: make ffcv.", default="native", type=LOADER),
+    *MEMORY,
+)
+"""What every command knows that computes."""
+WORTH = (
+    option("--machine", "TOML with its rates.  [as `calibrate` measured]", type=FILE),
+    option("--problems", "Per depth, to ask that.", type=COUNT, default=1),
+)
+SOLVING = (
+    *WORK,
+    option("--cache", "What to write on the way.", default="always", type=CACHED),
+    *WORTH,
+)
+"""What every command knows that solves layers and writes features."""
+CLUSTER = (
+    option("--workers", "Of this machine, to share the work.", type=COUNT),
+    option("--scheduler", "Of Dask: it sees run, images and store.", metavar="tcp://…"),
+)
+
+COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
+    "inspect.recipes": ("List the built-in recipes.", (JSON,)),
+    "plan.plan": (
+        "Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU.",
+        (*WHERE, BUDGET, *MEMORY, *WORTH),
+    ),
+    "plan.calibrate": (
+        "Measure this machine for a recipe, in under a minute: `plan` and --cache auto use it.",
+        (*WHERE, DEVICE),
+    ),
+    "inspect.status": (
+        "Which layers are solved, how good they are, and which levels are on disk.",
+        WHERE,
+    ),
+    "run.train": ("Solve layer j, and whatever it needs first.", (*SOLVING, LAYER)),
+    "run.materialize": (
+        "Write x_j, the features after layer j, and whatever that needs first.",
+        (*SOLVING, LAYER, *CLUSTER, flag("--dry-run", "Say what would be done, and do nothing.")),
+    ),
+    "run.run": (
+        "Everything: solve every layer from cached features, evaluate, report.",
+        (*SOLVING, *CLUSTER, BUDGET),
+    ),
+    "sweep.sweep": (
+        "Solve variants of layer j together: every batch of x_{j-1} is read once for all of them."
+        "\n\nMay vary: most of schedule, auxiliary.k, auxiliary.width and width of layer j itself,"
+        " and seed.",
+        (
+            *(*SOLVING, LAYER, VARY),
+            option("--keep", "Make it layer j; best: lowest training risk.", metavar="best|NAME"),
+        ),
+    ),
+    "sweep.final": (
+        "Train other final classifiers on x_J, with layer J frozen: another M̃_f, or k."
+        "\n\nMay vary: what `sweep` may, but width. To solve layer J again too: sweep --layer J.",
+        (*SOLVING, VARY),
+    ),
+    "baseline.baseline": (
+        "Train the network of a run end to end, by backpropagation, to compare the two.",
+        (
+            *WORK,
+            flag("--checkpointing", "Compute activations again in backward."),
+            option("--micro-batch", "Images at a time.  [the recipe's]", type=COUNT),
+        ),
+    ),
+    "probe.probe": (
+        "Train a classifier on x_j of every depth: how separable it is. Nothing else is trained.",
+        (
+            *(*WORK, ONLY_LAYER),
+            option("--kind", "Classifier.", default="linear", type=click.Choice(["linear", "cnn"])),
+            option("--p", "Hidden layers of the CNN.  [1]", type=COUNT),
+            option("--of", "Whose layers.", default="run", type=click.Choice(["run", "baseline"])),
+            option("--transfer", "Other labelled images: imagefolder:PATH, …", metavar="SOURCE"),
+            flag("--materialize", "Write the x_j that are probed first."),
+        ),
+    ),
+    "inspect.statistics": (
+        "Mean, deviation, extremes and zeros of the channels of x_j, over every row on disk.",
+        (
+            *(*WHERE, ONLY_LAYER, *CLUSTER),
+            option("--split", "Only this one.  [both]", type=click.Choice(["train", "test"])),
+            flag("--channels", "A line for each."),
+        ),
+    ),
+    "inspect.evaluate": (
+        "Top-1 and top-5 of every layer and of the ensembles, on the test images.",
+        WHERE,
+    ),
+    "inspect.export": (
+        "The trained network as files that load without this project: plain PyTorch.",
+        (
+            *WHERE,
+            option("--to", "A new directory.", type=FOLDER, required=True),
+            option("--layer -l", "Layers 1 … j, with C_j.  [all]", type=int),
+            flag("--ensemble", "All classifiers, weighted by 2^j."),
+            flag("--features", "x_j, and no classifier."),
+            option("--final", "With a classifier that `final` trained.", metavar="NAME"),
+        ),
+    ),
+    "inspect.report": (
+        "Write report.json and report.html into the run; or the paper's tables with our figures.",
+        (
+            *WHERE,
+            flag("--paper", "Instead: the paper's tables, ours beside them."),
+            option("--runs", "Of --paper: RECIPE/SEED in it.", type=FOLDER, default="runs"),
+        ),
+    ),
+    "clean.clean": (
+        "Remove features, and if not only these, layers; sweeps with --sweeps or the whole run.",
+        (
+            *(*WHERE, ONLY_LAYER),
+            flag("--features", "Only features; weights and records stay."),
+            flag("--sweeps", "Only what was swept; layers stay."),
+            flag("--dry-run", "Say what would go, and remove nothing."),
+            flag("--yes", "Do not ask before weights are removed."),
+        ),
+    ),
+    "verify.verify": (
+        "Check every file of the store and of the run against its hash, and name what is damaged.",
+        (
+            *(*WORK, ONLY_LAYER, *CLUSTER),
+            flag("--deep", "Read every byte, not only sizes and small files."),
+            flag("--repair", "Compute what is damaged again, and only that."),
+        ),
+    ),
+    "explain.explain": (
+        "Why x_j is not there, or not to be used: which field changed, from what to what.",
+        (*WHERE, LAYER),
+    ),
+    "storage.evict": (
+        "Remove x_j to make space, if all is there that makes it again.",
+        (*WHERE, LAYER, flag("--force", "Even if other runs use it.")),
+    ),
+    "storage.du": (
+        "Every level of a store: rows, bytes on disk, and the runs that use it.",
+        (STORE, JSON),
+    ),
+    "storage.gc": (
+        "Levels that no run refers to, and what repairs set aside, with their bytes.",
+        (STORE, flag("--delete", "Remove it; without this, it is only listed."), JSON),
+    ),
+}
+"""Help and options of every command. A key is the function of :mod:`strata.pipeline.commands` that
+does it, and has the command's name."""
+
+
+def perform(path: str, **parsed: Any) -> None:
+    """Do the command of a key of :data:`COMMANDS`, and print its answer: one JSON object for
+    machines, tables and lines for people. Of several ranks the first one speaks."""
+    from strata.pipeline.commands.lifecycle import Options
+
+    file, _, name = path.partition(".")
+    command = getattr(import_module(f"strata.pipeline.commands.{file}"), name)
+    options = Options(**parsed, confirm=partial(click.confirm, abort=True, err=True))
+    answer = command(options)
+    if not ranks.leads():
+        return
+    from rich.console import Console
+
+    # Without wrapping to 80 columns where nobody looks.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    if options.as_json:
+        click.echo(json.dumps(answer.value, indent=1))
+    for part in () if options.as_json else answer.shown:
+        click.echo(part) if isinstance(part, str) else console.print(part)
+    if answer.error:
+        raise answer.error
 
 
 class Strata(click.Group):
@@ -68,268 +288,9 @@ def main() -> None:
     """
 
 
-def answer(options: dict[str, Any], found: Any) -> None:
-    """Print the answer of a command: one JSON object for machines, tables and lines for people. Of
-    several ranks the first one speaks."""
-    if not ranks.leads():
-        return
-    from rich.console import Console
-
-    # Without wrapping to 80 columns where nobody looks.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    if options["as_json"]:
-        click.echo(json.dumps(found.value, indent=1))
-    for part in () if options["as_json"] else found.shown:
-        click.echo(part) if isinstance(part, str) else console.print(part)
-    if found.error:
-        raise found.error
-
-
-@main.command()
-@json_option
-def recipes(**options: Any) -> None:
-    """List the built-in recipes."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.list_recipes(options))
-
-
-@main.command()
-@where
-@budget_option
-@bounded
-@worth
-def plan(**options: Any) -> None:
-    """Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.make_plan(options))
-
-
-@main.command()
-@where
-@DEVICE
-def calibrate(**options: Any) -> None:
-    """Measure this machine for a recipe, in under a minute: `plan` and --cache auto use it."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.calibrate(options))
-
-
-@main.command()
-@where
-def status(**options: Any) -> None:
-    """Which layers are solved, how good they are, and which levels are on disk."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.status(options))
-
-
-@main.command()
-@solving
-@layer_option
-def train(**options: Any) -> None:
-    """Solve layer j, and whatever it needs first."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.train(options))
-
-
-@main.command()
-@solving
-@layer_option
-@spread
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-def materialize(**options: Any) -> None:
-    """Write x_j, the features after layer j, and whatever that needs first."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.materialize(options))
-
-
-@main.command()
-@solving
-@spread
-@budget_option
-def run(**options: Any) -> None:
-    """Everything: solve every layer from cached features, evaluate, report."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.run(options))
-
-
-@main.command()
-@solving
-@layer_option
-@click.option("--vary", multiple=True, required=True, metavar="KEY=VALUE,…", help="Once per key.")
-@click.option("--keep", metavar="best|NAME", help="Make it layer j; best: lowest training risk.")
-def sweep(**options: Any) -> None:
-    """Solve variants of layer j together: every batch of x_{j-1} is read once for all of them.
-
-    May vary: most of schedule, auxiliary.k, auxiliary.width and width of layer j itself, and seed.
-    """
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.sweep(options))
-
-
-@main.command()
-@solving
-@click.option("--vary", multiple=True, required=True, metavar="KEY=VALUE,…", help="Once per key.")
-def final(**options: Any) -> None:
-    """Train other final classifiers on x_J, with layer J frozen: another M̃_f, or k.
-
-    May vary: what `sweep` may, but width. To solve layer J again too: sweep --layer J.
-    """
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.final(options))
-
-
-@main.command()
-@work
-@click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
-@click.option("--micro-batch", type=click.IntRange(1), help="Images at a time.  [the recipe's]")
-def baseline(**options: Any) -> None:
-    """Train the network of a run end to end, by backpropagation, to compare the two."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.train_baseline(options))
-
-
-@main.command()
-@work
-@only_layer
-@click.option("--kind", default="linear", type=click.Choice(["linear", "cnn"]), help="Classifier.")
-@click.option("--p", type=click.IntRange(1), help="Hidden layers of the CNN.  [1]")
-@click.option("--of", default="run", type=click.Choice(["run", "baseline"]), help="Whose layers.")
-@click.option("--transfer", metavar="SOURCE", help="Other labelled images: imagefolder:PATH, …")
-@click.option("--materialize", is_flag=True, help="Write the x_j that are probed first.")
-def probe(**options: Any) -> None:
-    """Train a classifier on x_j of every depth: how separable it is. Nothing else is trained."""
-    from strata.pipeline.commands import probe as probing
-
-    answer(options, probing.probe(options))
-
-
-@main.command()
-@where
-@only_layer
-@spread
-@click.option("--split", type=click.Choice(["train", "test"]), help="Only this one.  [both]")
-@click.option("--channels", is_flag=True, help="A line for each.")
-def statistics(**options: Any) -> None:
-    """Mean, deviation, extremes and zeros of the channels of x_j, over every row on disk."""
-    from strata.pipeline.commands import inspect
-
-    answer(options, inspect.statistics(options))
-
-
-@main.command()
-@where
-def evaluate(**options: Any) -> None:
-    """Top-1 and top-5 of every layer and of the ensembles, on the test images."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.evaluate(options))
-
-
-@main.command()
-@where
-@click.option("--to", type=FOLDER, required=True, help="A new directory.")
-@click.option("--layer", "-l", type=int, help="Layers 1 … j, with C_j.  [all]")
-@click.option("--ensemble", is_flag=True, help="All classifiers, weighted by 2^j.")
-@click.option("--features", is_flag=True, help="x_j, and no classifier.")
-@click.option("--final", metavar="NAME", help="With a classifier that `final` trained.")
-def export(**options: Any) -> None:
-    """The trained network as files that load without this project: plain PyTorch."""
-    from strata.pipeline.commands import inspect
-
-    answer(options, inspect.export(options))
-
-
-@main.command()
-@where
-@click.option("--paper", is_flag=True, help="Instead: the paper's tables, ours beside them.")
-@click.option("--runs", type=FOLDER, default="runs", help="Of --paper: RECIPE/SEED in it.")
-def report(**options: Any) -> None:
-    """Write report.json and report.html into the run; or the paper's tables with our figures."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.report(options))
-
-
-@main.command()
-@where
-@only_layer
-@click.option("--features", is_flag=True, help="Only features; weights and records stay.")
-@click.option("--sweeps", is_flag=True, help="Only what was swept; layers stay.")
-@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask before weights are removed.")
-def clean(**options: Any) -> None:
-    """Remove features, and if not only these, layers; sweeps with --sweeps or the whole run."""
-    from strata.pipeline.commands import commands
-
-    def confirm(what: str) -> None:
-        click.confirm(f"remove {what}?", abort=True, err=True)
-
-    answer(options, commands.clean(options, confirm))
-
-
-@main.command()
-@work
-@only_layer
-@spread
-@click.option("--deep", is_flag=True, help="Read every byte, not only sizes and small files.")
-@click.option("--repair", is_flag=True, help="Compute what is damaged again, and only that.")
-def verify(**options: Any) -> None:
-    """Check every file of the store and of the run against its hash, and name what is damaged."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.verify(options))
-
-
-@main.command()
-@where
-@layer_option
-def explain(**options: Any) -> None:
-    """Why x_j is not there, or not to be used: which field changed, from what to what."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.explain(options))
-
-
-@main.command()
-@where
-@layer_option
-@click.option("--force", is_flag=True, help="Even if other runs use it.")
-def evict(**options: Any) -> None:
-    """Remove x_j to make space, if all is there that makes it again."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.evict(options))
-
-
-@main.command()
-@store_option
-@json_option
-def du(**options: Any) -> None:
-    """Every level of a store: rows, bytes on disk, and the runs that use it."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.disk_use(options))
-
-
-@main.command()
-@store_option
-@click.option("--delete", is_flag=True, help="Remove it; without this, it is only listed.")
-@json_option
-def gc(**options: Any) -> None:
-    """Levels that no run refers to, and what repairs set aside, with their bytes."""
-    from strata.pipeline.commands import commands
-
-    answer(options, commands.collect_garbage(options))
-
+for path, (help, parameters) in COMMANDS.items():
+    name, does = path.rpartition(".")[2], partial(perform, path)
+    main.add_command(click.Command(name, callback=does, params=[*parameters], help=help))
 
 if __name__ == "__main__":
     main()

@@ -31,11 +31,7 @@ from strata.store.level.layout import LevelKey
 from strata.store.level.level import COMMIT, Level
 
 VOUCHED = ("weights", "auxiliary", "quantiser", "layer.json", "test_logits")
-OPTIONS = {
-    **{"recipe": "tiny.toml", "run_dir": None, "store": Path("features"), "seed": 0},
-    **{"device": "cpu", "data": None, "data_root": Path("data"), "download": False},
-    **{"skip_broken": False, "as_json": True},
-}
+OPTIONS = lifecycle.Options(recipe="tiny.toml", device="cpu", as_json=True)
 
 
 # ---- damage: each returns the paths of which one must be named ----------------------------------
@@ -145,7 +141,7 @@ def rows_of(place: Path) -> dict[LevelKey, bytes]:
 
 
 def named(paths: list[Path]) -> bool:
-    found = verify.verify(lifecycle.find(OPTIONS), deep=True)
+    found = verify.check(lifecycle.find(OPTIONS), deep=True)
     at_fault = {d.path.absolute() for d in found.damaged} | {p.absolute() for p, _ in found.run}
     return any(path.absolute() in at_fault for path in paths)
 
@@ -153,7 +149,7 @@ def named(paths: list[Path]) -> bool:
 def mended() -> None:
     overview = lifecycle.find(OPTIONS)
     with lifecycle.at_work(overview, OPTIONS) as session:
-        verify.repair(session, verify.verify(overview, deep=True))
+        verify.repair(session, verify.check(overview, deep=True))
 
 
 def measure(cases: int, seed: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def prepare() -> None:
     """Import what a run imports, so that a forked process is at work at once."""
     import torch
 
-    from strata.pipeline.commands import commands  # noqa: F401
+    from strata.pipeline.commands import run  # noqa: F401
     from strata.pipeline.train import algorithm, solving  # noqa: F401
 
     torch.set_num_threads(1)

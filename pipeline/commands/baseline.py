@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from strata.pipeline.commands import lifecycle
-from strata.pipeline.run.baselines import current, variant
-from strata.pipeline.run.overview import Overview
+from strata.pipeline.commands import lifecycle, tables
+from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.run import baselines
 
 
-def perform(options: Mapping[str, Any]) -> tuple[Overview, dict[str, Any], list[str]]:
-    """Train what a command asks for, unless it is there: the run, the record, and what was done."""
+def baseline(options: Options) -> Answer:
+    """Train the network end to end unless that was done; shown beside the greedy run."""
     found = lifecycle.find(options)
-    chosen = variant(
-        found.recipe,
-        checkpointing=options["checkpointing"],
-        micro_batch=options["micro_batch"],
-    )
-    record, done = current(found.run, chosen.name), []
-    if record is None or (found.run and options["data"] not in (None, found.run.source)):
+    saving = {"checkpointing": options.checkpointing, "micro_batch": options.micro_batch}
+    chosen = baselines.variant(found.recipe, **saving)
+    record, done = baselines.current(found.run, chosen.name), []
+    if record is None or lifecycle.names_other_images(options, found):
         from strata.pipeline.train.end_to_end import train_end_to_end
 
         with lifecycle.at_work(found, options) as session:
             record, done = train_end_to_end(session, chosen)
-    return lifecycle.find(options), record, done
+        found = lifecycle.find(options)
+    beside = baselines.greedy(found)
+    said = lifecycle.done_answer(found, done)
+    value = {**said.value, "result": record, "greedy": beside}
+    return Answer(value, (*said.shown, tables.of_baseline(record, beside, found.name)))

@@ -1,99 +1,71 @@
-"""Removing features, or layers with their features; all of it can be made again on demand."""
+"""The command `clean`: features, or layers with their features, are removed; all of it can be made
+again on demand."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from pathlib import Path
 
+from strata.pipeline.commands import lifecycle
+from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.progress import size
 from strata.pipeline.run import sweep_results
-from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import TRANSFER
 from strata.pipeline.run.rundir import RESULT, Run
-from strata.store.feature_store import used_bytes
+from strata.store.feature_store import Store, used_bytes
 from strata.store.level.layout import depth_directory
 
 
-@dataclass(frozen=True)
-class Removal:
-    """What a clean would remove."""
-
-    features: tuple[tuple[int, str], ...]
-    """(depth, fingerprint) of levels of this run."""
-    layers: tuple[int, ...]
-    """Layers whose weights go."""
-    sweeps: Mapping[int, str]
-    """Problems whose variants go, and what they are called; J + 1: final classifiers."""
-    baselines: tuple[str, ...]
-    """Networks trained end to end that go."""
-    probes: int
-    """How many go, with the whole run."""
-    whole_run: bool
-    nbytes: int
-
-    @property
-    def names(self) -> list[str]:
-        levels = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in self.features]
-        trained = [f"layer {j}" for j in self.layers]
-        trained += [f"baseline {variant}" for variant in self.baselines]
-        trained += [f"the sweep of {whose}" for whose in self.sweeps.values()]
-        probes = [f"{self.probes} probe{'s' * (self.probes > 1)}"] if self.probes else []
-        return levels + trained + probes
-
-    @property
-    def is_costly(self) -> bool:
-        """Does anything trained go, which takes time to make again?"""
-        return bool(self.layers or self.baselines or self.sweeps or self.probes)
-
-
-def removal(
-    overview: Overview, layer: int | None, *, features: bool = False, sweeps: bool = False
-) -> Removal:
-    """What is there to remove: of one layer, or of the whole run with its baselines.
-
-    Args:
-        features: only these, …
-        sweeps: … only these, or with both only these two. Without either: the features and the
-            layers; what was swept goes with the whole run, not with one layer.
-    """
-    run = overview.existing()
+def clean(options: Options) -> Answer:
+    """Remove features, and if not only these, layers. What was swept goes with ``--sweeps``, or
+    with the whole run and its baselines and probes. Asks before anything trained goes."""
+    found, layer = lifecycle.find(options), options.layer
+    if layer is not None:
+        found.check_layer(layer)
+    run, store = found.existing(), found.store
+    everything = not (options.features or options.sweeps)
+    whole = everything and layer is None
     layers = [layer] if layer else list(range(1, run.layers + 1))
-    everything = not (features or sweeps)
-    named = [(j, fp) for j in layers for fp in sorted(_fingerprints(run, j))]
-    root, files = overview.store.root, overview.store.files
-    stored = [(j, fp) for j, fp in named if files.exists(depth_directory(root, j, fp))]
-    stored = stored if features or everything else []
-    whole = layer is None and everything
-    trained = [j for j in layers if run.layer_directory(j).exists() and everything]
     problems = layers if layer else [*layers, run.layers + 1]
-    gone = [j for j in problems if run.sweep_directory(j).exists() and (sweeps or whole)]
-    called = {j: sweep_results.title(run.recipe, j) for j in gone}
-    baselines = tuple(run.baselines()) if whole else ()
-    places = [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in gone]
-    places += [run.baseline_directory(variant) for variant in baselines]
-    probes = sum(1 for _ in run.directory.glob(f"**/probe_*/*/{RESULT}")) if whole else 0
-    if whole:
-        places += [*map(run.probe_directory, layers), run.directory / TRANSFER]
-    nbytes = sum(used_bytes(depth_directory(root, j, fp), files) for j, fp in stored)
-    nbytes += sum(map(used_bytes, places))
-    return Removal(tuple(stored), tuple(trained), called, baselines, probes, whole, nbytes)
+    levels = _levels(run, store, layers) if options.features or everything else {}
+    trained = [j for j in layers if everything and run.layer_directory(j).exists()]
+    swept = [j for j in problems if (options.sweeps or whole) and run.sweep_directory(j).exists()]
+    baselines = run.baselines() if whole else []
+    probes = len(list(run.directory.glob(f"**/probe_*/*/{RESULT}"))) if whole else 0
+
+    names = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in levels]
+    names += [f"layer {j}" for j in trained]
+    names += [f"baseline {variant}" for variant in baselines]
+    names += [f"the sweep of {sweep_results.title(run.recipe, j)}" for j in swept]
+    names += [f"{probes} probe{'s' * (probes > 1)}"] if probes else []
+    gone = [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in swept]
+    gone += [run.baseline_directory(variant) for variant in baselines]
+    gone += [*map(run.probe_directory, layers), run.directory / TRANSFER] if whole else []
+    nbytes = sum(used_bytes(place, store.files) for place in levels.values())
+    nbytes += sum(map(used_bytes, gone))
+
+    text = f"{', '.join(names) or 'nothing'} ({size(nbytes)})"
+    if len(names) > len(levels) and not (options.yes or options.dry_run):
+        options.confirm(f"remove {text}?")
+    if not options.dry_run:
+        for depth, fingerprint in levels:  # first: a level without a record is found by nobody
+            store.remove(depth, fingerprint)
+        for j in trained:
+            run.forget_layer(j)
+        for directory in [*map(run.sweep_directory, swept), *[run.directory] * whole]:
+            shutil.rmtree(directory)
+    removed = {"removed": [] if options.dry_run else names, "would_remove": names}
+    said = f"{'would remove' if options.dry_run else 'removed'} {text}"
+    return Answer({**removed, "bytes": nbytes}, (said,))
 
 
-def _fingerprints(run: Run, j: int) -> set[str]:
-    """Of x_j as it would be named now, and as it was last written."""
-    nodes, record = run.nodes(), run.features(j)
-    now = {nodes[j].fingerprint} if j < len(nodes) else set()
-    return now | ({record["fingerprint"]} if record else set())
-
-
-def remove(overview: Overview, what: Removal) -> None:
-    """Remove it. Features first, so that no record is left of what is gone while levels remain."""
-    run = overview.existing()
-    for depth, fingerprint in what.features:
-        overview.store.remove(depth, fingerprint)
-    for j in what.layers:
-        run.forget_layer(j)
-    for j in what.sweeps:
-        shutil.rmtree(run.sweep_directory(j))
-    if what.whole_run:
-        shutil.rmtree(run.directory)
+def _levels(run: Run, store: Store, layers: Iterable[int]) -> dict[tuple[int, str], Path]:
+    """Directories of every x_j in the store, by depth and fingerprint: as it would be named now,
+    and as it was last written."""
+    nodes, found = run.nodes(), {}
+    for j in layers:
+        names, record = {node.fingerprint for node in nodes[j : j + 1]}, run.features(j)
+        names |= {record["fingerprint"]} if record else set()
+        found |= {(j, name): depth_directory(store.root, j, name) for name in sorted(names)}
+    return {one: place for one, place in found.items() if store.files.exists(place)}

@@ -1,13 +1,13 @@
-"""Why is a level of x_j not there, or not to be used? Field by field: what was, and what is."""
+"""The command `explain`: why a level of x_j is not there, or not to be used, field by field."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from strata.pipeline.commands import lifecycle
+from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.run.levels import keys_at, state_of
-from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.rundir import Run
 from strata.store.errors import LevelDamaged
 from strata.store.feature_store import Store
@@ -21,91 +21,75 @@ Lineage = Sequence[dict[str, Any]]
 """What made x_0 … x_j, field by field."""
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """The state of one level, or of the layer it waits for, and the reasons."""
-
-    level: str
-    state: str
-    why: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"level": self.level, "state": self.state, "why": list(self.why)}
-
-
-def explain(overview: Overview, j: int) -> list[Explanation]:
+def explain(options: Options) -> Answer:
     """Every level of x_j: is it there and current, and if not, which field says so.
 
     A level that is absent is compared with the one that the run wrote last, or with what the store
     has of x_j that is nearest to it.
     """
+    overview, j = lifecycle.find(options), options.j
     run = overview.existing()
     if j:
         overview.check_layer(j)
-    keys = keys_at(run, j)
-    if keys:
-        return [_level(run, overview.store, key) for key in keys]
-    return [_layer(run, j)]
+    levels = [(key.label, *_level(run, overview.store, key)) for key in keys_at(run, j)]
+    found = levels or [_layer(run, j)]
+    value = [{"level": level, "state": state, "why": why} for level, state, why in found]
+    lines = []
+    for level, state, why in found:
+        lines += [f"{level}: {state}", *(f"  {reason}" for reason in why)]
+    return Answer(value, tuple(lines))
 
 
-def _layer(run: Run, j: int) -> Explanation:
-    """Of the first layer below j that is not solved on what is there today."""
+def _layer(run: Run, j: int) -> tuple[str, str, list[str]]:
+    """The first layer below j that is not solved on what is there today, its state, and why."""
     if run.data() is None:
-        return Explanation("x_0", "absent", ("the images were not read yet",))
+        return "x_0", "absent", ["the images were not read yet"]
     i = run.solved() + 1
     record = run.layer(i)
     if record is None:
-        return Explanation(f"layer {i}", "absent", (f"it is not solved, so x_{j} has no name yet",))
+        return f"layer {i}", "absent", [f"it is not solved, so x_{j} has no name yet"]
     why = compare(record["lineage"], run.lineage(i - 1))
-    return Explanation(f"layer {i}", "stale", (f"it was solved on another x_{i - 1}:", *why))
+    return f"layer {i}", "stale", [f"it was solved on another x_{i - 1}:", *why]
 
 
-def _level(run: Run, store: Store, key: LevelKey) -> Explanation:
+def _level(run: Run, store: Store, key: LevelKey) -> tuple[str, list[str]]:
+    """The state of a level, and why."""
     try:
         state = state_of(store, key)
     except LevelDamaged as error:
-        return Explanation(key.label, "damaged", (str(error),))
+        return "damaged", [str(error)]
     match state.state:
         case "complete":
-            return Explanation(key.label, "complete", ())
+            return "complete", []
         case "stale":
-            return Explanation(key.label, "stale", _rewritten(store, key, state.parent or {}))
+            return "stale", _rewritten(store, key, state.parent or {})
         case "partial":
-            return Explanation(key.label, "partial", (f"{state.rows:,} rows are written",))
-    if _written(run, key):
-        gone = "it was written, and removed since; `materialize` makes it again"
-        return Explanation(key.label, "absent", (gone,))
-    other = _nearest(run, store, key)
+            return "partial", [f"{state.rows:,} rows are written"]
+    last = run.features(key.depth) if key.depth else None
+    if last and last["fingerprint"] == key.fingerprint and key.name in last["levels"]:
+        return "absent", ["it was written, and removed since; `materialize` makes it again"]
+    now = run.lineage(key.depth)
+    other = _nearest(store, key, now, last["fingerprint"] if last else None)
     if other is None:
-        return Explanation(key.label, "absent", ("it was never written",))
+        return "absent", ["it was never written"]
     name, was = other
-    why = compare(was, run.lineage(key.depth))
-    return Explanation(key.label, "stale", (f"{name} is there, but was made otherwise:", *why))
+    return "stale", [f"{name} is there, but was made otherwise:", *compare(was, now)]
 
 
-def _written(run: Run, key: LevelKey) -> bool:
-    """Did the run write this very level, the last time it wrote that depth?"""
-    record = run.features(key.depth) if key.depth else None
-    if record is None or record["fingerprint"] != key.fingerprint:
-        return False
-    return key.name in record["levels"]
-
-
-def _rewritten(store: Store, key: LevelKey, parent: dict[str, Any]) -> tuple[str, ...]:
+def _rewritten(store: Store, key: LevelKey, parent: dict[str, Any]) -> list[str]:
     """The level below has the same name and other values, for example of another device."""
     below = LevelKey(**{name: parent[name] for name in ("depth", "fingerprint", "split", "view")})
     now = store.state(below).content_root
-    return (
-        f"{below.label} was written again with other values:",
-        *differences({"content_root": parent["content_root"]}, {"content_root": now}),
-    )
+    changed = differences({"content_root": parent["content_root"]}, {"content_root": now})
+    return [f"{below.label} was written again with other values:", *changed]
 
 
-def _nearest(run: Run, store: Store, key: LevelKey) -> tuple[str, Lineage] | None:
-    """The lineage in the store, of the same depth, split and view, that differs least."""
-    now = run.lineage(key.depth)
-    record = run.features(key.depth) if key.depth else None
-    last = record and depth_directory(store.root, key.depth, record["fingerprint"]).name
+def _nearest(
+    store: Store, key: LevelKey, now: Lineage, last: str | None
+) -> tuple[str, Lineage] | None:
+    """The directory and lineage in the store, of the same depth, split and view, that the run wrote
+    last (``last``: its fingerprint), or else that differs least from ``now``."""
+    last = last and depth_directory(store.root, key.depth, last).name
     found = []
     for directory in level_directories(store.root, store.files):
         name = directory.parent.name
@@ -119,11 +103,11 @@ def _nearest(run: Run, store: Store, key: LevelKey) -> tuple[str, Lineage] | Non
     return min(found, key=lambda entry: entry[:3])[2:] if found else None
 
 
-def compare(was: Lineage, now: Lineage) -> tuple[str, ...]:
+def compare(was: Lineage, now: Lineage) -> list[str]:
     """Where two lineages differ: ``"x_1 weights: was …, is …"``. That a parent has another name is
     a consequence, not a reason."""
     lines = []
     for depth, (before, after) in enumerate(zip(was, now, strict=False)):
         found = differences(before | {"parent": None}, after | {"parent": None})
         lines += [f"x_{depth} {line}" for line in found]
-    return tuple(lines)
+    return lines

@@ -1,16 +1,50 @@
-"""Commands that look at what a run has: `statistics`, `export`."""
+"""Commands that look: `recipes`, `status`, `evaluate`, `report`, `statistics` and `export`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
 
-from rich.table import Table
-
-from strata.pipeline.commands import lifecycle
+from strata.pipeline.commands import lifecycle, tables
 from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.interrupt import interruptions
 from strata.pipeline.materialize.cluster import cluster
+from strata.pipeline.recipe import builtin
+from strata.pipeline.results import paper
+from strata.pipeline.results import status as results
+
+
+def recipes(options: Options) -> Answer:
+    """The built-in recipes, and what each claims."""
+    found = {name: builtin.load(name)[1] for name in builtin.names()}
+    claims = {name: recipe.claim.text for name, recipe in found.items()}
+    return Answer(claims, (tables.of_recipes(found),))
+
+
+def status(options: Options) -> Answer:
+    """Layers, accuracies and levels of a run."""
+    found = results.status(lifecycle.find(options))
+    return Answer(found, (tables.of_status(found),))
+
+
+def evaluate(options: Options) -> Answer:
+    """Accuracies of the solved layers and of the ensembles on the test images, computed anew."""
+    from strata.pipeline.train.evaluation import evaluate
+
+    found = lifecycle.find(options)
+    result = evaluate(found.existing(), found.store)
+    return Answer(result, (tables.of_evaluation(result),))
+
+
+def report(options: Options) -> Answer:
+    """Write the report of a run; with ``--paper`` show the paper's tables beside our figures."""
+    if options.paper:
+        value, shown = paper.report_paper(options.runs)
+        return Answer(value, tuple(shown))
+    from strata.pipeline.results.report import write_report
+
+    page = write_report(lifecycle.find(options))
+    found = json.loads(page.with_suffix(".json").read_text("utf-8"))
+    return Answer(found, (tables.of_outcomes(found["outcomes"]), f"report: {page}"))
 
 
 def statistics(options: Options) -> Answer:
@@ -18,39 +52,17 @@ def statistics(options: Options) -> Answer:
     from strata.pipeline.study.statistics import chosen, statistics
 
     found, report = lifecycle.find(options), lifecycle.reporting(options)
-    keys = chosen(found, options["layer"], options["split"], report)
+    keys = chosen(found, options.layer, options.split, report)
     with interruptions() as stop, cluster.crew(options, report, stop, reads=True) as crew:
         levels = statistics(found, keys, report, stop, crew)
-    table = _of_channels if options["channels"] else _of_levels
-    value = {"run": str(found.directory), "levels": levels}
-    return Answer(value, (table(f"levels of {found.directory}", levels),))
+    table = tables.of_statistics(f"levels of {found.directory}", levels, options.channels)
+    return Answer({"run": str(found.directory), "levels": levels}, (table,))
 
 
 def export(options: Options) -> Answer:
     """Write the network as plain PyTorch. Raises as results/export.py does."""
     from strata.pipeline.results.export import export, wanted
 
-    flags = {name: options[name] for name in ("layer", "features", "ensemble", "final")}
-    value, lines = export(wanted(lifecycle.find(options), **flags), options["to"])
-    return Answer({"to": str(options["to"]), **value}, tuple(lines))
-
-
-def _of_levels(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("level", "channels", "dead", *found[0]["all"], title=title, title_justify="left")
-    for one in found:
-        counts = (f"{len(one['channels']):,}", f"{one['dead']:,}")
-        table.add_row(one["level"], *counts, *_cells(one["all"]))
-    return table
-
-
-def _of_channels(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("level", "channel", *found[0]["all"], title=title, title_justify="left")
-    for one in found:
-        for channel, figures in enumerate(one["channels"]):
-            table.add_row(one["level"], str(channel), *_cells(figures))
-    return table
-
-
-def _cells(figures: Mapping[str, float]) -> list[str]:
-    percent = {"zeros": f"{100 * figures['zeros']:.2f} %"}
-    return [percent.get(name, f"{figure:.4g}") for name, figure in figures.items()]
+    which = {name: getattr(options, name) for name in ("layer", "features", "ensemble", "final")}
+    value, lines = export(wanted(lifecycle.find(options), **which), options.to)
+    return Answer({"to": str(options.to), **value}, tuple(lines))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.errors import NotThereYet
@@ -20,12 +21,60 @@ from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.stores import check_loader
 
 if TYPE_CHECKING:
-    from strata.pipeline.interrupt import Interruptions
     from strata.pipeline.run.session import Session
     from strata.stages.solve.ranks import Ranks
 
-Options = Mapping[str, Any]
-"""Flags of the command line, by name."""
+
+@dataclass(frozen=True)
+class Options(cluster.ClusterOptions):
+    """Options of the command line, under the names that it gives them; `--help` says what each
+    means. A default is what a command has that does not know the option."""
+
+    recipe: str = "digits"
+    run_dir: Path | None = None
+    read_cache: str | None = None
+    seed: int = 0
+    as_json: bool = False
+    layer: int | None = None
+
+    data: str | None = None
+    data_root: Path = Path("data")
+    download: bool = False
+    skip_broken: bool = False
+
+    dry_run: bool = False
+    vary: tuple[str, ...] = ()
+    keep: str | None = None
+    checkpointing: bool = False
+    micro_batch: int | None = None
+    kind: str = "linear"
+    p: int | None = None
+    of: str = "run"
+    transfer: str | None = None
+    materialize: bool = False
+    split: str | None = None
+    channels: bool = False
+    to: Path = Path()
+    ensemble: bool = False
+    features: bool = False
+    final: str | None = None
+    paper: bool = False
+    runs: Path = Path("runs")
+    sweeps: bool = False
+    yes: bool = False
+    deep: bool = False
+    repair: bool = False
+    force: bool = False
+    delete: bool = False
+
+    confirm: Callable[[str], object] = lambda question: None
+    """Asks whether something may be removed, and raises if it may not."""
+
+    @property
+    def j(self) -> int:
+        """``--layer`` of a command that requires it."""
+        assert self.layer is not None
+        return self.layer
 
 
 @dataclass(frozen=True)
@@ -40,78 +89,69 @@ class Answer:
     """Raised once the rest was said."""
 
 
+def done_answer(found: Overview, done: list[str]) -> Answer:
+    """The answer of a command that did what was missing."""
+    value = {"run": str(found.directory), "store": str(found.store.root), "done": done}
+    text = f"done: {', '.join(done)}" if done else "nothing to do: everything is there"
+    return Answer(value, (text,))
+
+
 def find(options: Options) -> Overview:
-    """The run that a command's flags speak of."""
-    return overview.find(
-        recipe=options["recipe"],
-        directory=options["run_dir"],
-        store=options["store"],
-        seed=options["seed"],
-        read_cache=options.get("read_cache"),
-    )
+    """The run that a command's options speak of. Raises as :func:`overview.find`."""
+    where = options.recipe, options.run_dir, options.store, options.seed, options.read_cache
+    return overview.find(*where)
 
 
 def reporting(options: Options) -> Reporter:
-    return reporter(quiet=options["as_json"])
+    """Where a command says how far it is."""
+    return reporter(quiet=options.as_json)
 
 
-@dataclass(frozen=True)
-class Missing:
-    """What a command has to do."""
-
-    found: Overview
-    steps: list[str]
-    caching: Caching
+def names_other_images(options: Options, found: Overview) -> bool:
+    """Does ``--data`` name other images than the run was made with?"""
+    return bool(found.run) and options.data not in (None, found.run.source)
 
 
-def missing(options: Options, **goal: int) -> Missing:
-    """The run, and the steps it still needs; says what is there already."""
+def missing(
+    options: Options, found: Overview | None = None, **goal: int
+) -> tuple[Overview, tuple[plan.Step, ...], Caching]:
+    """The run, the steps that it still needs, and what these cache; says what is there already.
+
+    Args:
+        found: the run, where it was looked up.
+        goal: ``solve`` or ``write``, as of :func:`plan.steps`.
+    """
     cluster.check(options)
-    found = find(options)
+    found = found or find(options)
     found.check_layer(max(goal.values()))
-    costs = plan.make_plan(found.recipe, found.data())
-    how = caching(found.recipe, costs, options)
+    how = caching(found.recipe, plan.make_plan(found.recipe, found.data()), options)
     have = found.inventory()
     for line in (*plan.skipped(have, **goal), *how.said):
         reporting(options).say(line)
-    todo = plan.steps(have, cached=how.depths, **goal)
-    return Missing(found, [str(step) for step in todo], how)
+    return found, plan.steps(have, cached=how.depths, **goal), how
 
 
-def perform(options: Options, **goal: int) -> tuple[Overview, list[str]]:
-    """Do what is missing, and say what that was. Where nothing is, torch is not even imported."""
-    if not launch.together():
-        return _perform(options, goal, None)
-    with launch.ranks(options["device"]) as ranks:
-        quiet = options["as_json"] or not ranks.leads
-        return _perform({**options, "as_json": quiet}, goal, ranks)
-
-
-def _perform(
-    options: Options, goal: Mapping[str, int], ranks: Ranks | None
+def perform(
+    options: Options, found: Overview | None = None, **goal: int
 ) -> tuple[Overview, list[str]]:
-    asked = missing(options, **goal)
-    found, todo = asked.found, asked.steps
-    if ranks:
-        ranks.wait()  # all have seen the same, before the leader changes it
-    if todo or (found.run and options["data"] not in (None, found.run.source)):
-        from strata.pipeline.train.algorithm import make
+    """Do what is missing: the run as it then is, and what was done. Where nothing is missing, torch
+    is not even imported. Args: as of :func:`missing`."""
+    done: list[str] = []
+    with launch.ranks(options.device) if launch.together() else nullcontext() as ranks:
+        if ranks and not ranks.leads:
+            options = replace(options, as_json=True)
+        found, todo, how = missing(options, found, **goal)
+        if ranks:
+            ranks.wait()  # all have seen the same, before the leader changes it
+        if todo or names_other_images(options, found):
+            from strata.pipeline.train.algorithm import make
 
-        how = asked.caching
-        with at_work(found, options, how.profiles, ranks) as session:
-            done = make(session, evict=how.evict, cached=how.depths, **goal)
-            todo = [str(step) for step in done]
-    elif found.run:
-        refer_to(found.run, found.store)
-    return found, todo
-
-
-def _rates(options: Options) -> Machine | None:
-    """Of the machine, where they are known: to say what to expect."""
-    try:
-        return known_machine({"machine": None, **options})
-    except NotThereYet:
-        return None  # another machine's; who needs them is told so
+            with at_work(found, options, how.profiles, ranks) as session:
+                done = [str(s) for s in make(session, evict=how.evict, cached=how.depths, **goal)]
+                found = replace(found, run=session.run)
+        elif found.run:
+            refer_to(found.run, found.store)
+    return found, done
 
 
 @contextmanager
@@ -133,20 +173,40 @@ def at_work(
         OptionRange: torchrun has started several processes, and ``ranks`` is None.
     """
     from strata.pipeline.interrupt import interruptions
-    from strata.pipeline.run.session import patience
+    from strata.pipeline.run.session import open_session, patience
     from strata.store.files.lock import hold
 
-    check_loader(found.store, options["loader"])
+    check_loader(found.store, options.loader)
     if ranks is None:
         launch.refuse_ranks()
+    follows, report = ranks is not None and not ranks.leads, reporting(options)
     with interruptions(passed_on=launch.together()) as stop:
-        if ranks and not ranks.leads:
+        if ranks and follows:
             ranks.wait()  # until the leader has the run
-            yield _opened(find(options), options, stop, profiles=profiles or {}, ranks=ranks)
-            return
-        with cluster.crew(options, reporting(options), stop) as crew:
-            rest = {"profiles": profiles or {}, "ranks": ranks, "crew": crew}
-            session = _opened(found, options, stop, **rest)
+            found = find(options)
+        with nullcontext() if follows else cluster.crew(options, report, stop) as crew:
+            session = open_session(
+                found,
+                seed=options.seed,
+                device_name=options.device,
+                source=options.data,
+                report=report,
+                stop=stop,
+                data_root=options.data_root,
+                download=options.download,
+                skip_broken=options.skip_broken,
+                tier=options.tier,
+                loader=options.loader,
+                rates=_rates(options),
+                profiles=profiles or {},
+                gpu_memory=options.gpu_memory,
+                memory_budget=options.memory_budget,
+                ranks=ranks,
+                crew=crew,
+            )
+            if follows:
+                yield session
+                return
             lock = session.run.directory / "LOCK"
             with hold(lock, f"the run {session.run.directory}", patience(session)):
                 session.run.tidy()
@@ -154,23 +214,9 @@ def at_work(
                 yield session
 
 
-def _opened(found: Overview, options: Options, stop: Interruptions, **rest: Any) -> Session:
-    from strata.pipeline.run.session import open_session
-
-    return open_session(
-        found,
-        seed=options["seed"],
-        device_name=options["device"],
-        source=options["data"],
-        report=reporting(options),
-        stop=stop,
-        data_root=options["data_root"],
-        download=options["download"],
-        skip_broken=options["skip_broken"],
-        tier=options["tier"],
-        loader=options["loader"],
-        rates=_rates(options),
-        gpu_memory=options["gpu_memory"],
-        memory_budget=options["memory_budget"],
-        **rest,
-    )
+def _rates(options: Options) -> Machine | None:
+    """What is known of this machine, to say what to expect."""
+    try:
+        return known_machine(options)
+    except NotThereYet:
+        return None  # another machine's; who needs them is told so

@@ -1,16 +1,22 @@
-"""What is in a store, who uses it, and what may go. No torch, no recipe: notes and commits tell."""
+"""The commands `evict`, `du` and `gc`: what is in a store, who uses it, and what may go.
+
+No torch, and no recipe but for `evict`: notes of runs and commits of levels tell.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from strata.pipeline.commands import lifecycle, tables
+from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.errors import NotThereYet, RunConflict, remedy
-from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.rundir import RUN, Run
+from strata.pipeline.progress import size
+from strata.pipeline.run.rundir import RUN
 from strata.pipeline.run.stores import open_store
 from strata.store.errors import LevelBusy, LevelDamaged
 from strata.store.feature_store import LevelState, Place, Store, complete, partial, used_bytes
@@ -19,16 +25,6 @@ from strata.store.level.layout import depth_directory
 from strata.store.level.level import commit_of, geometry_of
 from strata.store.level.references import Reference, forget, references
 from strata.store.write.verify import QUARANTINE, level_directories
-
-
-def is_live(note: Reference) -> bool:
-    """Does the run that left a note still exist? One of another host is taken to."""
-    return not note.here or (Path(note.run) / RUN).exists()
-
-
-def users(notes: Iterable[Reference], directory: str) -> list[str]:
-    """The runs that use a directory of the store, such as ``x_3-9f3c1a72be04``."""
-    return [note.run for note in notes if directory in note.levels and is_live(note)]
 
 
 def existing(place: Place) -> Store:
@@ -46,25 +42,33 @@ def notes_in(store: Store) -> list[Reference]:
         return references(store.root, store.files)
 
 
-# ---- du -----------------------------------------------------------------------------------------
+def is_live(note: Reference) -> bool:
+    """Does the run that left a note still exist? One of another host is taken to."""
+    return not note.here or (Path(note.run) / RUN).exists()
 
 
-def disk_use(place: Place) -> dict[str, Any]:
-    """Every level of a store with its bytes and users, as JSON."""
-    store = existing(place)
+def users(notes: Iterable[Reference], directory: str) -> list[str]:
+    """The runs that use a directory of the store, such as ``x_3-9f3c1a72be04``."""
+    return [note.run for note in notes if directory in note.levels and is_live(note)]
+
+
+def du(options: Options) -> Answer:
+    """Every level of a store with its bytes and users."""
+    store = existing(options.store)
     root, files, notes = store.root, store.files, notes_in(store)
-    return {
+    found = {
         "store": str(root),
-        "levels": [_level(store, found, notes) for found in level_directories(root, files)],
+        "levels": [_level(store, one, notes) for one in level_directories(root, files)],
         "quarantine_bytes": used_bytes(root / QUARANTINE, files),
         "beton_bytes": 0 if store.remote else _beton_bytes(root),
         "total_bytes": used_bytes(root, files),
         "free_bytes": store.free_bytes(),
     }
+    return Answer(found, tables.of_disk_use(found))
 
 
 def _beton_bytes(root: Path) -> int:
-    """Of the copies that ffcv reads; one of them may just be written again."""
+    """Bytes of the copies that ffcv reads; one of them may just be written again."""
     total = 0
     for path in root.glob("x_0-*/*.beton"):
         with suppress(FileNotFoundError):
@@ -97,9 +101,6 @@ def level_state(directory: Path, files: Files = DISK) -> tuple[LevelState, int |
     return complete(body), shape.rows * shape.row_bytes
 
 
-# ---- gc -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Garbage:
     """Something in a store that nobody uses."""
@@ -108,13 +109,28 @@ class Garbage:
     why: str
     nbytes: int
 
-    def as_json(self) -> dict[str, Any]:
-        return {"path": str(self.path), "why": self.why, "bytes": self.nbytes}
+
+def gc(options: Options) -> Answer:
+    """What nobody uses, removed with ``--delete``."""
+    store = existing(options.store)
+    found = _garbage(store)
+    busy = _remove(store, found) if options.delete else []
+    items = [{"path": str(g.path), "why": g.why, "bytes": g.nbytes} for g in found]
+    left = busy if options.delete else found
+    value = {"garbage": items, "left": [str(g.path) for g in left]}
+    lines = [f"{g.path} ({size(g.nbytes)}): {g.why}" for g in found]
+    lines += [f"left, because it is in use: {g.path}" for g in busy]
+    if not found:
+        lines = ["nothing to collect: runs refer to every level"]
+    elif options.delete:
+        lines.append(f"removed {size(sum(g.nbytes for g in found if g not in busy))}")
+    else:
+        lines.append(f"{size(sum(g.nbytes for g in found))} in all; `gc --delete` removes it")
+    return Answer(value, tuple(lines))
 
 
-def garbage(place: Place) -> list[Garbage]:
+def _garbage(store: Store) -> list[Garbage]:
     """Levels that no run refers to, and what repairs set aside."""
-    store = existing(place)
     files, notes = store.files, notes_in(store)
     used = {name for note in notes if is_live(note) for name in note.levels}
     found = [
@@ -134,12 +150,12 @@ def _why(name: str, notes: list[Reference]) -> str:
     return f"used by {gone[0]}, which is gone" if gone else "no run refers to it"
 
 
-def collect(place: Place, found: Iterable[Garbage]) -> list[Garbage]:
+def _remove(store: Store, found: Iterable[Garbage]) -> list[Garbage]:
     """Remove garbage, and the notes of runs that are gone; returns what could not be removed.
 
     What somebody writes at this moment, or began to use since we looked, is left alone.
     """
-    store, busy = open_store(place), []
+    busy = []
     for item in found:
         if item.path.parent.name == QUARANTINE:
             store.remove_file(item.path)
@@ -157,44 +173,33 @@ def collect(place: Place, found: Iterable[Garbage]) -> list[Garbage]:
     return busy
 
 
-# ---- evict --------------------------------------------------------------------------------------
-
-
-def evict(overview: Overview, j: int, *, force: bool = False) -> int:
-    """Remove x_j, after making sure that it can be made again; returns the bytes freed.
+def evict(options: Options) -> Answer:
+    """Remove x_j, after making sure that it can be made again.
 
     Raises:
-        NotThereYet: there is no x_j, or what it is made from is not there.
-        RunConflict: other runs use it, and ``force`` was not given.
+        NotThereYet, LevelDamaged: there is no x_j, or what it is made from is not there or sound.
+        RunConflict: other runs use it, and ``--force`` was not given.
     """
-    run = overview.existing()
-    overview.check_layer(j)
+    found, j = lifecycle.find(options), options.j
+    run, store = found.existing(), found.store
+    found.check_layer(j)
     nodes = run.nodes()
     if j >= len(nodes):
         raise NotThereYet(f"layer {j} is not solved, so x_{j} could not be made again")
-    place = depth_directory(overview.store.root, j, nodes[j].fingerprint)
-    if not overview.store.files.exists(place):
-        raise NotThereYet(f"x_{j} is not in {overview.store.root}: nothing to evict")
-    _check_remakable(overview, run, j)
-    others = others_using(overview.store, run, place.name)
-    if others and not force:
+    place = depth_directory(store.root, j, nodes[j].fingerprint)
+    if not store.files.exists(place):
+        raise NotThereYet(f"x_{j} is not in {store.root}: nothing to evict")
+    if not found.inventory().images:
+        raise NotThereYet("x_0 is not complete, so nothing could be made again from it")
+    for path, what in chain.from_iterable(map(run.damaged_files, range(1, j + 1))):
+        raise LevelDamaged(f"{path}: {what}; x_{j} could not be made again. Nothing is removed")
+    own = str(run.directory.resolve())
+    others = [user for user in users(notes_in(store), place.name) if user != own]
+    if others and not options.force:
         raise RunConflict(
             f"x_{j} is also used by {', '.join(others)}. It can be made again, there too; to evict "
             "it nevertheless pass --force"
         )
-    return overview.store.remove(j, nodes[j].fingerprint)
-
-
-def others_using(store: Store, run: Run, directory: str) -> list[str]:
-    """Runs other than this one that use a directory of the store."""
-    own = str(run.directory.resolve())
-    return [user for user in users(notes_in(store), directory) if user != own]
-
-
-def _check_remakable(overview: Overview, run: Run, j: int) -> None:
-    """x_0 and the weights of layers 1 … j must be there and sound."""
-    if not overview.inventory().images:
-        raise NotThereYet("x_0 is not complete, so nothing could be made again from it")
-    for i in range(1, j + 1):
-        for path, what in run.damaged_files(i):
-            raise LevelDamaged(f"{path}: {what}; x_{j} could not be made again. Nothing is removed")
+    freed = store.remove(j, nodes[j].fingerprint)
+    text = f"removed x_{j}: {size(freed)} freed; `materialize --layer {j}` makes it again"
+    return Answer({"freed": freed}, (text,))

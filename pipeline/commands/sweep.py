@@ -1,4 +1,4 @@
-"""What the commands `sweep` and `final` have to do, and doing only that.
+"""The commands `sweep` and `final`: what they have to do, and doing only that.
 
 A final classifier is a variant of problem J + 1, which has no layer: it reads x_J, as problem j
 reads x_{j-1}. So checkpoints, results, and what makes them stale are those of a sweep.
@@ -7,49 +7,68 @@ reads x_{j-1}. So checkpoints, results, and what makes them stale are those of a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from strata.pipeline.commands import lifecycle, tables
 from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.errors import BudgetError
-from strata.pipeline.plan import memory, plan
+from strata.pipeline.plan import compression, memory, plan
 from strata.pipeline.plan.caching import caching
 from strata.pipeline.progress import size
+from strata.pipeline.recipe import variants
 from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import sweep_results
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.rundir import Run
-from strata.pipeline.run.sweep_results import SweepResult
 from strata.stages.errors import StageError
 from strata.stages.network import footprint
 
 
-def solved(options: Options, wanted: Sequence[Variant]) -> Answer:
-    """Every variant's result is shown, also where there is none to keep. Raises as perform."""
-    found, j, error = lifecycle.find(options), options["layer"], None
+def sweep(options: Options) -> Answer:
+    """Solve variants of layer j. Raises as :func:`perform`."""
+    found, j, keep = lifecycle.find(options), options.j, options.keep
+    found.check_layer(j)
+    compression.check_sweep(found.name, found.recipe)
+    wanted = variants.variants(found.recipe, j, options.vary, options.seed)
+    if keep:
+        variants.check_keep(found.recipe, j, wanted, keep)
+    return _solved(found, options, wanted)
+
+
+def final(options: Options) -> Answer:
+    """Train other final classifiers on x_J. Raises as :func:`perform`."""
+    found = lifecycle.find(options)
+    wanted = variants.finals(found.recipe, options.vary, options.seed)
+    return _solved(found, replace(options, layer=len(found.recipe.layers) + 1), wanted)
+
+
+def _solved(found: Overview, options: Options, wanted: Sequence[Variant]) -> Answer:
+    """Every variant's result is shown, also where there is none to keep."""
+    j, error = options.j, None
     done: list[str] = []
     try:
-        done = perform(options, wanted)
+        done = perform(found, options, wanted)
     except StageError as failed:
         error = failed
-    run = lifecycle.find(options).run
+    run = lifecycle.find(options).run if done or error else found.run
     ranked = sweep_results.ranked(sweep_results.results(run, j, wanted))
     if error and len(ranked) < len(wanted):
         raise error
     if not error and all(result["diverged"] for result in ranked):
         error = StageError("every variant diverged. Lower 'schedule.lr'")
-    kept = [r["name"] for r in ranked if sweep_results.is_kept(run, j, r)][:1]
+    kept = next((r["name"] for r in ranked if sweep_results.is_kept(run, j, r)), None)
     value = {
         "run": str(found.directory),
         "layer": j if j <= len(found.recipe.layers) else None,
         "done": done,
-        "kept": kept[0] if kept else None,
+        "kept": kept,
         "variants": [{k: v for k, v in r.items() if k != "files"} for r in ranked],
     }
     title = f"variants of {sweep_results.title(found.recipe, j)} in {found.directory}"
     return Answer(value, (tables.of_sweep(title, ranked, kept),), error)
 
 
-def perform(options: Options, wanted: Sequence[Variant]) -> list[str]:
+def perform(found: Overview, options: Options, wanted: Sequence[Variant]) -> list[str]:
     """Solve the variants that are not through, with what they need, and keep the one that is to be
     kept; says what was done. Where there is nothing to do, torch is not even imported.
 
@@ -58,44 +77,45 @@ def perform(options: Options, wanted: Sequence[Variant]) -> list[str]:
         BudgetError: they do not fit into ``--gpu-memory`` together.
         StageError: the variant that is to be kept diverged, or all did.
     """
-    found, j, keep = lifecycle.find(options), options["layer"], options["keep"]
+    j, report = options.j, lifecycle.reporting(options)
     results = sweep_results.results(found.run, j, wanted)
-    todo = [name for name, result in results.items() if result is None]
     for name, result in results.items():
         if result is not None:
-            how = "diverged" if result["diverged"] else "through"
-            lifecycle.reporting(options).say(f"{name}: {how} already")
-    one = sweep_results.chosen(results, keep) if keep else None
-    if keep:
+            report.say(f"{name}: {'diverged' if result['diverged'] else 'through'} already")
+    finished = True
+    if options.keep:
+        one = sweep_results.chosen(results, options.keep)
         sweep_results.check_free(found.run, j, one)
-    if not todo and (not keep or sweep_results.is_kept(found.run, j, one)):
-        return []
-    return _solve(found, options, wanted, todo)
+        finished = sweep_results.is_kept(found.run, j, one)
+    todo = [variant for variant in wanted if results[variant.name] is None]
+    return _solve(found, options, wanted, todo) if todo or not finished else []
 
 
 def _solve(
-    found: Overview, options: Options, wanted: Sequence[Variant], todo: Sequence[str]
+    found: Overview, options: Options, wanted: Sequence[Variant], todo: Sequence[Variant]
 ) -> list[str]:
     from strata.pipeline.study.keep import keep
     from strata.pipeline.study.sweep import sweep
     from strata.pipeline.train.algorithm import prepare
     from strata.pipeline.train.evaluation import evaluate
 
-    j, done = options["layer"], []
+    j, done = options.j, []
     how = caching(found.recipe, plan.make_plan(found.recipe, found.data()), options)
     for line in how.said:
         lifecycle.reporting(options).say(line)
     with lifecycle.at_work(found, options, how.profiles) as session:
-        together = [variant for variant in wanted if variant.name in todo]
-        check_memory(session.run, j, session.room, together, options["gpu_memory"])
+        check_memory(session.run, j, session.room, todo, options.gpu_memory)
         if todo:
             done += map(str, prepare(session, j, cached=how.depths))
             sweep(session, j, wanted)
-            done += [f"solve {sweep_results.title(found.recipe, j)} with {name}" for name in todo]
+            title = sweep_results.title(found.recipe, j)
+            done += [f"solve {title} with {variant.name}" for variant in todo]
             if j > session.run.layers:
                 evaluate(session.run, session.store)
-        if options["keep"]:
-            one = _kept(sweep_results.results(session.run, j, wanted), options["keep"])
+        if options.keep:
+            results = sweep_results.results(session.run, j, wanted)
+            one = sweep_results.chosen(results, options.keep)
+            assert one is not None, "all variants are through"
             sweep_results.check_free(session.run, j, one)
             keep(session, j, one)
             done.append(f"keep {one['name']} as layer {j}")
@@ -106,17 +126,11 @@ def check_memory(
     run: Run, j: int, device: memory.Device, together: Sequence[Variant], cap: int | None
 ) -> None:
     """Refuse variants that do not fit into ``--gpu-memory`` together: the weights, momentum and
-    best iterate of all, and the step of the largest.
-
-    Raises:
-        BudgetError: gives both numbers.
-    """
+    best iterate of all, and the step of the largest. Raises BudgetError, with both numbers."""
     if cap is None or not together:
         return
-    recipe = run.recipe
-    batch = recipe.schedule.batch
-    held, steps = [], []
-    divided = run.accumulate[:j][-1]
+    recipe, divided = run.recipe, run.accumulate[:j][-1]
+    batch, held, steps = recipe.schedule.batch, [], []
     for one in together:
         best = one.schedule.keep == "best"
         held.append(footprint.held(one.layer, one.auxiliary, keep_best=best))
@@ -141,9 +155,3 @@ def check_memory(
             f"device memory together; --gpu-memory is {size(cap)}. Vary fewer at a time, or raise "
             "it"
         )
-
-
-def _kept(results: dict[str, SweepResult | None], name: str) -> SweepResult:
-    one = sweep_results.chosen(results, name)
-    assert one is not None, "all variants are through"
-    return one

@@ -1,4 +1,5 @@
-"""Check every file of a store and of a run, and mend what is damaged by computing it again."""
+"""The command `verify`: every file of a store and of a run is checked; what is damaged is mended by
+computing it again."""
 
 from __future__ import annotations
 
@@ -9,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from strata.pipeline.commands import lifecycle
+from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.commands.storage import level_state
-from strata.pipeline.progress import Reporter, Tick
+from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.materialize.cluster import cluster
+from strata.pipeline.progress import Reporter, size
 from strata.pipeline.run import levels, network_record, probe_results, sweep_results
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import NETWORK, TRANSFER
@@ -19,13 +24,17 @@ from strata.store.errors import LevelDamaged
 from strata.store.feature_store import Store
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import COMMIT
-from strata.store.write.verify import Damage, Hashing, check_level, level_directories, put_back
+from strata.store.write.verify import Damage, check_level, level_directories, put_back
 
 if TYPE_CHECKING:
-    from strata.pipeline.materialize.cluster.cluster import Workers
     from strata.pipeline.run.session import Session
 
 MB = 10**6
+NO_VALUES = "its commit was lost, so there is nothing to compare with"
+SAME_VALUES = "the same values as before"
+OTHER_VALUES = (
+    "with OTHER values than before, for example of another device: levels above are stale"
+)
 
 
 @dataclass(frozen=True)
@@ -44,40 +53,48 @@ class Findings:
     """Damaged files of the run, and what is wrong with them."""
 
     @property
-    def count(self) -> int:
-        return len(self.damaged) + len(self.run)
-
-    def directories(self, root: Path) -> set[Path]:
-        """Of the levels that are damaged, not finished, or not where they belong."""
-        belong = {d.belongs.directory(root) for d in self.damaged if d.belongs}
-        return {d.level for d in self.damaged} | belong | set(self.partial)
-
-    @property
-    def error(self) -> LevelDamaged | None:
-        """What to end a verification with."""
-        if not self.count:
-            return None
-        return LevelDamaged(
-            "1 file is damaged" if self.count == 1 else f"{self.count} files are damaged"
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        files = [(d.path, d.what) for d in self.damaged] + list(self.run)
-        return {
-            "levels": self.levels,
-            "bytes": self.nbytes,
-            "partial": [f"{path.parent.name}/{path.name}" for path in self.partial],
-            "damaged": [{"path": str(path), "what": what} for path, what in files],
-        }
+    def all(self) -> list[tuple[Path, str]]:
+        """Every damaged file, and what is wrong with it."""
+        return [*((damage.path, damage.what) for damage in self.damaged), *self.run]
 
 
-def verify(
+def verify(options: Options) -> Answer:
+    """Check the store and the run, and with ``--repair`` mend them and check again."""
+    found, report, reads = lifecycle.find(options), lifecycle.reporting(options), not options.repair
+    how: dict[str, Any] = {"deep": options.deep, "layer": options.layer}
+    with cluster.crew(options, report, Interruptions(), reads=reads) as crew:
+        checked = check(found, **how, report=report, crew=crew)
+    mended = []
+    if options.repair and checked.all:
+        found.existing()
+    if options.repair and found.run and (checked.all or checked.partial):
+        with lifecycle.at_work(found, options) as session:
+            mended = repair(session, checked)
+        checked = check(lifecycle.find(options), **how)
+    value = {
+        "levels": checked.levels,
+        "bytes": checked.nbytes,
+        "partial": [f"{path.parent.name}/{path.name}" for path in checked.partial],
+        "damaged": [{"path": str(path), "what": what} for path, what in checked.all],
+        "mended": mended,
+    }
+    count = len(checked.all)
+    depth = "every byte" if options.deep else "sizes and small files; --deep reads every byte"
+    what = "damage was found" if count else "all is as it was written"
+    lines = [*mended, *(f"damaged: {path}: {what}" for path, what in checked.all)]
+    lines += [f"not finished: {path}" for path in checked.partial]
+    lines += [f"{checked.levels} levels, {size(checked.nbytes)} ({depth}): {what}"]
+    said = "1 file is damaged" if count == 1 else f"{count} files are damaged"
+    return Answer(value, tuple(lines), LevelDamaged(said) if count else None)
+
+
+def check(
     overview: Overview,
     *,
     deep: bool,
     layer: int | None = None,
     report: Reporter | None = None,
-    crew: Workers | None = None,
+    crew: cluster.Workers | None = None,
 ) -> Findings:
     """Check every level of the store, and the records and weights of the run.
 
@@ -93,55 +110,39 @@ def verify(
     if layer:
         overview.check_layer(layer)
     root, files, run = overview.store.root, overview.store.files, overview.run
-    found = [d for d in level_directories(root, files) if layer is None or _depth(d) == layer]
+    found = level_directories(root, files)
+    if layer is not None:
+        found = [d for d in found if d.parent.name.startswith(f"x_{layer}-")]
     states = {directory: level_state(directory, files)[0] for directory in found}
     nbytes = sum(state.nbytes for state in states.values())
-    damaged: list[Damage] = []
+    damaged: dict[Path, Damage] = {}  # by path, since levels of one x_depth share intent.json
     if deep and crew is not None:
         crew.begin()
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
         how: Any = {"deep": deep, "files": files, "tick": lambda done: tick(done // MB)}
-        how["hashing"] = _hashing(crew if deep else None, overview.store, tick)
+        if deep and crew is not None:
+            from strata.pipeline.materialize.cluster.checks import hashing
+
+            how["hashing"] = hashing(crew, overview.store, how["tick"])
         for directory in found:
-            damaged += check_level(root, directory, **how)
-    partial = [d for d, s in states.items() if s.state in ("partial", "absent")]
-    return Findings(
-        len(found), nbytes, tuple(partial), _once(damaged), _run_damage(run, layer) if run else ()
-    )
+            for damage in check_level(root, directory, **how):
+                damaged[damage.path] = damaged.pop(damage.path, damage)
+    partial = tuple(d for d, s in states.items() if s.state in ("partial", "absent"))
+    of_run = _damaged_in_run(run, layer) if run else ()
+    return Findings(len(found), nbytes, partial, tuple(damaged.values()), of_run)
 
 
-def _hashing(crew: Workers | None, store: Store, tick: Tick) -> Hashing | None:
-    """Workers, where there are any."""
-    if crew is None:
-        return None
-    from strata.pipeline.materialize.cluster.checks import hashing
-
-    return hashing(crew, store, lambda done: tick(done // MB))
-
-
-def _depth(directory: Path) -> int:
-    return int(directory.parent.name.removeprefix("x_").partition("-")[0])
-
-
-def _once(damaged: Sequence[Damage]) -> tuple[Damage, ...]:
-    """Levels of one x_depth share ``intent.json``: name it once."""
-    return tuple({damage.path: damage for damage in reversed(damaged)}.values())[::-1]
-
-
-def _run_damage(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
+def _damaged_in_run(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
     layers = range(1, run.layers + 1) if layer is None else [layer]
     found = list(run.damaged_records()) if layer is None else []
     for j in layers:
         found += [*run.damaged_files(j), *sweep_results.damaged(run, j)]
     if layer is None:
         found += sweep_results.damaged(run, run.layers + 1)
-    for inside in probe_results.replicas(run) if layer is None else ():
-        found += inside.damaged_records()
-        found += [damage for j in layers for damage in inside.damaged_files(j)]
+        for inside in probe_results.replicas(run):
+            found += inside.damaged_records()
+            found += [damage for j in layers for damage in inside.damaged_files(j)]
     return tuple(found)
-
-
-# ---- repair -------------------------------------------------------------------------------------
 
 
 def repair(session: Session, findings: Findings) -> list[str]:
@@ -170,21 +171,24 @@ def repair(session: Session, findings: Findings) -> list[str]:
     network_record.keep(run.directory, run.recipe)
     if run.data() is None:
         ensure_images(session)
+    where = {d.level for d in findings.damaged} | set(findings.partial)
+    where |= {d.belongs.directory(store.root) for d in findings.damaged if d.belongs}
     for depth in range(run.layers + 1):
         if depth in again:
             one = variants[depth]
             keep(session, depth, one) if one else make(session, solve=depth)
-        lines += _mend_depth(session, depth, findings.directories(store.root))
+        lines += _mend_depth(session, depth, where)
     for network in probe_results.networks(run):
         own = dataclasses.replace(session, run=network.run)
         for depth in range(network.solved + 1):
-            lines += _mend_depth(own, depth, findings.directories(store.root))
+            lines += _mend_depth(own, depth, where)
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
     return lines + [f"{_mended(path)} {path}" for path, _ in findings.run]
 
 
 def _mended(path: Path) -> str:
+    """What became of a damaged file of the run."""
     if path.parent.parent.name.startswith("sweep_"):
         return "removed with its variant, for `sweep` or `final` to solve again:"
     if path.parent.parent.name == BASELINE:
@@ -193,7 +197,7 @@ def _mended(path: Path) -> str:
     return "removed, for `probe` to make again:" if of_probe else "mended"
 
 
-def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
+def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> set[int]:
     """Remove damaged files of a run, so that what makes them finds them missing; returns the layers
     that must be solved again."""
     layers = set()
@@ -208,7 +212,7 @@ def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> list[int]:
             path.unlink(missing_ok=True)
     for j in layers:
         run.forget_layer(j)
-    return sorted(layers)
+    return layers
 
 
 def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[str]:
@@ -217,36 +221,29 @@ def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[s
     from strata.pipeline.materialize.images import ensure_images
     from strata.pipeline.materialize.materialize import write
 
-    store, lines = session.store, []
-    keys = [k for k in levels.all_at(session.run, depth) if k.directory(store.root) in where]
-    how: Any = {"deep": True, "files": store.files}
-    damaged = {key: check_level(store.root, key.directory(store.root), **how) for key in keys}
-    roots = {key: _root(store, key) for key in keys if damaged[key] or not _committed(store, key)}
-    if not roots:
+    root, files = session.store.root, session.store.files
+    keys = [k for k in levels.all_at(session.run, depth) if k.directory(root) in where]
+    damaged = {k: check_level(root, k.directory(root), deep=True, files=files) for k in keys}
+    before = {
+        key: _content_root(session.store, key)
+        for key in keys
+        if damaged[key] or not files.exists(key.directory(root) / COMMIT)
+    }
+    if not before:
         return []
     if depth == 0:
         ensure_images(session, damaged)
     else:
-        write(session, list(roots), damaged)
-    for key, root in roots.items():
+        write(session, list(before), damaged)
+    lines = []
+    for key, was in before.items():
         names = ", ".join(damage.path.name for damage in damaged[key]) or "what was missing"
-        lines.append(f"mended {key.label}: {names} ({_compared(root, _root(store, key))})")
+        values = OTHER_VALUES if was != _content_root(session.store, key) else SAME_VALUES
+        lines.append(f"mended {key.label}: {names} ({values if was else NO_VALUES})")
     return lines
 
 
-def _committed(store: Store, key: LevelKey) -> bool:
-    return store.files.exists(key.directory(store.root) / COMMIT)
-
-
-def _compared(before: str | None, after: str | None) -> str:
-    if before is None:
-        return "its commit was lost, so there is nothing to compare with"
-    if before == after:
-        return "the same values as before"
-    return "with OTHER values than before, for example of another device: levels above are stale"
-
-
-def _root(store: Store, key: LevelKey) -> str | None:
+def _content_root(store: Store, key: LevelKey) -> str | None:
     try:
         return store.state(key).content_root
     except LevelDamaged:

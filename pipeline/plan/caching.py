@@ -10,7 +10,6 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from strata.pipeline.errors import BudgetError, NotThereYet, RecipeError
 from strata.pipeline.plan import hardware, machine, memory
@@ -21,11 +20,26 @@ from strata.pipeline.plan.worth import evicted
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
-from strata.store.feature_store import is_url
+from strata.store.feature_store import Place, is_url
 
 FEATURES = "features of x_1"
 """What rows were measured on, where that says how features pack."""
 ADVICE = "Run `calibrate`, or give --machine FILE"
+
+
+@dataclass(frozen=True)
+class CachingOptions:
+    """Options of the command line that decide what is cached; a default where there is none."""
+
+    store: Place = Path("features")
+    cache: str = "always"
+    machine: Path | None = None
+    problems: int = 1
+    disk_budget: int | None = None
+    gpu_memory: int | None = None
+    memory_budget: int | None = None
+    tier: str = "auto"
+    loader: str = "native"
 
 
 @dataclass(frozen=True)
@@ -41,18 +55,15 @@ class Caching:
     """How x_depth is stored where the recipe leaves that open; raw where nothing is said."""
 
 
-def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
-    """
-    Args:
-        options: of the command line: ``cache``, ``machine``, ``problems``, ``disk_budget``,
-            ``memory_budget``, ``gpu_memory``, ``tier``, ``loader``.
+def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
+    """What to write of a run.
 
     Raises:
         BudgetError: even so it does not fit; gives both numbers.
         NotThereYet: ``--cache auto`` knows no rates of this machine.
     """
     how = _depths(recipe, plan, options)
-    remote = is_url(options["store"])  # where `materialize` packs what is left open
+    remote = is_url(options.store)  # where `materialize` packs what is left open
     if remote or recipe.cache.profile != "auto" or augmentation.mode(recipe) == "fresh":
         return how
     try:
@@ -65,14 +76,14 @@ def caching(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
     return replace(how, said=(*how.said, said), profiles=profiles)
 
 
-def _depths(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
-    budget = options.get("disk_budget")
-    if options["cache"] == "always":
+def _depths(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
+    budget = options.disk_budget
+    if options.cache == "always":
         return Caching(None, check_budget(plan, budget))
     images = plan.depths[0].nbytes
     if budget is not None and images > budget:
         raise BudgetError(f"x_0 needs {size(images)} of disk; --disk-budget is {size(budget)}")
-    if options["cache"] == "never":
+    if options.cache == "never":
         return Caching((), False)
     found, disk = costs(recipe, plan, options), _budget(options)
     best = choose(Tabled(found), disk=disk)
@@ -80,9 +91,8 @@ def _depths(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> Caching:
     return Caching(depths, bool(evicted(found, best, disk)), (_told(best, found),))
 
 
-def _budget(options: Mapping[str, Any]) -> float:
-    budget = options.get("disk_budget")
-    return math.inf if budget is None else float(budget)
+def _budget(options: CachingOptions) -> float:
+    return math.inf if options.disk_budget is None else float(options.disk_budget)
 
 
 def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
@@ -95,7 +105,7 @@ def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
     return {d: chosen.form(d) or form or "raw" for d, form in zip(between, alone, strict=True)}
 
 
-def costs(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> RecipeCosts:
+def costs(recipe: Recipe, plan: Plan, options: CachingOptions) -> RecipeCosts:
     """Of this recipe on the machine that ``--machine`` describes, or else on this one, within the
     bounds on its memory.
 
@@ -106,13 +116,13 @@ def costs(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> RecipeCosts
     there = known_machine(options)
     if there is None:
         raise NotThereYet(f"nothing is known of this machine's rates. {ADVICE}")
-    if (budget := options.get("memory_budget")) is not None:
+    if (budget := options.memory_budget) is not None:
         there = replace(there, memory=min(there.memory, float(budget)))
-    if (cap := options.get("gpu_memory")) is not None and there.device_memory:
+    if (cap := options.gpu_memory) is not None and there.device_memory:
         room = max(1.0, cap - memory.largest_peak(recipe, cap))
         there = replace(there, device_memory=min(there.device_memory, room))
-    how = {name: options[name] for name in ("tier", "loader") if name in options}
-    return RecipeCosts(recipe, there, plan.images, plan.tests, options["problems"], **how)
+    asked = options.problems, options.loader, options.tier
+    return RecipeCosts(recipe, there, plan.images, plan.tests, *asked)
 
 
 def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
@@ -132,7 +142,7 @@ def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
     return lines
 
 
-def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
+def known_machine(options: CachingOptions) -> machine.Machine | None:
     """The one of ``--machine``, or the one whose disk the store is on; None: not calibrated, as
     object stores never are.
 
@@ -140,11 +150,11 @@ def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
         NotThereYet: the figures in the store are another machine's, or cannot be read.
         RecipeError: those of ``--machine`` cannot be read.
     """
-    if options["machine"] is not None:
-        return machine.load(options["machine"])
-    if is_url(options["store"]):
+    if options.machine is not None:
+        return machine.load(options.machine)
+    if is_url(options.store):
         return None
-    path = calibrated(options["store"])
+    path = calibrated(options.store)
     if not path.exists():
         return None
     try:
@@ -159,9 +169,9 @@ def known_machine(options: Mapping[str, Any]) -> machine.Machine | None:
     return found
 
 
-def calibrated(store: Path) -> Path:
+def calibrated(store: Place) -> Path:
     """Where ``calibrate`` keeps its figures: beside the levels, whose disk they speak of."""
-    return store / "machine.toml"
+    return Path(store) / "machine.toml"
 
 
 def _told(best: Chain, found: RecipeCosts) -> str:

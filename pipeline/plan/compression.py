@@ -16,13 +16,10 @@ from strata.pipeline.recipe.recipe import Recipe
 
 
 def saved(
-    recipe: Recipe, plan: Plan, data: dict[str, Any] | None, options: Mapping[str, Any]
+    recipe: Recipe, plan: Plan, data: dict[str, Any] | None, options: caching.CachingOptions
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The plan beside that of the same recipe without [compress]: for machines, and as lines for
     people; None where no filter is removed.
-
-    Args:
-        options: as of :func:`strata.pipeline.plan.caching.caching`.
     """
     if not recipe.compress:
         return None, []
@@ -63,13 +60,13 @@ def _lines(plan: Plan, without: Plan, value: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _seconds(recipe: Recipe, plan: Plan, options: Mapping[str, Any]) -> float | None:
+def _seconds(recipe: Recipe, plan: Plan, options: caching.CachingOptions) -> float | None:
     """Of the best run on a machine whose rates are known; else None."""
     try:
         known = caching.costs(recipe, plan, options)
     except (NotThereYet, BudgetError):
         return None
-    budget = options["disk_budget"]
+    budget = options.disk_budget
     found = choose(Tabled(known), disk=math.inf if budget is None else budget).seconds
     return found if found < math.inf else None
 

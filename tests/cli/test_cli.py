@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from command import Result, depths, environment, recipe, shards
 from runs import inside
 
 from strata import cli
+from strata.pipeline.commands.lifecycle import Options
 from strata.pipeline.recipe.builtin import names
 
 TODO = [
@@ -356,3 +358,16 @@ def test_no_command_or_option_comes_or_goes_unnoticed() -> None:
         for name, command in cli.main.commands.items()
     }
     assert found == OPTIONS
+
+
+@pytest.mark.parametrize("path", cli.COMMANDS)
+def test_the_table_names_a_function_and_options_that_there_are(path: str) -> None:
+    """A field of Options has the default that the command line gives it."""
+    file, name = path.split(".")
+    assert callable(getattr(import_module(f"strata.pipeline.commands.{file}"), name))
+    command = cli.main.commands[name]
+    required = {p.name: p.opts[0] for p in command.params if p.required}
+    words = [word for flag in required.values() for word in (flag, "1")]
+    given = command.make_context(name, words).params
+    free = given.keys() - required.keys()
+    assert {n: given[n] for n in free} == {n: getattr(Options(), n) for n in free}

@@ -18,7 +18,7 @@ TEXTS = {name: (ROOT / name).read_text("utf-8") for name in PAGES}
 WIDTH = 100
 PATH = re.compile(
     r"(?<![\w/.-])((?:store|stages|pipeline|tests|benchmarks|docs|typings)/[\w./-]*\w"
-    r"|(?:cli|cli_options)\.py)"
+    r"|cli\.py)"
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

@@ -11,8 +11,9 @@ import os
 import pickle
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from strata.pipeline.errors import ClusterError, OptionRange
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster.tasks import WORKERS_S, WorkerTask, call
+from strata.pipeline.plan.caching import CachingOptions
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.stores import check_several
 
@@ -43,34 +45,40 @@ START = (
 )
 
 
-def check(options: Mapping[str, Any], *, reads: bool = False) -> None:
+@dataclass(frozen=True)
+class ClusterOptions(CachingOptions):
+    """Options of the command line that decide who writes levels."""
+
+    device: str = "auto"
+    workers: int | None = None
+    scheduler: str | None = None
+
+
+def check(options: ClusterOptions, *, reads: bool = False) -> None:
     """Refuse flags that exclude each other; ``reads``: nothing will be written. Raises
     OptionRange."""
-    workers, scheduler = options.get("workers"), options.get("scheduler")
-    if workers is None and scheduler is None:
+    if options.workers is None and options.scheduler is None:
         return
-    if workers is not None and scheduler is not None:
+    if options.workers is not None and options.scheduler is not None:
         raise OptionRange("--workers starts workers here, --scheduler uses others: give one")
-    if options.get("loader") == "ffcv":
+    if options.loader == "ffcv":
         raise OptionRange("--loader ffcv reads in one process: leave out --workers and --scheduler")
     if not reads:
-        check_several(options["store"])
+        check_several(options.store)
 
 
 @contextmanager
 def crew(
-    options: Mapping[str, Any], report: Reporter, stop: Interruptions, *, reads: bool = False
+    options: ClusterOptions, report: Reporter, stop: Interruptions, *, reads: bool = False
 ) -> Iterator[Workers | None]:
     """The workers that ``--workers`` or ``--scheduler`` ask for; None: neither was given. Raises as
     :func:`check`, which explains ``reads``."""
     check(options, reads=reads)
-    workers, scheduler = options.get("workers"), options.get("scheduler")
-    if workers is None and scheduler is None:
+    if options.workers is None and options.scheduler is None:
         yield None
         return
-    with closing(
-        Workers(workers, scheduler, options.get("device") or "auto", report, stop)
-    ) as found:
+    found = Workers(options.workers, options.scheduler, options.device, report, stop)
+    with closing(found):
         yield found
 
 

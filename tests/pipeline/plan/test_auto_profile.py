@@ -11,7 +11,7 @@ from runs import Place, here, open_run, tiny
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.materialize.materialize import materialize
-from strata.pipeline.plan.caching import caching
+from strata.pipeline.plan.caching import CachingOptions, caching
 from strata.pipeline.plan.plan import make_plan
 from strata.pipeline.progress import Reporter
 from strata.pipeline.recipe.recipe import parse
@@ -135,10 +135,11 @@ def test_every_depth_has_a_profile_whatever_is_cached(tmp_path: Path, cache: str
     """Also those that are not written on the way: somebody may ask for them."""
     recipe = parse(text(layers=4), "tiny")
     slow = machine(tmp_path, disk_read=1e4, disk_write=1e4, memory=1e5)
-    options = {"cache": cache, "machine": slow, "problems": 1, "store": tmp_path}
+    options = CachingOptions(cache=cache, machine=slow, store=tmp_path)
     found = caching(recipe, make_plan(recipe), options)
     assert found.profiles == {1: "zstd", 2: "zstd", 3: "zstd"}
-    assert caching(recipe, make_plan(recipe), {**options, "loader": "ffcv"}).profiles[1] == "raw"
+    by_ffcv = replace(options, loader="ffcv")
+    assert caching(recipe, make_plan(recipe), by_ffcv).profiles[1] == "raw"
     fresh = parse(text(views="0"), "tiny")
     assert caching(fresh, make_plan(fresh), options).profiles == {}
 

@@ -12,7 +12,7 @@ import pytest
 from root import MACHINES, ROOT
 from runs import inside
 
-from strata.pipeline.commands.worth_tables import crossover
+from strata.pipeline.commands.plan_tables import crossover
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.plan.choose import START, CachedDepth, choose
 from strata.pipeline.plan.costs import RecipeCosts
