@@ -17,11 +17,7 @@ from strata.store.feature_store import Store
 
 def evaluate(run: Run, store: Store) -> dict[str, Any]:
     """Top-1, top-5 and ensembles of every solved layer, and with every final classifier; confusion
-    matrix of the last ensemble.
-
-    Raises:
-        NotThereYet: no layer is solved.
-    """
+    matrix of the last ensemble. Raises NotThereYet: no layer is solved."""
     solved = run.solved()
     if not solved:
         raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata run {run.name}")

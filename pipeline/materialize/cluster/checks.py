@@ -44,12 +44,8 @@ def examined(
 
 
 def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
-    """Moments of the channels of every shard, in the order of shards.
-
-    Raises:
-        ClusterError: a worker does not see the level.
-        LevelDamaged: a row is not the one that was written; names file and row.
-    """
+    """Moments of the channels of every shard, in the order of shards. Raises ClusterError: a worker
+    does not see the level; LevelDamaged: a row is not the one that was written."""
     task = tasks.ChannelsTask(StoreAddress.of(store), level.key, level.content_root)
     shards = range(level.geometry.shards)
     for _, moments in _in_order(_answers(crew, task, shards, moments_of(level)), shards):

@@ -21,7 +21,6 @@ from strata.store.write.mandate import Mandate
 if TYPE_CHECKING:
     from strata.pipeline.run.session import Session
 
-
 WORKERS_S = 30.0
 """Seconds that a first worker is waited for."""
 
