@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from root import ROOT
+from root import ROOT, project_files
 
 FORBIDDEN = {
     "store": {"torch", "torchvision", "ffcv", "click", "rich", "safetensors"}
@@ -72,25 +72,6 @@ class Source:
 def read(root: Path, name: str) -> Source:
     text = (root / name).read_text(encoding="utf-8")
     return Source(name, ast.parse(text, name), len(text.splitlines()))
-
-
-def project_files() -> list[str]:
-    """Tracked files and new ones that git does not ignore; outside git, what is not hidden."""
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        out = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        names = [name for name in out.split("\0") if name]
-    except (OSError, subprocess.CalledProcessError):
-        names = []
-    return sorted({name for name in names or unpacked_files() if (ROOT / name).is_file()})
-
-
-def unpacked_files() -> Iterator[str]:
-    for path in ROOT.rglob("*"):
-        name = path.relative_to(ROOT).as_posix()
-        top = name.split("/")[0]
-        if top not in {"runs", "features", "data"} and (top == ".ci" or not top.startswith(".")):
-            yield name
 
 
 FILES = project_files()
