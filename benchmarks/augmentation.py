@@ -27,7 +27,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ import torch
 from cifar_images import images
 from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 from scipy.stats import t as student
-from torch import nn
 
 from checkout import ROOT
-from strata.pipeline.results import plain_model
+from strata.pipeline.feed.features import frozen_layer
+from strata.pipeline.results.exported import assemble
+from strata.pipeline.run import rundir
 
 TRAIN, TEST = 4_000, 5_000
 NETWORK = {"width": "24", "epochs": "8", "test_every": "0"}
@@ -111,20 +112,20 @@ def run(place: Path, data: Path, case: Case) -> dict[str, Any]:
     strata(here, "run", made, *where, "--data", f"npz:{data}", environment=ONE_THREAD)
     found = known(json.loads((here / "run/report.json").read_text("utf-8")))
     if case.way.startswith("canvas"):
-        strata(here, "export", made, *where, "--to", "plain", environment=ONE_THREAD)
-        found["crops"] = on_crops(here / "plain", data)
+        found["crops"] = on_crops(here / "run", data)
     shutil.rmtree(here)
     return found
 
 
 @torch.no_grad()
-def on_crops(exported: Path, data: Path) -> float:
+def on_crops(directory: Path, data: Path) -> float:
     """Test accuracy in percent of a network whose layers see no canvas: the images as they are."""
-    network = plain_model.load(exported)
-    for block in network.children():
-        for name, part in list(block.named_children()):
-            if isinstance(part, (nn.ZeroPad2d, plain_model.Crop)):
-                setattr(block, name, nn.Identity())
+    found = rundir.find(directory)
+    assert found is not None
+    cpu = torch.device("cpu")
+    network = assemble(found, [frozen_layer(found, j, cpu) for j in range(1, found.layers + 1)])
+    plain = replace(found.recipe.augment, pad=0)
+    network.recipe, network.canvas = replace(found.recipe, augment=plain), False
     with np.load(data) as arrays:
         x, y = torch.from_numpy(arrays["x_test"]), torch.from_numpy(arrays["y_test"])
     parts = zip(x.permute(0, 3, 1, 2).split(500), y.split(500), strict=True)

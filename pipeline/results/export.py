@@ -1,11 +1,10 @@
 """A trained network as files that load without this project.
 
-    DIR/weights.safetensors   parameters and buffers, by plain names
-        model.py              builds the network from them: a copy of plain_model.py
-        model.pt2             the same as one file, for torch.export.load
-        export.json           what it is: input, classes, blocks and steps, accuracies, digests
+    DIR/model.pt2             the network as one file, for torch.export.load
+        weights.safetensors   its state dict: parameters and buffers by plain names
+        export.json           what it is: input, classes, accuracies, digests
 
-The directory appears whole or not at all, and only after both forms gave, on test images, what
+The directory appears whole or not at all, and only after the program gave, on test images, what
 `evaluate` has of them.
 """
 
@@ -26,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.export import Dim
 
 from strata.pipeline.errors import NotThereYet, OptionRange
 from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
 from strata.pipeline.recipe.strict import did_you_mean
-from strata.pipeline.results import plain_model
-from strata.pipeline.results.assembling import Assembly, assemble
+from strata.pipeline.results.exported import ExportedNetwork, assemble
 from strata.pipeline.run import sweep_results, weights
 from strata.pipeline.run.levels import keys_at
 from strata.pipeline.run.overview import Overview
@@ -40,6 +39,7 @@ from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train.evaluation import evaluate
 from strata.stages.errors import UnusableNetwork
 from strata.stages.network.block_source import first_line
+from strata.stages.network.blocks import Block
 from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.solve.evaluate import ensemble
 from strata.store.errors import LevelDamaged, refusals
@@ -52,7 +52,7 @@ COMPARED = 256
 BITS = {"float32": 17, "float16": 11, "bfloat16": 8, "uint8": 8, "uint4": 4}
 """A precision's step is 2^-bits of the largest value; float32's is what other orders of sums make
 of it."""
-WEIGHTS, PROGRAM, CODE = "weights.safetensors", "model.pt2", "model.py"
+WEIGHTS, PROGRAM = "weights.safetensors", "model.pt2"
 DESCRIPTION = "export.json"
 
 
@@ -117,7 +117,7 @@ def export(wanted: Wanted, place: Path) -> tuple[dict[str, Any], list[str]]:
     run = wanted.run
     judged = evaluate(run, wanted.found.store)
     layers = [frozen_layer(run, j, torch.device("cpu")) for j in range(1, wanted.j + 1)]
-    made = assemble(
+    network = assemble(
         run,
         layers,
         features=wanted.features,
@@ -127,27 +127,19 @@ def export(wanted: Wanted, place: Path) -> tuple[dict[str, Any], list[str]]:
     images = _images(wanted)
     expected = _expected(wanted, layers, images)
     with _new_directory(place) as partial:
-        weights.write(partial / WEIGHTS, made.tensors())
-        value = _description(wanted, made, judged, list(expected.shape[1:]))
-        network = plain_model.build(value, weights.read(partial / WEIGHTS)[0], made.modules())
-        replace(partial, PROGRAM, _traced(wanted, made, network, images))
-        if not made.modules():
-            replace(partial, CODE, Path(plain_model.__file__).read_bytes())
+        weights.write(partial / WEIGHTS, network.state_dict())
+        replace(partial, PROGRAM, _traced(wanted, network, images))
         program = torch.export.load(partial / PROGRAM).module()
-        value["compared"] = _compared(wanted, [network, program], images, expected)
-        names = [name for name in (WEIGHTS, PROGRAM, CODE) if (partial / name).exists()]
-        value["files"] = {name: sha256((partial / name).read_bytes()) for name in names}
+        value = _description(wanted, network, judged, list(expected.shape[1:]))
+        value["compared"] = said = _compared(wanted, program, images, expected)
+        files = {name: sha256((partial / name).read_bytes()) for name in (WEIGHTS, PROGRAM)}
+        value["files"] = files
         replace(partial, DESCRIPTION, (json.dumps(value, indent=1) + "\n").encode())
-    lines = [f"exported {wanted.text} to {place}: {', '.join((*names, DESCRIPTION))}"]
-    if CODE not in names:
-        foreign = next(parts[0] for parts in made.blocks.values() if parts[0].module)
-        name = foreign.arguments["name_in_code"]
-        lines.append(f"no {CODE}: it cannot make {name}, which is no chain of torch's own modules")
-    said = value["compared"]
-    lines.append(
-        f"on {said['images']} test images both forms are within {said['furthest']:.2g} of what the "
-        f"run has, of values up to {said['largest']:.3g}"
-    )
+    lines = [
+        f"exported {wanted.text} to {place}: {', '.join((*files, DESCRIPTION))}",
+        f"on {said['images']} test images it is within {said['furthest']:.2g} of what the run has, "
+        f"of values up to {said['largest']:.3g}",
+    ]
     return value, lines
 
 
@@ -185,12 +177,11 @@ def _new_directory(place: Path) -> Iterator[Path]:
 
 
 def _description(
-    wanted: Wanted, made: Assembly, judged: dict[str, Any], shape: list[int]
+    wanted: Wanted, network: ExportedNetwork, judged: dict[str, Any], shape: list[int]
 ) -> dict[str, Any]:
     run, recipe, j = wanted.run, wanted.run.recipe, wanted.j
     data = run.data()
     assert data is not None
-    side = recipe.data.size
     accuracy = judged["layers"][j - 1]
     if wanted.final:
         accuracy = next(one for one in judged["finals"] if one["name"] == wanted.final["name"])
@@ -199,14 +190,15 @@ def _description(
         "what": wanted.text,
         "recipe": {"name": run.name, "seed": run.seed, **recipe.science()},
         "input": {
-            "shape": ["n", recipe.data.channels, side, side],
+            "shape": ["n", recipe.data.channels, "height", "width"],
+            "resized to": recipe.data.size,
             "dtype": "uint8",
             "mean": list(recipe.data.mean),
             "std": list(recipe.data.std),
             "padded to": recipe.canvas,
             "cropped to": recipe.augment.crop,
         },
-        "output": {"shape": ["n", *shape], "dtype": "float32", "weights": made.output},
+        "output": {"shape": ["n", *shape], "dtype": "float32", "weights": network.powers},
         "classes": None if wanted.features else data["classes"],
         "test": None if wanted.features else {"images": judged["samples"], **tested},
         "trained": {
@@ -220,20 +212,18 @@ def _description(
         },
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        **made.as_json(),
     }
 
 
-def _traced(wanted: Wanted, made: Assembly, network: torch.nn.Module, images: Tensor) -> bytes:
-    """The network by torch.export, for any number of images.
+def _traced(wanted: Wanted, network: ExportedNetwork, images: Tensor) -> bytes:
+    """The network by torch.export, for any number of images of any one size.
 
     Raises:
         UnusableNetwork: torch.export does not take code of others.
     """
-    some = images[:2]
-    if len(some) < 2:  # of one image, torch takes the number for a constant
-        some = some.expand(2, -1, -1, -1)
-    shapes, buffer = ({0: torch.export.Dim("n")},), io.BytesIO()
+    some = images[:2].expand(2, -1, -1, -1)  # of one image, torch takes the number for a constant
+    shapes = ({0: Dim("n"), 2: Dim("height"), 3: Dim("width")},)
+    buffer = io.BytesIO()
     try:
         with torch.no_grad():
             program = torch.export.export(network, (some,), dynamic_shapes=shapes)
@@ -242,7 +232,7 @@ def _traced(wanted: Wanted, made: Assembly, network: torch.nn.Module, images: Te
             warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
             torch.export.save(program, buffer)
     except Exception as error:
-        if not made.modules():
+        if not isinstance(wanted.run.recipe.layers[0], Block):
             raise
         raise UnusableNetwork(
             f"network {wanted.run.recipe.network.said} cannot be exported: torch.export does not "
@@ -278,14 +268,14 @@ def _expected(wanted: Wanted, layers: Sequence[Frozen], images: Tensor) -> Tenso
 
 @torch.no_grad()
 def _compared(
-    wanted: Wanted, forms: Sequence[Callable[[Tensor], Tensor]], images: Tensor, expected: Tensor
+    wanted: Wanted, program: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor
 ) -> dict[str, Any]:
     """How far the results are from those of the run, on the first test images.
 
     Raises:
         LevelDamaged: further than the precisions of the run explain.
     """
-    furthest = max(float((form(images) - expected).abs().max()) for form in forms)
+    furthest = float((program(images) - expected).abs().max())
     largest = float(expected.abs().max())
     run = wanted.run
     bits = min(BITS[name] for name in (run.recipe.cache.precision, run.compute, "float32"))

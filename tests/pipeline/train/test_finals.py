@@ -16,7 +16,6 @@ from spoil import flip
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.recipe.recipe import parse
 from strata.pipeline.recipe.variants import finals
-from strata.pipeline.results import plain_model
 from strata.pipeline.run import weights
 from strata.pipeline.run.session import Session
 from strata.pipeline.study import sweep as sweeping
@@ -218,7 +217,8 @@ def test_it_is_exported(trained: Place, tmp_path: Path, more: tuple[str, ...]) -
     at_work = session(trained)
     images = at_work.store.open(at_work.key(0, "test", "clean")).read(0, 64)
     with torch.no_grad():
-        found = plain_model.load(out)(torch.from_numpy(images.copy())).numpy()
+        program = torch.export.load(out / "model.pt2").module()
+        found = program(torch.from_numpy(images.copy())).numpy()
     np.testing.assert_allclose(found, expected[:64], rtol=0, atol=1e-5)
     assert json.loads((out / "export.json").read_text())["trained"]["final"]["name"] == NAME
 

@@ -247,7 +247,7 @@ def images_of(place: Place, depth: int = 0) -> np.ndarray:
 def test_an_export_of_residual_blocks_loads_without_strata(sound: Place, tmp_path: Path) -> None:
     place = sound.copy(tmp_path / "place")
     done = place.do("export", "--to", tmp_path / "out")
-    assert (done.rc, "no model.py: it cannot make blocks[1] (Residual)" in done.out) == (0, True)
+    assert done.rc == 0, done.err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "model.pt2",
         "weights.safetensors",
@@ -261,13 +261,7 @@ def test_an_export_of_residual_blocks_loads_without_strata(sound: Place, tmp_pat
     expected = np.load(place.run / "layer_3/test_logits.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), expected)
     said = json.loads((tmp_path / "out/export.json").read_text())
-    assert said["blocks"]["layer_2"][0]["name_in_code"] == "blocks[1] (Residual)"
     assert said["recipe"]["network"]["name"] == "residual.py:blocks"
-
-
-def test_a_block_that_is_a_chain_has_a_model_py(sound: Place, tmp_path: Path) -> None:
-    assert sound.do("export", "--to", tmp_path / "out", "--layer", 1).rc == 0
-    assert (tmp_path / "out/model.py").exists()
 
 
 PAINTED = """
