@@ -187,7 +187,7 @@ def refused(dask: Cluster, order: tasks.FeaturesTask) -> str:
     with crew_of(dask.address) as crew:
         answers = [answer for _, answer in Dispatch(crew, order).answers(range(2))]
     assert all(isinstance(answer, tasks.Failed) and answer.for_all for answer in answers)
-    assert not list(order.mandate.directory.glob("c.*"))
+    assert not list(order.mandate.key.directory(order.mandate.root).glob("c.*"))
     return one_line(answers[0].error)
 
 
