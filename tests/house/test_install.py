@@ -119,7 +119,7 @@ def test_a_command_and_its_workers_run_the_code_beside_it(other: Path, tmp_path:
     tiny, log = recipe(tmp_path, network__layers=1, network__downsample=[]), tmp_path / "seen"
     words = ("materialize", tiny, "--layer", 1, "--workers", 1)
     done = run(tmp_path, other / "cli.py", *words, STRATA_SEEN=str(log))
-    assert "1 worker at tcp://127.0.0.1:" in done.stderr
+    assert "1 workers at tcp://127.0.0.1:" in done.stderr
     assert len(seen(log)) >= 2, "the command and its worker"
     assert only_of(other, seen(log).values())
 

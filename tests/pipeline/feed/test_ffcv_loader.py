@@ -12,7 +12,7 @@ from ffcv_levels import NEEDS_FFCV, images, python, skip_unless_it_imports
 
 from strata.pipeline.feed.ffcv.beton import write_images
 
-pytestmark = NEEDS_FFCV
+pytestmark = [*NEEDS_FFCV, pytest.mark.slow]
 
 STOCK = """
 import sys, warnings
@@ -33,7 +33,6 @@ def _importable() -> None:
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("rgb", 3), ("grey", 1)])
-@pytest.mark.slow
 def test_a_stock_loader_reads_the_pixels_of_the_level(
     tmp_path: Path, kind: str, channels: int
 ) -> None:
@@ -92,7 +91,6 @@ def test_du_names_the_copies(both: Path) -> None:
     assert "in copies for ffcv" in succeed(both, "du", "--store", store).out
 
 
-@pytest.mark.slow
 def test_jpeg_images_are_another_data_set(tmp_path: Path) -> None:
     """They are read by ffcv alone, and what is trained on them has a name of its own."""
     pets(tmp_path / "pets")
@@ -108,7 +106,6 @@ def test_jpeg_images_are_another_data_set(tmp_path: Path) -> None:
     assert list(store.glob("x_0-*/train.jpeg70.beton"))
 
 
-@pytest.mark.slow
 def test_what_ffcv_cannot_do_is_refused_in_one_line(tmp_path: Path) -> None:
     tiny, packed = recipe(tmp_path), recipe(tmp_path, "packed", cache__profile="zstd")
     tier = strata(tmp_path, "train", tiny, "--layer", 1, "--loader", "ffcv", "--tier", "memory")
@@ -119,7 +116,6 @@ def test_what_ffcv_cannot_do_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "packed with zstd. Use --loader native" in rows.error
 
 
-@pytest.mark.slow
 def test_a_damaged_copy_of_the_images_is_written_again(both: Path) -> None:
     (path,) = both.glob("store-ffcv/x_0-*/train.raw.beton")
     whole = path.read_bytes()
@@ -129,7 +125,6 @@ def test_a_damaged_copy_of_the_images_is_written_again(both: Path) -> None:
     assert "It is written again" in again.err
 
 
-@pytest.mark.slow
 def test_a_store_with_a_beton_in_it_can_be_verified_and_emptied(both: Path) -> None:
     store = both / "store-ffcv"
     succeed(both, "verify", "tiny.toml", "--run", both / "run-ffcv", "--store", store)

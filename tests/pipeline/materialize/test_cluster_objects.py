@@ -68,6 +68,7 @@ def empty(way: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
     return Remote(tmp_path, bucket=new_bucket(way.url))
 
 
+@pytest.mark.slow
 def test_objects_by_workers_are_those_of_one_process(
     dask: Cluster, empty: Remote, local: Place
 ) -> None:

@@ -82,9 +82,7 @@ def seeded(*shape: int) -> Tensor:
 
 
 def vgg_features(model: models.VGG, x: Tensor) -> Tensor:
-    return nn.Sequential(*list(model.features.children())[:-1])(
-        x
-    )  # but for the pooling that closes them
+    return nn.Sequential(*list(model.features.children())[:-1])(x)  # without the last pooling
 
 
 def resnet_features(model: models.ResNet, x: Tensor) -> Tensor:
