@@ -1,6 +1,6 @@
 """The networks of a run that were trained end to end: variants, records, and the run beside them.
 
-No torch here; pipeline/train/end_to_end.py trains.
+No torch here; ``train/end_to_end.py`` trains.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ class BaselineVariant:
 
     @property
     def name(self) -> str:
-        """Of its directory: ``plain``, ``checkpointing``, ``micro-16``, …"""
+        """Name of the variant's directory: ``plain``, ``checkpointing``, ``micro-16``, …"""
         parts = ["checkpointing"] * self.checkpointing
         parts += [f"micro-{self.micro_batch}"] * (self.accumulate > 1)
         return "-".join(parts) or "plain"
 
 
 def variant(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> BaselineVariant:
-    """
+    """The variant that flags ask for.
+
     Args:
         micro_batch: most images at a time; None: as the recipe accumulates.
 
@@ -58,29 +59,27 @@ def variant(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> 
 def current(run: Run | None, name: str) -> dict[str, Any] | None:
     """The record of a variant that was trained on the images that the run has today."""
     record = run.baseline(name) if run else None
-    if run is None or record is None or record["input"] != run.nodes()[0].fingerprint:
-        return None
-    return record
+    made = run and record and record["input"] == run.nodes()[0].fingerprint
+    return record if made else None
 
 
 def known(run: Run) -> list[dict[str, Any]]:
-    """Of every variant that was trained or begun: its name, ``trained``, ``partial``, or ``stale``
+    """Every variant that was trained or begun: its name, ``trained``, ``partial``, or ``stale``
     where the images have changed since; epochs done, and test top-1."""
-    return [_known(run, name) for name in run.baselines()]
-
-
-def _known(run: Run, name: str) -> dict[str, Any]:
-    record, epochs = run.baseline(name), run.recipe.schedule.epochs
-    if record is None:
-        done = _epochs_done(run.baseline_directory(name) / CHECKPOINT)
-        return {"variant": name, "state": "partial", "epochs": done, "test_accuracy": None}
-    state = "trained" if current(run, name) else "stale"
-    top1 = record["test"]["top1"]
-    return {"variant": name, "state": state, "epochs": epochs, "test_accuracy": top1}
+    found: list[dict[str, Any]] = []
+    for name in run.baselines():
+        record, epochs, state = run.baseline(name), run.recipe.schedule.epochs, "partial"
+        if record is None:
+            epochs = _epochs_done(run.baseline_directory(name) / CHECKPOINT)
+        else:
+            state = "trained" if current(run, name) else "stale"
+        top1 = record and record["test"]["top1"]
+        found.append({"variant": name, "state": state, "epochs": epochs, "test_accuracy": top1})
+    return found
 
 
 def _epochs_done(checkpoint: Path) -> int | None:
-    """By the note in its header, without torch; None: there is none that can be read."""
+    """Epochs that a checkpoint's header says are done, without torch; None: it cannot be read."""
     try:
         with safe_open(str(checkpoint), framework="numpy") as file:
             return json.loads(file.metadata()[NOTE])["progress"]["epoch"]
@@ -89,7 +88,8 @@ def _epochs_done(checkpoint: Path) -> int | None:
 
 
 def greedy(found: Overview) -> dict[str, Any] | None:
-    """The same figures of the greedy run; None before its last layer is solved."""
+    """The figures of a baseline's record, for the greedy run; None before its last layer is
+    solved."""
     run = found.existing()
     evaluation = run.evaluation()
     if run.solved() < run.layers or evaluation is None or len(evaluation["layers"]) < run.layers:

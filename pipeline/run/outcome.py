@@ -11,12 +11,12 @@ from typing import Any
 
 from strata.pipeline.plan import memory
 from strata.pipeline.plan.choose import START, CachedDepth
-from strata.pipeline.plan.costs import RecipeCosts
+from strata.pipeline.plan.costs import RecipeCosts, level_geometry
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import levels
 from strata.pipeline.run.session import Session
 from strata.stages.network import footprint
-from strata.store.level.layout import LevelKey, geometry
+from strata.store.level.layout import LevelKey
 
 Outcome = dict[str, Any]
 """``expected`` and ``measured``, each with ``seconds``, ``bytes`` and ``peak_bytes``, where None is
@@ -27,6 +27,7 @@ not known; ``whole``: False where an earlier process did a part, so that seconds
 def kept(
     session: Session, expected: dict[str, Any], measured: dict[str, Any], *, whole: bool
 ) -> Outcome:
+    """What a record keeps of a step's expected and measured figures."""
     rates = session.rates.source if session.rates else None
     return {"expected": expected, "measured": measured, "whole": whole, "rates": rates}
 
@@ -37,18 +38,18 @@ def figures(seconds: float | None, nbytes: int | None, peak: int | None) -> dict
 
 
 def of_solving(session: Session, j: int, base: int) -> dict[str, Any]:
-    """Expected of solving layer j.
+    """Figures expected of solving layer j.
 
     Args:
         base: depth of the levels that x_{j-1} is read or computed from.
     """
     run, costs = session.run, _costs(session)
     peak = memory.peak(run.recipe, j, session.room, run.accumulate[j - 1], base)
-    return figures(costs and costs.solve(_node(session, base), j), None, peak)
+    return figures(costs and costs.solve(_stored(session, base), j), None, peak)
 
 
 def of_writing(session: Session, keys: Sequence[LevelKey], base: int) -> dict[str, Any]:
-    """Expected of writing levels of one x_j.
+    """Figures expected of writing levels of one x_j.
 
     Args:
         base: depth of the levels that it is computed from.
@@ -62,47 +63,28 @@ def of_writing(session: Session, keys: Sequence[LevelKey], base: int) -> dict[st
         precision=recipe.cache.precision,
         images=base == 0,
     )
-    rows = [_rows(session, key) for key in keys]
-    below, node = _node(session, base), _node(session, j)
+    data = session.run.data()
+    assert data is not None
+    rows = [data[key.split] for key in keys]
+    below, node = _stored(session, base), _stored(session, j)
     seconds = costs and sum(costs.write_level(below, node, n) for n in rows)
-    return figures(seconds, _bytes(session, node, rows), peak)
-
-
-def _bytes(session: Session, node: CachedDepth, rows: Sequence[int]) -> int | None:
-    """On disk. Of a packed level only with a ratio that was measured, or is given."""
-    recipe = session.run.recipe
-    cache = recipe.cache
-    ratio = 1.0 if node.form == "raw" else None
-    if session.rates and ratio is None:
-        ratio = session.rates.row_rate(node.form, cache.precision).ratio
-    if ratio is None:
-        return None
-    shape = recipe.shape(node.depth, augmentation.cached_size(recipe))
-    sizes = (geometry(n, shape, cache.precision, cache.shard_mb << 20).nbytes for n in rows)
-    return round(sum(sizes) / ratio)
+    nbytes = None  # of a packed level only with a ratio that was measured, or is given
+    if session.rates or node.form == "raw":
+        rate = session.rates and session.rates.row_rate(node.form, recipe.cache.precision)
+        ratio = rate.ratio if rate and node.form != "raw" else 1.0
+        nbytes = round(sum(level_geometry(recipe, j, n).nbytes for n in rows) / ratio)
+    return figures(seconds, nbytes, peak)
 
 
 def _costs(session: Session) -> RecipeCosts | None:
-    data = session.run.data()
-    if session.rates is None or data is None:
+    data, rates = session.run.data(), session.rates
+    if rates is None or data is None:
         return None
-    return RecipeCosts(
-        session.run.recipe,
-        session.rates,
-        data["train"],
-        data["test"],
-        loader=session.loader,
-        tier=session.tier,
-    )
+    how = {"loader": session.loader, "tier": session.tier}
+    return RecipeCosts(session.run.recipe, rates, data["train"], data["test"], **how)
 
 
-def _node(session: Session, depth: int) -> CachedDepth:
-    """x_depth as it is stored."""
+def _stored(session: Session, depth: int) -> CachedDepth:
+    """x_depth, as its levels are stored."""
     there = levels.profile_at(session.run, session.store, depth) if depth else START
     return CachedDepth(depth, there or "raw")
-
-
-def _rows(session: Session, key: LevelKey) -> int:
-    data = session.run.data()
-    assert data is not None
-    return data[key.split]

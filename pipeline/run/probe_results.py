@@ -56,34 +56,26 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """Name of its directory."""
         return f"cnn-{self.hidden}" if self.hidden else "linear"
 
     @classmethod
     def of(cls, name: str) -> Kind:
+        """The kind that has a name."""
         return cls(int(name.removeprefix("cnn-")) if name != "linear" else 0)
 
     def classifier(self, recipe: Recipe, j: int) -> AuxiliarySpec:
         """L A ρW̃ … ρW̃ with p convolutions, on x_j. Their width is M̃ of layer 1, or M where the
         recipe has none (k = 1): the same at every depth, so that only x_j differs."""
-        width, own = recipe.auxiliary.width or recipe.layers[0].width, recipe.auxiliary
-        return AuxiliarySpec(
-            recipe.layers[j - 1].width,
-            self.hidden + 1,
-            width,
-            recipe.data.classes,
-            own.batch_norm,
-            own.bias,
-        )
+        own, inputs = recipe.auxiliary, recipe.layers[j - 1].width
+        width, classes = own.width or recipe.layers[0].width, recipe.data.classes
+        return AuxiliarySpec(inputs, self.hidden + 1, width, classes, own.batch_norm, own.bias)
 
     def settings(self, recipe: Recipe, j: int) -> dict[str, Any]:
         """All that decides the result beside x_j and the seed, as JSON."""
         if not self.hidden:
-            return {
-                "grid": probe.GRID,
-                "held_out": probe.HELD_OUT,
-                "iterations": probe.MOST_ITERATIONS,
-            }
+            grid, iterations = probe.GRID, probe.MOST_ITERATIONS
+            return {"grid": grid, "held_out": probe.HELD_OUT, "iterations": iterations}
         schedule = dataclasses.asdict(recipe.schedule)
         return {
             "classifier": described(self.classifier(recipe, j)),
@@ -105,7 +97,7 @@ class ProbedNetwork:
     """Names of the weights, layer by layer, that the run's layers must be copies of; None: they are
     its own."""
     variant: str | None = None
-    """Of the network trained end to end."""
+    """Variant of the network trained end to end; None: the greedy one."""
 
     @property
     def solved(self) -> int:
@@ -156,11 +148,8 @@ def _on_images(network: ProbedNetwork, source: str, place: Path) -> ProbedNetwor
     data = shown.data()
     if data is not None:
         shown = with_classes(shown, len(data["classes"]))
-    return replace(network, run=shown, origins=network.origins or _weights(run))
-
-
-def _weights(run: Run) -> list[str]:
-    return [(run.layer(j) or {})["weights"] for j in range(1, run.solved() + 1)]
+    own = [(run.layer(j) or {})["weights"] for j in range(1, run.solved() + 1)]
+    return replace(network, run=shown, origins=network.origins or own)
 
 
 def with_classes(run: Run, classes: int) -> Run:
@@ -227,9 +216,9 @@ def result(network: ProbedNetwork, j: int, kind: Kind) -> ProbeResult | None:
 
 def results(network: ProbedNetwork) -> list[ProbeResult]:
     """All results of a network that are believed, by depth."""
-    run, found = network.run, []
+    found: list[ProbeResult | None] = []
     for j in range(1, network.solved + 1):
-        names = [path.parent.name for path in run.probe_directory(j).glob(f"*/{RESULT}")]
-        kinds = sorted(Kind.of(name) for name in names)
-        found += [one for kind in kinds if (one := result(network, j, kind)) is not None]
-    return found
+        paths = network.run.probe_directory(j).glob(f"*/{RESULT}")
+        kinds = sorted(Kind.of(path.parent.name) for path in paths)
+        found += [result(network, j, kind) for kind in kinds]
+    return [one for one in found if one is not None]

@@ -38,8 +38,8 @@ from typing import Any
 
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.recipe import Recipe, parse
-from strata.pipeline.run import lineage, network_record
-from strata.pipeline.run.lineage import Node
+from strata.pipeline.run import network_record
+from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import TEMPORARY, make_directory, replace, sealed, unseal
 from strata.store.fingerprint import differences, sha256
@@ -50,9 +50,9 @@ BASELINE, RESULT = "baseline", "result.json"
 CHECKPOINT, QUANTISER = "checkpoint.safetensors", "quantiser.safetensors"
 CURVE, LOGITS = "epochs.jsonl", "test_logits.npy"
 NOTE = "strata"
-"""In the header of a .safetensors: what is not tensors, as JSON."""
+"""Key in the header of a .safetensors for what is not tensors, as JSON."""
 UNVOUCHED = (LAYER, RESULT, FEATURES, CHECKPOINT, CURVE)
-"""Files of a layer that vouch for themselves, come and go, or are only looked at."""
+"""Files without a hash in a record: they are sealed, come and go, or decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -129,29 +129,29 @@ class Run:
         return _read(self.baseline_directory(variant) / RESULT)
 
     def write_baseline(self, variant: str, record: Mapping[str, Any]) -> None:
-        """As :meth:`write_layer`."""
-        self._vouch(self.baseline_directory(variant) / RESULT, record)
+        """Write the record of a network trained end to end, with the hash of every file of it."""
+        self._write_with_hashes(self.baseline_directory(variant) / RESULT, record)
 
     def probe(self, j: int, name: str) -> dict[str, Any] | None:
         """The record of a probe of x_j, current or not; None if there is none."""
         return _read(self.probe_directory(j) / name / RESULT)
 
     def write_probe(self, j: int, name: str, record: Mapping[str, Any]) -> None:
-        """As :meth:`write_layer`."""
-        self._vouch(self.probe_directory(j) / name / RESULT, record)
+        """Write the record of a probe of x_j, with the hash of every file of it."""
+        self._write_with_hashes(self.probe_directory(j) / name / RESULT, record)
 
     def write_layer(self, j: int, record: Mapping[str, Any]) -> None:
-        """Write the record that vouches for layer j: what it says, and the hash of every file."""
-        self._vouch(self.layer_directory(j) / LAYER, record)
+        """Write the record that vouches for layer j, with the hash of every file of it."""
+        self._write_with_hashes(self.layer_directory(j) / LAYER, record)
 
-    def _vouch(self, path: Path, record: Mapping[str, Any]) -> None:
-        files = {other.name: sha256(other.read_bytes()) for other in path.parent.glob("[!.]*.*")}
-        vouched = {name: files[name] for name in sorted(files) if name not in UNVOUCHED}
-        self.write(path, {**record, "files": vouched})
+    def _write_with_hashes(self, path: Path, record: Mapping[str, Any]) -> None:
+        files = sorted(path.parent.glob("[!.]*.*"))
+        hashes = {f.name: sha256(f.read_bytes()) for f in files if f.name not in UNVOUCHED}
+        self.write(path, {**record, "files": hashes})
 
     def write(self, path: Path, body: Any) -> None:
-        make_directory(path.parent)
-        replace(path.parent, path.name, sealed(body))
+        """Write a sealed JSON file, and its directory."""
+        replace(make_directory(path.parent), path.name, sealed(body))
 
     # ---- lineage ------------------------------------------------------------------------------
 
@@ -163,21 +163,13 @@ class Run:
         data = self.data()
         if data is None:
             return []
-        nodes = [lineage.images_node(self.recipe, data["digest"])]
+        how = self.recipe, self.seed, self.compute
+        nodes = [images_node(self.recipe, data["digest"])]
         for j in range(1, self.layers + 1):
             record = self.layer(j)
             if record is None or record["input"] != nodes[-1].fingerprint:
                 break
-            nodes.append(
-                lineage.feature_node(
-                    self.recipe,
-                    self.seed,
-                    self.compute,
-                    nodes[-1],
-                    record["weights"],
-                    record["scales"],
-                )
-            )
+            nodes.append(feature_node(*how, nodes[-1], record["weights"], record["scales"]))
         return nodes
 
     def lineage(self, depth: int) -> list[dict[str, Any]]:
@@ -229,17 +221,20 @@ def _read(path: Path) -> Any:
         return None
 
 
+def changed_files(directory: Path, hashes: Mapping[str, str]) -> Iterator[Path]:
+    """Files of a directory that are missing, or whose sha256 is not the one expected by name."""
+    for name, expected in hashes.items():
+        path = directory / name
+        if not path.exists() or sha256(path.read_bytes()) != expected:
+            yield path
+
+
 def damaged_beside(record: Path) -> Iterator[tuple[Path, str]]:
     """Files that a record vouches for and that are not what it says."""
-    files = {}
     with suppress(LevelDamaged):
-        files = (_read(record) or {"files": {}})["files"]
-    for name, expected in files.items():
-        path = record.parent / name
-        if not path.exists():
-            yield path, "it is missing"
-        elif sha256(path.read_bytes()) != expected:
-            yield path, f"it is not what {record.name} says: its sha256 differs"
+        for path in changed_files(record.parent, (_read(record) or {"files": {}})["files"]):
+            differs = f"it is not what {record.name} says: its sha256 differs"
+            yield path, differs if path.exists() else "it is missing"
 
 
 def _damage(path: Path) -> Iterator[tuple[Path, str]]:
@@ -254,7 +249,11 @@ def default_directory(name: str, seed: int) -> Path:
 
 
 def find(directory: Path) -> Run | None:
-    """The run in a directory, or None."""
+    """The run in a directory, or None.
+
+    Raises:
+        RunConflict: its recipe was edited since it was made.
+    """
     facts = _read(directory / RUN)
     if facts is None:
         return None
@@ -269,18 +268,16 @@ def find(directory: Path) -> Run | None:
 
 
 def find_matching(directory: Path, wanted: Recipe, seed: int) -> Run | None:
-    """As :func:`find`, refusing a directory made from another recipe or seed.
+    """The run in a directory, or None; a directory made from another recipe or seed is refused.
 
     Raises:
-        RunConflict: names every field that differs.
+        RunConflict: names the fields that differ.
     """
     run = find(directory)
     if run is None:
         return None
-    found = differences(
-        {**run.recipe.science(), "seed": run.seed}, {**wanted.science(), "seed": seed}
-    )
-    if found:
+    asked = {**wanted.science(), "seed": seed}
+    if found := differences({**run.recipe.science(), "seed": run.seed}, asked):
         raise RunConflict(
             f"{directory} was made with another recipe ({run.name}): {'; '.join(found[:3])}"
             f"{' …' if len(found) > 3 else ''}. Choose another directory with --run"
@@ -319,7 +316,7 @@ def create(
 
 
 def with_source(run: Run, source: str) -> Run:
-    """The same run with its images found at another place. What is in them is checked when read."""
+    """A run, written down with its images at another place; they are checked when read."""
     body = {**run.facts, "source": source}
     replace(run.directory, RUN, sealed(body))
     return Run(run.directory, run.name, run.recipe, body)

@@ -12,9 +12,10 @@ import torch
 
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.plan import hardware, memory
-from strata.pipeline.plan.machine import Machine as Rates
+from strata.pipeline.plan.costs import level_geometry
+from strata.pipeline.plan.machine import Machine
 from strata.pipeline.progress import Reporter, size
-from strata.pipeline.recipe import augmentation
+from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import device, levels, rundir
 from strata.pipeline.run import ranks as launch
 from strata.pipeline.run.device import ReadOptions
@@ -24,7 +25,7 @@ from strata.pipeline.run.stores import default_profile
 from strata.stages.data.images import SPLITS
 from strata.stages.solve.ranks import Ranks
 from strata.store.feature_store import Store
-from strata.store.level.layout import Geometry, LevelKey, geometry
+from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import Level
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class Session:
     """Where rows are held while a problem reads them; see pipeline/plan/tiers.py."""
     loader: str = "native"
     """``native`` or ``ffcv``."""
-    rates: Rates | None = None
-    """Of this machine, for expectations; None: not known."""
+    rates: Machine | None = None
+    """Rates of this machine, for expectations; None: not known."""
     profiles: Mapping[int, str] = field(default_factory=dict)
     """How x_depth is stored, where the recipe leaves that open; raw where nothing is said."""
     gpu_memory: int | None = None
@@ -94,8 +95,7 @@ class Session:
     memory_budget: int | None = None
     """Most bytes of the host's memory for levels; None: what is free."""
     ranks: Ranks = field(default_factory=Ranks)
-    """Who solves layers together."""
-
+    """Processes that solve layers together."""
     crew: Crew | None = None
     """Workers that levels are written with; None: this process alone."""
 
@@ -110,8 +110,8 @@ class Session:
             self.device,
             self.tier,
             self.loader,
-            device_bytes=self._bytes_for_rows(),
-            memory_bytes=self._bytes_for_copies(),
+            device_bytes=self._device_bytes_for_rows(),
+            memory_bytes=self._memory_bytes_for_rows(),
         )
 
     @cached_property
@@ -119,22 +119,20 @@ class Session:
         """The device, for arithmetic of memory."""
         return memory.Device(self.run.compute, self.device.type == "cuda")
 
-    def _bytes_for_rows(self) -> int | None:
+    def _device_bytes_for_rows(self) -> int | None:
         """What the largest problem leaves of ``gpu_memory``."""
         if self.gpu_memory is None:
             return None
-        run = self.run
-        counts = enumerate(run.accumulate, 1)
-        peaks = (memory.known_peak(run.recipe, j, self.room, n) for j, n in counts)
+        recipe, counts = self.run.recipe, enumerate(self.run.accumulate, 1)
+        peaks = (memory.known_peak(recipe, j, self.room, count) for j, count in counts)
         return max(0, self.gpu_memory - max(peaks))
 
-    def _bytes_for_copies(self) -> int | None:
-        """Ranks on one machine share its memory."""
+    def _memory_bytes_for_rows(self) -> int | None:
+        """This rank's part of the memory budget, or of the machine's memory."""
         ranks = launch.number("LOCAL_WORLD_SIZE")
         if ranks == 1:
             return self.memory_budget
-        given = self.memory_budget or device.available_memory()
-        return given // ranks
+        return (self.memory_budget or device.available_memory()) // ranks
 
     def key(self, depth: int, split: str, view: str) -> LevelKey:
         """The level of this run's lineage; the layers up to ``depth`` must be solved."""
@@ -148,27 +146,17 @@ class Session:
         """Rows, shape and shards of a level of x_j that is to be written."""
         recipe, data = self.run.recipe, self.run.data()
         assert data is not None
-        sample = recipe.shape(j, augmentation.cached_size(recipe))
-        return geometry(
-            data[split],
-            sample,
-            recipe.cache.precision,
-            recipe.cache.shard_mb << 20,
-            self._profile(j),
-        )
-
-    def _profile(self, j: int) -> str:
-        """The recipe's; where that is left open, that of the levels there are, or what was
-        chosen."""
-        if self.run.recipe.cache.profile != "auto" and not self.store.remote:
-            return self.run.recipe.cache.profile
-        there = levels.profile_at(self.run, self.store, j) or self.profiles.get(j)
-        return there or default_profile(self.store, self.run)
+        profile = recipe.cache.profile
+        if profile == "auto" or self.store.remote:  # as the levels there are, or what was chosen
+            there = levels.profile_at(self.run, self.store, j) or self.profiles.get(j)
+            profile = there or default_profile(self.store, self.run)
+        return level_geometry(recipe, j, data[split], profile)
 
 
 def patience(session: Session) -> Callable[[str], None]:
-    """Waits for another process as long as nobody asks us to stop, and says once for whom."""
-    said = set()
+    """A function that is called while another process is waited for: it stops if somebody asks us
+    to, and says once for whom we wait."""
+    said = set[str]()
 
     def waiting(who: str) -> None:
         session.stop.check()
@@ -205,10 +193,7 @@ def open_session(
     chosen = device.pick(device_name)
     run = overview.run
     if run is None:
-        compute, reason = device.compute_dtype(overview.recipe.schedule.precision, chosen)
-        report.say(f"convolutions in {compute}: {reason}")
-        facts = {"compute": compute, **device.facts(chosen)}
-        facts |= _divided(overview, compute, chosen, gpu_memory, report)
+        facts = _facts_of_new_run(overview.recipe, chosen, gpu_memory, report)
         who = overview.directory, overview.name, overview.text
         run = rundir.create(*who, seed, source, facts, overview.recipe)
     elif (wanted := source or _known_source(overview, run)) != run.source:
@@ -224,17 +209,20 @@ def open_session(
     return Session(run, overview.store, chosen, report, **who, **rest)
 
 
-def _divided(
-    overview: Overview, compute: str, chosen: torch.device, cap: int | None, report: Reporter
+def _facts_of_new_run(
+    recipe: Recipe, chosen: torch.device, cap: int | None, report: Reporter
 ) -> dict[str, Any]:
-    """Facts of a new run: into how many micro-batches its steps are divided to fit, if they are."""
-    if cap is None:
-        return {}
-    recipe, there = overview.recipe, memory.Device(compute, chosen.type == "cuda")
-    accumulate = memory.fit(recipe, there, cap)
-    for line in memory.divided_layers(recipe, accumulate):
-        report.say(f"to fit into {size(cap)}, {line}; batch norm sees no more than these")
-    return {"accumulate": accumulate}
+    """Dtype, device and versions; and how many micro-batches steps are divided into to fit ``cap``
+    bytes."""
+    compute, reason = device.compute_dtype(recipe.schedule.precision, chosen)
+    report.say(f"convolutions in {compute}: {reason}")
+    facts = {"compute": compute, **device.facts(chosen)}
+    if cap is not None:
+        there = memory.Device(compute, chosen.type == "cuda")
+        facts["accumulate"] = accumulate = memory.fit(recipe, there, cap)
+        for line in memory.divided_layers(recipe, accumulate):
+            report.say(f"to fit into {size(cap)}, {line}; batch norm sees no more than these")
+    return facts
 
 
 def _known_source(overview: Overview, run: Run) -> str:

@@ -20,15 +20,14 @@ from typing import Any
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import Variant
-from strata.pipeline.run.rundir import CURVE, LOGITS, RESULT, Run
+from strata.pipeline.run.rundir import CURVE, LOGITS, RESULT, Run, changed_files
 from strata.stages.errors import Diverged, StageError
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import unseal
-from strata.store.fingerprint import sha256
 
 WEIGHTS, AUXILIARY = "weights.safetensors", "auxiliary.safetensors"
 FILES = (WEIGHTS, AUXILIARY, CURVE, LOGITS)
-"""What a result vouches for."""
+"""Files of a variant that its result has the hashes of."""
 
 SweepResult = Mapping[str, Any]
 """Body of result.json; ``diverged`` is None, or epoch and last finite loss."""
@@ -40,7 +39,7 @@ def place(run: Run, j: int, name: str) -> Path:
 
 
 def title(recipe: Recipe, j: int) -> str:
-    """Whose variants: those of J + 1 are classifiers of x_J."""
+    """The name of what has variants, for messages: those of J + 1 are classifiers of x_J."""
     return f"layer {j}" if j <= len(recipe.layers) else "the final classifier"
 
 
@@ -67,15 +66,11 @@ def result(run: Run, j: int, variant: Variant) -> SweepResult | None:
 
 
 def _is_whole(directory: Path, found: SweepResult) -> bool:
-    return all(_is(directory / name, digest) for name, digest in found["files"].items())
-
-
-def _is(path: Path, digest: str) -> bool:
-    return path.exists() and sha256(path.read_bytes()) == digest
+    return not any(changed_files(directory, found["files"]))
 
 
 def results(run: Run | None, j: int, wanted: Iterable[Variant]) -> dict[str, SweepResult | None]:
-    """By name, in the order asked for."""
+    """The results of variants by name, in the order asked for."""
     return {variant.name: run and result(run, j, variant) for variant in wanted}
 
 
@@ -103,7 +98,7 @@ def finals(run: Run) -> dict[str, tuple[str, SweepResult | None]]:
 
 
 def ranked(found: Mapping[str, SweepResult | None]) -> list[SweepResult]:
-    """By test top-1, the highest first; those that diverged last."""
+    """Results by test top-1, the highest first; those that diverged last."""
     there = [result for result in found.values() if result is not None]
     return sorted(there, key=lambda r: -1.0 if r["diverged"] else r["test"]["top1"], reverse=True)
 
@@ -127,9 +122,9 @@ def chosen(found: Mapping[str, SweepResult | None], keep: str) -> SweepResult | 
             raise error
         return one
     there = [result for result in found.values() if result is not None]
-    finite = [result for result in there if not result["diverged"]]
     if len(there) < len(found):
         return None
+    finite = [result for result in there if not result["diverged"]]
     if not finite:
         raise StageError("every variant diverged: there is none to keep. Lower 'schedule.lr'")
     return min(finite, key=lambda result: result["risk"])
@@ -167,9 +162,8 @@ def damaged(run: Run, j: int) -> Iterator[tuple[Path, str]]:
         except LevelDamaged:
             yield path, "it does not match its own sha256"
             continue
-        for name, digest in files.items():
-            if not _is(path.parent / name, digest):
-                yield path.parent / name, f"it is not what {RESULT} says, or missing"
+        for file in changed_files(path.parent, files):
+            yield file, f"it is not what {RESULT} says, or missing"
 
 
 def taken_from(run: Run, j: int) -> SweepResult | None:

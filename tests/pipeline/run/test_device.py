@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from root import ROOT
+from root import PYTHONPATH, ROOT
 
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.run import device
@@ -72,7 +72,7 @@ def faults(how: str, where: str, **more: str) -> int:
     command = [sys.executable, "-c", FAULTS, how, where]
     # Starting workers leaves their environment in ours.
     env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    root, env = ROOT, env | more
+    root, env = ROOT, env | {"PYTHONPATH": PYTHONPATH} | more
     return int(subprocess.run(command, cwd=root, env=env, capture_output=True, check=True).stdout)
 
 
