@@ -106,7 +106,7 @@ Exit codes:
   11 the disk or object store refuses (read-only, I/O error, no bucket)
   12 there is no cluster, or its workers failed · 130 stopped
 """
-"""The same for the end of --help."""
+"""The exit codes, as the end of --help shows them."""
 
 
 def exit_code(error: BaseException) -> int | None:

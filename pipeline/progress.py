@@ -18,14 +18,16 @@ PLAIN_EVERY = 10.0
 
 
 class Tick(Protocol):
+    """A function that reports finished units of a task."""
+
     def __call__(self, done: int, note: str = "") -> None: ...
 
 
 class Reporter:
-    """Says nothing; the base of those that do."""
+    """A reporter that says nothing; the base of those that do."""
 
     def say(self, text: str) -> None:
-        """One finished fact."""
+        """Say one finished fact."""
 
     @contextmanager
     def task(self, title: str, total: int, unit: str) -> Iterator[Tick]:
@@ -34,7 +36,7 @@ class Reporter:
 
 
 class PlainReporter(Reporter):
-    """Plain lines, for logs and pipes."""
+    """A reporter that writes plain lines, for logs and pipes."""
 
     def say(self, text: str) -> None:
         sys.stderr.write(text + "\n")
@@ -51,16 +53,14 @@ class PlainReporter(Reporter):
             now = time.monotonic()
             if now - last >= PLAIN_EVERY:
                 last = now
-                self.say(
-                    f"  {title}: {progress_text(count, total, now - begun, unit)}"
-                    f"{note and ', ' + note}"
-                )
+                text = progress_text(count, total, now - begun, unit)
+                self.say(f"  {title}: {text}{note and ', ' + note}")
 
         yield tick
 
 
 class BarReporter(Reporter):
-    """Bars with rate and time left, on a terminal."""
+    """A reporter that draws bars with rate and time left, on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -74,22 +74,16 @@ class BarReporter(Reporter):
     def task(self, title: str, total: int, unit: str) -> Iterator[Tick]:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        begun, count = time.monotonic(), 0
-        with Progress(
-            *columns, TimeRemainingColumn(), console=self.console, transient=True
-        ) as bars:
+        shown = TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+        columns, begun, count = (*shown, TimeRemainingColumn()), time.monotonic(), 0
+        with Progress(*columns, console=self.console, transient=True) as bars:
             bar = bars.add_task(title, total=total, text="")
 
             def tick(done: int, note: str = "") -> None:
                 nonlocal count
                 count += done
                 rate = count / max(1e-9, time.monotonic() - begun)
-                text = f"{rate:,.0f} {unit}/s" + (f", {note}" if note else "")
+                text = f"{rate:,.0f} {unit}/s{note and ', ' + note}"
                 bars.update(bar, advance=done, text=text)
 
             yield tick
@@ -121,11 +115,13 @@ def duration(seconds: float) -> str:
 
 def size(nbytes: float) -> str:
     """Decimal bytes: ``"26.2 GB"``"""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if nbytes < 1000 or unit == "TB":
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+    if nbytes < 1000:
+        return f"{nbytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         nbytes /= 1000
-    raise AssertionError
+        if nbytes < 1000:
+            return f"{nbytes:.1f} {unit}"
+    return f"{nbytes / 1000:.1f} TB"
 
 
 def parse_size(text: str) -> int:

@@ -187,23 +187,19 @@ def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
     Args:
         data: a run's record of its images; None: as many as the recipe expects.
     """
-    counts = {
-        split: int((data or {}).get(split, getattr(recipe.data, split)))
-        for split in ("train", "test")
-    }
+    counts = data or {"train": recipe.data.train, "test": recipe.data.test}
     depths = (_depth(recipe, j, counts) for j in range(len(recipe.layers) + 1))
     return Plan(tuple(depths), recipe.cache.precision, counts["train"], counts["test"])
 
 
-def _depth(recipe: Recipe, j: int, counts: dict[str, int]) -> DepthPlan:
-    one, levels, train = (
-        level_geometry(recipe, j, counts["train"]),
-        dict[str, int](),
-        counts["train"],
-    )
-    for split, view in augmentation.levels_at(recipe, j):
-        name = split if view == "clean" else f"{split}.{view}"
-        levels[name] = level_geometry(recipe, j, counts[split]).nbytes
+def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
+    train, one = counts["train"], level_geometry(recipe, j, counts["train"])
+    levels = {
+        split if view == "clean" else f"{split}.{view}": level_geometry(
+            recipe, j, counts[split]
+        ).nbytes
+        for split, view in augmentation.levels_at(recipe, j)
+    }
     if j == 0:
         return DepthPlan(0, one.sample, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0, 0)
     layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]

@@ -7,6 +7,7 @@ without them there is no expectation, and none is made up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from strata.pipeline.plan import memory
@@ -80,8 +81,9 @@ def _costs(session: Session) -> RecipeCosts | None:
     data, rates = session.run.data(), session.rates
     if rates is None or data is None:
         return None
-    how = {"loader": session.loader, "tier": session.tier}
-    return RecipeCosts(session.run.recipe, rates, data["train"], data["test"], **how)
+    counts = data["train"], data["test"]
+    costs = RecipeCosts(session.run.recipe, rates, *counts)
+    return replace(costs, loader=session.loader, tier=session.tier)
 
 
 def _stored(session: Session, depth: int) -> CachedDepth:

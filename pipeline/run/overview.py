@@ -40,15 +40,12 @@ class Overview:
     def to_write(self, costs: Plan) -> int:
         """Bytes that are still to be written of what a whole run reads: x_0 … x_{J-1}, uncompressed
         where it is not known better."""
-        depths = costs.depths[:-1]
-        keys = [key for d in depths if self.run for key in keys_at(self.run, d.depth)]
-        there = {(key.depth, key.name) for key in keys if is_current(self.store, key)}
-        return sum(
-            nbytes
-            for d in depths
-            for name, nbytes in d.levels.items()
-            if (d.depth, name) not in there
-        )
+        todo = 0
+        for depth in costs.depths[:-1]:
+            keys = keys_at(self.run, depth.depth) if self.run else []
+            there = {key.name for key in keys if is_current(self.store, key)}
+            todo += sum(n for name, n in depth.levels.items() if name not in there)
+        return todo
 
     def check_layer(self, j: int) -> None:
         """Refuse a layer that the network does not have. Raises LayerRange."""
@@ -85,7 +82,7 @@ def find(
     """
     name, text = builtin.text_of(recipe)
     loaded = parse(text, name, builtin.folder_of(recipe))
-    place = directory or rundir.default_directory(name, seed)
+    place = directory or Path("runs") / name / str(seed)
     run = rundir.find_matching(place, loaded, seed)
     if run is not None:  # the same network, and perhaps it knows its blocks
         loaded = replace(loaded, network=run.recipe.network)

@@ -244,10 +244,6 @@ def _damage(path: Path) -> Iterator[tuple[Path, str]]:
         yield path, "it does not match its own sha256"
 
 
-def default_directory(name: str, seed: int) -> Path:
-    return Path("runs") / name / str(seed)
-
-
 def find(directory: Path) -> Run | None:
     """The run in a directory, or None.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,18 @@ def result(run: Run, j: int, variant: Variant) -> SweepResult | None:
     """The result of a variant that is through; None if it is not, was made on another x_{j-1} or
     with other settings, or if one of its files is not what it was."""
     directory = place(run, j, variant.name)
+    found = _whole(directory)
+    return found if found and found["made_of"] == vouched(run, j, variant) else None
+
+
+def _whole(directory: Path) -> SweepResult | None:
+    """The result in a variant's directory; None if there is none, or if it or one of its files is
+    not what it was."""
     try:
         found = unseal(directory / RESULT)
     except (FileNotFoundError, LevelDamaged):
         return None
-    believed = found["made_of"] == vouched(run, j, variant)
-    return found if believed and _is_whole(directory, found) else None
-
-
-def _is_whole(directory: Path, found: SweepResult) -> bool:
-    return not any(changed_files(directory, found["files"]))
+    return None if any(changed_files(directory, found["files"])) else found
 
 
 def results(run: Run | None, j: int, wanted: Iterable[Variant]) -> dict[str, SweepResult | None]:
@@ -82,18 +85,13 @@ def finals(run: Run) -> dict[str, tuple[str, SweepResult | None]]:
     """
     found: dict[str, tuple[str, SweepResult | None]] = {}
     for directory in sorted(run.sweep_directory(run.layers + 1).glob("*")):
-        try:
-            one = unseal(directory / RESULT)
-        except FileNotFoundError:
-            found[directory.name] = "partial", None
-        except LevelDamaged:
-            found[directory.name] = "stale", None
-        else:
-            nodes = run.nodes()
-            here = [node.fingerprint for node in nodes[run.layers :]] == [one["made_of"]["input"]]
-            good = here and _is_whole(directory, one)
-            state = ("diverged" if one["diverged"] else "solved") if good else "stale"
-            found[one["name"]] = state, one if state == "solved" else None
+        one, state = _whole(directory), "partial"
+        here = [node.fingerprint for node in run.nodes()[run.layers :]]
+        if one and [one["made_of"]["input"]] == here:
+            state = "diverged" if one["diverged"] else "solved"
+        elif (directory / RESULT).exists():
+            state = "stale"
+        found[directory.name] = state, one if state == "solved" else None
     return found
 
 
@@ -168,12 +166,9 @@ def damaged(run: Run, j: int) -> Iterator[tuple[Path, str]]:
 
 def taken_from(run: Run, j: int) -> SweepResult | None:
     """The result that the run's layer j was taken from, if it was, and if all of it is there."""
-    try:
+    record: dict[str, Any] = {}
+    with suppress(LevelDamaged):
         record = run.layer(j) or {}
-        name = (record.get("variant") or {"name": None})["name"]
-        found = name and unseal(place(run, j, name) / RESULT)
-    except (FileNotFoundError, LevelDamaged):
-        return None
-    if not found or found["weights"] != record["weights"]:
-        return None
-    return found if _is_whole(place(run, j, found["name"]), found) else None
+    variant = record.get("variant")
+    found = _whole(place(run, j, variant["name"])) if variant and variant["name"] else None
+    return found if found and found["weights"] == record["weights"] else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from strata.pipeline.errors import RecipeError
@@ -10,15 +9,13 @@ from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.recipe.strict import did_you_mean
 
 DEFAULT = "digits"
+FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
     """The built-in recipes, default first."""
-    folder = resources.files(__name__)
-    found = sorted(
-        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
-    )
-    return sorted(found, key=lambda name: name != DEFAULT)
+    found = (path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(found, key=lambda name: (name != DEFAULT, name))
 
 
 def text_of(recipe: str) -> tuple[str, str]:
@@ -28,7 +25,7 @@ def text_of(recipe: str) -> tuple[str, str]:
         RecipeError: there is neither; suggests the nearest name.
     """
     if recipe in names():
-        return recipe, (resources.files(__name__) / f"{recipe}.toml").read_text("utf-8")
+        return recipe, (FOLDER / f"{recipe}.toml").read_text("utf-8")
     path = Path(recipe)
     if path.suffix == ".toml":
         try:
@@ -41,8 +38,8 @@ def text_of(recipe: str) -> tuple[str, str]:
 
 
 def folder_of(recipe: str) -> Path:
-    """Where a Python file lies that a recipe names: beside it."""
-    return Path(__file__).parent if recipe in names() else Path(recipe).parent
+    """The folder of a recipe, where a Python file lies that it names."""
+    return FOLDER if recipe in names() else Path(recipe).parent
 
 
 def load(recipe: str) -> tuple[str, Recipe]:
