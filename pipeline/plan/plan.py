@@ -194,12 +194,10 @@ def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
 
 def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
     train, one = counts["train"], level_geometry(recipe, j, counts["train"])
-    levels = {
-        split if view == "clean" else f"{split}.{view}": level_geometry(
-            recipe, j, counts[split]
-        ).nbytes
-        for split, view in augmentation.levels_at(recipe, j)
-    }
+    levels: dict[str, int] = {}
+    for split, view in augmentation.levels_at(recipe, j):
+        name = split if view == "clean" else f"{split}.{view}"
+        levels[name] = level_geometry(recipe, j, counts[split]).nbytes
     if j == 0:
         return DepthPlan(0, one.sample, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0, 0)
     layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
