@@ -101,5 +101,5 @@ def _steps(
         with half:
             functional_call(module, state, (x,))
     module.train()
-    without = [[n - held for n in log] for log in (training, backward)]
-    return [kept], *without, [n - before for n in counted.log]
+    training, backward = ([n - held for n in log] for log in (training, backward))
+    return [kept], training, backward, [n - before for n in counted.log]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Flatten: ("start_dim",),
     nn.ReLU: (),
 }
-"""Of torch's modules: the arguments that make one, by their names."""
+"""Arguments that make one of torch's modules, by their names."""
 FUNCTIONS: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
     "relu": lambda: ("ReLU", {}),
     "relu_": lambda: ("ReLU", {}),
@@ -52,15 +53,15 @@ class Part:
     """One module of a chain."""
 
     name: str
-    """Its path in the module it comes from, with _ for dots: ``convolutions_0``."""
+    """Path in the module it comes from, with _ for dots: ``convolutions_0``."""
     kind: str
-    """Its class."""
+    """Class name."""
     arguments: dict[str, Any]
-    """Of its constructor, as JSON."""
+    """Arguments of the constructor, as JSON."""
     state: dict[str, Tensor] = field(default_factory=dict)
-    """Its parameters and buffers."""
+    """Parameters and buffers."""
     module: nn.Module | None = None
-    """Itself, where its class is none of torch's: then it cannot be made from its arguments."""
+    """The module, where its class is none of torch's: arguments cannot make it then."""
 
     def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "kind": self.kind, **self.arguments}
@@ -77,10 +78,12 @@ def chain(module: nn.Module, shape: Sequence[int]) -> list[Part]:
         StageError: it is no chain, or a part of it is of no known kind.
     """
     x = torch.zeros(1, *shape)
-    listener = _Listener(x)
-    leaves = [(n, m) for n, m in module.named_modules() if _is_leaf(m)]
-    hooks = [leaf.register_forward_pre_hook(listener.enter) for _, leaf in leaves]
-    hooks += [leaf.register_forward_hook(listener.leave(name)) for name, leaf in leaves]
+    listener, hooks = _Listener(x), []
+    for name, part in module.named_modules():
+        # An empty Sequential has no children either, and is no leaf.
+        if not isinstance(part, nn.Sequential) and not any(part.children()):
+            hooks.append(part.register_forward_pre_hook(listener.enter))
+            hooks.append(part.register_forward_hook(partial(listener.leave, name)))
     try:
         with listener:
             result = module(x)
@@ -89,15 +92,11 @@ def chain(module: nn.Module, shape: Sequence[int]) -> list[Part]:
             hook.remove()
     if result is not listener.last:
         raise StageError(f"{type(module).__name__} is no chain: its result is not its last part's")
-    return [part for called in listener.called for part in called()]
+    return [part for parts in listener.calls for part in parts]
 
 
 def whole(module: nn.Module, name: str) -> list[Part]:
-    """A module that is no chain of known parts, as one part.
-
-    Args:
-        name: for people.
-    """
+    """A module that is no chain of known parts, as one part; the name is for people."""
     return [Part("block", BLOCK, {"name_in_code": name}, dict(module.state_dict()), module)]
 
 
@@ -111,24 +110,21 @@ def rounding(codec: Codec) -> list[Part]:
 
 
 class _Listener(TorchFunctionMode):
-    """Notes every leaf module and every function outside of one."""
+    """Notes every leaf module and every function outside of one, as they are called."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.last, self._inside = x, False
-        # Parts are made afterwards: reading a state is a function of tensors, too.
-        self.called: list[Callable[[], list[Part]]] = []
+        self.calls: list[list[Part]] = []
+        """Parts of every call; none for an ``Identity``."""
 
     def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._inside = True
 
-    def leave(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def leaving(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            self._inside = False
-            self._follow(name, inputs[0], output)
-            self.called.append(lambda: _of_module(name, module))
-
-        return leaving
+    def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._follow(name, inputs[0], output)
+        self.calls.append(_of_module(name, module))
+        self._inside = False  # only now: reading a state calls functions, too
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -136,19 +132,14 @@ class _Listener(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if not self._inside and isinstance(output, Tensor):
             self._follow(func.__name__, args[0], output)
-            made = _of_function(func.__name__, args[1:], kwargs or {}, len(self.called))
-            self.called.append(lambda: [made])
+            made = _of_function(func.__name__, args[1:], kwargs or {}, len(self.calls))
+            self.calls.append([made])
         return output
 
     def _follow(self, name: str, x: Any, output: Tensor) -> None:
         if x is not self.last:
             raise StageError(f"no chain: {name} does not see what the part before it gave")
         self.last = output
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """An empty ``Sequential`` has no children either."""
-    return not isinstance(module, nn.Sequential) and not any(module.children())
 
 
 def _of_module(name: str, module: nn.Module) -> list[Part]:
