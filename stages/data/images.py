@@ -22,26 +22,7 @@ from strata.stages.data.sources import SPLITS, Source, open_digits, open_npz, su
 from strata.stages.data.zoo import open_torchvision
 from strata.stages.errors import BrokenImage, DataError
 
-__all__ = [
-    "SPLITS",
-    "Broken",
-    "Source",
-    "Survey",
-    "check_labels",
-    "check_probed",
-    "examine",
-    "open_source",
-    "pixels",
-    "spans",
-    "survey",
-]
-
-_FORMS = {
-    "digits": "digits",
-    "torchvision": "torchvision:NAME",
-    "imagefolder": "imagefolder:PATH",
-    "npz": "npz:PATH",
-}
+_FORMS = ("digits", "torchvision:NAME", "imagefolder:PATH", "npz:PATH")
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 # Samples handed to a thread at a time: enough that handing over costs next to nothing.
@@ -66,8 +47,9 @@ def open_source(spec: str, *, root: Path, download: bool = False) -> Source:
         return open_imagefolder(Path(rest).expanduser())
     if kind == "npz" and rest:
         return open_npz(Path(rest).expanduser())
-    near = "" if kind in _FORMS else suggest(kind, _FORMS)
-    raise DataError(f"unknown data source {spec!r}, must be {', '.join(_FORMS.values())}.{near}")
+    kinds = [form.partition(":")[0] for form in _FORMS]
+    near = "" if kind in kinds else suggest(kind, kinds)
+    raise DataError(f"unknown data source {spec!r}, must be {', '.join(_FORMS)}.{near}")
 
 
 def pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -170,7 +152,7 @@ class Broken:
 
 
 Examined = list[str | Broken]
-"""Of each of some samples: its content's sha256 hex digest, or what is wrong with it."""
+"""Findings on some samples: each one's sha256 hex digest of its content, or what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -202,23 +184,28 @@ def survey(
     DataError for broken images, all of them counted first, unless `skip_broken`, and when leaving
     them out empties a split or a class of train.
     """
+    if examined is None:
+        examined = _examined_in_threads(source, workers)
     lines: list[bytes] = []
     kept: dict[str, list[int]] = {split: [] for split in SPLITS}
     broken: list[Broken] = []
-    for split, start, results in _results(source, workers) if examined is None else examined:
+    for split, start, findings in examined:
         labels = source.labels(split)
-        for i, result in enumerate(results, start):
-            if isinstance(result, Broken):
-                broken.append(result)
+        for i, finding in enumerate(findings, start):
+            if isinstance(finding, Broken):
+                broken.append(finding)
                 continue
             kept[split].append(i)
             # No name holds a NUL, so no two lists of samples give the same lines.
-            line = f"{split}\0{labels[i]}\0{source.name(split, i)}\0{result}\n"
+            line = f"{split}\0{labels[i]}\0{source.name(split, i)}\0{finding}\n"
             lines.append(line.encode("utf-8", "surrogateescape"))
         if tick is not None:
-            tick(len(results))
+            tick(len(findings))
     if broken and not skip_broken:
-        raise DataError(_complaint(broken, len(lines) + len(broken)))
+        noun = "image" if len(broken) == 1 else "images"
+        named = ", ".join(f"{one.name} ({one.reason})" for one in broken[:_NAMED])
+        total = len(lines) + len(broken)
+        raise DataError(f"{len(broken)} broken {noun} of {total}, the first: {named}")
     indices = {split: np.array(kept[split], np.int64) for split in SPLITS}
     _check_left(source, indices)
     digest = hashlib.sha256()
@@ -234,8 +221,8 @@ def spans(source: Source, length: int = _CHUNK) -> Iterator[tuple[str, range]]:
             yield split, range(start, min(start + length, source.count(split)))
 
 
-def _results(source: Source, workers: int) -> Iterator[tuple[str, int, Examined]]:
-    """(split, first index, results) chunk by chunk in sample order, few of them under way."""
+def _examined_in_threads(source: Source, workers: int) -> Iterator[tuple[str, int, Examined]]:
+    """(split, first index, findings) chunk by chunk in sample order, few of them under way."""
     coming = spans(source)
     waiting: deque[tuple[str, int, Future[Examined]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="survey") as pool:
@@ -259,12 +246,6 @@ def examine(source: Source, split: str, span: range) -> Examined:
         except BrokenImage as error:
             found.append(Broken(split, source.name(split, i), error.reason))
     return found
-
-
-def _complaint(broken: list[Broken], total: int) -> str:
-    noun = "image" if len(broken) == 1 else "images"
-    named = ", ".join(f"{one.name} ({one.reason})" for one in broken[:_NAMED])
-    return f"{len(broken)} broken {noun} of {total}, the first: {named}"
 
 
 def _check_left(source: Source, kept: dict[str, np.ndarray]) -> None:

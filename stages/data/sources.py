@@ -8,9 +8,10 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,75 +23,59 @@ _DEPTHS = (1, 3, 4)
 _MOST_CLASSES = 65536
 
 
-class Source(Protocol):
+class Source(ABC):
     """A labelled image data set with a train and a test split; a context manager.
 
-    Everything but `close` may be called from several threads at once.
+    Without `classes` there is one for each label up to the largest, named by its number. All but
+    `close` may be called from several threads at once. Raises DataError, naming `title`, when a
+    split has no samples.
     """
 
     classes: tuple[str, ...]
     """Class names in label order; the label itself where there are no names."""
 
-    def count(self, split: str) -> int:
-        """Number of samples in `split`."""
-        ...
-
-    def labels(self, split: str) -> np.ndarray:
-        """Labels in sample order: int64 (n,), read-only."""
-        ...
-
-    def name(self, split: str, i: int) -> str:
-        """Name of sample `i`, the same wherever the data set lies, such as train/cat/0001.jpg."""
-        ...
-
-    def content(self, split: str, i: int) -> bytes:
-        """What is hashed: the file's bytes, or an array's after a line of its dtype and shape.
-
-        Raises BrokenImage where it cannot be read.
-        """
-        ...
-
-    def image(self, split: str, i: int) -> Image.Image:
-        """Sample `i`, fully decoded, in its own mode and size. Raises BrokenImage."""
-        ...
-
-    def signature(self) -> str:
-        """Hex digest that changes when files do; looks at sizes and times, reads no image."""
-        ...
-
-    def close(self) -> None:
-        """Release files. The source is of no use afterwards."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-class Listed:
-    """What every source here shares: class names, labels, and being a context manager.
-
-    Raises DataError, naming `title`, when a split has no samples.
-    """
-
     def __init__(
-        self, title: str, classes: Iterable[str], labels: Mapping[str, np.ndarray]
+        self, title: str, labels: Mapping[str, np.ndarray], classes: Iterable[str] | None = None
     ) -> None:
-        self.classes = tuple(classes)
         self._labels = {split: np.array(labels[split], np.int64) for split in SPLITS}
         for split, values in self._labels.items():
             values.setflags(write=False)
             if not values.size:
                 raise DataError(f"the {split} split of {title} has no images")
+        if classes is None:
+            largest = max(values.max() for values in self._labels.values())
+            classes = map(str, range(largest + 1))
+        self.classes = tuple(classes)
 
     def count(self, split: str) -> int:
+        """Number of samples in `split`."""
         return self._labels[split].size
 
     def labels(self, split: str) -> np.ndarray:
+        """Labels in sample order: int64 (n,), read-only."""
         return self._labels[split]
 
-    def close(self) -> None:
-        """Nothing to release unless a subclass says so."""
+    @abstractmethod
+    def name(self, split: str, i: int) -> str:
+        """Name of sample `i`, the same wherever the data set lies, such as train/cat/0001.jpg."""
+
+    @abstractmethod
+    def content(self, split: str, i: int) -> bytes:
+        """What is hashed: the file's bytes, or an array's after a line of its dtype and shape.
+
+        Raises BrokenImage where it cannot be read.
+        """
+
+    @abstractmethod
+    def image(self, split: str, i: int) -> Image.Image:
+        """Sample `i`, fully decoded, in its own mode and size. Raises BrokenImage."""
+
+    @abstractmethod
+    def signature(self) -> str:
+        """Hex digest that changes when files do; looks at sizes and times, reads no image."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing open
+        """Release files. The source is of no use afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +109,10 @@ def decoded(name: str, load: Callable[[], Image.Image]) -> Image.Image:
 
     Raises BrokenImage, with `name` and a short reason, for whatever is wrong with it.
     """
-    _silence_pillow()
+    # Each of Pillow's own warnings is either followed by an error here or harmless. Not within
+    # warnings.catch_warnings, which swaps what is the process's under the feet of other threads.
+    if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         image = load()
         if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or np.inf):
@@ -133,25 +121,14 @@ def decoded(name: str, load: Callable[[], Image.Image]) -> Image.Image:
         image.load()
     except (BrokenImage, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise BrokenImage(name, "not an image in a known format") from error
     except Exception as error:  # decoders raise nearly anything on damaged data
-        raise BrokenImage(name, one_line(error)) from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not an image in a known format" if unknown else short_reason(error)
+        raise BrokenImage(name, reason) from error
     return image
 
 
-def _silence_pillow() -> None:
-    """Ignore Pillow's own warnings: each is either followed by an error here or harmless.
-
-    `warnings.catch_warnings` would be more local, but it swaps process-wide state under the
-    feet of other threads, and decoding runs in threads.
-    """
-    wanted = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-    if wanted not in warnings.filters:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def one_line(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """The first line of an error's text, at most 120 characters; its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
@@ -173,45 +150,44 @@ def channels_last(images: np.ndarray, what: str) -> np.ndarray:
     return images if last else images.transpose(0, 2, 3, 1)
 
 
-def picture(array: np.ndarray) -> Image.Image:
+def image_from(array: np.ndarray) -> Image.Image:
     """An image of uint8 (H,W) or (H,W,C)."""
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
-def packed(array: np.ndarray) -> bytes:
+def array_bytes(array: np.ndarray) -> bytes:
     """An array's bytes after a line of its dtype and shape, which the bytes alone do not tell."""
     return f"{array.dtype.str} {array.shape}\n".encode() + array.tobytes()
 
 
-class Arrays(Listed):
-    """Images held in memory: uint8 (n,H,W) or (n,H,W,C) per split.
+class Arrays(Source):
+    """Images held in memory: uint8 (n,H,W) or (n,H,W,C) per split; classes are numbers.
 
-    `mark` gives the signature anew at each call. Raises DataError when a split is empty.
+    `marks` and `files` are what the signature is made of. Raises DataError when a split is empty.
     """
 
     def __init__(
         self,
         title: str,
-        classes: Iterable[str],
         images: Mapping[str, np.ndarray],
         labels: Mapping[str, np.ndarray],
-        mark: Callable[[], str],
+        marks: Sequence[str],
+        files: Sequence[Path] = (),
     ) -> None:
-        super().__init__(title, classes, labels)
-        self._images = images
-        self._mark = mark
+        super().__init__(title, labels)
+        self._images, self._marks, self._files = images, marks, files
 
     def name(self, split: str, i: int) -> str:
         return f"{split}/{i}"
 
     def content(self, split: str, i: int) -> bytes:
-        return packed(self._images[split][i])
+        return array_bytes(self._images[split][i])
 
     def image(self, split: str, i: int) -> Image.Image:
-        return picture(self._images[split][i])
+        return image_from(self._images[split][i])
 
     def signature(self) -> str:
-        return self._mark()
+        return stamp(self._marks, self._files)
 
 
 def open_digits() -> Arrays:
@@ -227,13 +203,8 @@ def open_digits() -> Arrays:
         raise DataError("digits needs the package scikit-learn, which is missing") from error
     bunch = cast(Any, load_digits())
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    return Arrays(
-        "digits",
-        map(str, range(10)),
-        {"train": images[:-360], "test": images[-360:]},
-        {"train": bunch.target[:-360], "test": bunch.target[-360:]},
-        lambda: stamp(("digits", sklearn.__version__), ()),
-    )
+    by_split = [{"train": every[:-360], "test": every[-360:]} for every in (images, bunch.target)]
+    return Arrays("digits", *by_split, marks=("digits", sklearn.__version__))
 
 
 def open_npz(path: Path) -> Arrays:
@@ -247,17 +218,17 @@ def open_npz(path: Path) -> Arrays:
     images, labels = {}, {}
     stored = _load_npz(path)
     for split in SPLITS:
-        images[split] = _npz_images(stored[f"x_{split}"], f"x_{split} in {path}")
+        array, what = stored[f"x_{split}"], f"x_{split} in {path}"
+        if array.dtype != np.uint8:
+            raise DataError(f"{what} is {array.dtype}, images must be uint8")
+        images[split] = channels_last(array, what)
         labels[split] = _npz_labels(stored[f"y_{split}"], f"y_{split} in {path}")
         if len(images[split]) != len(labels[split]):
             raise DataError(
                 f"{path} has {len(images[split])} images in x_{split} "
                 f"but {len(labels[split])} labels in y_{split}"
             )
-    most = max((int(part.max()) for part in labels.values() if part.size), default=-1)
-    return Arrays(
-        str(path), map(str, range(most + 1)), images, labels, lambda: stamp(("npz",), [path])
-    )
+    return Arrays(str(path), images, labels, ("npz",), [path])
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -273,13 +244,9 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
                 )
             return {key: file[key] for key in wanted}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as an .npz of arrays: {one_line(error)}") from error
-
-
-def _npz_images(array: np.ndarray, what: str) -> np.ndarray:
-    if array.dtype != np.uint8:
-        raise DataError(f"{what} is {array.dtype}, images must be uint8")
-    return channels_last(array, what)
+        raise DataError(
+            f"{path} cannot be read as an .npz of arrays: {short_reason(error)}"
+        ) from error
 
 
 def _npz_labels(array: np.ndarray, what: str) -> np.ndarray:

@@ -41,7 +41,7 @@ class Channel:
     """What calibration found in one channel."""
 
     minimum: float
-    """Of all values and 0, as the maximum is."""
+    """The least of all values and 0; the maximum likewise."""
     maximum: float
     low: float
     """The percentile of the negative values; 0 if there are none."""
@@ -139,7 +139,7 @@ class _Seen:
     smallest: list[float]
     """Per channel over all pixels; at most 0."""
     largest: list[float]
-    """The same; at least 0."""
+    """Per channel over all pixels; at least 0."""
     device: torch.device
     """Where the maps were, and where a channel at a time is looked at."""
 
@@ -180,7 +180,7 @@ def _thinned(x: Tensor, first: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Ends:
-    """Of one channel, as magnitudes: the percentiles, and how far the codes reach."""
+    """Magnitudes in one channel: the percentiles, and how far the codes reach."""
 
     low: float
     high: float
@@ -218,24 +218,21 @@ def _typical(values: Tensor, largest: float, percentile: float) -> float:
 
 
 def _quantiser(precision: str, ends: list[_Ends]) -> Quantiser:
-    """Scales and zero points over the channels' ends; dead channels get the widest one's."""
-    widest = max(ends, key=lambda e: e.width)
-    steps = [_step(e if e.width else widest, LEVELS[precision]) for e in ends]
+    """Scales and zero points over the channels' ends. Dead channels get the widest one's, and scale
+    1 if there is nothing to go by."""
+    widest, top = max(ends, key=lambda e: e.width), LEVELS[precision]
+    bounds = torch.finfo(torch.float32)
+    scales, zeros = [], []
+    for e in (e if e.width else widest for e in ends):
+        # So that neither the scale is subnormal nor a decoded value infinite.
+        scale = min(max(e.width / top, bounds.tiny), bounds.max / (top + 2)) if e.width else 1.0
+        scales.append(scale)
+        zeros.append(min(top, round(e.below / scale)))
     return Quantiser(
         precision,
-        torch.tensor([scale for scale, _ in steps], dtype=torch.float32),
-        torch.tensor([zero for _, zero in steps], dtype=torch.uint8),
+        torch.tensor(scales, dtype=torch.float32),
+        torch.tensor(zeros, dtype=torch.uint8),
     )
-
-
-def _step(ends: _Ends, top: int) -> tuple[float, int]:
-    """Scale and zero point for codes 0 … top; scale 1 if there is nothing to go by."""
-    if not ends.width:
-        return 1.0, 0
-    # So that neither the scale is subnormal nor a decoded value infinite.
-    bounds = torch.finfo(torch.float32)
-    scale = min(max(ends.width / top, bounds.tiny), bounds.max / (top + 2))
-    return scale, min(top, round(ends.below / scale))
 
 
 def _judge(seen: _Seen, c: int, ends: _Ends, quantiser: Quantiser) -> Channel:

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from strata.stages.faking import Faked, faked
+from strata.stages.faking import faked
 from strata.stages.memory import TensorBytes
 from strata.stages.network.blocks import MemoryPeaks, Pair
 from strata.stages.network.spec import Shape
@@ -69,6 +70,12 @@ class _Logged(TensorBytes):
         super().see(values)
         self.log.append(self.now)
 
+    def started(self, held: Sequence[Tensor]) -> int:
+        """Bytes of what others count, weights and input; the log begins after it."""
+        self.see(held)
+        self.log = []
+        return self.now
+
 
 def _steps(
     module: nn.Module, shape: Sequence[int], compute: torch.dtype
@@ -76,10 +83,10 @@ def _steps(
     """Bytes kept after a forward pass; during it; during the backward pass; without a gradient."""
     half = torch.autocast("cpu", compute, enabled=compute != torch.float32)
     module.train()
-    with faked(module, shape) as (call, x), _Logged() as counted:
-        held = _held(counted, call, x)
+    with faked(module, shape) as (state, x), _Logged() as counted:
+        held = counted.started([*state.values(), x])
         with half:
-            y = call(x)
+            y = functional_call(module, state, (x,))
         kept, training = counted.now - held, counted.log
         counted.log = []
         # As the classifier's backward pass does: a gradient of the output, which itself may go.
@@ -89,18 +96,10 @@ def _steps(
         total.backward()
         backward = counted.log
     module.eval()
-    with faked(module, shape) as (call, x), _Logged() as counted, torch.no_grad():
-        before = _held(counted, call, x)
+    with faked(module, shape) as (state, x), _Logged() as counted, torch.no_grad():
+        before = counted.started([*state.values(), x])
         with half:
-            call(x)
-        frozen = counted.log
+            functional_call(module, state, (x,))
     module.train()
-    without = [[n - held for n in training], [n - held for n in backward]]
-    return [kept], without[0], without[1], [n - before for n in frozen]
-
-
-def _held(counted: _Logged, call: Faked, x: Tensor) -> int:
-    """Bytes of weights and input, which others count."""
-    counted.see([*call.state.values(), x])
-    counted.log = []
-    return counted.now
+    training, backward = ([n - held for n in log] for log in (training, backward))
+    return [kept], training, backward, [n - before for n in counted.log]

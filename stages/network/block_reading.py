@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
 from strata.stages.network.block_memory import moments
-from strata.stages.network.block_source import _Named, digest, first_line, made_by
+from strata.stages.network.block_source import construct, digest, first_line
 from strata.stages.network.blocks import Block, Origin
+from strata.stages.network.cutting import Named
 from strata.stages.network.spec import Shape
 
 PIXELS = 16
@@ -35,7 +37,7 @@ def read_blocks(source: Origin, shape: Shape) -> tuple[Block, ...]:
         UnusableNetwork: it cannot be made or cut, or a block is not what layers can be; names the
             block, and why.
     """
-    made, blocks = made_by(source, None), []
+    made, blocks = construct(source, None), []
     _check_apart(source, made)
     known: dict[tuple[str, Shape], dict[str, Any]] = {}
     for index, (name, module) in enumerate(made, start=1):
@@ -67,7 +69,7 @@ def _figures(module: nn.Module, shape: Shape, title: str) -> dict[str, Any]:
     }
 
 
-def _check_apart(source: Origin, made: Sequence[_Named]) -> None:
+def _check_apart(source: Origin, made: Sequence[Named]) -> None:
     """Refuse blocks that share weights or have none, and tensors that would not be kept."""
     owner: dict[int, int] = {}
     for index, (name, module) in enumerate(made, start=1):
@@ -123,9 +125,9 @@ def _shown(module: nn.Module, shape: Shape, title: str) -> tuple[Shape, int]:
     rows = 2
     module.train()
     try:
-        with faked(module, (rows, *shape)) as (call, x), _Draws() as draws:
+        with faked(module, (rows, *shape)) as (state, x), _Draws() as draws:
             with FlopCounterMode(display=False) as counter:
-                y = call(x)
+                y = functional_call(module, state, (x,))
             changed = x._version > 0
     except Exception as error:  # whatever code of others does
         seen = "×".join(map(str, shape))

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
 
-_Named = tuple[str, nn.Module]
-
+Named = tuple[str, nn.Module]
+"""A module and what it is called in its model."""
 SIDE = 224
 """Of the image that is shown to the model, in pixels: it has no content, so it costs nothing."""
 OPENING = ("pooling", "dropout", "pixelshuffle")
@@ -31,7 +33,7 @@ OPENING = ("pooling", "dropout", "pixelshuffle")
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # pyright: ignore
 
 
-def cut(model: nn.Module, name: str) -> list[_Named]:
+def cut(model: nn.Module, name: str) -> list[Named]:
     """The blocks of a model for images of three channels, each with its name and class.
 
     Args:
@@ -40,8 +42,8 @@ def cut(model: nn.Module, name: str) -> list[_Named]:
     Raises:
         UnusableNetwork: it is no chain; names the module where it is not.
     """
-    blocks: list[list[_Named]] = []
-    opening: list[_Named] = []
+    blocks: list[list[Named]] = []
+    opening: list[Named] = []
     for path, part in _trunk(model, name):
         begins = _weighted(part) and not isinstance(part, NORMS)
         if type(part).__module__ in {f"torch.nn.modules.{kind}" for kind in OPENING}:
@@ -58,7 +60,7 @@ def _weighted(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _joined(parts: Sequence[_Named]) -> _Named:
+def _joined(parts: Sequence[Named]) -> Named:
     path, main = next((one for one in parts if _weighted(one[1])), parts[0])
     module = main if len(parts) == 1 else nn.Sequential(*(part for _, part in parts))
     return f"{path} ({type(main).__name__})", module
@@ -72,13 +74,15 @@ class _Chain:
     """What was called so far, in a chain, and what did not fit."""
 
     last: Tensor
-    parts: list[_Named] = field(default_factory=list)
+    parts: list[Named] = field(default_factory=list)
     ended: bool = False
     stray: str | None = None
     """The first part after the end that has weights and is none of a classifier."""
 
-    def note(self, path: str, module: nn.Module, x: Any, output: Any) -> None:
-        self.ended = self.ended or x is not self.last or not _is_map(output)
+    def note(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A forward hook, once the path is given."""
+        follows = bool(inputs) and inputs[0] is self.last
+        self.ended = self.ended or not follows or not _is_map(output)
         if not self.ended:
             self.parts.append((path, module))
             self.last = output
@@ -95,14 +99,14 @@ def _is_flat(output: Any) -> bool:
     return isinstance(output, Tensor) and output.numel() == output.shape[:2].numel()
 
 
-def _trunk(model: nn.Module, name: str) -> list[_Named]:
+def _trunk(model: nn.Module, name: str) -> list[Named]:
     """The modules from the image to the last map."""
     model.eval()
-    with faked(model, (1, 3, SIDE, SIDE)) as (call, x):
+    with faked(model, (1, 3, SIDE, SIDE)) as (state, x):
         chain = _Chain(x)
-        hooks = [part.register_forward_hook(_noting(chain, path)) for path, part in _units(model)]
+        hooks = [p.register_forward_hook(partial(chain.note, path)) for path, p in _units(model)]
         try:
-            call(x)
+            functional_call(model, state, (x,))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -117,7 +121,7 @@ def _trunk(model: nn.Module, name: str) -> list[_Named]:
     return chain.parts
 
 
-def _units(module: nn.Module, path: str = "") -> Iterator[_Named]:
+def _units(module: nn.Module, path: str = "") -> Iterator[Named]:
     """Modules that are not opened up, in the order of their definition. Lists are: nobody calls
     them."""
     for name, child in module.named_children():
@@ -125,10 +129,3 @@ def _units(module: nn.Module, path: str = "") -> Iterator[_Named]:
             yield from _units(child, f"{path}{name}.")
         else:
             yield f"{path}{name}", child
-
-
-def _noting(chain: _Chain, path: str) -> Any:
-    def noted(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        chain.note(path, module, inputs[0] if inputs else None, output)
-
-    return noted

@@ -55,7 +55,7 @@ def featurize(
 def encoded(
     layers: Sequence[Frozen], x: Float[Tensor, "b c h w"], *, block: int, compute: torch.dtype
 ) -> Shaped[Tensor, "b c2 h2 w2"]:
-    """What :func:`featurize` gives, in its stored form. Arguments and errors as there."""
+    """The stored form of what :func:`featurize` gives; arguments and errors as there."""
     return _in_blocks(layers, x, block, compute, layers[-1].stored.encode)
 
 
@@ -68,27 +68,19 @@ def _in_blocks(
 ) -> Tensor:
     blocks = []
     for first in range(0, len(x), block):
+        part = x[first : first + block]
+        rows = len(part)
+        if rows < block:
+            part = torch.cat([part, part.new_zeros((block - rows, *part.shape[1:]))])
         try:
-            blocks.append(_forward(layers, x[first : first + block], block, compute, finish))
+            for frozen in layers[:-1]:
+                part = frozen.stored.rounded(run_layer(frozen.layer, part, compute))
+            part = finish(run_layer(layers[-1].layer, part, compute))
         except NotFinite as error:
             error.sample += first
             raise
+        blocks.append(part[:rows])
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-
-
-def _forward(
-    layers: Sequence[Frozen],
-    part: Tensor,
-    block: int,
-    compute: torch.dtype,
-    finish: Callable[[Tensor], Tensor],
-) -> Tensor:
-    rows = len(part)
-    if rows < block:
-        part = torch.cat([part, part.new_zeros((block - rows, *part.shape[1:]))])
-    for frozen in layers[:-1]:
-        part = frozen.stored.rounded(run_layer(frozen.layer, part, compute))
-    return finish(run_layer(layers[-1].layer, part, compute))[:rows]
 
 
 def run_layer(layer: nn.Module, x: Tensor, compute: torch.dtype) -> Tensor:

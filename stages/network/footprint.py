@@ -1,9 +1,7 @@
 """Peak bytes of tensors while a problem is solved, or a level computed, by arithmetic (no torch).
 
-What lives at the same time, call by call, in :meth:`strata.stages.solve.solve.Solver.step` on
-:class:`strata.stages.network.network.Problem` and in
-:func:`strata.stages.network.featurize.featurize`; stages/memory.py measures the same, and a test
-compares them.
+What lives at the same time, call by call, in ``Solver.step`` (solve/solve.py) on a ``Problem``, and
+in ``featurize``; stages/memory.py measures the same, and a test compares them.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ class _Held:
     """Bytes of a value in a precision, beside what the convolutions make."""
 
     read: float
-    """As the input of a forward pass: as it is stored, and as float32."""
+    """Bytes as the input of a forward pass: as it is stored, and as float32."""
     between: int
-    """Between two frozen layers."""
+    """Bytes between two frozen layers."""
     rounding: int
-    """New ones while a layer's output is brought into the precision."""
+    """New bytes while a layer's output is brought into the precision."""
 
 
 HELD = {
@@ -41,7 +39,7 @@ HELD = {
     "uint4": _Held(5.5, 4, 8),
 }
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""By the dtype of the convolutions."""
+"""Bytes of a value that a convolution makes, by its dtype."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class _Convolution:
     weights: int
     batch_norm: bool
     averaged: int = 0
-    """Of what the input is an average of; 0: of nothing."""
+    """Size of what the input is an average of; 0: it is none."""
 
     @property
     def saved(self) -> int:
@@ -86,37 +84,40 @@ def solving(
         keep_best: the best iterate is kept beside the present one.
         at_once: all weights are updated in one call, as on a GPU; not one by one.
     """
-    parameters = _parameters(layer, auxiliary)
-    rows = FLOAT * batch * prod(shape)
-    constant = rows + held(layer, auxiliary, keep_best=keep_best)
+    parameters = (layer.parameters if layer else 0) + auxiliary.parameters
+    constant = FLOAT * batch * prod(shape) + held(layer, auxiliary, keep_best=keep_best)
     whole = FLOAT * parameters if divided else 0  # gradients of the micro-batches before
     width = ACTIVATION_BYTES[compute]
+    largest = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
+    connected = (FLOAT + width * (width < FLOAT)) * sum(largest)  # their gradients come first
     if isinstance(layer, Block):
-        convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
-        backward = _backward_of_block(layer, auxiliary, convolutions, shape, micro, compute)
-        if backward is None:
+        moments = layer.moments(compute)
+        if moments is None:
             return None
-        backward, forward = whole + backward, 0
+        convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
+        kept, training, backward = (
+            layer.nbytes(some, shape, micro)
+            for some in ((moments.kept,), moments.training, moments.backward)
+        )
+        classifier = kept + _backward(convolutions, width, resized=False, below=True)
+        backward = max(training, classifier, backward + FLOAT * auxiliary.parameters)
+        forward = 0
+        largest.append(layer.largest)
     else:
         convolutions = _convolutions(layer, auxiliary, shape, micro)
-        backward = whole + _backward(convolutions, width, resized=_resizes(layer))
+        resized = layer is not None and layer.downsamplings > 0
+        backward = _backward(convolutions, width, resized=resized)
         forward = whole + FLOAT * micro * prod(shape) * _shuffles(layer)
-    connected = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
-    backward += (FLOAT + width * (width < FLOAT)) * sum(connected)  # their gradients come first
-    own = [layer.largest] if isinstance(layer, Block) else []
-    largest = max([*connected, *own, *(c.weights for c in convolutions)], default=0)
-    decayed = parameters if at_once else largest  # gradient + weight decay · weight
+    largest += (c.weights for c in convolutions)
+    decayed = parameters if at_once else max(largest, default=0)  # gradient + decay · weight
     update = FLOAT * (parameters + decayed)
-    return constant + max(forward, backward, update)
+    return constant + max(forward, whole + backward + connected, update)
 
 
 def held(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, keep_best: bool = False) -> int:
     """Bytes of a problem between two steps: weights, momentum, and the best iterate if kept."""
-    return FLOAT * _parameters(layer, auxiliary) * (2 + keep_best)
-
-
-def _parameters(layer: AnyLayer | None, auxiliary: AuxiliarySpec) -> int:
-    return (layer.parameters if layer else 0) + auxiliary.parameters
+    parameters = (layer.parameters if layer else 0) + auxiliary.parameters
+    return FLOAT * parameters * (2 + keep_best)
 
 
 def applying(
@@ -170,34 +171,9 @@ def _convolving(layer: LayerSpec, shape: Shape, block: int, width: int) -> int:
     return (width < FLOAT) * width * inputs + convolved
 
 
-def _backward_of_block(
-    block: Block,
-    auxiliary: AuxiliarySpec,
-    convolutions: Sequence[_Convolution],
-    shape: Shape,
-    rows: int,
-    compute: str,
-) -> int | None:
-    """As :func:`_backward`, of a block and the convolutions of its classifier; or, if that is more,
-    bytes in its forward pass."""
-    moments = block.moments(compute)
-    if moments is None:
-        return None
-    kept, training, backward = (
-        block.nbytes(some, shape, rows)
-        for some in ((moments.kept,), moments.training, moments.backward)
-    )
-    classifier = _backward(convolutions, ACTIVATION_BYTES[compute], resized=False, below=True)
-    return max(training, kept + classifier, backward + FLOAT * auxiliary.parameters)
-
-
-def _resizes(layer: LayerSpec | None) -> bool:
-    return layer is not None and layer.downsamplings > 0
-
-
 def _shuffles(layer: LayerSpec | None) -> int:
-    """Values that lie there as large as the input while P is applied: one P's output is the next
-    one's input. Max pooling's are smaller than what comes later."""
+    """How many times the input's size is held while P is applied: one P's output is the next one's
+    input. What max pooling makes is smaller than what comes later."""
     return min(2, layer.downsamplings) if layer and layer.pool == "invertible" else 0
 
 

@@ -11,14 +11,18 @@ classifier is VGG's own: max pooling and fully connected layers.
 """
 
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from strata.stages.network.block_source import blank_block, fresh_block
+from strata.stages.network.block_source import block_modules
 from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Layer(nn.Module):
@@ -52,18 +56,12 @@ class Auxiliary(nn.Module):
         self.halve = nn.AvgPool2d(2, ceil_mode=True) if spec.half_resolution else nn.Identity()
         self.convolutions = nn.Sequential(*blocks)
         self.average = nn.MaxPool2d(2) if spec.hidden else nn.AdaptiveAvgPool2d(2)
-        self.linear = _linear(spec)
+        *hidden, last = (nn.Linear(inputs, outputs) for inputs, outputs in spec.maps)
+        relus = [part for one in hidden for part in (one, nn.ReLU(inplace=True))]
+        self.linear = nn.Sequential(*relus, last) if hidden else last
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         return self.linear(self.average(self.convolutions(self.halve(x))).flatten(1))
-
-
-def _linear(spec: AuxiliarySpec) -> nn.Module:
-    """L, or the fully connected layers that end with it."""
-    *hidden, last = (nn.Linear(inputs, outputs) for inputs, outputs in spec.maps)
-    if not hidden:
-        return last
-    return nn.Sequential(*(part for one in hidden for part in (one, nn.ReLU(inplace=True))), last)
 
 
 class Problem(nn.Module):
@@ -83,59 +81,67 @@ class Problem(nn.Module):
         return self.auxiliary(self.layer(x))
 
 
-def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int) -> Problem:
-    """A freshly initialised problem. The same seed gives the same weights on every machine. A block
-    of a named network is initialised as its own constructor does it.
+def build_parts(
+    layers: Sequence[AnyLayer], auxiliary: AuxiliarySpec, seed: int
+) -> tuple[list[nn.Module], Auxiliary]:
+    """Freshly initialised layers and a classifier, drawn one after another from one generator.
+
+    The same seed gives the same weights on every machine. Blocks of a named network are initialised
+    as its own constructor does it.
 
     Raises:
-        UnusableNetwork: it is another block than the one that was read.
+        UnusableNetwork: a block is another one than the one that was read.
     """
-    if isinstance(layer, Block):
-        return Problem(fresh_block(layer, seed), build_auxiliary(auxiliary, seed))
-    problem = Problem(blank_layer(layer), blank_auxiliary(auxiliary))
-    initialise(problem, torch.Generator().manual_seed(seed))
-    return problem
+    generator = torch.Generator().manual_seed(seed)
+    if blocks := [layer for layer in layers if isinstance(layer, Block)]:
+        made = block_modules(blocks, seed)
+    else:
+        made = [initialise(blank_layer(layer), generator) for layer in layers]
+    return made, initialise(blank_auxiliary(auxiliary), generator)
+
+
+def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int) -> Problem:
+    """A freshly initialised problem. Seed and errors as in :func:`build_parts`."""
+    (made,), classifier = build_parts([layer], auxiliary, seed)
+    return Problem(made, classifier)
 
 
 def build_auxiliary(spec: AuxiliarySpec, seed: int) -> Auxiliary:
-    """A freshly initialised classifier of features that stay as they are. Seed as above."""
-    auxiliary = blank_auxiliary(spec)
-    initialise(auxiliary, torch.Generator().manual_seed(seed))
-    return auxiliary
+    """A freshly initialised classifier of features that stay as they are."""
+    return build_parts([], spec, seed)[1]
 
 
 def build_layer(spec: AnyLayer, seed: int) -> nn.Module:
-    """A freshly initialised layer. Seed as above."""
+    """A freshly initialised layer. Seed and errors as in :func:`build_parts`."""
     if isinstance(spec, Block):
-        return fresh_block(spec, seed)
-    layer = blank_layer(spec)
-    initialise(layer, torch.Generator().manual_seed(seed))
-    return layer
+        return block_modules([spec], seed)[0]
+    return initialise(blank_layer(spec), torch.Generator().manual_seed(seed))
 
 
 def blank_layer(spec: AnyLayer) -> nn.Module:
     """A layer whose weights are to be loaded or initialised; no generator is touched."""
     if isinstance(spec, Block):
-        return blank_block(spec)
+        return block_modules([spec], None)[0]
     with torch.device("meta"):
         layer = Layer(spec)
     return layer.to_empty(device="cpu")
 
 
 def blank_auxiliary(spec: AuxiliarySpec) -> Auxiliary:
-    """As :func:`blank_layer`, for an auxiliary classifier."""
+    """A classifier whose weights are to be loaded or initialised; no generator is touched."""
     with torch.device("meta"):
         auxiliary = Auxiliary(spec)
     return auxiliary.to_empty(device="cpu")
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
+def initialise(module: M, generator: torch.Generator) -> M:
+    """The module, with PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             bound = 1 / math.sqrt(part.weight[0].numel())
-            nn.init.uniform_(part.weight, -bound, bound, generator=generator)
-            if part.bias is not None:
-                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+            for values in (part.weight, part.bias):
+                if values is not None:
+                    nn.init.uniform_(values, -bound, bound, generator=generator)
         elif isinstance(part, nn.BatchNorm2d):
             part.reset_parameters()
+    return module

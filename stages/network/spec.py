@@ -20,25 +20,17 @@ Shape = tuple[int, int, int]
 KERNEL = 9
 """Weights of a 3×3 kernel."""
 UNNAMED = {"described": False}
-"""Of a field of a specification: it does not decide about values, and no fingerprint has it."""
+"""Metadata of a field that does not decide about values, so that no fingerprint has it."""
 
 
 class PlannedLayer(Protocol):
-    """Layer j of any network, as far as arithmetic over all of them asks."""
+    """Layer j of any network, as far as arithmetic over LayerSpecs and Blocks alike asks."""
 
     @property
-    def width(self) -> int:
-        """Channels of x_j."""
-        ...
-
+    def width(self) -> int: ...
     @property
-    def factor(self) -> int:
-        """How many pixels of x_{j-1}, a side, one pixel of x_j spans."""
-        ...
-
-    def output(self, shape: Shape) -> Shape:
-        """Shape of x_j from that of x_{j-1}."""
-        ...
+    def factor(self) -> int: ...
+    def output(self, shape: Shape) -> Shape: ...
 
 
 @dataclass(frozen=True)
@@ -174,15 +166,16 @@ def layer_specs(
         widths: of all layers, where they follow another rule.
     """
     specs: list[LayerSpec] = []
+    inputs, outputs = channels, width
     for j in range(1, layers + 1):
-        begins_with_p = (j - 1) in downsample
-        inputs = channels if j == 1 else specs[-1].width
-        outputs = width if j == 1 else inputs * (2 if begins_with_p else 1)
+        times = stem if j == 1 else int((j - 1) in downsample)
         if widths:
             outputs = widths[j - 1]
-        times, p = (stem, "invertible") if j == 1 else (int(begins_with_p), pool)
-        p = p if times else "invertible"  # without P it is the same layer
+        elif j > 1:
+            outputs = inputs * (1 + times)
+        p = pool if j > 1 and times else "invertible"  # without P it is the same layer
         specs.append(LayerSpec(j, inputs, outputs, times, batch_norm, bias, p))
+        inputs = outputs
     return tuple(specs)
 
 

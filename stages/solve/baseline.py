@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,15 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from strata.stages.network.block_source import fresh_blocks
-from strata.stages.network.blocks import AnyLayer, Block
-from strata.stages.network.network import (
-    Auxiliary,
-    blank_auxiliary,
-    blank_layer,
-    build_auxiliary,
-    initialise,
-)
+from strata.stages.network.blocks import AnyLayer
+from strata.stages.network.network import Auxiliary, build_parts
 from strata.stages.network.spec import AuxiliarySpec
 
 NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore
@@ -46,8 +38,8 @@ class EndToEnd(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         again = self.checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x = _segment(layer, x) if again else layer(x)
-        # Not a segment: backward begins here, so what it would give up is wanted at once.
+            x = _checkpointed(layer, x) if again else layer(x)
+        # Not checkpointed: backward begins here, so what it would give up is wanted at once.
         return self.auxiliary(x)
 
 
@@ -56,32 +48,19 @@ def build_end_to_end(
 ) -> EndToEnd:
     """A freshly initialised network. The same seed gives the same weights on every machine, with
     checkpointing or without."""
-    blocks = [layer for layer in layers if isinstance(layer, Block)]
-    if blocks:
-        made, last = fresh_blocks(blocks, seed), build_auxiliary(auxiliary, seed)
-        return EndToEnd(made, last, checkpointing=checkpointing)
-    network = EndToEnd(
-        [blank_layer(spec) for spec in layers],
-        blank_auxiliary(auxiliary),
-        checkpointing=checkpointing,
-    )
-    initialise(network, torch.Generator().manual_seed(seed))
-    return network
+    made, classifier = build_parts(layers, auxiliary, seed)
+    return EndToEnd(made, classifier, checkpointing=checkpointing)
 
 
-def _segment(layer: nn.Module, x: Tensor) -> Tensor:
+def _checkpointed(layer: nn.Module, x: Tensor) -> Any:
     """One layer, of which only x is kept until backward asks for the rest."""
-    contexts = partial(_contexts, layer)
-    # No generator's state is kept: nothing in a layer draws.
-    found: Any = checkpoint(
-        layer, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    return checkpoint(
+        layer,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in a layer draws
+        context_fn=lambda: (nullcontext(), _running_statistics_stay(layer)),
     )
-    return found
-
-
-def _contexts(layer: nn.Module) -> tuple[Any, Any]:
-    """Around the forward pass, and around its repetition."""
-    return nullcontext(), _running_statistics_stay(layer)
 
 
 @contextmanager

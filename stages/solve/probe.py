@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HELD_OUT = 5
 """One in so many training rows of each class is held out to choose C, and at least one."""
 MOST_ITERATIONS = 200
-"""Of L-BFGS, per class and C; a fit that would take more is said not to have converged."""
+"""Bound on L-BFGS, per class and C; a fit that would take more is said not to have converged."""
 BLOCK = 4096
 """Rows that are standardised or judged at a time."""
 
@@ -117,17 +117,15 @@ def fit(rows: np.ndarray, labels: np.ndarray, fitted_on: int, tick: _Tick) -> Fi
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the result
         held_out, fits = {}, _fits(len(classes))
         for c in GRID:
-            weight, bias, _ = _one_against_rest(fits, c, rows[:fitted_on], labels[:fitted_on], tick)
-            rest = LinearProbe(classes, weight, bias, np.zeros(()), np.ones(()))
-            held_out[c] = _accuracy(rest, rows[fitted_on:], labels[fitted_on:])
+            part, _ = _one_against_rest(fits, c, rows[:fitted_on], labels[:fitted_on], tick)
+            held_out[c] = _accuracy(part, rows[fitted_on:], labels[fitted_on:])
         best = max(GRID, key=lambda c: (held_out[c], -c))
-        weight, bias, most = _one_against_rest(_fits(len(classes)), best, rows, labels, tick)
-    train = _accuracy(LinearProbe(classes, weight, bias, np.zeros(()), np.ones(())), rows, labels)
+        whole, most = _one_against_rest(_fits(len(classes)), best, rows, labels, tick)
     return Fitted(
-        LinearProbe(classes, weight, bias, mean, scale),
+        replace(whole, mean=mean, scale=scale),
         best,
         {f"{c:g}": accuracy for c, accuracy in held_out.items()},
-        train,
+        _accuracy(whole, rows, labels),
         most < MOST_ITERATIONS,
     )
 
@@ -159,14 +157,16 @@ def _fits(classes: int) -> list[Any]:
 
 def _one_against_rest(
     fits: list[Any], c: float, rows: np.ndarray, labels: np.ndarray, tick: _Tick
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weights (k, columns), biases (k,) and the most iterations that one of the fits took."""
-    for label, one in zip(np.unique(labels), fits, strict=True):
+) -> tuple[LinearProbe, int]:
+    """A probe of standardised rows, and the most iterations that one of the fits took."""
+    classes = np.unique(labels)
+    for label, one in zip(classes, fits, strict=True):
         one.set_params(C=c).fit(rows, labels == label)
         tick(1)
     weight = np.concatenate([one.coef_ for one in fits])
     bias = np.concatenate([one.intercept_ for one in fits])
-    return weight, bias, max(int(one.n_iter_.max()) for one in fits)
+    most = max(int(one.n_iter_.max()) for one in fits)
+    return LinearProbe(classes, weight, bias, np.zeros(()), np.ones(())), most
 
 
 def _accuracy(probe: LinearProbe, rows: np.ndarray, labels: np.ndarray) -> float:

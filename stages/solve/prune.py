@@ -16,7 +16,7 @@ from strata.stages.network.spec import AuxiliarySpec
 from strata.stages.solve.ranks import Ranks
 
 SCALE = 1024.0
-"""On the loss, so that gradients in float16 do not vanish; normalising takes it away again."""
+"""Factor on the loss, so that gradients in float16 do not vanish; normalising takes it away."""
 
 
 def taylor(
@@ -56,7 +56,7 @@ def taylor(
 def _changes(
     problem: Problem, x: Tensor, y: Tensor, device: torch.device, compute: torch.dtype
 ) -> Tensor:
-    """(B, width): of every example and channel, in float32."""
+    """float32 (B, width): by how much the loss would change, of every example and channel."""
     with torch.autocast(device.type, compute, enabled=compute != torch.float32):
         with torch.no_grad():
             features = problem.layer(x.contiguous(memory_format=torch.channels_last))
@@ -81,19 +81,17 @@ def narrowed(problem: Problem, layer: AnyLayer, auxiliary: AuxiliarySpec, kept: 
         kept: numbers of filters, int64, ascending.
     """
     found = Problem(blank_layer(layer), blank_auxiliary(auxiliary))
-    channels = problem.filters
-    found.layer.load_state_dict(_rows(problem.layer.state_dict(), kept))
-    found.auxiliary.load_state_dict(_columns(problem.auxiliary.state_dict(), channels, kept))
+    # Kernels, biases and batch norm by filter; what batch norm counts is one number for all.
+    layer_state = problem.layer.state_dict()
+    found.layer.load_state_dict(
+        {name: t[kept.to(t.device)] if t.dim() else t for name, t in layer_state.items()}
+    )
+    found.auxiliary.load_state_dict(_columns(problem.auxiliary.state_dict(), problem.filters, kept))
     return found.train(problem.training)
 
 
-def _rows(layer: dict[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
-    """Of W, its bias and batch norm, the kept filters. What batch norm counts is one for all."""
-    return {name: t[kept.to(t.device)] if t.dim() else t for name, t in layer.items()}
-
-
 def _columns(auxiliary: dict[str, Tensor], channels: int, kept: Tensor) -> dict[str, Tensor]:
-    """Of the first map in C, convolution or linear, what it does with the kept channels.
+    """The state of C whose first map, convolution or linear, sees the kept channels alone.
 
     A linear one sees x_j averaged (or pooled) and flattened: all pixels of channel 0, then all of
     channel 1, and so on. So lie its columns.

@@ -33,7 +33,8 @@ class BatchRows(Protocol):
 Batches = Iterable[tuple[BatchRows, Int[Tensor, " b"]]]
 
 WATCHED_STEPS = 2
-"""Whose peak memory is measured: momentum is there from the second on, and then all steps agree."""
+"""First steps, of which peak memory is measured: from the second on there is momentum, and then all
+steps agree."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Progress:
     correct: int = 0
     samples: int = 0
     seconds: float = 0.0
-    """Spent in the epoch under way, over all processes that worked on it."""
+    """Time spent in the epoch under way, over all processes that worked on it."""
     best_risk: float | None = None
     best_epoch: int | None = None
     last_good: float | None = None
@@ -104,7 +105,7 @@ class Solver(Generic[Trainable]):
     watched: int = 0
     """Steps whose memory this process has measured."""
     ranks: Ranks = field(default_factory=Ranks)
-    """Those who solve it together; what :meth:`step` is given is this one's part of the batch."""
+    """Processes that solve it together; :meth:`step` is given this one's part of the batch."""
 
     def __post_init__(self) -> None:
         self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
@@ -133,14 +134,15 @@ class Solver(Generic[Trainable]):
 
     def restore(self, tensors: dict[str, Tensor], progress: dict, scaler: dict) -> None:
         """Take up where :meth:`tensors`, :attr:`progress` and the scaler's state were saved."""
-        part = _by_prefix(tensors)
+        part: dict[str, dict[str, Tensor]] = {"problem": {}, "momentum": {}, "best": {}}
+        for name, tensor in tensors.items():
+            prefix, _, rest = name.partition(".")
+            part[prefix][rest] = tensor
         self.problem.load_state_dict(part["problem"])
         for name, parameter in self.problem.named_parameters():
             if name in part["momentum"]:
-                buffer = torch.empty_like(parameter)
-                self.optimiser.state[parameter]["momentum_buffer"] = buffer.copy_(
-                    part["momentum"][name]
-                )
+                buffer = torch.empty_like(parameter).copy_(part["momentum"][name])
+                self.optimiser.state[parameter]["momentum_buffer"] = buffer
         self.best = {n: t.to(self.device) for n, t in part["best"].items()}
         self.progress = Progress(**progress)
         if scaler:
@@ -185,16 +187,13 @@ class Solver(Generic[Trainable]):
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         if self.watched < WATCHED_STEPS:
-            self._watched_step(x, y)
+            self.watched += 1
+            with watched(self.device, self.tensors().values()) as peak:
+                self.step(x, y)
+            done.peak_bytes = max(done.peak_bytes, peak.nbytes)
         else:
             self.step(x, y)
         done.batch += 1
-
-    def _watched_step(self, x: BatchRows, y: Tensor) -> None:
-        self.watched += 1
-        with watched(self.device, self.tensors().values()) as peak:
-            self.step(x, y)
-        self.progress.peak_bytes = max(self.progress.peak_bytes, peak.nbytes)
 
     def step(self, x: BatchRows, y: Int[Tensor, " b"]) -> None:
         """One step of SGD at the present rate. Raises Diverged if the loss is not finite.
@@ -247,7 +246,7 @@ class Solver(Generic[Trainable]):
 
     @property
     def kept_epoch(self) -> int | None:
-        """Whose iterate :meth:`finish` gives."""
+        """Epoch whose iterate :meth:`finish` gives."""
         done = self.progress
         return done.best_epoch if self.schedule.keep == "best" else done.epoch
 
@@ -256,14 +255,6 @@ class Solver(Generic[Trainable]):
         if self.schedule.keep == "best":
             self.problem.load_state_dict(self.best)
         return self.problem.eval()
-
-
-def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {"problem": {}, "momentum": {}, "best": {}}
-    for name, tensor in tensors.items():
-        prefix, rest = name.split(".", 1)
-        parts[prefix][rest] = tensor
-    return parts
 
 
 @torch.inference_mode()

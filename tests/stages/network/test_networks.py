@@ -20,7 +20,7 @@ from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.stages.errors import UnusableNetwork
 from strata.stages.memory import watched
 from strata.stages.network.block_reading import read_blocks
-from strata.stages.network.block_source import digest, made_by
+from strata.stages.network.block_source import construct, digest
 from strata.stages.network.blocks import Block, Origin
 from strata.stages.network.featurize import Frozen, encoded
 from strata.stages.network.footprint import applying, solving
@@ -99,7 +99,7 @@ def resnet_features(model: models.ResNet, x: Tensor) -> Tensor:
 )
 def test_blocks_in_a_row_are_the_models_features(name, features, count, some) -> None:
     """The same draws from the same seed, so the same weights; the same maps, to the bit."""
-    made = made_by(Origin(f"torchvision:{name}"), 3)
+    made = construct(Origin(f"torchvision:{name}"), 3)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(torch.Generator().manual_seed(3).get_state())
         model = models.get_model(name, weights=None)
@@ -114,7 +114,7 @@ def test_blocks_in_a_row_are_the_models_features(name, features, count, some) ->
 
 def test_pooling_opens_the_next_block() -> None:
     for name in ("vgg11_bn", "resnet18"):
-        second = made_by(Origin(f"torchvision:{name}"), None)[1][1]
+        second = construct(Origin(f"torchvision:{name}"), None)[1][1]
         assert isinstance(second, nn.Sequential)
         assert isinstance(second[0], nn.MaxPool2d)
 
@@ -295,7 +295,7 @@ def test_end_to_end_all_blocks_are_of_one_construction(residual: tuple[Block, ..
     plain, checkpointed = (
         build_end_to_end(residual, last, 5, checkpointing=again) for again in (False, True)
     )
-    made = made_by(residual[0].source, 5)
+    made = construct(residual[0].source, 5)
     for (_, module), ours in zip(made, plain.layers, strict=True):
         theirs = module.state_dict()
         assert all(torch.equal(t, theirs[n]) for n, t in ours.state_dict().items())
