@@ -290,7 +290,7 @@ def test_looking_does_not_import_the_client_where_no_url_is_named(tmp_path: Path
     import sys
 
     code = (
-        "import sys; from strata.pipeline.commands import commands;"
+        "import sys; from strata.pipeline.commands import inspect;"
         "from strata.pipeline.run import stores; stores.open_store('features');"
         "print([m for m in ('obstore', 'torch') if m in sys.modules])"
     )
