@@ -130,7 +130,7 @@ def chosen(found: Mapping[str, SweepResult | None], keep: str) -> SweepResult | 
 
 def is_kept(run: Run | None, j: int, one: SweepResult | None) -> bool:
     """Is the run's layer j, solved and current, this very result?"""
-    if run is None or one is None or run.solved() < j:
+    if run is None or one is None or one["diverged"] or run.solved() < j:
         return False
     record = run.layer(j) or {}
     return all(record[part] == one[part] for part in ("weights", "auxiliary"))

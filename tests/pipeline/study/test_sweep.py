@@ -221,6 +221,9 @@ def test_one_diverges_and_the_others_go_on(swept: Place, place: Place) -> None:
     kept = sweep(place, "lr=0.1,1e30", *rest, options=("--keep", bad))
     assert kept.rc == 9
     assert "keep another variant" in kept.error
+    kept = sweep(place, "lr=0.1,1e30", *rest, options=("--keep", good, "--json")).json
+    assert kept["kept"] == good, "beside a layer that is solved, the other one is told as well"
+    assert sweep(place, "lr=0.1,1e30", *rest).rc == 0
 
 
 def test_all_diverge(place: Place) -> None:
