@@ -136,7 +136,9 @@ def _test_accuracy(session: Session, j: int, problem: nn.Module, epoch: int) -> 
 
 def _top1(solving: Solving) -> float:
     session, j, problem = solving.session, solving.j, solving.solver.problem
-    share = session.ranks.told(lambda: accuracies(*logits_of_tests(session, j, problem))["top1"])
+    share = session.ranks.by_leader(
+        lambda: accuracies(*logits_of_tests(session, j, problem))["top1"]
+    )
     assert share is not None, "every data set has two classes"
     return share
 
@@ -148,7 +150,7 @@ def logits_of_tests(session: Session, j: int, problem: nn.Module) -> tuple[np.nd
 
 
 def _risk(session: Session, feed: ProblemFeed, problem: nn.Module) -> float:
-    return session.ranks.told(lambda: judging.risks(session, feed, [problem])[0])
+    return session.ranks.by_leader(lambda: judging.risks(session, feed, [problem])[0])
 
 
 def _finish(solving: Solving, feed: ProblemFeed) -> None:

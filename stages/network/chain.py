@@ -71,11 +71,8 @@ class Part:
 def chain(module: nn.Module, shape: Sequence[int]) -> list[Part]:
     """The parts of a module in eval mode on the CPU, in their order; ``Identity`` is left out.
 
-    Args:
-        shape: (C, H, W) of an input.
-
-    Raises:
-        StageError: it is no chain, or a part of it is of no known kind.
+    ``shape`` is (C, H, W) of an input. Raises StageError where the module is no chain, or a part of
+    it is of no known kind.
     """
     x = torch.zeros(1, *shape)
     listener, hooks = _Listener(x), []
