@@ -29,8 +29,7 @@ class BrokenImage(DataError):
     def __init__(self, name: str, reason: str) -> None:
         # Both go to the base as they are, so that the exception survives pickling.
         super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
     def __str__(self) -> str:
         return f"broken image {self.name} ({self.reason})"
@@ -49,8 +48,7 @@ class Diverged(StageError):
 
     def __init__(self, epoch: int, last_good: float | None) -> None:
         super().__init__(epoch, last_good)
-        self.epoch = epoch
-        self.last_good = last_good
+        self.epoch, self.last_good = epoch, last_good
 
     def __str__(self) -> str:
         known = "there was no finite loss before it"
@@ -67,10 +65,8 @@ class NotFinite(StageError):
 
     def __init__(self, sample: int, channel: int, value: float, precision: str) -> None:
         super().__init__(sample, channel, value, precision)
-        self.sample = sample
-        self.channel = channel
-        self.value = value
-        self.precision = precision
+        self.sample, self.channel = sample, channel
+        self.value, self.precision = value, precision
 
     def __str__(self) -> str:
         return (

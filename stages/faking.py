@@ -18,10 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 def faked(module: nn.Module, shape: Sequence[int]) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Fake parameters and buffers of a module, and a fake input; inside, new tensors are fake.
 
-    ``torch.func.functional_call(module, state, (x,))`` then runs the module on them.
-
-    Args:
-        shape: (N, C, H, W) of the input, which lies channels last, as inputs do.
+    ``torch.func.functional_call(module, state, (x,))`` then runs the module on them. ``shape`` is
+    (N, C, H, W) of the input, which lies channels last, as inputs do.
     """
     with FakeTensorMode() as fakes:
         state: dict[str, Tensor] = {}

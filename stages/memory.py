@@ -30,8 +30,7 @@ class Peak:
 def watched(device: torch.device, held: Iterable[Tensor] = ()) -> Iterator[Peak]:
     """Peak bytes of the tensors on a device while the block runs.
 
-    Args:
-        held: tensors that live meanwhile though no call may touch them. A GPU counts all it holds.
+    ``held`` are tensors that live meanwhile though no call may touch them. A GPU counts all it has.
     """
     peak = Peak()
     if device.type == "cuda":

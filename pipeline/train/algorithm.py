@@ -62,7 +62,7 @@ def make(
 ) -> tuple[Step, ...]:
     """Have layers 1 … ``solve`` solved and x_``write`` complete; returns the steps done."""
     have = inventory(session.run, session.store)
-    todo = session.ranks.told(lambda: steps(have, solve=solve, write=write, cached=cached))
+    todo = session.ranks.by_leader(lambda: steps(have, solve=solve, write=write, cached=cached))
     return execute(session, todo, evict=evict)
 
 

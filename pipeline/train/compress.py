@@ -58,7 +58,7 @@ def compress(solving: Solving, feed: ProblemFeed) -> None:
 
 
 def _test(solving: Solving) -> float:
-    return solving.session.ranks.told(lambda: top1_on_test(solving))
+    return solving.session.ranks.by_leader(lambda: top1_on_test(solving))
 
 
 def _remove(solving: Solving, feed: ProblemFeed, specs: ProblemSpec) -> None:

@@ -237,7 +237,7 @@ def risks(session: Session, feed: ProblemFeed, problems: Sequence[nn.Module]) ->
 
 def _risk(solving: Solving, feed: ProblemFeed) -> float:
     session, problem = solving.session, solving.solver.problem
-    return session.ranks.told(lambda: risks(session, feed, [problem])[0])
+    return session.ranks.by_leader(lambda: risks(session, feed, [problem])[0])
 
 
 def _logits(

@@ -45,8 +45,7 @@ class Floats:
     def rounded(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """x as it is after having been stored, in the precision's own dtype.
 
-        Raises:
-            NotFinite: a value is NaN or infinite, or too large for the precision.
+        Raises NotFinite where a value is NaN or infinite, or too large for the precision.
         """
         held = x.to(FLOATS[self.precision])
         refuse_not_finite(x, held, self.precision)
@@ -58,7 +57,7 @@ class Floats:
         return held.view(torch.uint16) if self.precision == "bfloat16" else held
 
     def unpacked(self, stored: Shaped[Tensor, "b c h w"], width: int) -> Float[Tensor, "b c h w"]:
-        """One element per value of a stored form; ``width`` (W) is what it has in any case."""
+        """One element per value of a stored form; ``width`` is for packed codes alone."""
         return stored.view(FLOATS[self.precision])
 
     def values(
@@ -102,10 +101,8 @@ class Quantiser:
     def encode(self, x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w2"]:
         """Codes, W2 = W; for ``uint4`` two in a byte along x, W2 = ⌈W / 2⌉.
 
-        The first of a pair is in the low bits; the partner that an odd width lacks is 0.
-
-        Raises:
-            NotFinite: a value is NaN or infinite.
+        The first of a pair is in the low bits; the partner that an odd width lacks is 0. Raises
+        NotFinite where a value is NaN or infinite.
         """
         codes = self._codes(x).to(torch.uint8)
         if self.precision == "uint8":
@@ -115,11 +112,7 @@ class Quantiser:
         return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
     def unpacked(self, stored: UInt8[Tensor, "b c h w2"], width: int) -> UInt8[Tensor, "b c h w"]:
-        """One code per value of a stored form.
-
-        Args:
-            width: W, values in a line; an odd one cannot be told from packed codes.
-        """
+        """One code per value of a stored form; packed codes do not tell an odd ``width`` (W)."""
         if self.precision == "uint8":
             return stored
         return torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :width]
@@ -170,8 +163,7 @@ def _as_float(x: Tensor, out: Tensor | None) -> Tensor:
 def unclipped_codes(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """round(x / scale) + zero in float32, ties to even, before clipping.
 
-    Args:
-        x: (B, C, H, W); scale and zero: (C,).
+    x is (B, C, H, W), scale and zero are (C,).
     """
     # A division, and by a tensor of the same device: multiplying by 1 / scale, as torch does for
     # a plain number on a GPU, would round some ties the other way than a CPU does.

@@ -20,22 +20,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
-from strata.stages.network.block_memory import moments
+from strata.stages.memory import TensorBytes
 from strata.stages.network.block_source import construct, digest, first_line
-from strata.stages.network.blocks import Block, Origin
+from strata.stages.network.blocks import Block, MemoryPeaks, Origin, Pair
 from strata.stages.network.cutting import Named
 from strata.stages.network.spec import Shape
 
 PIXELS = 16
 """Side of the x_j on which it is seen whether a block is local."""
+FEW, MORE = 2, 4
+"""Rows of the two steps that tell memory: batch norm wants more than one."""
 
 
 def read_blocks(source: Origin, shape: Shape) -> tuple[Block, ...]:
     """The blocks of a network for images of a shape, (channel, y, x).
 
-    Raises:
-        UnusableNetwork: it cannot be made or cut, or a block is not what layers can be; names the
-            block, and why.
+    Raises UnusableNetwork where it cannot be made or cut, or a block is not what layers can be.
     """
     made, blocks = construct(source, None), []
     _check_apart(source, made)
@@ -64,8 +64,8 @@ def _figures(module: nn.Module, shape: Shape, title: str) -> dict[str, Any]:
         "side": shape[1],
         "work": work,
         "local": _is_local(module, shape[0], shape[1] // output[1]),
-        "whole": moments(module, shape, torch.float32),
-        "half": moments(module, shape, torch.bfloat16),
+        "whole": memory_peaks(module, shape, torch.float32),
+        "half": memory_peaks(module, shape, torch.bfloat16),
     }
 
 
@@ -95,11 +95,9 @@ def _loose(module: nn.Module) -> str | None:
     """Name of a tensor that a state dict would not have."""
     kept = set(module.state_dict(keep_vars=True))
     for path, part in module.named_modules():
-        names = [n for n, value in vars(part).items() if isinstance(value, Tensor)]
-        names += [n for n in part._buffers if part._buffers[n] is not None]
-        for name in names:
-            whole = f"{path}.{name}" if path else name
-            if whole not in kept:
+        for name, value in (*vars(part).items(), *part._buffers.items()):
+            whole = f"{path}.{name}".removeprefix(".")
+            if isinstance(value, Tensor) and whole not in kept:
                 return whole
     return None
 
@@ -187,3 +185,81 @@ def _is_local(module: nn.Module, channels: int, factor: int) -> bool:
     except Exception:  # it knows one size only
         return False
     return torch.equal(y, z)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def memory_peaks(module: nn.Module, shape: Shape, compute: torch.dtype) -> MemoryPeaks | None:
+    """Bytes of tensors of a block, at every moment of a step that can be a peak.
+
+    None where a kernel does not work on tensors without content, or does something else for another
+    number of rows. ``shape`` is that of one input, ``compute`` the dtype of the convolutions.
+    """
+    try:
+        few, more = (_steps(module, (rows, *shape), compute) for rows in (FEW, MORE))
+    except Exception:  # whatever code of others does
+        return None
+    if any(len(a) != len(b) for a, b in zip(few, more, strict=True)):
+        return None
+    (kept,), training, backward, frozen = map(_pairs, few, more)
+    return MemoryPeaks(kept, training, backward, frozen)
+
+
+def _pairs(few: Sequence[int], more: Sequence[int]) -> tuple[Pair, ...]:
+    """Bytes by row and beside the rows, without those that are below another's in both."""
+    slopes = [(b - a) // (MORE - FEW) for a, b in zip(few, more, strict=True)]
+    pairs = {(slope, a - FEW * slope) for slope, a in zip(slopes, few, strict=True)}
+    return tuple(
+        sorted(
+            (a, b)
+            for a, b in pairs
+            if not any((a, b) != (c, d) and a <= c and b <= d for c, d in pairs)
+        )
+    )
+
+
+class _Logged(TensorBytes):
+    """Bytes after every call that showed tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.log: list[int] = []
+
+    def see(self, values: Any) -> None:
+        super().see(values)
+        self.log.append(self.now)
+
+    def started(self, held: Sequence[Tensor]) -> int:
+        """Bytes of what others count, weights and input; the log begins after it."""
+        self.see(held)
+        self.log = []
+        return self.now
+
+
+def _steps(
+    module: nn.Module, shape: Sequence[int], compute: torch.dtype
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Bytes kept after a forward pass; during it; during the backward pass; without a gradient."""
+    half = torch.autocast("cpu", compute, enabled=compute != torch.float32)
+    module.train()
+    with faked(module, shape) as (state, x), _Logged() as counted:
+        held = counted.started([*state.values(), x])
+        with half:
+            y = functional_call(module, state, (x,))
+        kept, training = counted.now - held, counted.log
+        counted.log = []
+        # As the classifier's backward pass does: a gradient of the output, which itself may go.
+        total = (y * torch.ones_like(y)).sum()
+        del y
+        counted.log = []
+        total.backward()
+        backward = counted.log
+    module.eval()
+    with faked(module, shape) as (state, x), _Logged() as counted, torch.no_grad():
+        before = counted.started([*state.values(), x])
+        with half:
+            functional_call(module, state, (x,))
+    module.train()
+    training, backward = ([n - held for n in log] for log in (training, backward))
+    return [kept], training, backward, [n - before for n in counted.log]

@@ -34,14 +34,9 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
-    """Blocks of one network as modules, all from one construction.
+    """Blocks of one network as modules, all from one construction; see :func:`construct`.
 
-    Args:
-        seed: that of torch's draws, which give the same weights on every machine; None draws
-            nothing, for weights that are to be loaded.
-
-    Raises:
-        UnusableNetwork: one of them is no longer the block that was read.
+    Raises UnusableNetwork also where one of them is no longer the block that was read.
     """
     source = blocks[0].source
     made = construct(source, seed)
@@ -60,11 +55,8 @@ def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
 def construct(source: Origin, seed: int | None) -> list[Named]:
     """The blocks of a network on the CPU, each with its name there, in training mode.
 
-    Args:
-        seed: None draws nothing: what constructors fill at random is all alike.
-
-    Raises:
-        UnusableNetwork: it cannot be made, or not be cut into blocks.
+    ``seed`` is that of torch's draws, which give the same weights on every machine; None, for
+    weights to be loaded, draws nothing. Raises UnusableNetwork where it cannot be made or cut.
     """
     with _drawing(seed), _errors_named(source):
         if source.name.startswith(TORCHVISION):
@@ -91,9 +83,6 @@ def _code_of(module: nn.Module) -> list[str]:
     own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "builtins")]
     sources = [textwrap.dedent(inspect.getsource(kind)) for kind in own]
     return sorted(ast.unparse(ast.parse(text)) for text in sources)
-
-
-# ---- who makes them ------------------------------------------------------------------------------
 
 
 def _unusable(source: Origin, text: str) -> UnusableNetwork:
@@ -138,9 +127,6 @@ def _executed(source: Origin, path: str) -> ModuleType:
     sys.modules[module.__name__] = module  # dataclasses look there for the types of their fields
     exec(compile(code, path, "exec"), module.__dict__)
     return module
-
-
-# ---- around a constructor ------------------------------------------------------------------------
 
 
 @contextmanager

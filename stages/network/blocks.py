@@ -1,9 +1,8 @@
 """Layers that are blocks of any network, as arithmetic: shapes, parameters, operations, memory.
 
 Layer j is then block j: a module with one (N, C, H, W) in and one out, which a Python file or
-torchvision made. What a block is was read off from the module once
-(stages/network/block_reading.py); here are only its figures, so that planning and looking need no
-torch once they are known.
+torchvision made. What a block is was read off from the module once (block_reading.py); here are
+only its figures, so that planning needs no torch once they are known.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ class Origin:
     name: str
     """``torchvision:resnet18`` or ``residual.py:blocks``."""
     arguments: tuple[tuple[str, Any], ...] = ()
-    """Of the function that makes the network."""
+    """Arguments of the function that makes the network."""
     code: str | None = field(default=None, repr=False)
     """Text of the Python file."""
 
     @property
     def digest(self) -> str | None:
-        """Of the text; None for torchvision."""
+        """sha256 hex digest of the text; None for torchvision."""
         return self.code and sha256(self.code.encode()).hexdigest()
 
 
@@ -43,13 +42,13 @@ class MemoryPeaks:
     """Bytes of tensors at the moments that can be a peak, without the input and the weights."""
 
     kept: Pair
-    """Between the forward and the backward pass: what backward needs, and the output."""
+    """Held between the forward and the backward pass: what backward needs, and the output."""
     training: tuple[Pair, ...]
-    """In the forward pass of a training step."""
+    """During the forward pass of a training step."""
     backward: tuple[Pair, ...]
-    """In the backward pass, from the output's gradient on."""
+    """During the backward pass, from the output's gradient on."""
     frozen: tuple[Pair, ...]
-    """In a forward pass in eval mode, of which nothing is kept."""
+    """During a forward pass in eval mode, of which nothing is kept."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,14 @@ class Block:
     factor: int
     """By how much x_j has fewer pixels a side than x_{j-1}."""
     digest: str
-    """Of its code and structure; in fingerprints it stands for the block."""
+    """sha256 hex digest of its code and structure; in fingerprints it stands for the block."""
     name: str = field(metadata=UNNAMED)
     """What it is called where it comes from, and its class: ``layer1.0 (BasicBlock)``."""
     parameters: int = field(metadata=UNNAMED)
     largest: int = field(metadata=UNNAMED)
     """Values of its largest parameter."""
     side: int = field(metadata=UNNAMED)
-    """Of the x_{j-1} that the figures below are of, in pixels."""
+    """Side, in pixels, of the x_{j-1} that the figures below are for."""
     work: int = field(metadata=UNNAMED)
     """Multiply-adds of one forward pass of one x_{j-1}."""
     local: bool = field(metadata=UNNAMED)
@@ -101,8 +100,8 @@ class Block:
         """Multiply-adds of one forward pass of one sample of shape ``shape`` (x_{j-1})."""
         return round(self.work * self._share(shape))
 
-    def moments(self, compute: str) -> MemoryPeaks | None:
-        """By the dtype of the convolutions; None: memory is not known."""
+    def memory(self, compute: str) -> MemoryPeaks | None:
+        """Memory by the dtype of the convolutions; None: not known."""
         return self.whole if compute == "float32" else self.half
 
     def nbytes(self, pairs: tuple[Pair, ...], shape: Shape, rows: int) -> int:
@@ -121,7 +120,7 @@ class Block:
 
     @classmethod
     def of_json(cls, found: Mapping[str, Any], source: Origin) -> Block:
-        known = {name: found[name] and _moments(found[name]) for name in ("whole", "half")}
+        known = {name: found[name] and _peaks(found[name]) for name in ("whole", "half")}
         return cls(**{**found, **known, "source": source})
 
 
@@ -129,7 +128,7 @@ AnyLayer = LayerSpec | Block
 """What layer j is, of any network."""
 
 
-def _moments(found: Mapping[str, Any]) -> MemoryPeaks:
+def _peaks(found: Mapping[str, Any]) -> MemoryPeaks:
     (a, b), rest = found["kept"], ("training", "backward", "frozen")
     pairs = {name: tuple((a, b) for a, b in found[name]) for name in rest}
     return MemoryPeaks((a, b), **pairs)

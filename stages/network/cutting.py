@@ -36,11 +36,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # pyright:
 def cut(model: nn.Module, name: str) -> list[Named]:
     """The blocks of a model for images of three channels, each with its name and class.
 
-    Args:
-        name: of the model, for messages.
-
-    Raises:
-        UnusableNetwork: it is no chain; names the module where it is not.
+    Raises UnusableNetwork, with the model's ``name`` and the module, where it is no chain.
     """
     blocks: list[list[Named]] = []
     opening: list[Named] = []
@@ -64,9 +60,6 @@ def _joined(parts: Sequence[Named]) -> Named:
     path, main = next((one for one in parts if _weighted(one[1])), parts[0])
     module = main if len(parts) == 1 else nn.Sequential(*(part for _, part in parts))
     return f"{path} ({type(main).__name__})", module
-
-
-# ---- the chain -----------------------------------------------------------------------------------
 
 
 @dataclass

@@ -91,13 +91,13 @@ def solving(
     largest = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
     connected = (FLOAT + width * (width < FLOAT)) * sum(largest)  # their gradients come first
     if isinstance(layer, Block):
-        moments = layer.moments(compute)
-        if moments is None:
+        peaks = layer.memory(compute)
+        if peaks is None:
             return None
         convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
         kept, training, backward = (
             layer.nbytes(some, shape, micro)
-            for some in ((moments.kept,), moments.training, moments.backward)
+            for some in ((peaks.kept,), peaks.training, peaks.backward)
         )
         classifier = kept + _backward(convolutions, width, resized=False, below=True)
         backward = max(training, classifier, backward + FLOAT * auxiliary.parameters)
@@ -144,16 +144,15 @@ def applying(
     for number, layer in enumerate(layers):
         inputs, outputs = block * prod(shape), width * block * prod(layer.output(shape))
         held = whole + stored.between * inputs * (number > 0)
-        copied = FLOAT * (images if number == 0 else stored.between < FLOAT)
-        if isinstance(layer, Block):
-            moments = layer.moments(compute)
-            if moments is None:
-                return None
-            convolved = held + copied * inputs + layer.nbytes(moments.frozen, shape, block)
+        copied = FLOAT * (images if number == 0 else stored.between < FLOAT) * inputs
+        if isinstance(layer, LayerSpec):
+            work = _convolving(layer, shape, block, width)
+        elif peaks := layer.memory(compute):
+            work = layer.nbytes(peaks.frozen, shape, block)
         else:
-            convolved = held + copied * inputs + _convolving(layer, shape, block, width)
+            return None
         rounded = held + outputs + stored.rounding * outputs // width
-        peak = max(peak, convolved, rounded)
+        peak = max(peak, held + copied + work, rounded)
         parameters += layer.parameters
         shape = layer.output(shape)
     return FLOAT * parameters + peak
@@ -202,8 +201,7 @@ def _backward(
 ) -> int:
     """Most bytes between the end of forward and the end of backward: activations and gradients.
 
-    Args:
-        below: there is a block below, which made the input and wants its gradient.
+    ``below``: there is a block below, which made the input and wants its gradient.
     """
     if not convolutions:
         return 0

@@ -87,10 +87,7 @@ def build_parts(
     """Freshly initialised layers and a classifier, drawn one after another from one generator.
 
     The same seed gives the same weights on every machine. Blocks of a named network are initialised
-    as its own constructor does it.
-
-    Raises:
-        UnusableNetwork: a block is another one than the one that was read.
+    as its own constructor does it. Raises UnusableNetwork where one is not the block that was read.
     """
     generator = torch.Generator().manual_seed(seed)
     if blocks := [layer for layer in layers if isinstance(layer, Block)]:

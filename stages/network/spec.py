@@ -159,12 +159,9 @@ def layer_specs(
     pool: str = "invertible",
     widths: Sequence[int] = (),
 ) -> tuple[LayerSpec, ...]:
-    """The J layers. Output width equals input width, or twice that after a P (Sec. 4, naming).
-
-    Args:
-        pool: what P is between layers; the stem is always invertible.
-        widths: of all layers, where they follow another rule.
-    """
+    """The J layers. Output width equals input width, or twice that after a P (Sec. 4, naming);
+    ``widths`` are those of all layers where they follow another rule. The stem is invertible
+    whatever P is between layers."""
     specs: list[LayerSpec] = []
     inputs, outputs = channels, width
     for j in range(1, layers + 1):
@@ -194,9 +191,8 @@ def auxiliary_specs(
 ) -> tuple[AuxiliarySpec, ...]:
     """One auxiliary classifier per layer; M̃ doubles with the width, M̃_f is the last one's.
 
-    Args:
-        final_hidden: hidden fully connected layers of the last one, which is then VGG's.
-        final_side: of x_J in pixels; used with these.
+    With ``final_hidden``, hidden fully connected layers, the last one is VGG's; it then needs
+    ``final_side``, the side of x_J in pixels.
     """
     specs = []
     for layer in layers:

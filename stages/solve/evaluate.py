@@ -6,12 +6,8 @@ import numpy as np
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of samples whose label is among the k highest scores.
-
-    Args:
-        scores: (n, classes), any monotone scores. Ties count for the lower class index.
-        labels: (n,) int64.
-    """
+    """Share of samples whose label, int64 (n,), is among the k highest of any monotone scores,
+    (n, classes). Ties count for the lower class index."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(1).mean())
 

@@ -78,14 +78,10 @@ class Fitted:
 
 def split(labels: np.ndarray, shuffled: np.ndarray) -> tuple[np.ndarray, int]:
     """Rows so ordered that those to fit on come first and those held out last, and how many the
-    first are. Of each class the first fifth in a shuffled order is held out, at least one row
-    where there are two.
+    first are.
 
-    Args:
-        shuffled: a permutation of the rows.
-
-    Raises:
-        DataError: no class has two rows, so nothing could be held out.
+    Of each class the first fifth in ``shuffled``, a permutation of the rows, is held out, at least
+    one row where there are two. Raises DataError where no class has two.
     """
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):

@@ -76,9 +76,8 @@ def strongest(scores: Tensor, count: int) -> Tensor:
 def narrowed(problem: Problem, layer: AnyLayer, auxiliary: AuxiliarySpec, kept: Tensor) -> Problem:
     """The problem with the kept filters alone: physically smaller, the weights as they were.
 
-    Args:
-        layer, auxiliary: of the narrower problem; as many filters as are kept.
-        kept: numbers of filters, int64, ascending.
+    ``layer`` and ``auxiliary`` are of the narrower problem, with as many filters as are ``kept``:
+    their numbers, int64, ascending.
     """
     found = Problem(blank_layer(layer), blank_auxiliary(auxiliary))
     # Kernels, biases and batch norm by filter; what batch norm counts is one number for all.

@@ -49,13 +49,13 @@ class Ranks:
         """Does one of them say so?"""
         return bool(self.total(flag)[0])
 
-    def told(self, find: Callable[[], T]) -> T:
-        """What the leader finds; the others do not look."""
+    def by_leader(self, find: Callable[[], T]) -> T:
+        """What the leading rank finds, given to all; the others do not look."""
         if self.count == 1:
             return find()
-        said = [find() if self.leads else None]
-        dist.broadcast_object_list(said, src=0)
-        return said[0]  # pyright: ignore[reportReturnType]
+        found = [find() if self.leads else None]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]  # pyright: ignore[reportReturnType]
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average gradients over the ranks, all of them in one message: those of one layer are few,
@@ -72,8 +72,7 @@ class Ranks:
     def share_norms(self, network: nn.Module, device: torch.device) -> None:
         """Let every batch norm in a network be over all ranks, with the parameters that it has.
 
-        Raises:
-            StageError: one has no weights or no running averages.
+        Raises StageError where one has no weights or no running averages.
         """
         if self.count > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -198,8 +198,7 @@ class Solver(Generic[Trainable]):
     def step(self, x: BatchRows, y: Int[Tensor, " b"]) -> None:
         """One step of SGD at the present rate. Raises Diverged if the loss is not finite.
 
-        Args:
-            x: x_{j-1} of the batch, float. What is made while it is split need not be there whole.
+        ``x`` is x_{j-1} of the batch, float; what is made while it is split is never there whole.
         """
         micro = -(-len(y) // self.schedule.accumulate)
         loss_sum, correct = 0.0, 0
