@@ -132,6 +132,7 @@ def test_images_are_read_in_the_memory_of_a_few_shards(tmp_path: Path) -> None:
                 save(tmp_path / "images" / split / kind / f"{i}.JPEG", image)
     text = tiny().replace("imagefolder:imagenette", f"imagefolder:{tmp_path / 'images'}")
     text = text.replace("[cache]", "[cache]\nshard_mb = 1")
+    open_run(tmp_path / "before", text)  # whatever is imported on the way is there then
     tracemalloc.start()
     try:
         session = open_run(tmp_path, text)
