@@ -15,6 +15,14 @@ from PIL import Image
 CLASSES = 10
 
 
+def archive() -> Path:
+    """All of CIFAR-10 (JPEG), a tar of class folders."""
+    path = Path(os.environ.get("STRATA_TEST_DATA", "")) / "cifar10-jpeg.tar.xz"
+    if not path.is_file():
+        raise SystemExit(f"no {path.name}: let STRATA_TEST_DATA name the folder that holds it")
+    return path
+
+
 def images(place: Path, train: int, test: int) -> Path:
     """Written once.
 
@@ -26,7 +34,7 @@ def images(place: Path, train: int, test: int) -> Path:
         return path
     arrays: dict[str, list[Any]] = {f"{a}_{s}": [] for a in "xy" for s in ("train", "test")}
     most, classes = {"train": train // CLASSES, "test": test // CLASSES}, {}
-    with tarfile.open(Path(os.environ["STRATA_TEST_DATA"]) / "cifar10-jpeg.tar.xz") as tar:
+    with tarfile.open(archive()) as tar:
         for member in tar:
             found = re.search(r"(train|test)/([^/]+)/(\d+)\.jpg$", member.name)
             if not found or int(found[3]) >= most[found[1]]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from augmentation import interval
-from cifar_images import images
+from cifar_images import archive, images
 from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 
 import checkout  # noqa: F401
@@ -155,7 +154,7 @@ def main() -> None:
     todo = [(w, s) for s in range(options.seeds) for w in WAYS if f"{w} {s}" not in runs]
     with tempfile.TemporaryDirectory(prefix="compression-", dir=Path.cwd()) as scratch:
         place = Path(scratch)
-        source = f"imagefolder:{os.environ['STRATA_TEST_DATA']}/cifar10-jpeg.tar.xz"
+        source = f"imagefolder:{archive()}"
         if options.images:
             source = f"npz:{images(place, options.images, options.images // 5)}"
 
