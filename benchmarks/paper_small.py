@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from augmentation import interval, text
+from cifar_images import archive
 from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 
 import checkout  # noqa: F401
@@ -40,7 +40,7 @@ def run(place: Path, k: int, seed: int) -> dict[str, Any]:
     here = place / f"k{k}-{seed}"
     store = here / "features"
     line = [f"cifar10-k{k}-small", "--seed", seed, "--run", here / "run", "--store", store]
-    line += ["--data", f"imagefolder:{os.environ['STRATA_TEST_DATA']}/cifar10-jpeg.tar.xz"]
+    line += ["--data", f"imagefolder:{archive()}"]
     strata(Path(), "run", *line, environment=ONE_THREAD)
     layers = json.loads((here / "run/report.json").read_text("utf-8"))["layers"]
     found: dict[str, Any] = {

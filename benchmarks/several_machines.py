@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cifar_images import archive
 from measuring import RESULTS, keep
 from two_machines import FAR, NEAR, Machines, file_system, machines, until
 
@@ -68,7 +69,7 @@ class Trial:
 
     def line(self, store: Path) -> list[object]:
         place = self.machines.place
-        data = f"imagefolder:{os.environ['STRATA_TEST_DATA']}/cifar10-jpeg.tar.xz"
+        data = f"imagefolder:{archive()}"
         words = ["materialize", place / "small.toml", "--layer", 1, "--data", data]
         run = self.machines.shared / "run"
         return [sys.executable, ROOT / "cli.py", *words, "--run", run, "--store", store]
