@@ -41,7 +41,8 @@ def all_at(run: Run, depth: int) -> list[LevelKey]:
 
 
 def state_of(store: Store, key: LevelKey) -> LevelState:
-    """As the store says, but ``stale`` if the level below was rewritten with other values since."""
+    """The state of a level in the store; ``stale`` if the level below was rewritten with other
+    values since."""
     state = store.state(key)
     if state.state == "complete" and state.parent is not None:
         parent = LevelKey(**{k: state.parent[k] for k in ("depth", "fingerprint", "split", "view")})
@@ -62,7 +63,8 @@ def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
 
 
 def geometry_at(store: Store, key: LevelKey) -> Geometry | None:
-    """Of a level that is committed: another run may have made it with shards of another size."""
+    """Geometry of a level that is committed; another run may have made it with shards of another
+    size."""
     with suppress(LevelAbsent, LevelDamaged):
         return geometry_of(read_commit(key.directory(store.root), key, store.files))
     return None

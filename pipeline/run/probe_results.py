@@ -153,7 +153,7 @@ def _on_images(network: ProbedNetwork, source: str, place: Path) -> ProbedNetwor
 
 
 def with_classes(run: Run, classes: int) -> Run:
-    """The same run with another number of classes to tell apart."""
+    """A copy of the run with another number of classes to tell apart."""
     return _of_recipe(run, replace(run.recipe, data=replace(run.recipe.data, classes=classes)))
 
 

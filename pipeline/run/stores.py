@@ -28,7 +28,7 @@ class StoreAddress:
 
     @classmethod
     def of(cls, store: Store) -> StoreAddress:
-        """Of an object store, with the same read cache: the same path on the other's machine."""
+        """The address of a store; of a bucket with its read cache, at the same path over there."""
         if not store.remote:
             return cls(str(store.root.absolute()))
         from strata.store.s3.objects import Objects
@@ -45,7 +45,7 @@ class StoreAddress:
 
     @property
     def files(self) -> Files:
-        """Its files. Raises as :meth:`open`."""
+        """The files of the store. Raises as :meth:`open`."""
         return self.open().files
 
 

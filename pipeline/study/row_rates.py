@@ -96,7 +96,7 @@ class Sample:
 
 
 def sample_of(found: Overview) -> Sample:
-    """As many images and maps of a run as are worth measuring."""
+    """Images and maps of a run, as many as are worth measuring."""
     recipe, data = found.recipe, found.recipe.data
     count = max(64, SAMPLE_BYTES // (4 * int(np.prod(_shape(recipe)))))
     images, what = _images(found, count), FEATURES

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Of each of C channels, over all rows and pixels that were seen."""
+    """Moments of each of C channels, over all rows and pixels that were seen."""
 
     count: int
     """Values of one channel."""
@@ -30,7 +30,8 @@ class Moments:
 
     @classmethod
     def of(cls, x: Shaped[Tensor, "b c h w"]) -> Moments:
-        """Of some maps, at least one; floats or, of images, uint8; on a CPU. Fastest in NCHW."""
+        """Moments of some maps, at least one; floats or, of images, uint8; on a CPU. NCHW is
+        fastest."""
         values = x.permute(1, 0, 2, 3).reshape(x.shape[1], -1).float().numpy()
         mean = values.mean(1, dtype=np.float64)
         apart = values - mean[:, None]
@@ -44,7 +45,7 @@ class Moments:
         )
 
     def merged(self, other: Moments) -> Moments:
-        """Of what both have seen, ``other`` after self."""
+        """Moments of what both have seen, ``other`` after self."""
         count = self.count + other.count
         apart, share = other.mean - self.mean, other.count / count
         return Moments(
@@ -67,7 +68,7 @@ class Moments:
         return int((self.zeros == self.count).sum())
 
     def together(self) -> Moments:
-        """The same of all channels as if they were one."""
+        """Moments of all channels as if they were one."""
         mean = self.mean.mean()
         squares = self.squares.sum() + self.count * np.square(self.mean - mean).sum()
         return Moments(

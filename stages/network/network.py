@@ -73,7 +73,7 @@ class Problem(nn.Module):
 
     @property
     def filters(self) -> int:
-        """Of W_θ. The layer must be a :class:`Layer`."""
+        """Number of filters of W_θ. The layer must be a :class:`Layer`."""
         assert isinstance(self.layer, Layer)
         return self.layer.convolution.out_channels
 

@@ -27,8 +27,8 @@ from strata.store.write.verify import Damage, check_shard
 
 SPAN = 512
 """Images that are examined in one task."""
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 
 
 def examined(
@@ -70,8 +70,8 @@ def hashing(
 
 
 def _answers(
-    crew: Crew, task: WorkerTask, items: Sequence[Item], here: Callable[[Item], Answer]
-) -> Iterator[tuple[Item, Answer]]:
+    crew: Crew, task: WorkerTask, items: Sequence[_Item], here: Callable[[_Item], _Answer]
+) -> Iterator[tuple[_Item, _Answer]]:
     """Every item with what a worker has answered; where it failed, with what is seen here."""
     for item, answer in Dispatch(crew, task).answers(items):
         if isinstance(answer, Failed):
@@ -82,10 +82,10 @@ def _answers(
 
 
 def _in_order(
-    answers: Iterable[tuple[Item, Answer]], items: Sequence[Item]
-) -> Iterator[tuple[Item, Answer]]:
+    answers: Iterable[tuple[_Item, _Answer]], items: Sequence[_Item]
+) -> Iterator[tuple[_Item, _Answer]]:
     """Answers in the order of their items. A few wait, as a few are under way."""
-    waiting: dict[Item, Answer] = {}
+    waiting: dict[_Item, _Answer] = {}
     due = iter(items)
     first = next(due, None)
     for item, answer in answers:
