@@ -39,6 +39,7 @@ ROOMS = (
 files that are no room, that do not know each other: files of the lowest line of a floor may."""
 ROOM_FILES = 15
 HEAVY = ("torch", "torchvision", "zarr", "dask", "matplotlib", "sklearn")
+FRAGMENT = re.compile(r"(Of|Its|As|The same)\b")
 DRAWERS = {"utils.py", "helpers.py", "common.py"}
 FUNCTION_LINES, FILE_LINES, MEDIAN_LINES = 60, 330, 12
 
@@ -251,6 +252,28 @@ def test_a_room_has_few_files_and_says_what_it_is_for(sources: dict[str, Source]
     assert not {name: count for name, count in folders.items() if count > ROOM_FILES}
     inits = [source for name, source in sources.items() if name.endswith("__init__.py")]
     assert not [source.name for source in inits if not ast.get_docstring(source.tree)]
+
+
+def test_a_class_has_a_name_of_its_own(sources: dict[str, Source]) -> None:
+    names = Counter(
+        node.name
+        for source in sources.values()
+        for node in source.tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_docstrings_can_be_read_without_the_name(sources: dict[str, Source]) -> None:
+    found = [
+        f"{source.name}: {getattr(node, 'name', 'module')}: {text.splitlines()[0]}"
+        for source in sources.values()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
+        if not getattr(node, "name", "").startswith("_")
+        if (text := ast.get_docstring(node)) and FRAGMENT.match(text)
+    ]
+    assert not found
 
 
 def test_what_is_installed_are_the_rooms(sources: dict[str, Source]) -> None:
