@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 
@@ -28,45 +28,8 @@ from strata.store.feature_store import Store
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import Level
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
 READ_THREADS = 2
 """Threads that decode images."""
-
-
-class Crew(Protocol):
-    """Workers of a Dask cluster, as whoever gives them work knows them."""
-
-    report: Reporter
-    stop: Interruptions
-
-    @property
-    def where(self) -> str:
-        """Which scheduler it is, for messages."""
-        ...
-
-    @property
-    def client(self) -> Client:
-        """The connection. Raises ClusterError: there is no scheduler, or no worker that fits."""
-        ...
-
-    @property
-    def on_gpu(self) -> bool:
-        """Do the workers offer GPUs?"""
-        ...
-
-    def begin(self) -> None:
-        """Have workers, which may take some seconds. Raises as :attr:`client`."""
-        ...
-
-    def count(self) -> int:
-        """Workers there are now. Raises OSError if nobody answers."""
-        ...
-
-    def submit(self, task: Any, item: Any, *, gpu: bool) -> Future:
-        """Have a worker do one item of a task; see materialize/cluster/worker.py:serve."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -96,8 +59,9 @@ class Session:
     """Most bytes of the host's memory for levels; None: what is free."""
     ranks: Ranks = field(default_factory=Ranks)
     """Processes that solve layers together."""
-    crew: Crew | None = None
-    """Workers that levels are written with; None: this process alone."""
+    crew: Any = None
+    """Workers that levels are written with (pipeline/materialize/cluster/cluster.py, a room above);
+    None: this process alone."""
 
     @cached_property
     def compute(self) -> torch.dtype:
