@@ -26,7 +26,7 @@ from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.delivery import Delivery
 from strata.pipeline.feed.features import read_layer
 from strata.pipeline.feed.ffcv import beton
-from strata.pipeline.feed.ffcv.rows import FfcvRows
+from strata.pipeline.feed.ffcv.rows import FfcvBeton
 from strata.pipeline.plan.caching import FEATURES
 from strata.pipeline.plan.costs import PROFILES
 from strata.pipeline.plan.machine import RowRate
@@ -45,6 +45,7 @@ from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import encode
 from strata.store.level.layout import Geometry, LevelKey, geometry
 from strata.store.level.level import Level, receipt_of
+from strata.store.read.rows import Rows
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 REPETITIONS = 3
@@ -230,7 +231,7 @@ def _take(codec: Codec | None, batch: int, delivery: Delivery) -> None:
     """
     shape = delivery.geometry
     order = np.random.default_rng(0).permutation(shape.rows)
-    parts = [np.sort(order[at : at + batch]) for at in range(0, len(order), batch)]
+    parts = [Rows.of(np.sort(order[at : at + batch])) for at in range(0, len(order), batch)]
     for rows in delivery.batches(parts):
         if codec is not None:
             codec.decode(rows, shape.sample[2])
@@ -290,7 +291,7 @@ def decode_jpeg(recipe: Recipe, images: np.ndarray, place: Path) -> float | None
         level = put(_writer(place, shape, 0), [images[s] for s in shards], {"labels": labels})
         path = place / "images.beton"
         beton.write_images(path, level, "jpeg", recipe.data.jpeg)
-        with FfcvRows.of_beton(path, level) as rows:
-            parts = [np.arange(len(images))]
+        with FfcvBeton(path, level) as rows:
+            parts = [Rows.of(np.arange(len(images)))]
             return images.nbytes / seconds(lambda: list(rows.batches(parts)))
     return None

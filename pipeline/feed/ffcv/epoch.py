@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from math import prod
 from queue import Empty
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -30,44 +30,13 @@ POLL = 0.1
 _WORKQUEUE = threading.Lock()
 """Held by the one epoch that may run on numba's workqueue threads."""
 
-Finish = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Makes of a batch's row numbers, and of what ffcv read, what is handed out. It runs in ffcv's
-thread, and what it raises is raised by ``next_batch``."""
+Finish = Callable[[int, np.ndarray], np.ndarray]
+"""Makes of a batch's number in the epoch, and of what ffcv read, what is handed out. It runs in
+ffcv's thread, and what it raises is raised by ``next_batch``."""
 
 
-class RowsInMemory(Protocol):
-    """Rows in memory, and how ffcv is to read them."""
-
-    shape: tuple[int, ...]
-    """(rows, channel, y, x) of stored elements."""
-    memory: np.ndarray
-    """uint8, read-only: all that can be read."""
-    places: np.ndarray
-    """uint64 (rows,): where each row begins in memory."""
-    sizes: np.ndarray
-    """uint64 (rows,): how many bytes each has."""
-    metadata: np.ndarray
-    """ffcv's record of each row; its column ``f0`` is that of the field that is read."""
-    rgb: bool
-    """Colour images, raw or JPEG as the metadata say; otherwise plain bytes."""
-    row: tuple[int, ...]
-    """Shape of the uint8 that ffcv makes of a row: (y, x, 3), or (bytes,)."""
-
-    def ready(self) -> None:
-        """Called before an epoch. Raises if the files are not those that were opened."""
-
-    def shaped(self, batch: np.ndarray) -> np.ndarray:
-        """A batch as ffcv read it, to (n, channel, y, x) of stored elements, C-contiguous."""
-        ...
-
-    def check(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        """Raises if these are not the rows that were written; looks at every row once."""
-
-    def close(self) -> object: ...
-
-
-class Loader:
-    """A stand-in for ffcv's Loader, with all that ffcv's epoch thread asks of it.
+class Loader(AbstractContextManager["Loader"]):
+    """A stand-in for ffcv's Loader and its parts, with all that ffcv's epoch thread asks of them.
 
     Loader itself opens a file by its name, keeps Python sets of all rows and pages, knows only
     its own orders, pins a ring for every epoch and sets torch's thread count.
@@ -75,14 +44,35 @@ class Loader:
 
     batches_ahead = AHEAD
     traversal_order = None
+    batch_size = 0
 
-    def __init__(self, source: RowsInMemory, workers: int) -> None:
-        self.metadata, self.num_workers = source.metadata, max(1, workers)
-        self.batch_size = 0
-        order = np.argsort(source.places, kind="stable")  # ffcv looks a size up by its place
-        self._context = _Context((source.memory, source.places[order], source.sizes[order]))
-        self._row = source.row
-        self.code, self._step = _compiled(source.rgb, self.num_workers > 1)
+    def __init__(
+        self,
+        memory: np.ndarray,
+        places: np.ndarray,
+        sizes: np.ndarray,
+        metadata: np.ndarray,
+        row: tuple[int, ...],
+        workers: int | None,
+    ) -> None:
+        """
+        Args:
+            memory: uint8, read-only: all that can be read.
+            places: uint64 (rows,), where each row begins in memory.
+            sizes: uint64 (rows,), how many bytes each has.
+            metadata: ffcv's record of each row; its column ``f0`` is that of the field that is
+                read: colour images, raw or JPEG as the metadata say, or plain bytes.
+            row: shape of the uint8 that ffcv makes of a row: (y, x, 3), or (bytes,).
+            workers: threads that copy or decode; no more than the cores we may use, the default.
+        """
+        self.metadata, self.row = metadata, row
+        self.num_workers = max(1, cores() if workers is None else min(workers, cores()))
+        order = np.argsort(places, kind="stable")  # ffcv looks a size up by its place
+        self.state = memory, places[order], sizes[order]
+        self.code, self._step = _compiled(len(row) == 3, self.num_workers > 1)
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close after an epoch."""
 
     @property
     def reader(self) -> Loader:
@@ -91,12 +81,16 @@ class Loader:
 
     graph = memory_manager = reader
 
-    def schedule_epoch(self, batches: object) -> _Context:
-        return self._context
+    def schedule_epoch(self, batches: object) -> Loader:
+        """What holds our memory, in the place of ffcv's map of a file."""
+        return self
+
+    def start_batch(self, batch: int) -> None:
+        """Nothing is fetched ahead: the kernel reads."""
 
     def allocate_memory(self, batch: int, slots: int) -> dict[str, dict[int, Any]]:
         """Buffers by kind and step of the pipeline: new memory instead of a ring."""
-        fresh = _Fresh((batch, *self._row))
+        fresh = _Fresh((batch, *self.row))
         return {"operation": {self._step: fresh}, "shared": {self._step: None}}
 
 
@@ -108,19 +102,6 @@ class _Fresh:
 
     def __getitem__(self, slot: int) -> np.ndarray:
         return aligned(prod(self.shape)).reshape(self.shape)
-
-
-class _Context(AbstractContextManager["_Context"]):
-    """Our memory in the place of ffcv's map of a file."""
-
-    def __init__(self, state: tuple[np.ndarray, ...]) -> None:
-        self.state = state
-
-    def start_batch(self, batch: int) -> None:
-        """Nothing is fetched ahead: the kernel reads."""
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to close."""
 
 
 @cache
@@ -156,8 +137,8 @@ def _parallel_arrays() -> Any:
 
 @cache
 def epoch_class() -> Any:
-    """The class of an epoch that is read: its loader, the order (int64 row numbers), the rows of a
-    batch, and a :data:`Finish`."""
+    """The class of an epoch that is read: its loader, the order (int64 numbers of rows in memory),
+    the rows of a batch, and a :data:`Finish`."""
 
     class Epoch(ffcv().EpochIterator):
         """ffcv's thread, which says why it has ended."""
@@ -177,7 +158,7 @@ def epoch_class() -> Any:
 
         def run_pipeline(self, number: int, rows: np.ndarray, *rest: Any) -> tuple[np.ndarray]:
             (batch,) = super().run_pipeline(number, rows, *rest)
-            return (self.finished(rows, batch),)
+            return (self.finished(number, batch),)
 
         def next_batch(self) -> np.ndarray:
             """The next batch. Raises what ended the thread, if it ends without one."""

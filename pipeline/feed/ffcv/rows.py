@@ -7,8 +7,10 @@ memory of its own, and leaving an epoch early ends the thread. docs/ffcv.md has 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,37 +20,25 @@ from google_crc32c import value as crc32c
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv import beton
-from strata.pipeline.feed.ffcv.epoch import Loader, RowsInMemory, alone, cores, epoch_class
+from strata.pipeline.feed.ffcv.epoch import Loader, alone, epoch_class
 from strata.pipeline.run.session import Session
-from strata.store.level.checks import Checks
 from strata.store.level.level import Level
-from strata.store.read.mapped import Mapped
+from strata.store.read.mapped import MappedRows
+from strata.store.read.rows import Rows
+
+POINTERS = np.dtype([("f0", "<u8")])
+"""ffcv's metadata of rows of plain bytes."""
 
 
 class FfcvRows(AbstractContextManager["FfcvRows"]):
     """Batches of stored rows. Close it, or use it in a with statement."""
 
-    def __init__(self, source: RowsInMemory, workers: int | None = None) -> None:
-        """
-        Args:
-            source: see :meth:`of_levels` and :meth:`of_beton`.
-            workers: threads that copy or decode; no more than the cores we may use, the default.
-        """
-        self._source = source
-        self._loader = Loader(source, cores() if workers is None else min(workers, cores()))
+    _loader: Loader
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        self._levels, self._geometry = tuple(levels), levels[0].geometry
         self._epochs: set[Any] = set()
         self._closed = False
-
-    @classmethod
-    def of_levels(cls, levels: Sequence[Level], workers: int | None = None) -> FfcvRows:
-        """Rows of raw levels (views) of equal geometry, read in place; row r of view v has the
-        number v · rows + r. Raises as :class:`Mapped` does."""
-        return cls(_Levels(levels), workers)
-
-    @classmethod
-    def of_beton(cls, path: Path, level: Level, workers: int | None = None) -> FfcvRows:
-        """Rows of x_0 from its .beton. Raises as :func:`beton.read_beton` does."""
-        return cls(_Beton(path, level), workers)
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -58,17 +48,12 @@ class FfcvRows(AbstractContextManager["FfcvRows"]):
         self._closed = True
         for epoch in list(self._epochs):
             epoch.stop()
-        self._source.close()
 
-    def __len__(self) -> int:
-        return self._source.shape[0]
-
-    def batches(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    def batches(self, parts: Sequence[Rows]) -> Iterator[np.ndarray]:
         """The rows of each part, in exactly the order asked for.
 
-        Args:
-            parts: int64 row numbers. ffcv's epochs have batches of one length and a shorter last
-                one: wherever lengths change otherwise, another of its epochs begins.
+        ffcv's epochs have batches of one length and a shorter last one: wherever lengths change
+        otherwise, another of its epochs begins.
 
         Returns:
             Arrays (len(part), channel, y, x) of stored elements, in the level's dtype. Each is
@@ -81,24 +66,28 @@ class FfcvRows(AbstractContextManager["FfcvRows"]):
                 where numba has no threads that are safe for two.
         """
         self._check_open()
+        rows, views = self._geometry.rows, len(self._levels)
         for part in parts:
-            if len(part) and not 0 <= part.min() <= part.max() < len(self):
-                raise IndexError(f"rows {part.min()}…{part.max()} of {len(self)}")
-        self._source.ready()
+            view, row = part.view, part.row
+            if ((row < 0) | (row >= rows) | (view < 0) | (view >= views)).any():
+                raise IndexError(f"rows {row.min()}…{row.max()} of {rows}")
+        self._ready()
         return self._runs(parts)
 
-    def _runs(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        for epoch in _epochs(parts):
-            yield from self._run(epoch)
+    def _runs(self, parts: Sequence[Rows]) -> Iterator[np.ndarray]:
+        for run in _epochs(parts):
+            yield from self._run(run)
 
-    def _run(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    def _run(self, parts: Sequence[Rows]) -> Iterator[np.ndarray]:
         self._check_open()  # again: this runs when its first batch is asked for
-        order, length = np.concatenate(parts).astype(np.int64, copy=False), len(parts[0])
-        if not length:
-            yield self._source.shaped(np.empty((0, *self._source.row), np.uint8))
+        if not len(parts[0]):
+            yield self._shaped(np.empty((0, *self._loader.row), np.uint8))
             return
-        with alone(self._loader.num_workers):
-            epoch = epoch_class()(self._loader, order, length, self._finished)
+        rows, loader = Rows.joined(parts), self._loader
+        order = rows.view * self._geometry.rows + rows.row
+        with alone(loader.num_workers):
+            finished = partial(self._finished, parts)
+            epoch = epoch_class()(loader, order, len(parts[0]), finished)
             self._epochs.add(epoch)
             try:
                 for _ in parts:
@@ -111,14 +100,26 @@ class FfcvRows(AbstractContextManager["FfcvRows"]):
         if self._closed:
             raise LoaderError("these rows were closed")
 
-    def _finished(self, rows: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    def _finished(self, parts: Sequence[Rows], number: int, batch: np.ndarray) -> np.ndarray:
         """A batch as it is handed out, every row of it checked once. Runs in ffcv's thread."""
-        stored = self._source.shaped(batch)
-        self._source.check(rows, stored)
+        stored = self._shaped(batch)
+        self._check(parts[number], stored)
         return stored
 
+    @abstractmethod
+    def _ready(self) -> None:
+        """Called before an epoch. Raises if the files are not those that were opened."""
 
-def _epochs(parts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+    @abstractmethod
+    def _shaped(self, batch: np.ndarray) -> np.ndarray:
+        """A batch as ffcv read it, to (n, channel, y, x) of stored elements, C-contiguous."""
+
+    @abstractmethod
+    def _check(self, rows: Rows, stored: np.ndarray) -> None:
+        """Raises if these are not the rows that were written; looks at every row once."""
+
+
+def _epochs(parts: Sequence[Rows]) -> Iterator[Sequence[Rows]]:
     """Runs of parts of one length, each with the shorter part that follows it; an empty part is
     alone."""
     begin = 0
@@ -130,71 +131,76 @@ def _epochs(parts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
         yield parts[begin:]
 
 
-POINTERS = np.dtype([("f0", "<u8")])
-"""ffcv's metadata of rows of plain bytes."""
+class FfcvLevels(FfcvRows):
+    """Raw levels (views) of equal geometry, read in place. To ffcv a row is so many bytes: numba
+    has no float16, and needs none."""
 
-
-class _Levels:
-    """Raw levels. To ffcv a row is so many bytes: numba has no float16, and needs none."""
-
-    def __init__(self, levels: Sequence[Level]) -> None:
+    def __init__(self, levels: Sequence[Level], workers: int | None = None) -> None:
+        """Raises as :class:`MappedRows` does; LoaderError: no ffcv, or a packed level."""
         beton.check()  # if it is missing, say so before anything is mapped
-        self.geometry = levels[0].geometry
-        if self.geometry.profile != "raw":
+        super().__init__(levels)
+        shape = self._geometry
+        if shape.profile != "raw":
             raise LoaderError(
                 f"ffcv reads raw levels in place; {levels[0].key.label} is packed with "
-                f"{self.geometry.profile}. Use --loader native, or 'cache.profile' raw"
+                f"{shape.profile}. Use --loader native, or 'cache.profile' raw"
             )
-        mapped = Mapped(levels)
-        self.shape, self.memory = (len(mapped), *self.geometry.stored), mapped.memory
-        places = mapped.places(np.arange(len(mapped))) * self.geometry.row_bytes
-        self.places = places.astype(np.uint64)
-        self.ready, self.check, self.close = mapped.check_sizes, Checks(levels).check, mapped.close
-        self.sizes = np.full(len(mapped), self.geometry.row_bytes, np.uint64)
-        self.metadata = self.places.view(POINTERS)
-        self.rgb, self.row = False, (self.geometry.row_bytes,)
-
-    def shaped(self, batch: np.ndarray) -> np.ndarray:
-        return batch.view(self.geometry.dtype).reshape(len(batch), *self.geometry.stored)
-
-
-class _Beton:
-    """x_0 from the .beton that was written from it."""
-
-    def __init__(self, path: Path, level: Level) -> None:
-        reader = beton.read_beton(path, level)
-        self.path, self.nbytes = path, path.stat().st_size
-        self.shape = (len(level), *level.geometry.stored)
-        self.checksums, self._seen = reader.metadata["f3"], np.zeros(len(level), bool)
-        self.places, self.sizes = beton.places(reader)
-        channels, height, width = level.geometry.sample
-        self.rgb = channels == 3
-        self.row = (height, width, 3) if self.rgb else (level.geometry.row_bytes,)
-        self.metadata = reader.metadata if self.rgb else self.places.view(POINTERS)
-        self.memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
-
-    def ready(self) -> None:
-        if not self.path.exists() or self.path.stat().st_size != self.nbytes:
-            raise LoaderError(f"{self.path} is not the file that was opened")
-
-    def shaped(self, batch: np.ndarray) -> np.ndarray:
-        if self.rgb:
-            return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-        return batch.reshape(len(batch), *self.shape[1:])
-
-    def check(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        """The bytes in the file, because a JPEG may be decoded a little differently elsewhere."""
-        for row in numbers[~self._seen[numbers]].tolist():
-            begin, size = int(self.places[row]), int(self.sizes[row])
-            if crc32c(self.memory[begin : begin + size]) != self.checksums[row]:
-                raise LoaderError(
-                    f"{self.path}: row {row} is not the one that was written. "
-                    "Remove the file, and write it again"
-                )
-        self._seen[numbers] = True
+        self._mapped = mapped = MappedRows(levels)
+        every = [Rows.of(np.arange(shape.rows), view) for view in range(len(levels))]
+        places = (mapped.places(Rows.joined(every)) * shape.row_bytes).astype(np.uint64)
+        sizes, row = np.full(len(places), shape.row_bytes, np.uint64), (shape.row_bytes,)
+        self._loader = Loader(mapped.memory, places, sizes, places.view(POINTERS), row, workers)
 
     def close(self) -> None:
-        """The map ends with its last reader."""
+        super().close()
+        self._mapped.close()
+
+    def _ready(self) -> None:
+        self._mapped.ready()
+
+    def _shaped(self, batch: np.ndarray) -> np.ndarray:
+        return batch.view(self._geometry.dtype).reshape(len(batch), *self._geometry.stored)
+
+    def _check(self, rows: Rows, stored: np.ndarray) -> None:
+        self._mapped.checks.check(rows.view, rows.row, stored)
+
+
+class FfcvBeton(FfcvRows):
+    """x_0 from the .beton that was written from it. The map ends with its last reader."""
+
+    def __init__(self, path: Path, level: Level, workers: int | None = None) -> None:
+        """Raises as :func:`beton.read_beton` does."""
+        super().__init__([level])
+        reader = beton.read_beton(path, level)
+        self._path, self._nbytes = path, path.stat().st_size
+        self._checksums, self._seen = reader.metadata["f3"], np.zeros(len(level), bool)
+        self._places, self._sizes = beton.places(reader)
+        self._memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        channels, height, width = level.geometry.sample
+        metadata, row = self._places.view(POINTERS), (level.geometry.row_bytes,)
+        if channels == 3:
+            metadata, row = reader.metadata, (height, width, 3)
+        self._loader = Loader(self._memory, self._places, self._sizes, metadata, row, workers)
+
+    def _ready(self) -> None:
+        if not self._path.exists() or self._path.stat().st_size != self._nbytes:
+            raise LoaderError(f"{self._path} is not the file that was opened")
+
+    def _shaped(self, batch: np.ndarray) -> np.ndarray:
+        if len(self._loader.row) == 3:
+            return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        return batch.reshape(len(batch), *self._geometry.stored)
+
+    def _check(self, rows: Rows, stored: np.ndarray) -> None:
+        """The bytes in the file, because a JPEG may be decoded a little differently elsewhere."""
+        for row in rows.row[~self._seen[rows.row]].tolist():
+            begin, size = int(self._places[row]), int(self._sizes[row])
+            if crc32c(self._memory[begin : begin + size]) != self._checksums[row]:
+                raise LoaderError(
+                    f"{self._path}: row {row} is not the one that was written. "
+                    "Remove the file, and write it again"
+                )
+        self._seen[rows.row] = True
 
 
 def image_file(session: Session, level: Level) -> Path | None:

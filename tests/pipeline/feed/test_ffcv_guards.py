@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from ffcv_levels import NEEDS_FFCV, images, python, skip_unless_it_imports
-from rows_of import equal, stored, views
+from rows_of import equal, numbered, stored, views
 from small_levels import drawn
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError, exit_code
 from strata.pipeline.feed.ffcv import beton
 from strata.pipeline.feed.ffcv.epoch import cores
-from strata.pipeline.feed.ffcv.rows import FfcvRows
+from strata.pipeline.feed.ffcv.rows import FfcvLevels, FfcvRows
 from strata.store.errors import DiskFull, LevelBusy, LevelDamaged
 from strata.store.files.files import Files
 from strata.store.files.lock import hold
@@ -27,7 +27,7 @@ from strata.store.level.layout import Geometry
 from strata.store.level.level import Level
 
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16)
-PARTS = [np.arange(at, at + 4) for at in range(0, 120, 4)]
+PARTS = [numbered(SHAPE, range(at, at + 4)) for at in range(0, 120, 4)]
 SOON = 5.0
 """Seconds in which a failure must be heard."""
 
@@ -47,7 +47,7 @@ def levels(tmp_path: Path) -> list[Level]:
 def rows(levels: list[Level]) -> Iterator[FfcvRows]:
     skip_unless_it_imports()
     before = set(threading.enumerate())
-    with FfcvRows.of_levels(levels) as found:
+    with FfcvLevels(levels) as found:
         yield found
     assert set(threading.enumerate()) <= before
 
@@ -65,7 +65,7 @@ def test_without_ffcv_everything_imports_and_one_line_says_what_to_do(
     try:
         for attempt in (
             beton.check,
-            lambda: FfcvRows.of_levels(levels),
+            lambda: FfcvLevels(levels),
             lambda: beton.write_images(tmp_path / "x.beton", levels[0]),
         ):
             with pytest.raises(LoaderError, match=r"^ffcv cannot be imported \(.*make ffcv") as at:
@@ -122,7 +122,7 @@ def test_a_shard_that_is_gone_or_cut_is_an_error_before_the_epoch(
         rows.batches(PARTS)
     shard.write_bytes(whole[:-1])
     with pytest.raises(LevelDamaged, match=r"c\.2\.0\.0\.0 has"):
-        FfcvRows.of_levels(levels)
+        FfcvLevels(levels)
 
 
 @needs_ffcv
@@ -145,7 +145,7 @@ def test_leaving_early_leaves_no_thread(rows: FfcvRows, taken: int) -> None:
 def test_closing_ends_epochs_and_keeps_batches(levels: list[Level]) -> None:
     skip_unless_it_imports()
     before = set(threading.enumerate())
-    rows = FfcvRows.of_levels(levels)
+    rows = FfcvLevels(levels)
     epochs = [rows.batches(PARTS) for _ in range(2)] if thread_safe() else [rows.batches(PARTS)]
     firsts = [next(epoch) for epoch in epochs]
     not_begun = rows.batches(PARTS)
@@ -153,7 +153,7 @@ def test_closing_ends_epochs_and_keeps_batches(levels: list[Level]) -> None:
     rows.close()
     assert set(threading.enumerate()) <= before
     for epoch, first in zip(epochs, firsts, strict=True):
-        assert equal(first, stored(levels, PARTS[0]))
+        assert equal(first, stored(levels, np.arange(4)))
         with pytest.raises(LoaderError, match="closed"):
             list(epoch)
     with pytest.raises(LoaderError, match="closed"):
@@ -177,7 +177,7 @@ def test_torchs_threads_stay_as_they_are(levels: list[Level]) -> None:
     torch.set_num_threads(3)
     try:
         seen = []
-        with FfcvRows.of_levels(levels) as rows:
+        with FfcvLevels(levels) as rows:
             for _batch in rows.batches(PARTS):
                 seen.append(torch.get_num_threads())
         later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
@@ -192,22 +192,22 @@ def test_torchs_threads_stay_as_they_are(levels: list[Level]) -> None:
 @pytest.mark.parametrize("workers", [-1, 0, 1, 4096])
 def test_workers_are_at_least_one_and_at_most_our_cores(levels: list[Level], workers: int) -> None:
     skip_unless_it_imports()
-    with FfcvRows.of_levels(levels, workers) as rows:
+    with FfcvLevels(levels, workers) as rows:
         assert 1 <= rows._loader.num_workers <= cores()
         assert len(list(rows.batches(PARTS))) == len(PARTS)
 
 
 TWO_AT_ONCE = """
 import sys, pathlib
-from rows_of import Geometry, views
+from rows_of import Geometry, numbered, views
 from strata.pipeline.errors import LoaderError
-from strata.pipeline.feed.ffcv.rows import FfcvRows
-import numpy as np, torch
+from strata.pipeline.feed.ffcv.rows import FfcvLevels
+import torch
 threads = torch.get_num_threads()
 levels = views(pathlib.Path(sys.argv[1]), Geometry(400, (1, 8, 8), "uint8", 2, 16))
 assert torch.get_num_threads() == threads
-parts = [np.arange(at, at + 4) for at in range(0, 800, 4)]
-with FfcvRows.of_levels(levels) as one, FfcvRows.of_levels(levels) as other:
+parts = [numbered(levels[0].geometry, range(at, at + 4)) for at in range(0, 800, 4)]
+with FfcvLevels(levels) as one, FfcvLevels(levels) as other:
     begun = one.batches(parts)
     next(begun)
     try:

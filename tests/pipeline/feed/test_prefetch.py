@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows_of import geometries, kinds_of, opened, views, whole
+from rows_of import geometries, kinds_of, numbered, opened, views, whole
 from sizes import examples
 from spoil import flip
 
@@ -24,19 +24,20 @@ from strata.pipeline.feed.prefetch import Reader
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import Geometry
 from strata.store.memory import PAGE
-from strata.store.read.rows import MappedRows, Rows
+from strata.store.read.mapped import MappedRows
+from strata.store.read.rows import Rows, RowSource
 
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16)
 PACKED = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16, profile="lz4")
 
 
-def parts_of(rows: int, batch: int, seed: int = 0) -> list[np.ndarray]:
+def parts_of(rows: int, batch: int, seed: int = 0, shape: Geometry = SHAPE) -> list[Rows]:
     order = np.random.default_rng(seed).permutation(rows)
-    return [order[at : at + batch] for at in range(0, rows, batch)]
+    return [numbered(shape, order[at : at + batch]) for at in range(0, rows, batch)]
 
 
-def expected(shape: Geometry, count: int, part: np.ndarray) -> bytes:
-    return whole(shape, count)[part].tobytes()
+def expected(shape: Geometry, count: int, part: Rows) -> bytes:
+    return whole(shape, count)[part.view * shape.rows + part.row].tobytes()
 
 
 @settings(max_examples=examples(25), deadline=None)
@@ -45,7 +46,7 @@ def test_batches_of_any_size_by_any_number_of_threads(
     tmp_path_factory: pytest.TempPathFactory, shape: Geometry, count: int, data: st.DataObject
 ) -> None:
     levels = views(tmp_path_factory.mktemp("store"), shape, count)
-    parts = parts_of(count * shape.rows, data.draw(st.integers(1, 20)))
+    parts = parts_of(count * shape.rows, data.draw(st.integers(1, 20)), shape=shape)
     threads, stripe = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 500, 4 << 20]))
     for kind in kinds_of(shape):
         with pytest.MonkeyPatch.context() as patch, opened(kind, levels) as rows:
@@ -57,14 +58,14 @@ def test_batches_of_any_size_by_any_number_of_threads(
 
 
 @pytest.fixture(params=[SHAPE, PACKED], ids=["raw", "packed"])
-def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rows]:
+def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RowSource]:
     kind = "mapped" if request.param.profile == "raw" else "pool"
     with opened(kind, views(tmp_path, request.param, 2)) as found:
         yield found
 
 
 def test_a_batch_stays_as_it_is_while_it_is_held(
-    rows: Rows, monkeypatch: pytest.MonkeyPatch
+    rows: RowSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an array, as a part of one, or as a part of a tensor made of it."""
     monkeypatch.setattr(readers, "STRIPE_BYTES", 1)
@@ -80,7 +81,7 @@ def test_a_batch_stays_as_it_is_while_it_is_held(
         assert all(torch.equal(held, copy) for held, copy in kept)
 
 
-def test_what_is_let_go_is_used_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_let_go_is_used_again(rows: RowSource, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of a hundred batches allocates no more buffers than are in use at once."""
     monkeypatch.setattr(readers, "STRIPE_BYTES", 1)
     made: list[int] = []
@@ -97,7 +98,7 @@ def test_what_is_let_go_is_used_again(rows: Rows, monkeypatch: pytest.MonkeyPatc
     assert len(made) <= 4
 
 
-def test_leaving_early_leaves_nothing_behind(rows: Rows) -> None:
+def test_leaving_early_leaves_nothing_behind(rows: RowSource) -> None:
     before = set(threading.enumerate())
     with Reader(rows, 3) as reader:
         for _ in range(5):
@@ -110,7 +111,7 @@ def test_leaving_early_leaves_nothing_behind(rows: Rows) -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_two_epochs_at_once(rows: Rows) -> None:
+def test_two_epochs_at_once(rows: RowSource) -> None:
     one, other = parts_of(120, 4, 1), parts_of(120, 4, 2)
     with Reader(rows, 2) as reader:
         pairs = zip(reader.batches(one), reader.batches(other), strict=True)
@@ -119,7 +120,7 @@ def test_two_epochs_at_once(rows: Rows) -> None:
             assert b.tobytes() == expected(rows.geometry, 2, other[number])
 
 
-def test_closing_in_the_middle_of_an_epoch(rows: Rows) -> None:
+def test_closing_in_the_middle_of_an_epoch(rows: RowSource) -> None:
     before = set(threading.enumerate())
     reader = Reader(rows, 2)
     parts = parts_of(120, 4)
@@ -135,7 +136,7 @@ def test_closing_in_the_middle_of_an_epoch(rows: Rows) -> None:
         reader.batches(parts)
 
 
-def test_a_reader_that_is_forgotten_ends_its_threads(rows: Rows) -> None:
+def test_a_reader_that_is_forgotten_ends_its_threads(rows: RowSource) -> None:
     before = set(threading.enumerate())
     reader = Reader(rows, 2)
     next(reader.batches(parts_of(120, 4)))
@@ -155,7 +156,7 @@ def test_an_error_of_a_thread_reaches_the_caller(tmp_path: Path, shape: Geometry
             with pytest.raises(LevelDamaged, match=r"v1/c\.1\.0\.0\.0"):
                 list(reader.batches(parts_of(120, 4)))
         # The rows that are whole can still be had.
-        part = np.arange(60)
+        part = Rows.of(np.arange(60))
         (found,) = reader.batches([part])
         assert found.tobytes() == expected(shape, 2, part)
     assert set(threading.enumerate()) <= before
@@ -169,15 +170,15 @@ def test_reading_goes_on_while_a_batch_is_used(
     taken = SimpleQueue[int]()
 
     class Telling(MappedRows):
-        def take(self, numbers: np.ndarray, out: np.ndarray) -> None:
-            super().take(numbers, out)
-            taken.put(int(numbers[0]))
+        def take(self, rows: Rows, out: np.ndarray) -> None:
+            super().take(rows, out)
+            taken.put(int(rows.row[0]))
 
     parts = parts_of(60, 3)
     with Reader(Telling(views(tmp_path, SHAPE, 1)), 1) as reader:
         batches = reader.batches(parts)
         next(batches)
-        assert {taken.get(timeout=10) for _ in range(3)} == {part[0] for part in parts[:3]}
+        assert {taken.get(timeout=10) for _ in range(3)} == {part.row[0] for part in parts[:3]}
 
 
 # --- buffers -------------------------------------------------------------------------------------
