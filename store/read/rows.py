@@ -51,7 +51,7 @@ class Rows:
         return Rows(self.view[which], self.row[which])
 
     def by_view(self) -> Rows:
-        """The same rows, those of the first view first, and in each view as they were."""
+        """Sorted by view, and in each view as they were."""
         return self[np.argsort(self.view, kind="stable")]
 
 
