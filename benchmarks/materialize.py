@@ -74,9 +74,9 @@ def against_forward(place: Path, name: str, j: int, images: int, rounds: int) ->
     algorithm.make(session, solve=j, write=j - 1)
     source, block = features(session, j, "test"), session.run.recipe.cache.block
     with source.delivery(once=True) as delivery:
-        starts = range(0, min(4 * block, images), block)
-        parts = [Rows.of(np.arange(at, at + block)) for at in starts]
-        stored = [part.clone() for part in delivery.batches(parts)]
+        count = -(-min(4 * block, images) // block)
+        rows = Rows.of(np.arange(count * block))
+        stored = [part.clone() for part in delivery.batches(rows, [block] * count)]
     draws = level_draws(session.run.recipe, session.run.seed, "clean", block)
     layer, out = source.layers[-1].layer, torch.empty_like(source.encoded(stored[0], draws))
     width = session.run.recipe.shape(j - 1, session.run.recipe.augment.crop)[2]

@@ -24,6 +24,7 @@ from strata.pipeline.run.device import ReadOptions, available_memory
 from strata.store.level.level import Level
 from strata.store.read.descriptors import ReadRows
 from strata.store.read.mapped import MappedRows
+from strata.store.read.order import cut
 from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
 from strata.store.read.rows import Rows, TakenRows
@@ -88,42 +89,37 @@ class Delivery(AbstractContextManager["Delivery"]):
         self._reader.close()
         self._on_device = None
 
-    def batches(self, parts: Sequence[Rows]) -> Iterator[Tensor]:
-        """The rows of each part, in the order asked for.
+    def batches(self, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
+        """The rows asked for, as batches of these lengths.
 
         Returns:
-            Stored elements (len(part), channel, y, x) on the device. On a GPU each is valid until
+            Stored elements (length, channel, y, x) on the device. On a GPU each is valid until
             the next is asked for; on a CPU as long as it is held.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
         if self._on_device is not None:
-            return self._gathered(self._on_device, parts)
-        batches = self._reader.batches(parts)
+            return self._gathered(self._on_device, rows, lengths)
+        batches = self._reader.batches(rows, lengths)
         return self._transfer(batches) if self._transfer else map(torch.from_numpy, batches)
 
-    def _gathered(self, stored: Tensor, parts: Sequence[Rows]) -> Iterator[Tensor]:
-        """The device tier: rows of each part, in memory of their own."""
-        rows = Rows.joined(parts)
+    def _gathered(self, stored: Tensor, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
+        """The device tier: batches in memory of their own."""
         index = torch.from_numpy(rows.view * self.geometry.rows + rows.row).to(stored.device)
-        for places in index.split([len(part) for part in parts]):
+        for places in index.split(lengths):
             yield stored.index_select(0, places)
 
     def _loaded(self, tick: Callable[[int], None]) -> Tensor:
         """All rows as stored, one view after another, in the memory of the device."""
-        shape, each = self.geometry, max(1, LOAD_BYTES // self.geometry.row_bytes)
+        shape, views = self.geometry, len(self._levels)
         dtype = torch.from_numpy(np.empty(0, shape.dtype)).dtype
         dtype = torch.int16 if dtype == torch.uint16 else dtype  # no GPU gathers uint16
-        whole = (len(self._levels) * shape.rows, *shape.stored)
-        stored, end = torch.empty(whole, dtype=dtype, device=self.device), 0
-        starts = range(0, shape.rows, each)
-        parts = [
-            Rows.of(np.arange(at, min(at + each, shape.rows)), view)
-            for view in range(len(self._levels))
-            for at in starts
-        ]
-        for found in self.batches(parts):
+        count, end = views * shape.rows, 0
+        stored = torch.empty((count, *shape.stored), dtype=dtype, device=self.device)
+        rows = Rows(*np.divmod(np.arange(count), shape.rows))
+        lengths = cut(count, max(1, LOAD_BYTES // shape.row_bytes))
+        for found in self.batches(rows, lengths):
             begin, end = end, end + len(found)
             stored[begin:end] = found.view(dtype)
             tick(len(found))

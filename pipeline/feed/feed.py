@@ -3,7 +3,7 @@ and labels. ``strata.feed`` and the feed of a training problem are this, and wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,37 +53,38 @@ class Feed:
         """Batches of an epoch."""
         return batch_count(len(self.ids), self.batch, drop_last=self.drop_last)
 
-    def parts(self, epoch: int, start: int = 0, view: np.ndarray | None = None) -> list[Rows]:
-        """The rows of every batch of an epoch, from batch ``start`` on, over all ranks, ascending.
+    def order(
+        self, epoch: int, start: int = 0, view: np.ndarray | None = None
+    ) -> tuple[Rows, list[int]]:
+        """The rows of an epoch, over all ranks and from batch ``start`` on, ascending in each
+        batch, and the lengths of the batches.
 
         Args:
-            view: as :meth:`rows`.
+            view: int64 (samples,), by sample id: the view that each is taken from; None: there is
+                only one.
         """
         order = np.arange(len(self.ids))
         if self.mixing is not None:
             order = self.mixing.order(self.seed, self.depth, epoch)
-        whole = batches(order, self.batch, drop_last=self.drop_last, start=start)
-        rows = self.rows(np.concatenate([*whole, order[:0]]), view)
-        ends = np.cumsum([len(part) for part in whole]).tolist()
-        return [rows[end - len(part) : end] for part, end in zip(whole, ends, strict=True)]
+        row, lengths = batches(order, self.batch, drop_last=self.drop_last, start=start)
+        return Rows.of(row) if view is None else Rows(view[self.ids[row]], row), lengths
 
-    def rows(self, row: np.ndarray, view: np.ndarray | None) -> Rows:
-        """Rows by number (int64), each in the view that its sample is taken from: int64 (samples,),
-        by sample id; None: there is only one."""
-        return Rows.of(row) if view is None else Rows(view[self.ids[row]], row)
-
-    def mine(self, part: Rows) -> Rows:
-        """This rank's part of a batch."""
-        begin, end = (len(part) * rank // self.ranks for rank in (self.rank, self.rank + 1))
-        return part[begin:end]
+    def mine(self, rows: Rows, lengths: list[int]) -> tuple[Rows, list[int]]:
+        """This rank's part of every batch."""
+        if self.ranks == 1:
+            return rows, lengths
+        edges = [(n * self.rank // self.ranks, n * (self.rank + 1) // self.ranks) for n in lengths]
+        begins = (np.cumsum(lengths) - lengths).tolist()
+        own = [np.arange(at + a, at + b) for at, (a, b) in zip(begins, edges, strict=True)]
+        return rows[np.concatenate([*own, np.arange(0)])], [b - a for a, b in edges]
 
     def on_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.delivery.device)
 
     def batches(
-        self, parts: Sequence[Rows], crops: np.ndarray | None = None
+        self, rows: Rows, lengths: list[int], crops: np.ndarray | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """x and y of each part, on the device.
+        """x and y of some rows, as batches of these lengths, on the device.
 
         Args:
             crops: int64 (samples, 2), by sample id: where the window of each map begins, (y, x);
@@ -97,12 +98,11 @@ class Feed:
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        row, lengths = Rows.joined(parts).row, [len(part) for part in parts]
-        y, windows = self.on_device(self.labels[row]).split(lengths), [None] * len(parts)
+        y, windows = self.on_device(self.labels[rows.row]).split(lengths), [None] * len(lengths)
         if crops is not None:
-            windows = self.on_device(crops[self.ids[row]]).split(lengths)
-        delivered = self.delivery.batches(parts)
-        for number in range(len(parts)):
+            windows = self.on_device(crops[self.ids[rows.row]]).split(lengths)
+        delivered = self.delivery.batches(rows, lengths)
+        for number in range(len(lengths)):
             yield self._values(next(delivered), windows[number]), y[number]
 
     def _values(self, x: Tensor, window: Tensor | None) -> Tensor:

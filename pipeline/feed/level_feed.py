@@ -35,7 +35,6 @@ from strata.store.feature_store import images_of
 from strata.store.level.layout import precision
 from strata.store.level.level import Level
 from strata.store.read.order import Mixing, generator, mixing
-from strata.store.read.rows import Rows
 
 PART_VALUES = 4 << 20
 """Values that are counted together, in float32 16 MiB."""
@@ -145,12 +144,12 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
             drawn = generator("feed crops", self.seed, epoch).random((one.samples, 2))
             room = np.array(self._level.geometry.sample[1:]) - one.crop + 1
             crops = (drawn * room).astype(np.int64)
-        parts = [one.mine(part) for part in one.parts(epoch, start, view)]
-        made = one.batches(parts, crops)
+        rows, lengths = one.mine(*one.order(epoch, start, view))
+        made = one.batches(rows, lengths, crops)
         if self.device.type == "cuda" and one.codec is None:  # a buffer that is written to again
             made = ((x.clone(), y) for x, y in made)
         if self._with_ids:
-            ids = one.on_device(one.ids[Rows.joined(parts).row]).split([len(p) for p in parts])
+            ids = one.on_device(one.ids[rows.row]).split(lengths)
             return map(lambda batch, own: (*batch, own), made, ids)
         return made
 

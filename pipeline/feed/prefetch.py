@@ -70,12 +70,12 @@ class Reader(AbstractContextManager["Reader"]):
         self._stop()
         self._source.close()
 
-    def batches(self, parts: Sequence[Rows]) -> Iterator[np.ndarray]:
-        """The rows of each part, in the order asked for: arrays (len(part), channel, y, x) of
-        stored elements, in the level's dtype. Each stays as it is while somebody holds it; then its
-        memory is used again. Raises LevelDamaged: a row is not the one that was written; names file
-        and row."""
-        if not len(parts):
+    def batches(self, rows: Rows, lengths: Sequence[int]) -> Iterator[np.ndarray]:
+        """The rows asked for, as batches of these lengths: arrays (length, channel, y, x) of stored
+        elements, in the level's dtype. Each stays as it is while somebody holds it; then its memory
+        is used again. Raises LevelDamaged: a row is not the one that was written; names file and
+        row."""
+        if not len(lengths):
             return iter(())
         self._source.ready()
         if not self._stop.alive:
@@ -84,14 +84,14 @@ class Reader(AbstractContextManager["Reader"]):
             worker = Thread(target=_work, args=(self._tasks,), name="reader", daemon=True)
             self._workers.append(worker)
             worker.start()
-        each = max(1, STRIPE_BYTES // max(1, max(map(len, parts)) * self._row_bytes))
-        stripes = [parts[at : at + each] for at in range(0, len(parts), each)]
-        stripe_bytes = max(sum(map(len, some)) for some in stripes) * self._row_bytes
+        each = max(1, STRIPE_BYTES // max(1, max(lengths) * self._row_bytes))
+        stripes = [lengths[at : at + each] for at in range(0, len(lengths), each)]
+        stripe_bytes = max(map(sum, stripes)) * self._row_bytes
         if self._ring.nbytes < stripe_bytes:
             slots = max(3, min(self._threads + 2, RING_BYTES // stripe_bytes))
             self._ring = Ring(stripe_bytes, slots, self._allocate)
         piece = max(1, self._piece_bytes // self._row_bytes), self._threads + 1
-        return self._run(_Epoch(self._source, stripes, self._ring, self._tasks, piece))
+        return self._run(_Epoch(self._source, rows, stripes, self._ring, self._tasks, piece))
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
         geometry, row_bytes = self._source.geometry, self._row_bytes
@@ -100,9 +100,9 @@ class Reader(AbstractContextManager["Reader"]):
         try:
             while (stripe := epoch.next_stripe()) is not None:
                 begin = 0
-                for part in stripe.parts:
-                    end = begin + len(part) * row_bytes
-                    yield stripe.buffer[begin:end].view(dtype).reshape(len(part), *row)
+                for length in stripe.lengths:
+                    end = begin + length * row_bytes
+                    yield stripe.buffer[begin:end].view(dtype).reshape(length, *row)
                     begin = end
                 del stripe
         finally:
@@ -114,7 +114,7 @@ class Reader(AbstractContextManager["Reader"]):
 class _Stripe:
     """Batches on their way into a buffer."""
 
-    parts: Sequence[Rows]
+    lengths: Sequence[int]
     buffer: np.ndarray
     pieces: int = 0
     """Parts of it that are not known to be gathered."""
@@ -128,19 +128,22 @@ class _Epoch:
     def __init__(
         self,
         source: RowSource,
-        stripes: Sequence[Sequence[Rows]],
+        rows: Rows,
+        stripes: Sequence[Sequence[int]],
         ring: Ring,
         tasks: Tasks,
         piece: tuple[int, int],
     ) -> None:
         """
         Args:
+            stripes: lengths of the batches of each.
             piece: rows of a part of a stripe, at least; and parts, at most.
         """
-        self._source, self._ring, self._tasks, self._piece = source, ring, tasks, piece
-        self._parts, self._rows = stripes, [Rows.joined(parts) for parts in stripes]
-        self._decoding = source.begin(self._rows) if isinstance(source, Pool) else None
-        self._begun = 0
+        self._source, self._rows, self._stripes = source, rows, stripes
+        self._ring, self._tasks, self._piece = ring, tasks, piece
+        counts = [sum(lengths) for lengths in stripes]
+        self._decoding = source.begin(rows, counts) if isinstance(source, Pool) else None
+        self._begun, self._end = 0, 0
         self._under_way, self._left = deque[_Stripe](), False
 
     def next_stripe(self) -> _Stripe | None:
@@ -150,7 +153,7 @@ class _Epoch:
         if self._left:
             raise ValueError("the reader of these batches was closed")
         # Begin as many stripes as there are free buffers, and one in any case.
-        while self._begun < len(self._rows):
+        while self._begun < len(self._stripes):
             if (buffer := self._ring.free()) is None and self._under_way:
                 break
             self._begin(self._ring.more() if buffer is None else buffer)
@@ -180,18 +183,19 @@ class _Epoch:
             self._under_way.clear()
 
     def _begin(self, buffer: np.ndarray) -> None:
-        number, stripe = self._begun, _Stripe(self._parts[self._begun], buffer)
-        rows, (least, most) = len(self._rows[number]), self._piece
-        self._begun += 1
+        number, stripe = self._begun, _Stripe(self._stripes[self._begun], buffer)
+        rows, (least, most), begin = sum(stripe.lengths), self._piece, self._end
+        self._begun, self._end = number + 1, begin + rows
         self._under_way.append(stripe)
         for task in self._decoding.tasks(number) if self._decoding else ():
             self._tasks.put(task)
         row_bytes = self._source.geometry.row_bytes
         each = max(1, -(-rows // min(most, max(1, rows // least))))
         for at in range(0, rows, each):
-            part = slice(at, min(at + each, rows))
-            out = buffer[at * row_bytes : part.stop * row_bytes].reshape(-1, row_bytes)
+            end = min(at + each, rows)
+            out = buffer[at * row_bytes : end * row_bytes].reshape(-1, row_bytes)
             stripe.pieces += 1
+            part = slice(begin + at, begin + end)
             self._tasks.put(partial(self._gather, stripe.done, number, part, out))
 
     def _gather(
@@ -203,7 +207,7 @@ class _Epoch:
             if self._decoding is not None:
                 self._decoding.take(number, part, out)
             elif not self._left:
-                self._source.take(self._rows[number][part], out)
+                self._source.take(self._rows[part], out)
         except BaseException as caught:
             error = caught
         done.put(error)

@@ -6,7 +6,7 @@ epoch can be taken up at any batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,7 +26,7 @@ from strata.pipeline.run.session import Session
 from strata.stages.data import augment
 from strata.stages.network.spec import scale_at
 from strata.store.level.level import Level
-from strata.store.read.order import Mixing, batches, mixing
+from strata.store.read.order import Mixing, cut, mixing
 from strata.store.read.rows import Rows
 
 
@@ -106,9 +106,9 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         The last, smaller batch is left out, unless it is the only one.
         """
         plan = self._plan(epoch)
-        parts = self._feed.parts(epoch, start, plan.view)
-        mine = [self._feed.mine(part.by_view()) for part in parts]
-        return _made(self.features, self._feed, mine, plan)
+        return _made(
+            self.features, self._feed, *self._feed.mine(*self._order(epoch, start, plan)), plan
+        )
 
     def epoch_in_parts(
         self, epoch: int, start: int, accumulate: int
@@ -119,22 +119,33 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         Args:
             accumulate: micro-batches in a batch.
         """
-        plan, pieces = self._plan(epoch), []
-        for part in self._feed.parts(epoch, start, plan.view):
-            rows, micro = part.by_view(), -(-len(part) // accumulate)
-            every = [rows[at : at + micro] for at in range(0, len(rows), micro)]
-            pieces.append([self._feed.mine(piece) for piece in every])
-        flat = [piece for some in pieces for piece in some]
-        made = map(itemgetter(0), _made(self.features, self._feed, flat, plan))
-        for some in pieces:
-            y = self._feed.on_device(self.labels[Rows.joined(some).row])
-            yield MicroBatches(islice(made, len(some)), len(some[0])), y
+        plan = self._plan(epoch)
+        rows, lengths = self._order(epoch, start, plan)
+        pieces = [cut(length, -(-length // accumulate)) for length in lengths]
+        rows, flat = self._feed.mine(rows, [piece for some in pieces for piece in some])
+        made, left = (
+            map(itemgetter(0), _made(self.features, self._feed, rows, flat, plan)),
+            iter(flat),
+        )
+        own = [list(islice(left, len(some))) for some in pieces]
+        labels = self._feed.on_device(self.labels[rows.row]).split([sum(some) for some in own])
+        for some, y in zip(own, labels, strict=True):
+            yield MicroBatches(islice(made, len(some)), some[0]), y
 
     def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
         first fixed view. A risk on them can be compared between epochs."""
-        parts = [Rows.of(part) for part in batches(rows, self.batch, drop_last=False)]
-        return _made(self.features, self._feed, parts, self._still())
+        asked = Rows.of(rows), cut(len(rows), self.batch)
+        return _made(self.features, self._feed, *asked, self._still())
+
+    def _order(self, epoch: int, start: int, plan: EpochPlan) -> tuple[Rows, list[int]]:
+        """The batches of an epoch: in each, rows are sorted by view and then by row, wherever they
+        come from."""
+        rows, lengths = self._feed.order(epoch, start, plan.view)
+        if plan.view is not None:
+            batch = np.repeat(np.arange(len(lengths)), lengths)
+            rows = rows[np.lexsort((rows.view, batch))]
+        return rows, lengths
 
     def _plan(self, epoch: int) -> EpochPlan:
         if not self._augmented:
@@ -190,7 +201,7 @@ def clean_batches(
             centre = recipe.centre // scale_at(recipe.layers, depth)
             crops = np.full((feed.samples, 2), centre)
         plan = EpochPlan(None, draws, crops)
-        yield from map(itemgetter(0), _made(source, feed, feed.parts(0), plan))
+        yield from map(itemgetter(0), _made(source, feed, *feed.order(0), plan))
 
 
 def _feed(
@@ -213,17 +224,18 @@ def _feed(
 
 
 def _made(
-    source: Features, feed: Feed, parts: Sequence[Rows], plan: EpochPlan
+    source: Features, feed: Feed, rows: Rows, lengths: list[int], plan: EpochPlan
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """x_depth of each part, float32 and channels last, with its labels: read, or computed from the
-    images or from the level below. While it is used, nothing but it is held."""
+    """x_depth of some rows as batches, float32 and channels last, with labels: read, or computed
+    from the images or from the level below. While it is used, nothing but it is held."""
     if feed.codec is not None:
-        yield from feed.batches(parts, plan.crops)
+        yield from feed.batches(rows, lengths, plan.crops)
         return
-    read = feed.batches(parts if source.base else [Rows.of(part.row) for part in parts])
-    for part in parts:
-        ids = feed.ids[part.row]
-        stored, y = next(read)
+    read = feed.batches(rows if source.base else Rows.of(rows.row), lengths)
+    end = 0
+    for length in lengths:
+        begin, end = end, end + length
+        ids, (stored, y) = feed.ids[rows.row[begin:end]], next(read)
         x = source.values(stored, plan.draws and plan.draws.of(ids))
         del stored
         if plan.crops is not None:

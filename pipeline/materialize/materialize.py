@@ -157,8 +157,9 @@ class FeatureShards:
         memory = host_memory(session.device)
         ring = Ring(shape.shard_rows * shape.row_bytes, PUBLISHERS + 1, memory)
         with self.source.delivery([self.view], once=True) as delivery:
-            every = [Rows.of(part) for parts in blocks for part in parts]
-            coming = timing.reading(delivery.batches(every))
+            every = [part for parts in blocks for part in parts]
+            rows = Rows.of(np.concatenate([*every, np.arange(0)]))
+            coming = timing.reading(delivery.batches(rows, [len(part) for part in every]))
             for shard, parts in zip(todo, blocks, strict=True):
                 first, last = shape.shard_range(shard)
                 whole = ring.take()[: (last - first) * shape.row_bytes]

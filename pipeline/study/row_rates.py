@@ -27,6 +27,7 @@ from strata.pipeline.feed.delivery import Delivery
 from strata.pipeline.feed.features import read_layer
 from strata.pipeline.feed.ffcv import beton
 from strata.pipeline.feed.ffcv.rows import FfcvBeton
+from strata.pipeline.feed.ffcv.write import write_images
 from strata.pipeline.plan.caching import FEATURES
 from strata.pipeline.plan.costs import PROFILES
 from strata.pipeline.plan.machine import RowRate
@@ -45,6 +46,7 @@ from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import encode
 from strata.store.level.layout import Geometry, LevelKey, geometry
 from strata.store.level.level import Level, receipt_of
+from strata.store.read.order import batches
 from strata.store.read.rows import Rows
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
@@ -231,8 +233,8 @@ def _take(codec: Codec | None, batch: int, delivery: Delivery) -> None:
     """
     shape = delivery.geometry
     order = np.random.default_rng(0).permutation(shape.rows)
-    parts = [Rows.of(np.sort(order[at : at + batch])) for at in range(0, len(order), batch)]
-    for rows in delivery.batches(parts):
+    order, lengths = batches(order, batch, drop_last=False)
+    for rows in delivery.batches(Rows.of(order), lengths):
         if codec is not None:
             codec.decode(rows, shape.sample[2])
 
@@ -290,8 +292,8 @@ def decode_jpeg(recipe: Recipe, images: np.ndarray, place: Path) -> float | None
         labels = np.zeros(len(images), np.int64)
         level = put(_writer(place, shape, 0), [images[s] for s in shards], {"labels": labels})
         path = place / "images.beton"
-        beton.write_images(path, level, "jpeg", recipe.data.jpeg)
+        write_images(path, level, recipe.data.jpeg)
         with FfcvBeton(path, level) as rows:
-            parts = [Rows.of(np.arange(len(images)))]
-            return images.nbytes / seconds(lambda: list(rows.batches(parts)))
+            asked = Rows.of(np.arange(len(images))), [len(images)]
+            return images.nbytes / seconds(lambda: list(rows.batches(*asked)))
     return None

@@ -44,18 +44,20 @@ class Pool(RowSource):
         self.spare = np.empty((0, self.geometry.row_bytes), np.uint8)
         """Memory of the epoch before: new memory costs more than what is done with it."""
 
-    def begin(self, stripes: Sequence[Rows]) -> Decoding | None:
+    def begin(self, rows: Rows, lengths: Sequence[int]) -> Decoding | None:
         """Begin an epoch.
 
         Args:
-            stripes: what will be taken, in this order.
+            rows: what will be taken, in this order.
+            lengths: how many of them are taken together, stripe after stripe.
 
         Returns:
             What decodes them. None where this order wants more places than there may be, because it
             was made for other chunks: then every row costs a chunk.
         """
         row_bytes = self.geometry.row_bytes
-        plan = DecodePlan(stripes, self.geometry.chunk_rows, max(1, ROOM_BYTES // row_bytes))
+        room = max(1, ROOM_BYTES // row_bytes)
+        plan = DecodePlan(rows, lengths, self.geometry.chunk_rows, room)
         if plan.places * row_bytes > MOST_BYTES:
             return None
         memory, self.spare = self.spare, self.spare[:0]
@@ -74,17 +76,15 @@ class DecodePlan:
     """When an epoch decodes which chunk, and where its rows lie until they are taken. Arrays are by
     chunk in the order of decoding, or as they say."""
 
-    def __init__(self, stripes: Sequence[Rows], chunk_rows: int, room: int) -> None:
+    def __init__(self, rows: Rows, lengths: Sequence[int], chunk_rows: int, room: int) -> None:
         """
         Args:
-            stripes: the rows that are taken together, in the order of taking.
             chunk_rows: rows of a whole chunk.
             room: rows of a window, at least, but of the last.
         """
-        rows, lengths = Rows.joined(stripes), [len(stripe) for stripe in stripes]
         self.ends = np.cumsum(lengths)
         """Per stripe, rows up to its last."""
-        stripe_of = np.repeat(np.arange(len(stripes)), lengths)
+        stripe_of = np.repeat(np.arange(len(lengths)), lengths)
         order = np.lexsort((rows.row, rows.view))
         ordered = rows[order]
         view, chunk = ordered.view, ordered.row // chunk_rows
@@ -97,7 +97,7 @@ class DecodePlan:
         self.decoded = np.cumsum(sizes[sequence])
         """Wanted rows of it and of all before it."""
         first = stripe_of[firsts[sequence]]
-        self.wanted = np.searchsorted(first, np.arange(len(stripes)), side="right")
+        self.wanted = np.searchsorted(first, np.arange(len(lengths)), side="right")
         """Per stripe, how many chunks must be decoded before it is taken."""
         last = np.maximum.reduceat(stripe_of[order], groups)[sequence]
         self._lay_out(first, np.maximum.accumulate(last), sizes[sequence], room)
@@ -173,15 +173,14 @@ class Decoding:
         return [partial(self._decode, k) for k in range(begin, end)]
 
     def take(self, stripe: int, part: slice, out: np.ndarray) -> None:
-        """Copy some rows of a stripe: uint8 (n, bytes of a row).
+        """Copy some rows of the epoch, which are of one stripe: uint8 (n, bytes of a row).
 
         Raises:
             LevelDamaged: a chunk or a row is not what was written.
         """
         plan = self._plan
         self._wait(lambda: self._decoded >= plan.wanted[stripe])
-        begin = int(plan.ends[stripe - 1]) if stripe else 0
-        where = plan.place[begin : int(plan.ends[stripe])][part]
+        where = plan.place[part]
         self._memory.take(where, axis=0, out=out, mode="clip")
         with self._changed:
             self._to_take[stripe] -= len(where)

@@ -33,26 +33,11 @@ class Rows:
         """Rows that are all in one level."""
         return cls(np.full(len(row), view), row)
 
-    @classmethod
-    def joined(cls, some: Sequence[Rows]) -> Rows:
-        """Some of them, one after another."""
-        if len(some) == 1:
-            return some[0]
-        empty = np.empty(0, np.int64)
-        return cls(
-            np.concatenate([*(rows.view for rows in some), empty]),
-            np.concatenate([*(rows.row for rows in some), empty]),
-        )
-
     def __len__(self) -> int:
         return len(self.row)
 
     def __getitem__(self, which: slice | np.ndarray) -> Rows:
         return Rows(self.view[which], self.row[which])
-
-    def by_view(self) -> Rows:
-        """Sorted by view, and in each view as they were."""
-        return self[np.argsort(self.view, kind="stable")]
 
 
 class RowSource(ABC):

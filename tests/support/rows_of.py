@@ -66,6 +66,12 @@ def numbered(shape: Geometry, numbers: np.ndarray | Sequence[int]) -> Rows:
     return Rows(*np.divmod(np.asarray(numbers, np.int64), shape.rows))
 
 
+def divided(shape: Geometry, parts: Sequence[np.ndarray]) -> tuple[Rows, list[int]]:
+    """Parts of such numbers as rows, one part after another, and their lengths."""
+    flat = np.concatenate([*parts, np.empty(0, np.int64)])
+    return numbered(shape, flat), [len(part) for part in parts]
+
+
 def whole(shape: Geometry, count: int) -> np.ndarray:
     """Every row of every view by its number, as bytes: uint8 (count · rows, bytes of a row)."""
     rows = np.concatenate([drawn(shape, view) for view in range(count)])

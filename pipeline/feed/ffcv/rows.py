@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from google_crc32c import value as crc32c
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv import beton
 from strata.pipeline.feed.ffcv.epoch import Loader, alone, epoch_class
+from strata.pipeline.feed.ffcv.write import write_images
 from strata.pipeline.run.session import Session
 from strata.store.level.level import Level
 from strata.store.read.mapped import MappedRows
@@ -49,15 +49,15 @@ class FfcvRows(AbstractContextManager["FfcvRows"]):
         for epoch in list(self._epochs):
             epoch.stop()
 
-    def batches(self, parts: Sequence[Rows]) -> Iterator[np.ndarray]:
-        """The rows of each part, in exactly the order asked for.
+    def batches(self, rows: Rows, lengths: Sequence[int]) -> Iterator[np.ndarray]:
+        """The rows asked for, in exactly this order, as batches of these lengths.
 
         ffcv's epochs have batches of one length and a shorter last one: wherever lengths change
         otherwise, another of its epochs begins.
 
         Returns:
-            Arrays (len(part), channel, y, x) of stored elements, in the level's dtype. Each is
-            memory of its own, which nobody writes to again.
+            Arrays (length, channel, y, x) of stored elements, in the level's dtype. Each is memory
+            of its own, which nobody writes to again.
 
         Raises:
             IndexError: there is no such row. At once, as the next.
@@ -66,31 +66,37 @@ class FfcvRows(AbstractContextManager["FfcvRows"]):
                 where numba has no threads that are safe for two.
         """
         self._check_open()
-        rows, views = self._geometry.rows, len(self._levels)
-        for part in parts:
-            view, row = part.view, part.row
-            if ((row < 0) | (row >= rows) | (view < 0) | (view >= views)).any():
-                raise IndexError(f"rows {row.min()}…{row.max()} of {rows}")
+        for asked, there in ((rows.view, len(self._levels)), (rows.row, self._geometry.rows)):
+            if len(asked) and not 0 <= asked.min() <= asked.max() < there:
+                raise IndexError(f"rows or views {asked.min()}…{asked.max()} of {there}")
         self._ready()
-        return self._runs(parts)
+        return self._runs(rows, lengths)
 
-    def _runs(self, parts: Sequence[Rows]) -> Iterator[np.ndarray]:
-        for run in _epochs(parts):
-            yield from self._run(run)
+    def _runs(self, rows: Rows, lengths: Sequence[int]) -> Iterator[np.ndarray]:
+        end = 0
+        for run in _epochs(lengths):
+            begin, end = end, end + sum(run)
+            yield from self._run(rows[begin:end], run)
 
-    def _run(self, parts: Sequence[Rows]) -> Iterator[np.ndarray]:
+    def _run(self, rows: Rows, lengths: Sequence[int]) -> Iterator[np.ndarray]:
         self._check_open()  # again: this runs when its first batch is asked for
-        if not len(parts[0]):
-            yield self._shaped(np.empty((0, *self._loader.row), np.uint8))
+        loader, length = self._loader, lengths[0]
+        if not length:
+            yield self._shaped(np.empty((0, *loader.row), np.uint8))
             return
-        rows, loader = Rows.joined(parts), self._loader
-        order = rows.view * self._geometry.rows + rows.row
+
+        def finished(number: int, batch: np.ndarray) -> np.ndarray:
+            """A batch as it is handed out, every row of it checked once. Runs in ffcv's thread."""
+            stored = self._shaped(batch)
+            self._check(rows[number * length :][: len(batch)], stored)
+            return stored
+
         with alone(loader.num_workers):
-            finished = partial(self._finished, parts)
-            epoch = epoch_class()(loader, order, len(parts[0]), finished)
+            order = rows.view * self._geometry.rows + rows.row
+            epoch = epoch_class()(loader, order, length, finished)
             self._epochs.add(epoch)
             try:
-                for _ in parts:
+                for _ in lengths:
                     yield epoch.next_batch()
             finally:
                 epoch.stop()
@@ -99,12 +105,6 @@ class FfcvRows(AbstractContextManager["FfcvRows"]):
     def _check_open(self) -> None:
         if self._closed:
             raise LoaderError("these rows were closed")
-
-    def _finished(self, parts: Sequence[Rows], number: int, batch: np.ndarray) -> np.ndarray:
-        """A batch as it is handed out, every row of it checked once. Runs in ffcv's thread."""
-        stored = self._shaped(batch)
-        self._check(parts[number], stored)
-        return stored
 
     @abstractmethod
     def _ready(self) -> None:
@@ -119,16 +119,15 @@ class FfcvRows(AbstractContextManager["FfcvRows"]):
         """Raises if these are not the rows that were written; looks at every row once."""
 
 
-def _epochs(parts: Sequence[Rows]) -> Iterator[Sequence[Rows]]:
-    """Runs of parts of one length, each with the shorter part that follows it; an empty part is
-    alone."""
+def _epochs(lengths: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Runs of equal lengths, each with the shorter one that follows it; a 0 is alone."""
     begin = 0
-    for at, (last, part) in enumerate(pairwise(parts), 1):
-        if len(last) != len(parts[begin]) or len(part) > len(last) or not len(part):
-            yield parts[begin:at]
+    for at, (last, length) in enumerate(pairwise(lengths), 1):
+        if last != lengths[begin] or length > last or not length:
+            yield lengths[begin:at]
             begin = at
-    if len(parts):
-        yield parts[begin:]
+    if len(lengths):
+        yield lengths[begin:]
 
 
 class FfcvLevels(FfcvRows):
@@ -146,8 +145,8 @@ class FfcvLevels(FfcvRows):
                 f"{shape.profile}. Use --loader native, or 'cache.profile' raw"
             )
         self._mapped = mapped = MappedRows(levels)
-        every = [Rows.of(np.arange(shape.rows), view) for view in range(len(levels))]
-        places = (mapped.places(Rows.joined(every)) * shape.row_bytes).astype(np.uint64)
+        every = Rows(*np.divmod(np.arange(len(levels) * shape.rows), shape.rows))
+        places = (mapped.places(every) * shape.row_bytes).astype(np.uint64)
         sizes, row = np.full(len(places), shape.row_bytes, np.uint64), (shape.row_bytes,)
         self._loader = Loader(mapped.memory, places, sizes, places.view(POINTERS), row, workers)
 
@@ -230,6 +229,5 @@ def image_file(session: Session, level: Level) -> Path | None:
                 session.stop.check()
                 tick(rows)
 
-            jpeg: dict[str, Any] = {"mode": "jpeg", "quality": quality} if quality else {}
-            beton.write_images(path, level, tick=done, **jpeg)
+            write_images(path, level, quality, done)
     return path

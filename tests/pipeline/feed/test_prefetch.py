@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows_of import geometries, kinds_of, numbered, opened, views, whole
+from rows_of import divided, geometries, kinds_of, opened, views, whole
 from sizes import examples
 from spoil import flip
 
@@ -31,13 +31,13 @@ SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16)
 PACKED = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16, profile="lz4")
 
 
-def parts_of(rows: int, batch: int, seed: int = 0, shape: Geometry = SHAPE) -> list[Rows]:
+def parts_of(rows: int, batch: int, seed: int = 0) -> list[np.ndarray]:
     order = np.random.default_rng(seed).permutation(rows)
-    return [numbered(shape, order[at : at + batch]) for at in range(0, rows, batch)]
+    return [order[at : at + batch] for at in range(0, rows, batch)]
 
 
-def expected(shape: Geometry, count: int, part: Rows) -> bytes:
-    return whole(shape, count)[part.view * shape.rows + part.row].tobytes()
+def expected(shape: Geometry, count: int, part: np.ndarray) -> bytes:
+    return whole(shape, count)[part].tobytes()
 
 
 @settings(max_examples=examples(25), deadline=None)
@@ -46,14 +46,15 @@ def test_batches_of_any_size_by_any_number_of_threads(
     tmp_path_factory: pytest.TempPathFactory, shape: Geometry, count: int, data: st.DataObject
 ) -> None:
     levels = views(tmp_path_factory.mktemp("store"), shape, count)
-    parts = parts_of(count * shape.rows, data.draw(st.integers(1, 20)), shape=shape)
+    parts = parts_of(count * shape.rows, data.draw(st.integers(1, 20)))
     threads, stripe = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 500, 4 << 20]))
     for kind in kinds_of(shape):
         with pytest.MonkeyPatch.context() as patch, opened(kind, levels) as rows:
             patch.setattr(readers, "STRIPE_BYTES", stripe)
             with Reader(rows, threads, piece_bytes=data.draw(st.sampled_from([1, 4096]))) as reader:
                 for _ in range(2):
-                    found = [batch.tobytes() for batch in reader.batches(parts)]
+                    made = reader.batches(*divided(shape, parts))
+                    found = [batch.tobytes() for batch in made]
                     assert found == [expected(shape, count, part) for part in parts]
 
 
@@ -72,7 +73,7 @@ def test_a_batch_stays_as_it_is_while_it_is_held(
     parts = parts_of(120, 4)
     with Reader(rows, 2) as reader:
         kept = []
-        for number, batch in enumerate(reader.batches(parts)):
+        for number, batch in enumerate(reader.batches(*divided(SHAPE, parts))):
             bits = batch.view(np.int16)  # a NaN is not equal to itself
             tensor = torch.from_numpy(bits)
             held = [tensor, torch.from_numpy(bits[1:]), tensor[:, 0]][number % 3]
@@ -92,7 +93,7 @@ def test_what_is_let_go_is_used_again(rows: RowSource, monkeypatch: pytest.Monke
 
     with Reader(rows, 2, allocate=allocate) as reader:
         for seed in range(3):
-            for batch in reader.batches(parts_of(120, 3, seed)):
+            for batch in reader.batches(*divided(SHAPE, parts_of(120, 3, seed))):
                 assert batch.shape[0] == 3
                 assert batch.ctypes.data % PAGE == 0
     assert len(made) <= 4
@@ -102,11 +103,11 @@ def test_leaving_early_leaves_nothing_behind(rows: RowSource) -> None:
     before = set(threading.enumerate())
     with Reader(rows, 3) as reader:
         for _ in range(5):
-            for _batch in reader.batches(parts_of(120, 4)):
+            for _batch in reader.batches(*divided(SHAPE, parts_of(120, 4))):
                 break
         with pytest.raises(ZeroDivisionError):
-            [1 / 0 for _batch in reader.batches(parts_of(120, 4))]
-        assert len(list(reader.batches(parts_of(120, 4)))) == 30
+            [1 / 0 for _batch in reader.batches(*divided(SHAPE, parts_of(120, 4)))]
+        assert len(list(reader.batches(*divided(SHAPE, parts_of(120, 4))))) == 30
         assert len(set(threading.enumerate()) - before) == 3
     assert set(threading.enumerate()) <= before
 
@@ -114,7 +115,11 @@ def test_leaving_early_leaves_nothing_behind(rows: RowSource) -> None:
 def test_two_epochs_at_once(rows: RowSource) -> None:
     one, other = parts_of(120, 4, 1), parts_of(120, 4, 2)
     with Reader(rows, 2) as reader:
-        pairs = zip(reader.batches(one), reader.batches(other), strict=True)
+        pairs = zip(
+            reader.batches(*divided(SHAPE, one)),
+            reader.batches(*divided(SHAPE, other)),
+            strict=True,
+        )
         for number, (a, b) in enumerate(pairs):
             assert a.tobytes() == expected(rows.geometry, 2, one[number])
             assert b.tobytes() == expected(rows.geometry, 2, other[number])
@@ -124,7 +129,7 @@ def test_closing_in_the_middle_of_an_epoch(rows: RowSource) -> None:
     before = set(threading.enumerate())
     reader = Reader(rows, 2)
     parts = parts_of(120, 4)
-    epoch = reader.batches(parts)
+    epoch = reader.batches(*divided(SHAPE, parts))
     first = next(epoch)
     reader.close()
     reader.close()
@@ -133,13 +138,13 @@ def test_closing_in_the_middle_of_an_epoch(rows: RowSource) -> None:
     with pytest.raises(ValueError, match="closed"):
         list(epoch)
     with pytest.raises(ValueError, match="closed"):
-        reader.batches(parts)
+        reader.batches(*divided(SHAPE, parts))
 
 
 def test_a_reader_that_is_forgotten_ends_its_threads(rows: RowSource) -> None:
     before = set(threading.enumerate())
     reader = Reader(rows, 2)
-    next(reader.batches(parts_of(120, 4)))
+    next(reader.batches(*divided(SHAPE, parts_of(120, 4))))
     del reader
     gc.collect()
     assert set(threading.enumerate()) <= before
@@ -154,10 +159,10 @@ def test_an_error_of_a_thread_reaches_the_caller(tmp_path: Path, shape: Geometry
     with opened(kind, levels) as rows, Reader(rows, 2) as reader:
         for _ in range(2):
             with pytest.raises(LevelDamaged, match=r"v1/c\.1\.0\.0\.0"):
-                list(reader.batches(parts_of(120, 4)))
+                list(reader.batches(*divided(SHAPE, parts_of(120, 4))))
         # The rows that are whole can still be had.
-        part = Rows.of(np.arange(60))
-        (found,) = reader.batches([part])
+        part = np.arange(60)
+        (found,) = reader.batches(*divided(shape, [part]))
         assert found.tobytes() == expected(shape, 2, part)
     assert set(threading.enumerate()) <= before
 
@@ -176,9 +181,9 @@ def test_reading_goes_on_while_a_batch_is_used(
 
     parts = parts_of(60, 3)
     with Reader(Telling(views(tmp_path, SHAPE, 1)), 1) as reader:
-        batches = reader.batches(parts)
+        batches = reader.batches(*divided(SHAPE, parts))
         next(batches)
-        assert {taken.get(timeout=10) for _ in range(3)} == {part.row[0] for part in parts[:3]}
+        assert {taken.get(timeout=10) for _ in range(3)} == {part[0] for part in parts[:3]}
 
 
 # --- buffers -------------------------------------------------------------------------------------

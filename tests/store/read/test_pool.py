@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows_of import geometries, numbered, views, whole
+from rows_of import divided, geometries, views, whole
 from sizes import examples
 from spoil import flip
 
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import Geometry
 from strata.store.read import pool as pools
-from strata.store.read.order import Mixing, mixing
+from strata.store.read.order import Mixing, cut, mixing
 from strata.store.read.pool import DecodePlan, Decoding, Pool
 from strata.store.read.rows import Rows
 
@@ -36,21 +36,19 @@ def stripes(draw: st.DrawFn, rows: int) -> list[np.ndarray]:
     return [part for part in np.split(order, edges) if len(part)]
 
 
-def numbers_of(shape: Geometry, parts: Sequence[np.ndarray]) -> list[Rows]:
-    return [numbered(shape, part) for part in parts]
-
-
 def run(pool: Pool, parts: Sequence[np.ndarray], threads: int) -> list[np.ndarray]:
     """What a reader does: tasks in their order, by some threads."""
-    decoding = pool.begin(numbers_of(pool.geometry, parts))
+    decoding = pool.begin(*divided(pool.geometry, parts))
     assert decoding is not None
     tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
     found = [np.empty((len(part), pool.geometry.row_bytes), np.uint8) for part in parts]
+    ends = np.cumsum([len(part) for part in parts]).tolist()
     errors: list[BaseException] = []
 
     def take(stripe: int) -> None:
         try:
-            decoding.take(stripe, slice(None), found[stripe])
+            end = ends[stripe]
+            decoding.take(stripe, slice(end - len(parts[stripe]), end), found[stripe])
         except BaseException as error:
             errors.append(error)
 
@@ -106,7 +104,7 @@ def test_a_schedule_against_playing_it(
     parts = data.draw(stripes(rows))
     parts = [*parts, parts[0]] if again else parts  # a row may be wanted twice
     flat = np.concatenate(parts)
-    plan = DecodePlan([Rows.of(part) for part in parts], chunk, room)
+    plan = DecodePlan(Rows.of(flat), [len(part) for part in parts], chunk, room)
     assert sorted(plan.chunks[:, 1].tolist()) == sorted(set((flat // chunk).tolist()))
     holds: dict[int, int] = {}  # place → number of its row
     left = [*flat.tolist()]
@@ -152,14 +150,15 @@ def test_the_disk_is_asked_for_chunks_before_they_are_decoded(
     monkeypatch.setattr(pools, "FETCHED_AHEAD", 3)
     monkeypatch.setattr(pools, "ROOM_BYTES", SHAPE.row_bytes)
     monkeypatch.setattr(pool.chunks, "fetch", lambda view, chunk: asked.append(chunk))
-    decoding, decoded, ahead = pool.begin(numbers_of(SHAPE, parts)), 0, []
+    decoding, decoded, ahead = pool.begin(*divided(SHAPE, parts)), 0, []
     assert decoding is not None
-    for stripe, part in enumerate(parts):
+    for stripe in range(len(parts)):
         for task in decoding.tasks(stripe):
             task()
             decoded += 1
         ahead.append(len(asked) - decoded)
-        decoding.take(stripe, slice(None), np.empty((len(part), SHAPE.row_bytes), np.uint8))
+        part, out = slice(5 * stripe, 5 * stripe + 5), np.empty((5, SHAPE.row_bytes), np.uint8)
+        decoding.take(stripe, part, out)
     decoding.close()
     assert sorted(asked) == list(range(15))
     first_wanted = list(dict.fromkeys((np.concatenate(parts) // 4).tolist()))
@@ -171,8 +170,7 @@ def test_there_are_places_for_two_windows_whatever_the_number_of_rows() -> None:
     """Memory does not grow with the level."""
     for rows in (240, 2400, 24_000):
         order = Mixing(rows, block=4, pool=40).order(0, 1, 0)
-        parts = np.split(order, range(8, rows, 8))
-        plan = DecodePlan([Rows.of(part) for part in parts], 4, 1)
+        plan = DecodePlan(Rows.of(order), cut(rows, 8), 4, 1)
         assert plan.places <= 2 * 44 + 8 + 2 * 4
 
 
@@ -181,8 +179,7 @@ def test_views_of_which_a_part_is_wanted_take_no_more_places() -> None:
     rows = 4800
     order = Mixing(rows, block=8, pool=80).order(0, 1, 0)
     view = np.random.default_rng(0).integers(0, 2, rows)
-    parts = [Rows(view, order)[at : at + 16] for at in range(0, rows, 16)]
-    plan = DecodePlan(parts, 8, 1)
+    plan = DecodePlan(Rows(view, order), cut(rows, 16), 8, 1)
     assert len(plan.chunks) > 1.9 * rows // 8
     assert plan.places <= 2 * 88 + 16 + 2 * 8
 
@@ -196,12 +193,11 @@ def test_an_order_that_nothing_can_be_kept_for_costs_a_chunk_a_row(
     pool = Pool(views(tmp_path, SHAPE, 1))
     order = np.random.default_rng(0).permutation(60)
     parts = np.split(order, range(5, 60, 5))
-    assert pool.begin(numbers_of(SHAPE, parts)) is None
+    assert pool.begin(*divided(SHAPE, parts)) is None
     found = np.empty((60, SHAPE.row_bytes), np.uint8)
     pool.take(Rows.of(order), found)
     assert np.array_equal(found, whole(SHAPE, 1)[order])
-    in_order = numbers_of(SHAPE, np.split(np.arange(60), range(5, 60, 5)))
-    assert isinstance(pool.begin(in_order), Decoding)
+    assert isinstance(pool.begin(Rows.of(np.arange(60)), cut(60, 5)), Decoding)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -225,7 +221,7 @@ def test_leaving_lets_everybody_go(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pool = Pool(views(tmp_path, SHAPE, 1))
     order = Mixing(60, block=4, pool=8).order(0, 1, 0)
     parts = np.split(order, range(4, 60, 4))
-    decoding = pool.begin(numbers_of(SHAPE, parts))
+    decoding = pool.begin(*divided(SHAPE, parts))
     assert decoding is not None
     tasks = [task for stripe in range(8) for task in decoding.tasks(stripe)]  # nobody takes 0
     assert max(decoding._plan.after[: len(tasks)]) > 0

@@ -35,6 +35,7 @@ from strata.store.feature_store import Store, open_level
 from strata.store.files.publish import put_exclusive, unseal
 from strata.store.level.level import Level, receipt_path, shard_name
 from strata.store.read.descriptors import ReadRows
+from strata.store.read.order import cut
 from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
 from strata.store.read.rows import Rows, RowSource, TakenRows
@@ -273,18 +274,18 @@ def test_rows_are_the_same_with_any_cache(
     budget = shards * max(facts["nbytes"] for facts in there.shards)
     level = connect(bucket, tmp_path / "cache", budget).open(KEY)
     order = np.random.default_rng(1).permutation(ROWS)
-    stripes = [Rows.of(order[i : i + 50]) for i in range(0, ROWS, 50)]
+    every, lengths = Rows.of(order), cut(ROWS, 50)
     source, out = rows(kind, level), np.empty((ROWS, level.geometry.row_bytes), np.uint8)
     source.ready()
-    decoding = source.begin(stripes) if isinstance(source, Pool) else None
-    for i, stripe in enumerate(stripes):
-        here = out[50 * i : 50 * i + len(stripe)]
+    decoding = source.begin(every, lengths) if isinstance(source, Pool) else None
+    for i, length in enumerate(lengths):
+        part = slice(50 * i, 50 * i + length)
         if decoding is None:
-            source.take(stripe, here)
+            source.take(every[part], out[part])
             continue
         for task in decoding.tasks(i):
             task()
-        decoding.take(i, slice(None), here)
+        decoding.take(i, part, out[part])
     assert (decoding is not None) == ("pool" in kind)
     if decoding is not None:
         decoding.close()
