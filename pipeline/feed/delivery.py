@@ -70,12 +70,7 @@ class Delivery(AbstractContextManager["Delivery"]):
         self.choice = self._choose(once)
         on_gpu = self.device.type == "cuda"
         self._transfer = Transfer(self.device, CudaStreams(self.device)) if on_gpu else None
-        if options.loader == "native":
-            self._reader = self._native(tick)
-        elif beton is not None:
-            self._reader = FfcvBeton(beton, levels[0], options.threads)
-        else:
-            self._reader = FfcvLevels(levels, options.threads)
+        self._reader = self._opened(beton, tick)
         self._on_device: Tensor | None = None
         if self.choice.tier == "device":
             self._on_device = self._loaded(tick)
@@ -144,10 +139,12 @@ class Delivery(AbstractContextManager["Delivery"]):
             memory_free=on_host,
         )
 
-    def _native(self, tick: Callable[[int], None]) -> Reader:
+    def _opened(self, beton: Path | None, tick: Callable[[int], None]) -> Reader:
         levels, tier, threads = self._levels, self.choice.tier, self._options.threads
         allocate = host_memory(self.device)
-        if any(level.geometry != self.geometry for level in levels):
+        if tier == "ffcv":
+            rows = FfcvLevels(levels) if beton is None else FfcvBeton(beton, levels[0])
+        elif any(level.geometry != self.geometry for level in levels):
             rows = TakenRows(levels)  # two runs have written these views, in shards of two sizes
         elif self._packed and tier == "memory":
             rows = LoadedRows(levels, threads, tick)

@@ -94,12 +94,13 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
         _check(level, batch, crop, stored, rank, ranks)
         _check_names(tier, loader)
+        known = _labels(level, labels)
         options, report = ReadOptions(self.device, tier, loader, threads), report or Reporter()
         with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
             delivery = Delivery(views, options, tick=tick)
         codec = None if stored else codec_of(level, self.device)
         order = (self.mixing if shuffle else None), seed, level.key.depth, batch, drop_last
-        self._feed = Feed(delivery, *_labels(level, labels), *order, codec, crop or 0, rank, ranks)
+        self._feed = Feed(delivery, *known, *order, codec, crop or 0, rank, ranks)
         self._with_ids, self.choice = ids, delivery.choice
         report.say(f"{self.choice.tier}: {self.choice.reason}")
         if shuffle and self.mixing.same_block > WARN_SHARE:

@@ -26,7 +26,6 @@ from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.delivery import Delivery
 from strata.pipeline.feed.features import read_layer
 from strata.pipeline.feed.ffcv import beton
-from strata.pipeline.feed.ffcv.rows import FfcvBeton
 from strata.pipeline.feed.ffcv.write import write_images
 from strata.pipeline.plan.caching import FEATURES
 from strata.pipeline.plan.costs import PROFILES
@@ -293,7 +292,8 @@ def decode_jpeg(recipe: Recipe, images: np.ndarray, place: Path) -> float | None
         level = put(_writer(place, shape, 0), [images[s] for s in shards], {"labels": labels})
         path = place / "images.beton"
         write_images(path, level, recipe.data.jpeg)
-        with FfcvBeton(path, level) as rows:
+        by_ffcv = ReadOptions(torch.device("cpu"), loader="ffcv")
+        with Delivery([level], by_ffcv, beton=path) as delivery:
             asked = Rows.of(np.arange(len(images))), [len(images)]
-            return images.nbytes / seconds(lambda: list(rows.batches(*asked)))
+            return images.nbytes / seconds(lambda: list(delivery.batches(*asked)))
     return None

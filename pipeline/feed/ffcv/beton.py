@@ -36,8 +36,7 @@ def check() -> None:
 def ffcv() -> SimpleNamespace:
     """The parts of ffcv that we use, without what importing them does to torch.
 
-    One function of ffcv sets the number of threads of numba and, for the whole process, of torch.
-    It is called on import, by every loader and in every thread; from here on it leaves torch alone.
+    That sets torch's number of threads, for the whole process.
 
     Raises:
         LoaderError: ffcv cannot be imported.
@@ -46,14 +45,8 @@ def ffcv() -> SimpleNamespace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # ffcv imports distutils
-            numba = import_module("numba")
-            compiler = import_module("ffcv.pipeline.compiler").Compiler
-            found = SimpleNamespace(
-                numba=numba,
-                Compiler=compiler,
-                EpochIterator=import_module("ffcv.loader.epoch_iterator").EpochIterator,
-                Graph=import_module("ffcv.pipeline.graph").Graph,
-                PipelineSpec=import_module("ffcv.pipeline.pipeline_spec").PipelineSpec,
+            return SimpleNamespace(
+                Compiler=import_module("ffcv.pipeline.compiler").Compiler,
                 OSCacheManager=import_module("ffcv.memory_managers").OSCacheManager,
                 fields=import_module("ffcv.fields"),
                 decoders=import_module("ffcv.fields.decoders"),
@@ -66,13 +59,6 @@ def ffcv() -> SimpleNamespace:
         raise LoaderError(f"ffcv cannot be imported ({why}). `make ffcv` installs it") from error
     finally:
         torch.set_num_threads(threads)
-
-    def set_num_threads(cls: Any, count: int) -> None:
-        cls.num_threads = count
-        numba.set_num_threads(count)
-
-    compiler.set_num_threads = classmethod(set_num_threads)
-    return found
 
 
 def read_beton(path: Path, level: Level) -> Any:

@@ -16,6 +16,7 @@ from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv.beton import ffcv, read_beton
 from strata.pipeline.feed.ffcv.rows import FfcvBeton, FfcvLevels
 from strata.pipeline.feed.ffcv.write import write_images
+from strata.pipeline.feed.prefetch import Reader
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import PRECISIONS, Geometry
 from strata.store.level.level import Level
@@ -48,7 +49,7 @@ def of_one(parts: list[np.ndarray]) -> tuple[Rows, list[int]]:
 def test_rows_of_several_views_and_shards_are_those_of_take(tmp_path: Path, precision: str) -> None:
     """A ragged last shard, rows of an odd number of bytes, a second epoch in another order."""
     levels = views(tmp_path, Geometry(45, (3, 5, 3), precision, chunk_rows=2, shard_rows=8))
-    with FfcvLevels(levels) as rows:
+    with Reader(FfcvLevels(levels), 2) as rows:
         for seed in (0, 1):
             parts = parts_of(90, seed)
             found = list(rows.batches(*divided(levels[0].geometry, parts)))
@@ -59,7 +60,7 @@ def test_rows_of_several_views_and_shards_are_those_of_take(tmp_path: Path, prec
 def test_one_view_more_than_one_page_per_row(tmp_path: Path) -> None:
     shape = Geometry(20, (16, 33, 33), "float32", chunk_rows=3, shard_rows=6)
     levels = views(tmp_path, shape, 1)
-    with FfcvLevels(levels, workers=1) as rows:
+    with Reader(FfcvLevels(levels), 1) as rows:
         parts = parts_of(20)
         found = np.concatenate(list(rows.batches(*of_one(parts))))
         assert equal(found, drawn(shape)[np.concatenate(parts)])
@@ -68,13 +69,13 @@ def test_one_view_more_than_one_page_per_row(tmp_path: Path) -> None:
 def test_any_row_any_number_of_times(tmp_path: Path) -> None:
     levels = views(tmp_path, Geometry(9, (1, 2, 2), "uint8", chunk_rows=2, shard_rows=4), 1)
     asked = np.array([8, 0, 0, 8, 3])
-    with FfcvLevels(levels) as rows:
+    with Reader(FfcvLevels(levels), 2) as rows:
         (found,) = rows.batches(Rows.of(asked), [5])
         assert equal(found, stored(levels, asked))
         assert list(rows.batches(Rows.of(asked[:0]), [])) == []
         for wrong in (Rows.of(np.array([-1])), Rows.of(np.array([9])), Rows.of(asked, view=1)):
             with pytest.raises(IndexError, match=r"of [19]$"):
-                rows.batches(wrong, [len(wrong)])
+                list(rows.batches(wrong, [len(wrong)]))
 
 
 @pytest.mark.parametrize("lengths", [[1, 2, 1], [4, 4, 3, 4, 4, 3, 0, 2], [0, 0, 5], [3, 2, 1]])
@@ -83,7 +84,7 @@ def test_parts_of_any_lengths(tmp_path: Path, lengths: list[int]) -> None:
     levels = views(tmp_path, Geometry(40, (2, 3, 2), "float16", chunk_rows=2, shard_rows=8), 1)
     ends = np.cumsum(lengths)
     parts = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-    with FfcvLevels(levels) as rows:
+    with Reader(FfcvLevels(levels), 2) as rows:
         found = list(rows.batches(*of_one(parts)))
     assert [batch.shape for batch in found] == [(length, 2, 3, 2) for length in lengths]
     assert equal(np.concatenate(found), levels[0].read(0, int(ends[-1])))
@@ -93,7 +94,7 @@ def test_a_batch_is_memory_of_its_own(tmp_path: Path) -> None:
     """It can be kept, written to, and outlives the reader."""
     levels = views(tmp_path, Geometry(40, (2, 3, 2), "float16", chunk_rows=2, shard_rows=8))
     parts = divided(levels[0].geometry, parts_of(80))
-    with FfcvLevels(levels) as rows:
+    with Reader(FfcvLevels(levels), 2) as rows:
         kept = []
         for batch in rows.batches(*parts):
             kept.append((batch, batch.copy()))
@@ -109,7 +110,7 @@ def test_a_flipped_bit_is_an_error_and_names_the_row(tmp_path: Path, at: int) ->
     flip(levels[1].directory / "c.2.0.0.0", at if at > 0 else 4 * shape.row_bytes + at)
     row = 8 if at > 0 else 11
     with (
-        FfcvLevels(levels) as rows,
+        Reader(FfcvLevels(levels), 2) as rows,
         pytest.raises(LevelDamaged, match=rf"train\.v1/c\.2\.0\.0\.0: row {row} is not"),
     ):
         list(rows.batches(*divided(shape, parts_of(32))))
@@ -153,7 +154,7 @@ def test_a_raw_beton_has_the_same_pixels_as_the_level(
 ) -> None:
     path, level = betons[name]
     parts = parts_of(150, batch=40)
-    with FfcvBeton(path, level) as rows, FfcvLevels([level]) as in_place:
+    with Reader(FfcvBeton(path, level), 2) as rows, Reader(FfcvLevels([level]), 2) as in_place:
         for part, ours, theirs in zip(
             parts, rows.batches(*of_one(parts)), in_place.batches(*of_one(parts)), strict=True
         ):
@@ -164,7 +165,7 @@ def test_a_raw_beton_has_the_same_pixels_as_the_level(
 def test_a_jpeg_beton_is_close_and_small(betons: dict[str, tuple[Path, Level]]) -> None:
     path, level = betons[JPEG]
     parts = parts_of(150)
-    with FfcvBeton(path, level) as rows:
+    with Reader(FfcvBeton(path, level), 2) as rows:
         found = np.concatenate(list(rows.batches(*of_one(parts))))
     error = found.astype(float) - stored([level], np.concatenate(parts))
     assert 20 * np.log10(255 / np.sqrt((error**2).mean())) > 30  # dB
@@ -207,7 +208,7 @@ def test_a_flipped_bit_of_an_image_is_an_error(
     copy.write_bytes(path.read_bytes())
     flip(copy, byte_of_row(copy, 17))
     with (
-        FfcvBeton(copy, level) as rows,
+        Reader(FfcvBeton(copy, level), 2) as rows,
         pytest.raises(LoaderError, match=f"{name}: row 17 is not the one that was written"),
     ):
         list(rows.batches(*of_one(parts_of(150))))
