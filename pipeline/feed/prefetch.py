@@ -57,7 +57,7 @@ class Reader(AbstractContextManager["Reader"]):
         self._allocate, self._ring = allocate, Ring(0, 0)
         self._tasks: Tasks = SimpleQueue()
         self._workers: list[Thread] = []
-        self._epochs: set[_Epoch] = set()
+        self._epochs: weakref.WeakSet[_Epoch] = weakref.WeakSet()
         self._stop = weakref.finalize(self, _stop, self._tasks, self._workers)
 
     def __exit__(self, *error: object) -> None:
@@ -91,12 +91,13 @@ class Reader(AbstractContextManager["Reader"]):
             slots = max(3, min(self._threads + 2, RING_BYTES // stripe_bytes))
             self._ring = Ring(stripe_bytes, slots, self._allocate)
         piece = max(1, self._piece_bytes // self._row_bytes), self._threads + 1
-        return self._run(_Epoch(self._source, rows, stripes, self._ring, self._tasks, piece))
+        epoch = _Epoch(self._source, rows, stripes, self._ring, self._tasks, piece)
+        self._epochs.add(epoch)
+        return self._run(epoch)
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
         geometry, row_bytes = self._source.geometry, self._row_bytes
         dtype, row = geometry.dtype, geometry.stored
-        self._epochs.add(epoch)
         try:
             while (stripe := epoch.next_stripe()) is not None:
                 begin = 0
@@ -107,7 +108,6 @@ class Reader(AbstractContextManager["Reader"]):
                 del stripe
         finally:
             epoch.leave()
-            self._epochs.discard(epoch)
 
 
 @dataclass
