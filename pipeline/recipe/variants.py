@@ -236,3 +236,44 @@ def check_keep(recipe: Recipe, j: int, wanted: Iterable[Variant], keep: str) -> 
                 f"--keep {keep}: {variant.name} has other shapes than the recipe's layer {j}"
                 f"{by_name}{other}"
             )
+
+
+# ---- end to end ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaselineVariant:
+    """How memory is saved while a network is trained end to end."""
+
+    checkpointing: bool
+    accumulate: int
+    """Micro-batches summed into one step."""
+    micro_batch: int
+    """Images in one of them."""
+
+    @property
+    def name(self) -> str:
+        """Name of the variant's directory: ``plain``, ``checkpointing``, ``micro-16``, …"""
+        parts = ["checkpointing"] * self.checkpointing
+        parts += [f"micro-{self.micro_batch}"] * (self.accumulate > 1)
+        return "-".join(parts) or "plain"
+
+
+def baseline(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> BaselineVariant:
+    """The variant of the network trained end to end that flags ask for.
+
+    Args:
+        micro_batch: most images at a time; None: as the recipe accumulates.
+
+    Raises:
+        OptionRange: a micro-batch is larger than the batch.
+    """
+    batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
+    if micro_batch is not None:
+        if micro_batch > batch:
+            raise OptionRange(
+                f"--micro-batch is {micro_batch}; 'schedule.batch' is only {batch}. Leave it out "
+                "for whole batches"
+            )
+        accumulate = -(-batch // micro_batch)
+    return BaselineVariant(checkpointing, accumulate, -(-batch // accumulate))

@@ -19,7 +19,6 @@ No torch.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,15 +29,16 @@ from typing import Any
 from strata.pipeline.errors import NotThereYet
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import NOT_RESULTS
-from strata.pipeline.run import baselines
-from strata.pipeline.run.rundir import BASELINE, RESULT, RUN, Run, damaged_beside
+from strata.pipeline.run import record
+from strata.pipeline.run.record import RESULT, RUN
+from strata.pipeline.run.rundir import NETWORK, TRANSFER, Run
 from strata.stages.network.spec import AuxiliarySpec, described
 from strata.stages.solve import probe
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import unseal
 from strata.store.fingerprint import fingerprint
 
-GREEDY, NETWORK, TRANSFER = "greedy", "network", "transfer"
+GREEDY = "greedy"
 
 ProbeResult = Mapping[str, Any]
 """Body of result.json."""
@@ -125,9 +125,9 @@ def end_to_end(run: Run) -> ProbedNetwork:
     """
     names = sorted(run.baselines(), key=lambda name: (name != "plain", name))
     for name in names:
-        if (record := baselines.current(run, name)) is not None:
+        if (known := run.baseline(name)) is not None:
             place = run.baseline_directory(name) / NETWORK
-            origin = fingerprint([record["input"], record["weights"]])
+            origin = fingerprint([known["input"], known["weights"]])
             crops = replace(run.recipe, augment=replace(run.recipe.augment, views=0))
             shown = _of_recipe(replace(run, directory=place), crops)
             return ProbedNetwork(f"end to end, {name}", shown, [origin] * run.layers, name)
@@ -179,23 +179,13 @@ def networks(run: Run) -> Iterator[ProbedNetwork]:
                 yield _on_images(base, unseal(path)["source"], path.parent)
 
 
-def replicas(run: Run) -> Iterator[Run]:
-    """Every run inside a run, for looking at its files: of its own images and classes it knows
-    nothing."""
-    inside = f"{BASELINE}/*/{NETWORK}"
-    for place in (inside, f"{TRANSFER}/*", f"{inside}/{TRANSFER}/*"):
-        for path in sorted(run.directory.glob(f"{place}/{RUN}")):
-            yield replace(run, directory=path.parent)
-
-
 # ---- results ------------------------------------------------------------------------------------
 
 
 def made_of(run: Run, j: int, kind: Kind) -> dict[str, Any]:
     """What a result must say to be believed: x_j, whose layer must be there, and the settings."""
     settings = {"input": run.nodes()[j].fingerprint, **kind.settings(run.recipe, j)}
-    # As a file gives it back, so that it can be compared.
-    return json.loads(json.dumps({**settings, "seed": run.seed}))
+    return {"made_of": {**settings, "seed": run.seed}}
 
 
 def result(network: ProbedNetwork, j: int, kind: Kind) -> ProbeResult | None:
@@ -204,14 +194,8 @@ def result(network: ProbedNetwork, j: int, kind: Kind) -> ProbeResult | None:
     run = network.run
     if j > network.solved:
         return None
-    try:
-        found = run.probe(j, kind.name)
-    except LevelDamaged:
-        return None
-    if found is None or found["made_of"] != made_of(run, j, kind):
-        return None
-    whole = not any(damaged_beside(run.probe_directory(j) / kind.name / RESULT))
-    return found if whole else None
+    path = run.probe_directory(j) / kind.name / RESULT
+    return record.believed(path, made_of(run, j, kind))
 
 
 def results(network: ProbedNetwork) -> list[ProbeResult]:

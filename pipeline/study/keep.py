@@ -5,7 +5,6 @@ from __future__ import annotations
 from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.run import outcome, sweep_results
 from strata.pipeline.run.levels import refer_to
-from strata.pipeline.run.rundir import CHECKPOINT
 from strata.pipeline.run.session import Session
 from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train import scales
@@ -23,17 +22,17 @@ def keep(session: Session, j: int, one: SweepResult) -> None:
         LevelDamaged: its weights are not those that were solved.
     """
     run = session.run
-    source = sweep_results.place(run, j, one["name"])
-    directory, path = make_directory(run.layer_directory(j)), source / sweep_results.WEIGHTS
+    source, directory = run.sweep_directory(j) / one["name"], run.layer_directory(j)
+    path = source / sweep_results.WEIGHTS
     layer = read_layer(run.recipe.layers[j - 1], path, one["weights"], session.device)
     for name in sweep_results.FILES:
-        replace(directory, name, (source / name).read_bytes())
+        replace(make_directory(directory), name, (source / name).read_bytes())
     quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
     # Seconds were shared with other variants: nothing was expected of them.
     measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])
     nothing = outcome.figures(None, None, None)
     same = ("weights", "auxiliary", "parameters", "auxiliary_parameters", "kept_epoch", "train")
-    record = {  # as pipeline/train/train.py has it, and which variant it was
+    body = {  # as pipeline/train/train.py has it, and which variant it was
         "layer": j,
         "input": one["made_of"]["input"],
         "lineage": run.lineage(j - 1),
@@ -41,8 +40,7 @@ def keep(session: Session, j: int, one: SweepResult) -> None:
         "outcome": outcome.kept(session, nothing, measured, whole=False),
         "variant": {"name": one["name"], "changes": one["changes"]},
     }
-    run.write_layer(j, {**record, **quantised})
-    (directory / CHECKPOINT).unlink(missing_ok=True)
+    run.write_layer(j, {**body, **quantised})
     evaluate(run, session.store)
     refer_to(run, session.store)
     session.report.say(

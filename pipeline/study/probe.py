@@ -16,21 +16,18 @@ import torch
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.progress import Tick, duration, size
-from strata.pipeline.run import device, weights
+from strata.pipeline.run import device, record, weights
 from strata.pipeline.run.probe_results import Kind, made_of
-from strata.pipeline.run.rundir import CHECKPOINT, write_curve
+from strata.pipeline.run.record import RESULT
 from strata.pipeline.run.session import Session
-from strata.pipeline.train.solving import Solving, keeping_good, logits_on_test, schedule_of, train
-from strata.stages.errors import Diverged
+from strata.pipeline.train.loop import conclude, train
+from strata.pipeline.train.solving import Solving, schedule_of
 from strata.stages.network.featurize import pooled
 from strata.stages.network.network import Auxiliary, build_auxiliary
 from strata.stages.solve import probe
-from strata.stages.solve.evaluate import accuracies, cross_entropy
 from strata.stages.solve.solve import Solver, logits_of
 from strata.store.files.publish import make_directory
 from strata.store.read.order import generator, key_of
-
-WEIGHTS = "weights.safetensors"
 
 
 def train_probe(session: Session, j: int, kind: Kind) -> None:
@@ -43,11 +40,10 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
         KeyboardInterrupt: somebody asked to stop; the state of a CNN is saved.
     """
     found = _cnn(session, j, kind) if kind.hidden else _linear(session, j)
-    record = {"made_of": made_of(session.run, j, kind), "layer": j, "kind": kind.name, **found}
-    session.run.write_probe(j, kind.name, record)
-    (session.run.probe_directory(j) / kind.name / CHECKPOINT).unlink(missing_ok=True)
-    test, train = (f"{100 * record[split]['top1']:.2f} %" for split in ("test", "train"))
-    spent = duration(record["seconds"])
+    body = {**made_of(session.run, j, kind), "layer": j, "kind": kind.name, **found}
+    record.vouch(session.run.probe_directory(j) / kind.name / RESULT, body)
+    test, train = (f"{100 * body[split]['top1']:.2f} %" for split in ("test", "train"))
+    spent = duration(body["seconds"])
     session.report.say(f"{kind.name} probe of x_{j}: test {test}, train {train}, {spent}")
 
 
@@ -72,7 +68,7 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
         found = probe.fit(rows, labels[order], fitted_on, done)
     directory = make_directory(run.probe_directory(j) / "linear")
     arrays = {name: torch.from_numpy(array) for name, array in found.probe.arrays().items()}
-    weights.write(directory / WEIGHTS, arrays)
+    weights.write(directory / "weights.safetensors", arrays)
     guessed = np.concatenate([found.probe.predict(pooled(x)) for x in clean_batches(session, j)])
     return {
         "train": {"top1": found.train_top1},
@@ -122,32 +118,17 @@ def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
     classifier = build_auxiliary(kind.classifier(recipe, j), seed)
     schedule = schedule_of(recipe.schedule, recipe.schedule.accumulate)
     solver = Solver(classifier, schedule, session.device, session.compute)
-    directory = run.probe_directory(j) / kind.name
-    # A classifier of x_j is the problem after layer j, without a layer of its own.
-    solving = Solving(session, j + 1, solver, f"{kind.name} probe of x_{j}", directory)
-    solving.load()
+    where = f"{kind.name} probe of x_{j}", run.probe_directory(j) / kind.name
     advice = f"It was a probe: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
-    with ProblemFeed(session, j, augmented=False) as feed, keeping_good(solving, advice):
-        train(solving, feed)
-        return _finish(solving, feed)
-
-
-def _finish(solving: Solving, feed: ProblemFeed) -> dict[str, Any]:
-    """Write weights and curve of the trained classifier; returns what its record says."""
-    session, solver = solving.session, solving.solver
-    classifier = solver.finish()
-    (logits,), labels = logits_on_test(session, solving.j, [classifier])
-    if not np.isfinite(logits).all():
-        raise Diverged(solver.schedule.epochs, solver.progress.last_good)
-    weights.write(make_directory(solving.directory) / WEIGHTS, classifier.state_dict())
-    write_curve(solving.directory, solving.history)
-    return {
-        "train": {"top1": _on_training_images(session, feed, classifier)},
-        "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
-        "kept_epoch": solver.kept_epoch,
-        "parameters": sum(p.numel() for p in classifier.parameters()),
-        "seconds": sum(line["seconds"] for line in solving.history),
-    }
+    # A classifier of x_j is the problem after layer j, without a layer of its own.
+    solving = Solving(session, j + 1, solver, *where, made_of(run, j, kind), advice)
+    solving.load()
+    with ProblemFeed(session, j, augmented=False) as feed:
+        train([solving], feed)
+        ((_, found),) = conclude([solving], keep_logits=False)
+        found["train"] = {"top1": _on_training_images(session, feed, classifier)}
+    kept = ("train", "test", "kept_epoch", "parameters", "seconds")
+    return {name: found[name] for name in kept}
 
 
 def _on_training_images(session: Session, feed: ProblemFeed, classifier: Auxiliary) -> float:

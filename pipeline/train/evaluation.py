@@ -59,7 +59,7 @@ def _finals(run: Run, logits: Sequence[np.ndarray], labels: np.ndarray) -> list[
     found = []
     for name, (_, one) in sweep_results.finals(run).items():
         if one is not None:
-            path = sweep_results.place(run, run.layers + 1, name) / LOGITS
+            path = run.sweep_directory(run.layers + 1) / name / LOGITS
             scores = [*logits[:-1], np.load(path, allow_pickle=False)]
             whole = _layer(run.layers, scores, [softmax(z) for z in scores], labels)
             found.append({"name": name, "auxiliary": one["auxiliary"], **whole})

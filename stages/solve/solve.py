@@ -1,11 +1,11 @@
 """Solving one auxiliary problem (paper Sec. 3.2): min over (θ_j, γ_j) of the risk, by SGD.
 
-The solver is a plain loop over epochs that is handed its batches; it knows neither where they come
-from nor where its state is kept. Everything it needs to go on after an interruption is in
-:class:`Solver`, between any two batches.
+The solver takes a step on each batch that it is handed; it knows neither where they come from nor
+where its state is kept. Everything it needs to go on after an interruption is in :class:`Solver`,
+between any two batches.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
@@ -154,33 +154,10 @@ class Solver(Generic[Trainable]):
 
     # ---- one epoch ------------------------------------------------------------------------------
 
-    def run_epoch(
-        self, batches: Batches, steps_per_epoch: int, after: Callable[[int], None]
-    ) -> dict[str, float]:
-        """Train on the batches that are left of the epoch under way.
-
-        Args:
-            batches: (x, y) with x (B, C, H, W) float and y (B,) int64, on the device; those that
-                :attr:`progress` counts as finished are not among them.
-            after: called with the batch's size after every step; may save the state.
-
-        Returns:
-            Mean training loss and accuracy of the epoch, as seen while training.
-
-        Raises:
-            Diverged: a loss is not finite. The last saved state is good.
-        """
-        self.problem.train()
-        for x, y in batches:
-            self.train_on(x, y, steps_per_epoch)
-            after(len(y))
-        return self.finish_epoch()
-
     def train_on(self, x: BatchRows, y: Tensor, steps_per_epoch: int) -> None:
         """One step of SGD at the schedule's rate, and the progress that makes it resumable.
 
-        For those who give one batch to several solvers; :meth:`run_epoch` is for the others. The
-        problem must be in training mode. Raises Diverged.
+        The problem must be in training mode. Arguments and errors are those of :meth:`step`.
         """
         done = self.progress
         rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
@@ -196,9 +173,15 @@ class Solver(Generic[Trainable]):
         done.batch += 1
 
     def step(self, x: BatchRows, y: Int[Tensor, " b"]) -> None:
-        """One step of SGD at the present rate. Raises Diverged if the loss is not finite.
+        """One step of SGD at the present rate.
 
-        ``x`` is x_{j-1} of the batch, float; what is made while it is split is never there whole.
+        Args:
+            x: x_{j-1} of the batch, float (B, C, H, W); what is made while it is split is never
+                there whole.
+            y: its labels, int64 (B,), on the device.
+
+        Raises:
+            Diverged: the loss is not finite. The last saved state is good.
         """
         micro = -(-len(y) // self.schedule.accumulate)
         loss_sum, correct = 0.0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from epochs import run_epoch
 from torch import nn
 
 from strata.stages.features.quantise import Codec, codec
@@ -25,9 +26,8 @@ def stepped(
             x = torch.randn(batch, *shape, generator=generator)
             yield x.contiguous(memory_format=torch.channels_last), torch.zeros(batch).long()
 
-    peaks = []
-    solver.run_epoch(batches(), WATCHED_STEPS, lambda n: peaks.append(solver.progress.peak_bytes))
-    return peaks[-1]
+    run_epoch(solver, batches(), WATCHED_STEPS)
+    return solver.progress.peak_bytes
 
 
 def coded(precision: str, channels: int) -> Codec:
