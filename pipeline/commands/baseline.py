@@ -15,7 +15,7 @@ def baseline(options: Options) -> Answer:
     found = lifecycle.find(options)
     saving = {"checkpointing": options.checkpointing, "micro_batch": options.micro_batch}
     chosen, done = variants.baseline(found.recipe, **saving), []
-    result = found.run and found.run.baseline(chosen.name)
+    result = found.run and found.run.baseline(chosen["variant"])
     if result is None or lifecycle.names_other_images(options, found):
         from strata.pipeline.train.end_to_end import train_end_to_end
 

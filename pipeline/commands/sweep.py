@@ -94,8 +94,7 @@ def perform(found: Overview, options: Options, wanted: Sequence[Variant]) -> lis
 def _solve(
     found: Overview, options: Options, wanted: Sequence[Variant], todo: Sequence[Variant]
 ) -> list[str]:
-    from strata.pipeline.study.keep import keep
-    from strata.pipeline.study.sweep import sweep
+    from strata.pipeline.study.sweep import keep, sweep
     from strata.pipeline.train.algorithm import prepare
     from strata.pipeline.train.evaluation import evaluate
 

@@ -143,7 +143,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
         One line for everything that was mended.
     """
     from strata.pipeline.materialize.images import ensure_images
-    from strata.pipeline.study.keep import keep
+    from strata.pipeline.study.sweep import keep
     from strata.pipeline.train.algorithm import make
     from strata.pipeline.train.evaluation import evaluate
 
@@ -167,8 +167,8 @@ def repair(session: Session, findings: Findings) -> list[str]:
             keep(session, depth, one) if one else make(session, solve=depth)
         lines += _mend_depth(session, depth, where)
     for network in probe_results.networks(run):
-        own = dataclasses.replace(session, run=network.run)
-        for depth in range(network.solved + 1):
+        own = dataclasses.replace(session, run=network)
+        for depth in range(network.solved() + 1):
             lines += _mend_depth(own, depth, where)
     if run.evaluation() is None and run.solved():
         evaluate(run, store)

@@ -241,26 +241,10 @@ def check_keep(recipe: Recipe, j: int, wanted: Iterable[Variant], keep: str) -> 
 # ---- end to end ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class BaselineVariant:
-    """How memory is saved while a network is trained end to end."""
-
-    checkpointing: bool
-    accumulate: int
-    """Micro-batches summed into one step."""
-    micro_batch: int
-    """Images in one of them."""
-
-    @property
-    def name(self) -> str:
-        """Name of the variant's directory: ``plain``, ``checkpointing``, ``micro-16``, …"""
-        parts = ["checkpointing"] * self.checkpointing
-        parts += [f"micro-{self.micro_batch}"] * (self.accumulate > 1)
-        return "-".join(parts) or "plain"
-
-
-def baseline(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> BaselineVariant:
-    """The variant of the network trained end to end that flags ask for.
+def baseline(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> dict[str, Any]:
+    """How memory is saved while the network is trained end to end, as flags ask for and the record
+    says: ``variant``, its name (``plain``, ``checkpointing``, ``micro-16``, …), ``checkpointing``,
+    ``accumulate``, the micro-batches in a step, and ``micro_batch``, the images in one of them.
 
     Args:
         micro_batch: most images at a time; None: as the recipe accumulates.
@@ -276,4 +260,11 @@ def baseline(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) ->
                 "for whole batches"
             )
         accumulate = -(-batch // micro_batch)
-    return BaselineVariant(checkpointing, accumulate, -(-batch // accumulate))
+    micro = -(-batch // accumulate)
+    parts = ["checkpointing"] * checkpointing + [f"micro-{micro}"] * (accumulate > 1)
+    return {
+        "variant": "-".join(parts) or "plain",
+        "checkpointing": checkpointing,
+        "accumulate": accumulate,
+        "micro_batch": micro,
+    }

@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import network_record, record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.pipeline.run.record import CURVE, DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
-from strata.store.files.publish import TEMPORARY, make_directory, replace
+from strata.store.files import publish
+from strata.store.files.publish import TEMPORARY, make_directory
 from strata.store.fingerprint import differences
 
 BASELINE, TRANSFER, NETWORK = "baseline", "transfer", "network"
@@ -62,6 +63,11 @@ class Run:
     recipe: Recipe
     facts: Mapping[str, Any]
     """Body of run.json."""
+    variant: str | None = None
+    """Variant of the network trained end to end, where its layers are copies of that one's."""
+    origins: Sequence[str] | None = None
+    """Names of the weights, layer by layer, that its layers must be copies of; None: they are its
+    own."""
 
     @property
     def seed(self) -> int:
@@ -132,16 +138,13 @@ class Run:
         """Write the record that vouches for layer j, with the hash of every file of it."""
         record.vouch(self.layer_directory(j) / LAYER, body)
 
-    def write(self, path: Path, body: Any) -> None:
-        """Write a sealed JSON file, and its directory."""
-        record.write(path, body)
-
     # ---- lineage ------------------------------------------------------------------------------
 
     def nodes(self) -> list[Node]:
         """x_0 … x_n as they are or would be named, for the layers that are solved and current.
 
-        A layer is current if it was solved on the x_{j-1} that the layers below it give today.
+        A layer is current if it was solved on the x_{j-1} that the layers below it give today, or
+        is a copy, for them, of what it must be a copy of.
         """
         data = self.data()
         if data is None:
@@ -149,8 +152,10 @@ class Run:
         how = self.recipe, self.seed, self.compute
         nodes = [images_node(self.recipe, data["digest"])]
         for j in range(1, self.layers + 1):
-            layer = self.layer(j)
-            if layer is None or not record.agrees(layer, {"input": nodes[-1].fingerprint}):
+            layer, made_of = self.layer(j), {"input": nodes[-1].fingerprint}
+            if self.origins is not None:
+                made_of["origin"] = self.origins[j - 1] if j <= len(self.origins) else ""
+            if layer is None or not record.agrees(layer, made_of):
                 break
             nodes.append(feature_node(*how, nodes[-1], layer["weights"], layer["scales"]))
         return nodes
@@ -192,7 +197,7 @@ class Run:
 
 def write_curve(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """One line of JSON per epoch."""
-    replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
+    publish.replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
 
 
 def find(directory: Path) -> Run | None:
@@ -220,8 +225,7 @@ def find_matching(directory: Path, wanted: Recipe, seed: int) -> Run | None:
     Raises:
         RunConflict: names the fields that differ.
     """
-    run = find(directory)
-    if run is None:
+    if (run := find(directory)) is None:
         return None
     asked = {**wanted.science(), "seed": seed}
     if found := differences({**run.recipe.science(), "seed": run.seed}, asked):
@@ -249,7 +253,7 @@ def create(
     """
     recipe = recipe or parse(text, name)
     make_directory(directory)
-    replace(directory, "recipe.toml", text.encode())
+    publish.replace(directory, "recipe.toml", text.encode())
     network_record.keep(directory, recipe)
     body = {
         "recipe": name,
@@ -264,6 +268,6 @@ def create(
 
 def with_source(run: Run, source: str) -> Run:
     """A run, written down with its images at another place; they are checked when read."""
-    body = {**run.facts, "source": source}
-    record.write(run.directory / RUN, body)
-    return Run(run.directory, run.name, run.recipe, body)
+    run = replace(run, facts={**run.facts, "source": source})
+    record.write(run.directory / RUN, run.facts)
+    return run

@@ -65,18 +65,16 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
             session.stop.check()
             tick(count)
 
-        found = probe.fit(rows, labels[order], fitted_on, done)
+        fitted, found = probe.fit(rows, labels[order], fitted_on, done)
     directory = make_directory(run.probe_directory(j) / "linear")
-    arrays = {name: torch.from_numpy(array) for name, array in found.probe.arrays().items()}
+    arrays = {name: torch.from_numpy(array) for name, array in vars(fitted).items()}
     weights.write(directory / "weights.safetensors", arrays)
-    guessed = np.concatenate([found.probe.predict(pooled(x)) for x in clean_batches(session, j)])
+    guessed = np.concatenate([fitted.predict(pooled(x)) for x in clean_batches(session, j)])
     return {
-        "train": {"top1": found.train_top1},
+        "train": found.pop("train"),
         "test": {"top1": float(np.mean(guessed == session.images()["test"].array("labels")))},
-        "regularisation": found.regularisation,
-        "held_out": found.held_out,
-        "converged": found.converged,
-        "parameters": found.probe.weight.size + found.probe.bias.size,
+        **found,
+        "parameters": fitted.weight.size + fitted.bias.size,
         "seconds": time.monotonic() - begun,
     }
 

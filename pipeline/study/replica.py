@@ -7,26 +7,23 @@ more, pipeline/run/probe_results.py says.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 from torch import Tensor
 
 from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.materialize.images import ensure_images
-from strata.pipeline.run import weights
+from strata.pipeline.run import record, weights
 from strata.pipeline.run.levels import refer_to, unchanged
-from strata.pipeline.run.probe_results import ProbedNetwork, with_classes
-from strata.pipeline.run.rundir import DATA, RUN, Run
+from strata.pipeline.run.probe_results import with_classes
+from strata.pipeline.run.record import DATA, RUN
+from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import scales
 from strata.stages.data.images import check_probed, open_source
 from strata.store.files.publish import make_directory
 
-States = Callable[[int], dict[str, Tensor]]
-"""Function of j that gives the weights and buffers of layer j."""
 
-
-def shown(session: Session, network: ProbedNetwork) -> Session:
+def shown(session: Session, network: Run) -> Session:
     """A session of the network's run, its images read and x_0 written.
 
     Args:
@@ -35,15 +32,13 @@ def shown(session: Session, network: ProbedNetwork) -> Session:
     Raises:
         DataError: the images have one class, or colour where the network knows none.
     """
-    if network.origins is None:
-        ensure_images(session)
-        return session
-    network.run.tidy()
-    run = _with_data(session, network.run)
-    run.write(run.directory / RUN, run.facts)  # who it is, also for `gc`
-    own = dataclasses.replace(session, run=run)
+    if network.origins is not None:
+        network.tidy()
+        network = _with_data(session, network)
+        record.write(network.directory / RUN, network.facts)  # who it is, also for `gc`
+    own = dataclasses.replace(session, run=network)
     ensure_images(own)
-    refer_to(run, session.store)
+    refer_to(network, session.store)
     return own
 
 
@@ -51,7 +46,7 @@ def _with_data(session: Session, run: Run) -> Run:
     """The same run, with as many classes as its images have; what is known of images that have
     changed since is forgotten."""
     if run.source == session.run.source:
-        run.write(run.directory / DATA, session.run.data())
+        record.write(run.directory / DATA, session.run.data())
         return run
     known = run.data()
     if known is not None and unchanged(run, known):
@@ -62,48 +57,44 @@ def _with_data(session: Session, run: Run) -> Run:
         return with_classes(run, len(source.classes))
 
 
-def copy_layers(session: Session, network: ProbedNetwork, depth: int, states: States) -> None:
-    """Have layers 1 … ``depth`` in a session of the network's run, with scales of their own where
+def copy_layers(session: Session, origin: Run, depth: int) -> None:
+    """Have layers 1 … ``depth`` in a session of a network's run, with scales of their own where
     features are stored as codes: chosen as ever, on the images that are shown.
 
+    Args:
+        origin: the run that has the weights; if it is the network's own, there is nothing to do.
+
     Raises:
+        LevelDamaged: the weights are not those that the record speaks of.
         NotFinite: a feature does not fit; names row, sample and channel.
     """
-    assert network.origins is not None
     run = session.run
-    for j in range(dataclasses.replace(network, run=run).solved + 1, depth + 1):
+    if run.origins is None:
+        return
+    for j in range(run.solved() + 1, depth + 1):
         run.forget_layer(j)
-        state, path = states(j), make_directory(run.layer_directory(j)) / "weights.safetensors"
+        state = _state(origin, run.variant, j)
+        path = make_directory(run.layer_directory(j)) / "weights.safetensors"
         weights.write(path, state)
         digest = weights.digest(state)
         layer = read_layer(run.recipe.layers[j - 1], path, digest, session.device)
         quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
-        record = {
+        body = {
             "layer": j,
             "input": run.nodes()[j - 1].fingerprint,
             "weights": digest,
-            "origin": network.origins[j - 1],
+            "origin": run.origins[j - 1],
             **quantised,
         }
-        run.write_layer(j, record)
+        run.write_layer(j, body)
     refer_to(run, session.store)
 
 
-def states_of(run: Run, variant: str | None) -> States:
-    """Weights and buffers of a run's layers as solved, or of its network trained end to end.
-
-    Raises:
-        LevelDamaged: they are not those that the record speaks of.
-    """
+def _state(run: Run, variant: str | None, j: int) -> dict[str, Tensor]:
+    """Weights and buffers of layer j of a run as solved, or of its network trained end to end."""
     if variant is None:
-        return lambda j: weights.read_checked(
-            run.layer_directory(j) / "weights.safetensors", (run.layer(j) or {})["weights"]
-        )
-    path = run.baseline_directory(variant) / "weights.safetensors"
-    whole = weights.read_checked(path, (run.baseline(variant) or {})["weights"])
-
-    def layer(j: int) -> dict[str, Tensor]:
-        prefix = f"layers.{j - 1}."
-        return {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
-
-    return layer
+        path, known = run.layer_directory(j) / "weights.safetensors", run.layer(j)
+        return weights.read_checked(path, (known or {})["weights"])
+    path, known = run.baseline_directory(variant) / "weights.safetensors", run.baseline(variant)
+    whole, prefix = weights.read_checked(path, (known or {})["weights"]), f"layers.{j - 1}."
+    return {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}

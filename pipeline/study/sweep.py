@@ -1,4 +1,5 @@
-"""Variants of problem j on one read of x_{j-1}, by the loop of ``pipeline/train/loop.py``.
+"""Variants of problem j on one read of x_{j-1}, by the loop of ``pipeline/train/loop.py``; and one
+of them as the run's layer j.
 
 Problem J + 1 has no layer: its variants are classifiers of x_J.
 """
@@ -8,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.recipe.variants import Variant
-from strata.pipeline.run import record, sweep_results
+from strata.pipeline.run import outcome, record, sweep_results
+from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.record import RESULT
 from strata.pipeline.run.session import Session
+from strata.pipeline.run.sweep_results import SweepResult
+from strata.pipeline.train import scales
+from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.loop import conclude, risks, train
 from strata.pipeline.train.solving import Solving, how_good, schedule_of
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build_auxiliary, build_problem
 from strata.stages.solve.solve import Solver
+from strata.store.files.publish import make_directory, replace
 from strata.store.read.order import key_of
 
 
@@ -33,7 +40,7 @@ def sweep(session: Session, j: int, wanted: Iterable[Variant]) -> None:
         return
 
     def drop(one: Solving, error: Diverged) -> None:
-        """The same settings would diverge again, so that is a result too."""
+        # The same settings would do so again, so that is a result too.
         diverged = {"epoch": error.epoch, "last_good": error.last_good}
         _record(one, todo[one.title], {"diverged": diverged})
         one.say(str(error))
@@ -81,3 +88,39 @@ def _record(one: Solving, variant: Variant, found: dict[str, Any]) -> None:
         **found,
     }
     record.vouch(one.directory / RESULT, body, without=())
+
+
+def keep(session: Session, j: int, one: SweepResult) -> None:
+    """Write what `train --layer j` would have written with the variant's settings.
+
+    Args:
+        one: a variant with the recipe's shapes, solved on the x_{j-1} that is there now.
+
+    Raises:
+        LevelDamaged: its weights are not those that were solved.
+    """
+    run = session.run
+    source, directory = run.sweep_directory(j) / one["name"], run.layer_directory(j)
+    path = source / sweep_results.WEIGHTS
+    layer = read_layer(run.recipe.layers[j - 1], path, one["weights"], session.device)
+    for name in sweep_results.FILES:
+        replace(make_directory(directory), name, (source / name).read_bytes())
+    quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
+    # Seconds were shared with other variants: nothing was expected of them.
+    measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])
+    nothing = outcome.figures(None, None, None)
+    same = ("weights", "auxiliary", "parameters", "auxiliary_parameters", "kept_epoch", "train")
+    body = {  # as pipeline/train/train.py has it, and which variant it was
+        "layer": j,
+        "input": one["made_of"]["input"],
+        "lineage": run.lineage(j - 1),
+        **{name: one[name] for name in (*same, "test", "seconds", "peak_memory_bytes")},
+        "outcome": outcome.kept(session, nothing, measured, whole=False),
+        "variant": {"name": one["name"], "changes": one["changes"]},
+    }
+    run.write_layer(j, {**body, **quantised})
+    evaluate(run, session.store)
+    refer_to(run, session.store)
+    session.report.say(
+        f"layer {j} is now the variant {one['name']}: test {100 * one['test']['top1']:.2f} %"
+    )

@@ -6,13 +6,11 @@ every mode. So the network has as many epochs as each layer of the greedy run.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.plan import hardware
-from strata.pipeline.recipe.variants import BaselineVariant
 from strata.pipeline.run import record
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.record import RESULT
@@ -24,14 +22,13 @@ from strata.stages.solve.solve import Solver
 from strata.store.read.order import key_of
 
 
-def train_end_to_end(
-    session: Session, variant: BaselineVariant
-) -> tuple[dict[str, Any], list[str]]:
-    """Train a variant and record it, unless that was done on these images. Returns the record, and
-    what was done for it. Raises as ``train.solve`` does."""
+def train_end_to_end(session: Session, variant: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Train a variant (see recipe/variants.py) and record it, unless that was done on these images.
+    Returns the record, and what was done for it. Raises as ``train.solve`` does."""
+    title = f"end to end, {variant['variant']}"
     ensure_images(session)
     refer_to(session.run, session.store)
-    known = session.run.baseline(variant.name)
+    known = session.run.baseline(variant["variant"])
     if known is not None:
         return known, []
     recipe = session.run.recipe
@@ -39,22 +36,21 @@ def train_end_to_end(
         recipe.layers,
         recipe.auxiliaries[-1],
         key_of("initial weights", session.run.seed, 0) % 2**63,  # the same for all variants
-        checkpointing=variant.checkpointing,
+        checkpointing=variant["checkpointing"],
     )
-    schedule = schedule_of(recipe.schedule, variant.accumulate)
+    schedule = schedule_of(recipe.schedule, variant["accumulate"])
     solver = Solver(network, schedule, session.device, session.compute)
     made_of = {"input": session.run.nodes()[0].fingerprint}
     advice = f"Lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
-    where = f"end to end, {variant.name}", session.run.baseline_directory(variant.name)
-    solving = Solving(session, 1, solver, *where, made_of, advice)
+    directory = session.run.baseline_directory(variant["variant"])
+    solving = Solving(session, 1, solver, title, directory, made_of, advice)
     solving.load()
     with ProblemFeed(session, 0) as feed:
         train([solving], feed)
         ((_, found),) = conclude([solving])
     images = min(len(feed.ids), feed.batches * feed.batch) * len(solving.history)
     body = {
-        "variant": variant.name,
-        **dataclasses.asdict(variant),
+        **variant,
         **made_of,
         **found,
         "images_per_s": images / found["seconds"],
@@ -63,4 +59,4 @@ def train_end_to_end(
     }
     record.vouch(solving.directory / RESULT, body)
     solving.say(how_good(body))
-    return body, [f"train end to end, {variant.name}"]
+    return body, [f"train {title}"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from strata.pipeline.errors import NotThereYet
-from strata.pipeline.run import sweep_results
+from strata.pipeline.run import record, sweep_results
 from strata.pipeline.run.levels import keys_at
 from strata.pipeline.run.rundir import EVALUATION, LOGITS, Run
 from strata.stages.solve.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
@@ -36,7 +36,7 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
             "matrix": confusion(ensemble(probabilities), labels).tolist(),
         },
     }
-    run.write(run.directory / EVALUATION, result)
+    record.write(run.directory / EVALUATION, result)
     return result
 
 
