@@ -85,28 +85,33 @@ def ranked(found: Mapping[str, SweepResult | None]) -> list[SweepResult]:
 # ---- keeping one --------------------------------------------------------------------------------
 
 
-def chosen(found: Mapping[str, SweepResult | None], keep: str) -> SweepResult | None:
+def chosen(
+    run: Run | None, j: int, found: Mapping[str, SweepResult | None], keep: str
+) -> SweepResult | None:
     """The result that ``--keep`` speaks of; ``best`` has the lowest training risk, so that nothing
     is chosen by the test images. None as long as it is not known.
 
     Raises:
         Diverged: it has no weights.
-        StageError: none has.
+        RunConflict: there is another layer j, which layers above may rest on.
+        StageError: none has weights.
     """
-    if keep != "best":
-        one = found[keep]
-        if one is not None and one["diverged"]:
-            error = Diverged(**one["diverged"])
-            error.add_note(f"It was {keep}: keep another variant")
-            raise error
-        return one
-    there = [result for result in found.values() if result is not None]
-    if len(there) < len(found):
-        return None
+    one, there = found.get(keep), [result for result in found.values() if result is not None]
     finite = [result for result in there if not result["diverged"]]
-    if not finite:
-        raise StageError("every variant diverged: there is none to keep. Lower 'schedule.lr'")
-    return min(finite, key=lambda result: result["risk"])
+    if keep == "best" and len(there) == len(found):
+        if not finite:
+            raise StageError("every variant diverged: there is none to keep. Lower 'schedule.lr'")
+        one = min(finite, key=lambda result: result["risk"])
+    if one is not None and one["diverged"]:
+        error = Diverged(**one["diverged"])
+        error.add_note(f"It was {keep}: keep another variant")
+        raise error
+    if run is not None and run.solved() >= j and not is_kept(run, j, one):
+        raise RunConflict(
+            f"layer {j} of {run.directory} is solved already, and --keep would replace it. Remove "
+            f"it with `clean --layer {j}`, which leaves what was swept, and repeat the command"
+        )
+    return one
 
 
 def is_kept(run: Run | None, j: int, one: SweepResult | None) -> bool:
@@ -115,19 +120,6 @@ def is_kept(run: Run | None, j: int, one: SweepResult | None) -> bool:
         return False
     layer = run.layer(j) or {}
     return all(layer[part] == one[part] for part in ("weights", "auxiliary"))
-
-
-def check_free(run: Run | None, j: int, one: SweepResult | None) -> None:
-    """Refuse to keep a result where another layer j is, which layers above may rest on.
-
-    Raises:
-        RunConflict: names the command that removes it.
-    """
-    if run is not None and run.solved() >= j and not is_kept(run, j, one):
-        raise RunConflict(
-            f"layer {j} of {run.directory} is solved already, and --keep would replace it. Remove "
-            f"it with `clean --layer {j}`, which leaves what was swept, and repeat the command"
-        )
 
 
 def taken_from(run: Run, j: int) -> SweepResult | None:

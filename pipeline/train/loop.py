@@ -134,7 +134,7 @@ def _end_epoch(here: Sequence[Solving], feed: ProblemFeed, title: str) -> None:
             "train_loss": mean["loss"],
             "train_top1": mean["top1"],
             "test_top1": test,
-            "seconds": one.solver.epoch_seconds,
+            "seconds": mean["seconds"],
         }
         one.history.append(line | ({"risk": risk[one]} if one in risk else {}))
         if one.advice:

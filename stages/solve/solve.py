@@ -100,8 +100,6 @@ class Solver(Generic[Trainable]):
     compute: torch.dtype
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] = field(default_factory=dict)
-    epoch_seconds: float = 0.0
-    """What :attr:`Progress.seconds` said when the last epoch ended."""
     watched: int = 0
     """Steps whose memory this process has measured."""
     ranks: Ranks = field(default_factory=Ranks)
@@ -212,11 +210,12 @@ class Solver(Generic[Trainable]):
         return float(loss.item()), int((logits.argmax(1) == target).sum())
 
     def finish_epoch(self) -> dict[str, float]:
-        """Mean training loss and accuracy of the epoch whose last batch was trained on."""
+        """Mean training ``loss``, accuracy ``top1``, and ``seconds`` of the epoch whose last batch
+        was trained on."""
         done = self.progress
         result = {"loss": done.loss_sum / done.samples, "top1": done.correct / done.samples}
+        result["seconds"] = done.seconds
         done.epoch, done.batch = done.epoch + 1, 0
-        self.epoch_seconds = done.seconds
         done.loss_sum, done.correct, done.samples, done.seconds = 0.0, 0, 0, 0.0
         return result
 
