@@ -17,7 +17,7 @@ def baseline(options: Options) -> Answer:
     chosen, done = variants.baseline(found.recipe, **saving), []
     result = found.run and found.run.baseline(chosen["variant"])
     if result is None or lifecycle.names_other_images(options, found):
-        from strata.pipeline.train.end_to_end import train_end_to_end
+        from strata.pipeline.train.train import train_end_to_end
 
         with lifecycle.at_work(found, options) as session:
             result, done = train_end_to_end(session, chosen)

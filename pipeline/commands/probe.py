@@ -83,8 +83,7 @@ def _is_missing(store: Store, network: Run, j: int, kind: Kind, options: Options
 
 def _perform(found: Overview, options: Options, kind: Kind, depths: Sequence[int]) -> list[str]:
     from strata.pipeline.materialize.materialize import materialize
-    from strata.pipeline.study.probe import train_probe
-    from strata.pipeline.study.replica import copy_layers, shown
+    from strata.pipeline.study.probe import copy_layers, shown, train_probe
 
     done = []
     with lifecycle.at_work(found, options) as session:

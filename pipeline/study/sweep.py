@@ -6,6 +6,7 @@ Problem J + 1 has no layer: its variants are classifiers of x_J.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train import scales
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.loop import conclude, risks, train
-from strata.pipeline.train.solving import Solving, how_good, schedule_of
+from strata.pipeline.train.solving import Solving, how_good
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build_auxiliary, build_problem
 from strata.stages.solve.solve import Solver
@@ -65,7 +66,7 @@ def _begin(session: Session, j: int, variant: Variant) -> Solving:
         problem = build_problem(variant.layer, variant.auxiliary, seed)
     else:
         problem = build_auxiliary(variant.auxiliary, seed)
-    schedule = schedule_of(variant.schedule, session.run.accumulate[:j][-1])
+    schedule = dataclasses.replace(variant.schedule, accumulate=session.run.accumulate[:j][-1])
     solver = Solver(problem, schedule, session.device, session.compute)
     where = variant.name, session.run.sweep_directory(j) / variant.name
     made_of = sweep_results.made_of(session.run, j, variant)

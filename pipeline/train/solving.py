@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.progress import duration, size
-from strata.pipeline.recipe.tables import Schedule as RecipeSchedule
 from strata.pipeline.run import record, weights
 from strata.pipeline.run.record import CHECKPOINT
 from strata.pipeline.run.session import Session
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem
-from strata.stages.solve.solve import Progress, SGDSchedule, Solver
+from strata.stages.solve.solve import Progress, Solver
 
 CHECKPOINT_SECONDS = 20.0
 """Most work a kill can cost."""
@@ -173,12 +172,6 @@ def give_up(solving: Solving, error: Diverged) -> NoReturn:
         error.add_note(f"The last good state is kept in {solving.checkpoint}")
     error.add_note(solving.advice)
     raise error
-
-
-def schedule_of(asked: RecipeSchedule, accumulate: int) -> SGDSchedule:
-    """A solver's schedule by a recipe's, with a step in so many micro-batches."""
-    table: dict[str, Any] = {**vars(asked), "accumulate": accumulate}
-    return SGDSchedule(**{known.name: table[known.name] for known in fields(SGDSchedule)})
 
 
 def how_good(found: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from torch import nn
 
 from strata.stages.features.quantise import Codec, codec
 from strata.stages.network.spec import Shape
-from strata.stages.solve.solve import WATCHED_STEPS, SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import WATCHED_STEPS, Solver
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from strata.stages.network.network import Layer
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
 from strata.stages.solve.baseline import EndToEnd, build_end_to_end
-from strata.stages.solve.solve import SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver
 from strata.store.files.publish import replace, sealed, unseal
 
 CPU = torch.device("cpu")
@@ -248,7 +249,7 @@ def test_status_names_it_and_what_was_begun(place: Path, tmp_path: Path) -> None
     begun = {"variant": "micro-32", "state": "partial", "epochs": 0, "test_accuracy": None}
     assert do(other, "status", "--json").json["baselines"] == [plain]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("strata.pipeline.train.end_to_end.conclude", _killed)
+        patched.setattr("strata.pipeline.train.train.conclude", _killed)
         patched.setattr("strata.pipeline.train.solving.CHECKPOINT_SECONDS", -1.0)
         with pytest.raises(ZeroDivisionError):
             do(other, "baseline", "--micro-batch", 32)

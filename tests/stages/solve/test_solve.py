@@ -11,7 +11,8 @@ from torch import Tensor
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
-from strata.stages.solve.solve import SGDSchedule, Solver, logits_of
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver, logits_of
 
 CPU = torch.device("cpu")
 X = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
