@@ -34,8 +34,6 @@ from strata.pipeline.run.record import RESULT, RUN
 from strata.pipeline.run.rundir import NETWORK, TRANSFER, Run
 from strata.stages.network.spec import AuxiliarySpec, described
 from strata.stages.solve import probe
-from strata.store.errors import LevelDamaged
-from strata.store.files.publish import unseal
 from strata.store.fingerprint import fingerprint
 
 ProbeResult = Mapping[str, Any]
@@ -146,8 +144,8 @@ def networks(run: Run) -> Iterator[Run]:
     for base in bases:
         yield base
         for path in sorted((base.directory / TRANSFER).glob(f"*/{RUN}")):
-            with suppress(LevelDamaged):
-                yield _on_images(base, unseal(path)["source"], path.parent)
+            if (facts := record.whole(path)) is not None:
+                yield _on_images(base, facts["source"], path.parent)
 
 
 # ---- results ------------------------------------------------------------------------------------
