@@ -21,7 +21,7 @@ from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.level import ComputeLock, ShardRows, locked_writer, write_level
 from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.run import device, levels, outcome
+from strata.pipeline.run import device, levels, outcome, record
 from strata.pipeline.run.rundir import FEATURES
 from strata.pipeline.run.session import Session
 from strata.stages.memory import watched
@@ -130,7 +130,7 @@ def _record(
         "levels": {**known, **written},
         "outcome": outcome.kept(session, expected, measured, whole=whole),
     }
-    session.run.write(session.run.layer_directory(j) / FEATURES, body)
+    record.write(session.run.layer_directory(j) / FEATURES, body)
 
 
 class FeatureShards:

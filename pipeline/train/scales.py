@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from strata.pipeline.feed.features import Features, level_draws, naming_rows
 from strata.pipeline.plan.costs import SCALE_ROWS
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.run import weights
+from strata.pipeline.run import record, weights
 from strata.pipeline.run.rundir import QUANTISER
 from strata.pipeline.run.session import Session
 from strata.stages.features.calibrate import calibrate
@@ -48,7 +48,7 @@ def keep(session: Session, j: int, layer: nn.Module, below: Features) -> dict[st
     found = calibrate(_maps(session, j, layer, below), cache.precision, cache.percentile)
     directory = session.run.layer_directory(j)
     weights.write(directory / QUANTISER, found.quantiser.tensors())
-    session.run.write(directory / REPORT, {"channels": found.as_json()})
+    record.write(directory / REPORT, {"channels": found.as_json()})
     session.report.say(f"x_{j} as {found.text}")
     return {"scales": weights.digest(found.quantiser.tensors()), "quantiser": found.summary()}
 

@@ -80,7 +80,7 @@ def change_weights(session: Session, factor: float) -> None:
     tensors["norm.bias"] *= factor
     weights.write(path, tensors)
     changed = {**record_of(session), "weights": weights.digest(tensors)}
-    session.run.write(session.run.layer_directory(1) / "layer.json", changed)
+    session.run.write_layer(1, changed)
 
 
 # --- a run in every precision --------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_another_scale_is_another_feature(session: Session) -> None:
     tensors["scale"][0] = torch.nextafter(tensors["scale"][0], torch.tensor(torch.inf))
     weights.write(path, tensors)
     changed = {**record_of(session), "scales": weights.digest(tensors)}
-    session.run.write(session.run.layer_directory(1) / "layer.json", changed)
+    session.run.write_layer(1, changed)
     after = session.run.nodes()
     assert after[0].fingerprint == before[0].fingerprint
     assert after[1].fingerprint != before[1].fingerprint

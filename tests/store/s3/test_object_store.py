@@ -1,4 +1,4 @@
-"""The store's protocol on a real S3 server: one winner, lost answers, leases, two writers."""
+"""The store's protocol on a real S3 server: one winner, lost answers, two writers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import obstore
@@ -30,7 +31,7 @@ from s3_server import (
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from strata.store.errors import LevelAbsent, LevelBusy, LevelDamaged, StoreRefused
+from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused
 from strata.store.feature_store import Store, open_level
 from strata.store.files.publish import put_exclusive, unseal
 from strata.store.level.level import Level, receipt_path, shard_name
@@ -39,7 +40,6 @@ from strata.store.read.order import cut
 from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
 from strata.store.read.rows import Rows, RowSource, TakenRows
-from strata.store.s3 import lease
 from strata.store.s3.objects import key_of
 from strata.store.write.verify import check_level, mend
 
@@ -165,67 +165,13 @@ def test_no_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(bucket).state(KEY)
 
 
-@pytest.mark.parametrize("header", ["if-none-match", "if-match"])
-def test_a_server_that_overwrites_gets_one_writer(bucket: str, way: Road, header: str) -> None:
-    way.stripped = (header,)
+def test_a_server_that_overwrites_gets_one_writer(bucket: str, way: Road) -> None:
+    way.stripped = ("if-none-match",)
     with pytest.raises(StoreRefused, match=r"several writers are refused.*writers=1"):
         write(connect(bucket))
     alone = connect(bucket, conditional=False)
     assert contents(alone) == {}
-    with alone.writer(KEY, shape(), [INTENT]).lock(), pytest.raises(LevelBusy):
-        write(connect(bucket, conditional=False))
     assert write(alone).read(0, ROWS).tobytes() == VALUES.tobytes()
-
-
-# ---- leases -------------------------------------------------------------------------------------
-
-
-def test_a_lease_says_who_writes_and_until_when(bucket: str) -> None:
-    store = connect(bucket)
-    with store.writer(KEY, shape(), [INTENT]).lock():
-        with pytest.raises(LevelBusy, match=r"x_1 train.v0 .* process \d+ on .* until \d\d:\d\d"):
-            write(connect(bucket))
-        with pytest.raises(LevelBusy):
-            _ = connect(bucket).remove(1, KEY.fingerprint) or write(connect(bucket))
-    assert write(connect(bucket))
-
-
-def test_a_lease_is_renewed_and_one_that_is_not_ends(bucket: str) -> None:
-    store = connect(bucket)
-    files, key = store.files.bucket, "store/locks/x"  # pyright: ignore
-    with lease.hold(files, key, "x", seconds=0.6):
-        time.sleep(1.2)
-        with pytest.raises(LevelBusy), lease.hold(files, key, "x"):
-            pass
-    dead = lease.Lease("i", 1, "elsewhere", time.time() + 0.5)
-    files.put(key, lease._until(dead, dead.expires))
-    said: list[str] = []
-    with lease.hold(files, key, "x", said.append):
-        assert said
-        assert "on elsewhere" in said[0]
-
-
-def test_the_lease_of_a_dead_process_of_this_machine_has_ended(bucket: str) -> None:
-    import socket
-    import subprocess
-    import sys
-
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    bucket_, key = connect(bucket).files.bucket, "store/locks/x"  # pyright: ignore
-    dead = lease.Lease("i", gone.pid, socket.gethostname(), time.time() + 60)
-    bucket_.put(key, lease._until(dead, dead.expires))
-    with lease.hold(bucket_, key, "x"):
-        assert lease._read(bucket_, key)[0] != dead
-
-
-def test_a_lease_that_was_lost_is_not_taken_back(bucket: str) -> None:
-    files, key = connect(bucket).files.bucket, "store/locks/x"  # pyright: ignore
-    other = lease._until(lease.Lease("i", 1, "elsewhere", 0.0), time.time() + 60)
-    with lease.hold(files, key, "x", seconds=0.3):
-        files.put(key, other)
-        time.sleep(0.4)
-    assert files.get(key)[0] == other
 
 
 # ---- a level ------------------------------------------------------------------------------------
@@ -350,16 +296,17 @@ def test_damage_is_found_and_mended(bucket: str) -> None:
 
 
 def test_two_writers_of_other_low_bits_end_with_one_level(bucket: str) -> None:
-    """Nobody waits for a lease here: each takes the shards that the other was first with."""
+    """Each takes the shards that the other was first with."""
     others = [connect(bucket) for _ in range(3)]
-    values = [VALUES + np.float32(i) for i in range(3)]
+    values, together = [VALUES + np.float32(i) for i in range(3)], Barrier(3, timeout=60)
 
     def work(i: int) -> Level:
         writer = others[i].writer(KEY, shape(), [INTENT])
-        writer.begin()
-        every = range(writer.geometry.shards)
-        writer.fill((k, values[i][slice(*shape().shard_range(k))]) for k in every)
-        return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
+        with writer.locked():
+            together.wait()
+            every = range(writer.geometry.shards)
+            writer.fill((k, values[i][slice(*shape().shard_range(k))]) for k in every)
+            return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
 
     with ThreadPoolExecutor(3) as pool:
         levels = list(pool.map(work, range(3)))
