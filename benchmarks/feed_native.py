@@ -101,5 +101,5 @@ class DecodeOnly(Threaded):
 
     def read(self, part: int, buffer: np.ndarray) -> np.ndarray:
         self.chunks.decode(0, part, buffer)
-        first, end = self.chunks.rows(part)
-        return buffer[: end - first]
+        shape = self.chunks.geometry
+        return buffer[: shape.rows - part * shape.chunk_rows]
