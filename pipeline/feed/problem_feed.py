@@ -224,8 +224,13 @@ def _made(
     """x_depth of some rows as batches, float32 and channels last, with labels: read, or computed
     from the images or from the level below. While it is used, nothing but it is held."""
     if feed.codec is not None:
-        yield from feed.batches(rows, lengths, plan.crops)
-        return
+        return feed.batches(rows, lengths, plan.crops)
+    return _computed(source, feed, rows, lengths, plan)
+
+
+def _computed(
+    source: Features, feed: Feed, rows: Rows, lengths: list[int], plan: EpochPlan
+) -> Iterator[tuple[Tensor, Tensor]]:
     read = feed.batches(rows if source.base else Rows.of(rows.row), lengths)
     end = 0
     for length in lengths:
