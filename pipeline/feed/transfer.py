@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.cuda import Event
 
+Event = torch.Event | torch.cuda.Event
 AHEAD = 2
 """Batches copied ahead of the one in use."""
 
