@@ -27,6 +27,7 @@ from strata.pipeline.run.session import Session
 from strata.stages.memory import watched
 from strata.store.errors import DiskFull
 from strata.store.level.layout import Geometry, LevelKey
+from strata.store.read.rows import Rows
 from strata.store.write.mandate import Mandate
 from strata.store.write.verify import Damage
 from strata.store.write.writer import PUBLISHERS, LevelWriter
@@ -156,7 +157,9 @@ class FeatureShards:
         memory = host_memory(session.device)
         ring = Ring(shape.shard_rows * shape.row_bytes, PUBLISHERS + 1, memory)
         with self.source.delivery([self.view], once=True) as delivery:
-            coming = timing.reading(delivery.batches([part for parts in blocks for part in parts]))
+            every = [part for parts in blocks for part in parts]
+            rows = Rows.of(np.concatenate([*every, np.arange(0)]))
+            coming = timing.reading(delivery.batches(rows, [len(part) for part in every]))
             for shard, parts in zip(todo, blocks, strict=True):
                 first, last = shape.shard_range(shard)
                 whole = ring.take()[: (last - first) * shape.row_bytes]

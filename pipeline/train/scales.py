@@ -22,7 +22,8 @@ from strata.pipeline.run.session import Session
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Floats, needs_scales
 from strata.stages.network.featurize import Frozen
-from strata.store.read.order import batches, generator
+from strata.store.read.order import cut, generator
+from strata.store.read.rows import Rows
 
 REPORT = "quantiser.json"
 
@@ -61,10 +62,11 @@ def _maps(session: Session, j: int, layer: nn.Module, below: Features) -> Iterat
     draws = level_draws(recipe, seed, view, int(ids.max()) + 1)
     exact = dataclasses.replace(below, layers=[*below.layers, Frozen(layer, Floats("float32"))])
     chosen = np.sort(generator("calibration rows", seed).permutation(len(ids))[:SCALE_ROWS])
-    parts = batches(chosen, recipe.cache.block, drop_last=False)
+    lengths = cut(len(chosen), recipe.cache.block)
     label = f"x_{j} train" if view == "clean" else f"x_{j} train.{view}"
     with below.delivery([view], once=True) as delivery:
-        for rows, stored in zip(parts, delivery.batches(parts), strict=True):
+        parts = np.split(chosen, np.cumsum(lengths)[:-1])
+        for rows, stored in zip(parts, delivery.batches(Rows.of(chosen), lengths), strict=True):
             with naming_rows(label, "train", rows, ids):
                 x = exact.values(stored, draws.of(ids[rows]))
             yield x
