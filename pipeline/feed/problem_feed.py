@@ -20,7 +20,7 @@ from strata.pipeline.feed.level_feed import shuffle_text, view_of_epoch
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run.session import Session
-from strata.stages.network.spec import scale_at
+from strata.stages.network.blocks import scale_at
 from strata.store.read.order import Mixing, batch_count, batches, mixing
 
 
