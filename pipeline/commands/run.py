@@ -31,7 +31,7 @@ def run(options: Options) -> Answer:
     if ranks.leads() and (done or not page.exists()):
         from strata.pipeline.results.report import write_report
 
-        page = write_report(found)
+        write_report(found)
     said = lifecycle.done_answer(found, done)
     table = tables.of_evaluation(found.evaluation())
     return Answer(said.value, (*said.shown, table, f"report: {page}"))
