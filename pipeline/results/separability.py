@@ -47,12 +47,12 @@ def curves(run: Run) -> list[dict[str, Any]]:
 def _results(run: Run) -> Iterator[tuple[_Name, ProbeResult]]:
     """Results, and what each is of."""
     for network in probe_results.networks(run):
-        images, digest, source = None, None, network.run.source
+        images, digest, source = None, None, network.source
         if source != run.source:
             images = probe_results.source_name(source)
-            digest = (network.run.data() or {}).get("digest")
+            digest = (network.data() or {}).get("digest")
         for one in probe_results.results(network):
-            yield (network.trained, images, digest, one["kind"]), one
+            yield (probe_results.trained(network), images, digest, one["kind"]), one
 
 
 def _beside(run: Run) -> Iterator[Run]:

@@ -4,8 +4,8 @@ On a disk one process has locked the level: it begins it and commits it. In betw
 mandates: small, picklable, with all that another process, on this machine or on one that shares the
 file system or the bucket, needs to publish a shard. The same shard may be asked of two processes,
 when one is believed dead, and a process may go on for a moment after whoever held the lock has
-died. In an object store a lease saves the second writer the work; it does not keep anything safe,
-so nothing here rests on it.
+died. In an object store nothing is locked: two commands that write one level do its work twice, and
+end with one level.
 
 The bytes of two may even differ, if they compute on different devices. So the rule is another than
 for one writer: a shard that lies there is never replaced, unless it cannot be read, and its receipt
