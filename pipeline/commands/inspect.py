@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.interrupt import interruptions
 from strata.pipeline.materialize.cluster import cluster
+from strata.pipeline.options import Options
 from strata.pipeline.recipe import builtin
 from strata.pipeline.results import status as results
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import NotThereYet, OptionRange
+from strata.pipeline.options import Options
 from strata.pipeline.run import levels, probe_results
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import Kind

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
+from strata.pipeline.options import Options
 from strata.pipeline.recipe import variants
 from strata.pipeline.run import ranks
 from strata.pipeline.run.rundir import Run

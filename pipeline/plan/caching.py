@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from strata.pipeline.errors import BudgetError, NotThereYet, RecipeError
+from strata.pipeline.options import Options
 from strata.pipeline.plan import hardware, machine, memory
 from strata.pipeline.plan.choose import MemoisedCosts, cheapest_chain
 from strata.pipeline.plan.costs import RecipeCosts, kind
@@ -28,21 +29,6 @@ ADVICE = "Run `calibrate`, or give --machine FILE"
 
 
 @dataclass(frozen=True)
-class CachingOptions:
-    """Options of the command line that decide what is cached; a default where there is none."""
-
-    store: Place = Path("features")
-    cache: str = "always"
-    machine: Path | None = None
-    problems: int = 1
-    disk_budget: int | None = None
-    gpu_memory: int | None = None
-    memory_budget: int | None = None
-    tier: str = "auto"
-    loader: str = "native"
-
-
-@dataclass(frozen=True)
 class Caching:
     """What to write and how, and whether levels must go again once they are not needed."""
 
@@ -56,7 +42,7 @@ class Caching:
     """How x_depth is stored where the recipe leaves that open; raw where nothing is said."""
 
 
-def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
+def caching(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     """Decide what a run writes on its way.
 
     Raises:
@@ -77,7 +63,7 @@ def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
     return replace(how, said=(*how.said, said), profiles=profiles)
 
 
-def _depths(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
+def _depths(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     budget = options.disk_budget
     if options.cache == "always":
         return Caching(None, check_budget(plan, budget))
@@ -94,7 +80,7 @@ def _depths(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
     return Caching(depths, bool(evicted(found, best, disk)), (said,))
 
 
-def disk_budget(options: CachingOptions) -> float:
+def disk_budget(options: Options) -> float:
     """Bytes that ``--disk-budget`` allows; infinite where nothing is said."""
     return math.inf if options.disk_budget is None else float(options.disk_budget)
 
@@ -109,7 +95,7 @@ def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
     return {d: chosen.form(d) or form or "raw" for d, form in zip(between, alone, strict=True)}
 
 
-def costs(recipe: Recipe, plan: Plan, options: CachingOptions) -> RecipeCosts:
+def costs(recipe: Recipe, plan: Plan, options: Options) -> RecipeCosts:
     """The costs of a recipe on the machine that ``--machine`` describes, or else on this one,
     within the bounds on its memory.
 
@@ -146,7 +132,7 @@ def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
     return lines
 
 
-def known_machine(options: CachingOptions) -> machine.Machine | None:
+def known_machine(options: Options) -> machine.Machine | None:
     """The machine of ``--machine``, or the one whose disk the store is on; None: not calibrated,
     as object stores never are.
 
