@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.commands import lifecycle
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.commands.storage import level_state
 from strata.pipeline.errors import ClusterError
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.materialize.cluster.submit import in_order
+from strata.pipeline.options import Options
 from strata.pipeline.progress import Reporter, Tick, size
 from strata.pipeline.run import levels, network_record, probe_results, sweep_results
 from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.probe_results import NETWORK, TRANSFER
-from strata.pipeline.run.rundir import BASELINE, DATA, FEATURES, RUN, Run
+from strata.pipeline.run.record import DATA, FEATURES, RUN
+from strata.pipeline.run.rundir import BASELINE, NETWORK, TRANSFER, Run
 from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import LevelDamaged
 from strata.store.feature_store import Store
@@ -139,7 +140,8 @@ def check(
             for damage in wrong:
                 damaged[damage.path] = damaged.pop(damage.path, damage)
     unfinished = tuple(d for d, s in states.items() if s.state in ("partial", "absent"))
-    of_run = _damaged_in_run(run, layer) if run else ()
+    places = (f"layer_{layer}", f"sweep_{layer}/*") if layer else ()
+    of_run = tuple(run.damaged(*places)) if run else ()
     return Findings(len(found), nbytes, unfinished, tuple(damaged.values()), of_run)
 
 
@@ -173,19 +175,6 @@ def hashing(
     yield lambda shard: check_shard(directory, shards[shard], deep=True, files=files)
 
 
-def _damaged_in_run(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
-    layers = range(1, run.layers + 1) if layer is None else [layer]
-    found = list(run.damaged_records()) if layer is None else []
-    for j in layers:
-        found += [*run.damaged_files(j), *sweep_results.damaged(run, j)]
-    if layer is None:
-        found += sweep_results.damaged(run, run.layers + 1)
-        for inside in probe_results.replicas(run):
-            found += inside.damaged_records()
-            found += [damage for j in layers for damage in inside.damaged_files(j)]
-    return tuple(found)
-
-
 def repair(session: Session, findings: Findings) -> list[str]:
     """Mend what this run can make again: layers by solving them, or from the variant that they were
     taken from; levels by forgetting the damaged shards and writing what is missing, also of levels
@@ -196,7 +185,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
         One line for everything that was mended.
     """
     from strata.pipeline.materialize.images import ensure_images
-    from strata.pipeline.study.keep import keep
+    from strata.pipeline.study.sweep import keep
     from strata.pipeline.train.algorithm import make
     from strata.pipeline.train.evaluation import evaluate
 
@@ -220,8 +209,8 @@ def repair(session: Session, findings: Findings) -> list[str]:
             keep(session, depth, one) if one else make(session, solve=depth)
         lines += _mend_depth(session, depth, where)
     for network in probe_results.networks(run):
-        own = replace(session, run=network.run)
-        for depth in range(network.solved + 1):
+        own = replace(session, run=network)
+        for depth in range(network.solved() + 1):
             lines += _mend_depth(own, depth, where)
     if run.evaluation() is None and run.solved():
         evaluate(run, store)

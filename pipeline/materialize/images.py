@@ -27,6 +27,7 @@ from strata.pipeline.materialize.level import (
 )
 from strata.pipeline.materialize.timing import Done, Timing
 from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.run import record
 from strata.pipeline.run.levels import have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
@@ -76,7 +77,7 @@ def ensure_images(session: Session) -> None:
                 "them, or choose another directory with --run"
             )
         facts = {k: v for k, v in found.items() if k != "kept"}
-        session.run.write(session.run.directory / DATA, facts)
+        record.write(session.run.directory / DATA, facts)
         for split in SPLITS:
             _write_split(session, source, split, found)
 

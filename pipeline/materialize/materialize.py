@@ -29,12 +29,13 @@ from strata.pipeline.materialize.level import (
 from strata.pipeline.materialize.timing import Done, Timing
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import device as devices
-from strata.pipeline.run import levels, outcome
+from strata.pipeline.run import levels, outcome, record
 from strata.pipeline.run.rundir import FEATURES, Run
 from strata.pipeline.run.session import Session
 from strata.stages.memory import watched
 from strata.store.errors import DiskFull
 from strata.store.level.layout import Geometry, LevelKey
+from strata.store.read.rows import Rows
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 SPARE_BYTES = 64 << 20
@@ -164,7 +165,7 @@ def _record(
         "levels": {**known, **written},
         "outcome": outcome.kept(session, expected, measured, whole=whole),
     }
-    session.run.write(session.run.layer_directory(j) / FEATURES, body)
+    record.write(session.run.layer_directory(j) / FEATURES, body)
 
 
 class FeatureShards:
@@ -192,7 +193,9 @@ class FeatureShards:
         memory = host_memory(session.device)
         ring = Ring(shape.shard_rows * shape.row_bytes, PUBLISHERS + 1, memory)
         with self.source.delivery([self._view], once=True) as delivery:
-            coming = timing.reading(delivery.batches([part for parts in blocks for part in parts]))
+            every = [part for parts in blocks for part in parts]
+            rows = Rows.of(np.concatenate([*every, np.arange(0)]))
+            coming = timing.reading(delivery.batches(rows, [len(part) for part in every]))
             for shard, parts in zip(todo, blocks, strict=True):
                 first, last = shape.shard_range(shard)
                 whole = ring.take()[: (last - first) * shape.row_bytes]

@@ -18,6 +18,8 @@ from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
 from strata.stages.network import footprint
+from strata.stages.network.blocks import AnyLayer
+from strata.stages.network.spec import AuxiliarySpec
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,9 @@ def peak(
         base: depth of the levels that x_{j-1} is computed from, which a divided step does in its
             middle; None: x_{j-1} itself is read.
     """
-    micro = -(-recipe.schedule.batch // accumulate)
     layer, auxiliary = recipe.problems[j - 1]
-    step = footprint.solving(
-        layer,
-        auxiliary,
-        recipe.shape(j - 1, recipe.augment.crop),
-        batch=micro,  # the feed makes no more of a batch at a time
-        micro=micro,
-        divided=accumulate > 1,
-        compute=device.compute,
-        keep_best=recipe.schedule.keep == "best",
-        at_once=device.cuda,
-    )
+    keep_best = recipe.schedule.keep == "best"
+    step = peak_together(recipe, j, device, accumulate, [(layer, auxiliary, keep_best)])
     below = recipe.layers[j - 1 if base is None else base : j - 1]
     if step is None or accumulate == 1 or not below:
         return step
@@ -72,10 +64,44 @@ def peak(
     )
     if made is None:
         return None
-    held = footprint.held(layer, auxiliary, keep_best=recipe.schedule.keep == "best")
+    held = footprint.held(layer, auxiliary, keep_best=keep_best)
     gradients = footprint.FLOAT * (layer.parameters + auxiliary.parameters)
     frozen = footprint.FLOAT * sum(other.parameters for other in below)
     return max(step + frozen, held + gradients + made)
+
+
+def peak_together(
+    recipe: Recipe,
+    j: int,
+    device: Device,
+    accumulate: int,
+    problems: Sequence[tuple[AnyLayer | None, AuxiliarySpec, bool]],
+) -> int | None:
+    """Peak bytes of tensors while problems on x_{j-1} are solved together: the weights, momentum
+    and best iterate of all, and the step of the largest. None where it is not known of a block.
+
+    Args:
+        problems: of each the layer, if any, the classifier, and whether the best iterate is kept.
+    """
+    held, largest, batch = 0, 0, recipe.schedule.batch
+    micro = -(-batch // accumulate)
+    for layer, auxiliary, keep_best in problems:
+        step = footprint.solving(
+            layer,
+            auxiliary,
+            recipe.shape(j - 1, recipe.augment.crop),
+            batch=batch if len(problems) > 1 else micro,  # whole, it goes from one to the next
+            micro=micro,
+            divided=accumulate > 1,
+            compute=device.compute,
+            keep_best=keep_best,
+            at_once=device.cuda,
+        )
+        if step is None:
+            return None
+        own = footprint.held(layer, auxiliary, keep_best=keep_best)
+        held, largest = held + own, max(largest, step - own)
+    return held + largest
 
 
 def known_peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:

@@ -6,11 +6,10 @@ What a table cannot know of another is checked by ``recipe.Recipe``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from strata.pipeline.recipe.strict import one_of, positive, require
-from strata.stages.network.spec import LayerSpec
+from strata.stages.solve.schedule import SGDSchedule
 
 
 @dataclass(frozen=True)
@@ -84,28 +83,9 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(SGDSchedule):
     """A recipe's [schedule]: how every auxiliary problem is solved by SGD."""
 
-    kind: str
-    """``step`` (the paper's) or ``one-cycle``."""
-    epochs: int
-    """Per layer."""
-    batch: int
-    lr: float
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    decay: float = 0.2
-    """``step``: factor on the learning rate, every ``every`` epochs."""
-    every: int = 15
-    """``step``: epochs from one decay to the next."""
-    warmup: float = 0.25
-    """``one-cycle``: share of the steps on which the rate rises."""
-    accumulate: int = 1
-    """Micro-batches per step."""
-    keep: str = "last"
-    """``last``, or ``best``: the iterate of lowest training risk (Prop. 3.1)."""
     precision: str = "auto"
     """Of the convolutions: ``float32``, ``bfloat16``, ``float16`` (GPU), or ``auto``: the fastest
     that the device has in hardware."""
@@ -157,15 +137,6 @@ class Compress:
         gone = solved - max(1, round(share * solved))
         after = {solved - round(gone * n / self.rounds) for n in range(1, self.rounds + 1)}
         return tuple(sorted(after - {solved}, reverse=True))
-
-    def layers(self, solved: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
-        """What is left of the layers; each sees the channels that are left of the one below."""
-        kept = [min((one.width, *self.widths(one.index, one.width))) for one in solved]
-        inputs = (solved[0].channels, *kept)
-        return tuple(
-            replace(one, channels=channels, width=width)
-            for one, channels, width in zip(solved, inputs, kept, strict=False)
-        )
 
 
 @dataclass(frozen=True)

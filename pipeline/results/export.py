@@ -257,7 +257,7 @@ def _expected(wanted: Wanted, layers: Sequence[Frozen], images: Tensor) -> Tenso
     if not wanted.features:
         places = [run.layer_directory(i) for i in range(1, j + 1)]
         if wanted.final:
-            places[-1] = sweep_results.place(run, j + 1, wanted.final["name"])
+            places[-1] = run.sweep_directory(j + 1) / wanted.final["name"]
         logits = [np.load(place / LOGITS) for place in places]
         kept = ensemble(logits) if wanted.ensemble else logits[-1]
         return torch.from_numpy(kept[: len(images)].astype(np.float32))

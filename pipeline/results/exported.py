@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run import sweep_results, weights
+from strata.pipeline.run import weights
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.sweep_results import AUXILIARY, SweepResult
 from strata.stages.data import augment
 from strata.stages.features.quantise import FLOATS, Codec, Floats
+from strata.stages.network.blocks import scale_at
 from strata.stages.network.featurize import Frozen
-from strata.stages.network.network import Auxiliary, blank_auxiliary
-from strata.stages.network.spec import AuxiliarySpec, scale_at
+from strata.stages.network.network import Auxiliary, build_auxiliary
+from strata.stages.network.spec import AuxiliarySpec
 
 
 class Rounding(nn.Module):
@@ -183,7 +184,7 @@ def assemble(
     ending = None
     if final:
         spec = AuxiliarySpec(**final["made_of"]["auxiliary"])
-        place = sweep_results.place(run, last + 1, final["name"])
+        place = run.sweep_directory(last + 1) / final["name"]
         ending = _classifier(spec, place / AUXILIARY, final["auxiliary"])
     # Convolutions add up in another order where kernels lie in another one: as when trained.
     network = ExportedNetwork(run.recipe, layers, own, ending).requires_grad_(False).eval()
@@ -192,6 +193,6 @@ def assemble(
 
 def _classifier(spec: AuxiliarySpec, path: Path, digest: str) -> Auxiliary:
     """A classifier from its weights, which must have that digest."""
-    module = blank_auxiliary(spec)
+    module = build_auxiliary(spec, None)
     module.load_state_dict(weights.read_checked(path, digest))
     return module

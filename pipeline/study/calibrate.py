@@ -28,7 +28,8 @@ from strata.pipeline.study import row_rates
 from strata.pipeline.study.row_rates import codec_for, seconds
 from strata.stages.network.featurize import Frozen, featurize, run_layer
 from strata.stages.network.network import build_problem
-from strata.stages.solve.solve import SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver
 from strata.store.files.publish import put_exclusive
 
 FILE_BYTES, FILES = 64 << 20, 4
@@ -148,7 +149,7 @@ def _layer_rate(recipe: Recipe, j: int, device: torch.device, compute: torch.dty
         featurize([frozen], x, block=len(x), compute=compute)
         devices.finish(device)
 
-    trained = 3 * operations(recipe, j) * len(x) / seconds(train)
+    trained = 3 * operations(recipe, (layer, auxiliary)) * len(x) / seconds(train)
     problem.eval()
     with torch.no_grad():
         maps = run_layer(problem.layer, x, compute).float().cpu()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,19 +23,42 @@ from strata.stages.data.sources import (
 )
 from strata.stages.errors import BrokenImage, DataError
 
-_SPLIT_NAMES = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
+_FLAGS, _NAMES = (True, False), ("train", "test")
+_SETS: dict[str, tuple[tuple[Any, Any], str | None, str | None]] = {
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "USPS"), (_FLAGS, "targets", None)),
+    **dict.fromkeys(("MNIST", "FashionMNIST", "KMNIST"), (_FLAGS, "targets", None)),
+    "QMNIST": (_FLAGS, None, None),
+    **dict.fromkeys(("STL10", "SVHN"), (_NAMES, "labels", None)),
+    "LFWPeople": (_NAMES, "targets", None),
+    "FER2013": (_NAMES, "_samples", None),
+    "PCAM": (_NAMES, None, None),
+    "Country211": (_NAMES, "targets", "samples"),
+    "ImageNet": (("train", "val"), "targets", "samples"),
+    **dict.fromkeys(("GTSRB", "RenderedSST2", "StanfordCars"), (_NAMES, "_samples", "_samples")),
+    "Imagenette": (("train", "val"), "_samples", "_samples"),
+    **dict.fromkeys(("DTD", "FGVCAircraft"), (_NAMES, "_labels", "_image_files")),
+    **dict.fromkeys(("Flowers102", "Food101"), (_NAMES, "_labels", "_image_files")),
+    "CLEVRClassification": (("train", "val"), "_labels", "_image_files"),
+    "OxfordIIITPet": (("trainval", "test"), "_labels", "_images"),
+}
+"""torchvision's classes that are labelled images with a train and a test split. For each: how the
+two are asked for, by a flag `train` or a name `split`; its attribute with labels, or (image, label)
+pairs (None: samples are read); and its attribute with paths of image files, if it has any."""
+_NOT_FETCHED = ("FER2013", "ImageNet")
+_NEEDS = {"EMNIST": "split", "PhotoTour": "name"}
 
 
 class TorchvisionSource(Source):
     """One torchvision data set, both splits.
 
-    `sets` are torchvision's objects by split, `root` the folder they were read from, `release`
-    torchvision's version. Content is the image file where a sample has one, else its array.
-    Raises DataError when labels are not single class numbers or a split is empty.
+    `title` is its name, `sets` are torchvision's objects by split, `root` the folder they were read
+    from, `release` torchvision's version. Content is the image file where a sample has one, else
+    its array. Raises DataError when labels are not single class numbers or a split is empty.
     """
 
     def __init__(self, title: str, sets: Mapping[str, Any], root: Path, release: str) -> None:
-        labels = {split: _labels(title, sets[split]) for split in SPLITS}
+        _, kept, self._paths = _SETS[title]
+        labels = {split: _labels(title, sets[split], kept) for split in SPLITS}
         classes = getattr(sets["train"], "classes", None) or None
         if classes:  # ImageNet has a tuple of synonyms for each class
             classes = [each if isinstance(each, str) else str(each[0]) for each in classes]
@@ -45,14 +67,14 @@ class TorchvisionSource(Source):
         self._marks = ("torchvision", title, release)
 
     def name(self, split: str, i: int) -> str:
-        path = _path(self._sets[split], i)
+        path = self._path(self._sets[split], i)
         if path is None:
             return f"{split}/{i}"
         inside = path.is_relative_to(self._root)
         return path.relative_to(self._root).as_posix() if inside else path.name
 
     def content(self, split: str, i: int) -> bytes:
-        path = _path(self._sets[split], i)
+        path = self._path(self._sets[split], i)
         if path is None:
             image = self.image(split, i)
             return image.mode.encode() + array_bytes(np.asarray(image))
@@ -65,8 +87,24 @@ class TorchvisionSource(Source):
         return decoded(self.name(split, i), lambda: _as_image(self._sets[split][i][0]))
 
     def signature(self) -> str:
-        paths = {path for part in self._sets.values() for path in _files(part, self._root)}
+        paths = {path for part in self._sets.values() for path in self._files(part)}
         return stamp(self._marks, sorted(paths))
+
+    def _path(self, part: Any, i: int) -> Path | None:
+        """The image file of sample `i`, where the data set keeps a list of them."""
+        if self._paths is None:
+            return None
+        entry = getattr(part, self._paths)[i]
+        return Path(entry[0] if isinstance(entry, tuple) else entry)
+
+    def _files(self, part: Any) -> list[Path]:
+        """The files behind a data set; all under the root where it names none."""
+        paths = [path for i in range(len(part)) if self._paths and (path := self._path(part, i))]
+        kept = ("raw_folder", "_base_folder", "base_folder", "filename")
+        named = (getattr(part, key, None) for key in kept)
+        places = (self._root / str(place) for place in named if place)
+        place = next((place for place in places if place.exists()), self._root)
+        return paths or [path for path in (place, *place.rglob("*")) if path.is_file()]
 
 
 def open_torchvision(name: str, root: Path, download: bool) -> TorchvisionSource:
@@ -80,94 +118,48 @@ def open_torchvision(name: str, root: Path, download: bool) -> TorchvisionSource
         from torchvision import datasets
     except ImportError as error:
         raise DataError(f"{name} needs the package torchvision, which is missing") from error
-    kinds = {key: getattr(datasets, key) for key in datasets.__all__}
-    kind = kinds.get(name)
-    if not (isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)):
-        raise DataError(f"torchvision has no data set {name!r}.{suggest(name, kinds)}")
-    given = dict(inspect.signature(kind).parameters)
-    if issubclass(kind, datasets.MNIST):  # some hand their keyword arguments on to it
-        given = dict(inspect.signature(datasets.MNIST).parameters) | given
-    chooser = "train" if "train" in given else "split"
-    if chooser not in given:
-        raise DataError(f"torchvision's {name} has no train and test split")
-    needed = {key for key, entry in given.items() if entry.default is entry.empty}
-    if more := sorted(needed - {"root", "kwargs", chooser}):
-        raise DataError(f"torchvision's {name} needs more than a split: {', '.join(more)}")
+    if name in _NEEDS:
+        raise DataError(f"torchvision's {name} needs more than a split: {_NEEDS[name]}")
+    if name not in _SETS:
+        if name in datasets.__all__:
+            raise DataError(f"torchvision's {name} has no train and test split of labelled images")
+        raise DataError(f"torchvision has no data set {name!r}.{suggest(name, _SETS)}")
     root = root.expanduser()
-    fetch = download if "download" in given else None
-    sets = {split: _open_split(kind, root, chooser, split, fetch) for split in SPLITS}
+    sets, extra = {}, {"download": True} if download and name not in _NOT_FETCHED else {}
+    for split, option in zip(SPLITS, _SETS[name][0], strict=True):
+        chosen = {"train" if isinstance(option, bool) else "split": option}
+        try:
+            sets[split] = getattr(datasets, name)(str(root), **chosen, **extra)
+        except Exception as error:  # its readers raise nearly anything on damaged files
+            raise DataError(_refusal(name, root, bool(extra), error)) from error
     return TorchvisionSource(name, sets, root, torchvision.__version__)
 
 
-def _open_split(kind: type, root: Path, chooser: str, split: str, fetch: bool | None) -> Any:
-    """torchvision's object for one split.
-
-    `chooser` is the argument that selects it, a flag called train or a name called split; `fetch`
-    is None where torchvision cannot download.
-    """
-    options = (split == "train",) if chooser == "train" else _SPLIT_NAMES[split]
-    extra = {"download": True} if fetch else {}
-    for option in options:
-        try:
-            return kind(str(root), **{chooser: option}, **extra)
-        except Exception as error:  # its readers raise nearly anything on damaged files
-            if not isinstance(error, ValueError) or option == options[-1]:
-                raise DataError(_refusal(kind.__name__, root, options, fetch, error)) from error
-    return None
-
-
-def _refusal(
-    name: str, root: Path, options: tuple[Any, ...], fetch: bool | None, error: Exception
-) -> str:
+def _refusal(name: str, root: Path, fetch: bool, error: Exception) -> str:
     """What is wrong, where torchvision could not open a data set."""
     reason = short_reason(error)
-    if isinstance(error, ValueError) and len(options) > 1:  # how it refuses the name of a split
-        return f"torchvision's {name} has no split {' or '.join(options)}: {reason}"
     if isinstance(error, ImportError):
         return f"torchvision's {name} needs a package: {reason}"
     if not isinstance(error, RuntimeError | OSError):
         return f"{name} under {root} cannot be read: {reason}"
     if fetch:
         return f"{name} could not be downloaded to {root}: {reason}"
-    if fetch is None:
+    if name in _NOT_FETCHED:
         return f"the data set {name} is not under {root}, and torchvision cannot download it"
     return f"the data set {name} is not under {root}, or damaged there: --download fetches it"
 
 
-def _labels(title: str, part: Any) -> np.ndarray:
-    """int64 (n,), from the data set's own list where it has one, else by reading every sample."""
+def _labels(title: str, part: Any, kept: str | None) -> np.ndarray:
+    """int64 (n,), from the attribute `kept`, or without one by reading every sample."""
     try:
-        kept = [getattr(part, key, ()) for key in ("targets", "labels", "_labels")]
-        kept.append([row[1] for row in getattr(part, "_samples", ())])
-        for values in map(np.asarray, kept):
-            if values.dtype.kind in "iu" and values.shape == (len(part),):
-                return values.astype(np.int64)
-        return np.array([operator.index(part[i][1]) for i in range(len(part))], np.int64)
+        rows = getattr(part, kept) if kept else (part[i] for i in range(len(part)))
+        if kept in (None, "_samples"):
+            rows = [row[1] for row in rows]
+        return np.array([operator.index(label) for label in np.asarray(rows).tolist()], np.int64)
     except Exception as error:  # from here or from any reader of torchvision's
         raise DataError(
             f"the labels of {title} are not class numbers: {short_reason(error)}"
         ) from error
-
-
-def _path(part: Any, i: int) -> Path | None:
-    """The image file of sample `i` where the data set keeps a list of them."""
-    for key in ("samples", "_samples", "_image_files", "_images"):
-        rows = getattr(part, key, None)
-        if isinstance(rows, list) and len(rows) == len(part):
-            entry = rows[i][0] if isinstance(rows[i], tuple) else rows[i]
-            if isinstance(entry, str | Path):
-                return Path(entry)
-    return None
-
-
-def _files(part: Any, root: Path) -> list[Path]:
-    """The files behind a data set; all under `root` where it names none."""
-    if _path(part, 0) is not None:
-        return [path for i in range(len(part)) if (path := _path(part, i)) is not None]
-    named = (getattr(part, key, None) for key in ("raw_folder", "_base_folder", "base_folder"))
-    places = [root / str(place) for place in (*named, getattr(part, "filename", None)) if place]
-    place = next((place for place in places if place.exists()), root)
-    return [path for path in place.rglob("*") if path.is_file()] if place.is_dir() else [place]
 
 
 def _as_image(item: Any) -> Image.Image:

@@ -21,15 +21,6 @@ def generator(*words: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key_of(*words)))
 
 
-def epoch_order(rows: int, seed: int, depth: int, epoch: int) -> np.ndarray:
-    """The order in which epoch ``epoch`` of problem ``depth + 1`` visits the rows of x_depth.
-
-    Returns:
-        int64 (rows,), a permutation.
-    """
-    return generator("epoch order", seed, depth, epoch).permutation(rows)
-
-
 POOL_BYTES = 112 << 20
 """Where rows are drawn in blocks, so many bytes of them are mixed at least, and at most twice."""
 
@@ -55,9 +46,10 @@ class Mixing:
         return 1 if self.block == 1 else max(1, self.rows // self.pool)
 
     def order(self, seed: int, depth: int, epoch: int) -> np.ndarray:
-        """The order in which an epoch visits the rows: int64 (rows,), a permutation."""
+        """The order in which epoch ``epoch`` of problem ``depth + 1`` visits the rows of x_depth:
+        int64 (rows,), a permutation."""
         if self.windows == 1:
-            return epoch_order(self.rows, seed, depth, epoch)
+            return generator("epoch order", seed, depth, epoch).permutation(self.rows)
         blocks = generator("block order", seed, depth, epoch).permutation(
             -(-self.rows // self.block)
         )
@@ -88,16 +80,26 @@ def mixing(geometry: Geometry) -> Mixing:
     return Mixing(geometry.rows, geometry.chunk_rows, max(1, POOL_BYTES // geometry.row_bytes))
 
 
-def batches(order: np.ndarray, batch: int, *, drop_last: bool, start: int = 0) -> list[np.ndarray]:
-    """Cut an order into batches, skipping the first ``start`` of them.
+def batches(
+    order: np.ndarray, batch: int, *, drop_last: bool, start: int = 0
+) -> tuple[np.ndarray, list[int]]:
+    """Cut an order into batches, skipping the first ``start`` of them: their rows, one batch after
+    another, and their lengths.
 
     Rows are ascending inside each batch: which rows share a batch is the random part, and reading
     them in file order costs fewer seeks.
     """
     full = len(order) // batch
-    whole = np.sort(order[start * batch : full * batch].reshape(-1, batch), axis=1)
-    rest = order[max(start, full) * batch :]
-    return [*whole, *([] if drop_last or not len(rest) else [np.sort(rest)])]
+    whole = np.sort(order[start * batch : full * batch].reshape(-1, batch), axis=1).ravel()
+    rest = order[len(order) if drop_last else max(start, full) * batch :]
+    rows = np.concatenate([whole, np.sort(rest)])
+    return rows, cut(len(rows), batch)
+
+
+def cut(rows: int, most: int) -> list[int]:
+    """Lengths of parts of some rows; the last is perhaps shorter."""
+    rest = rows % most
+    return [most] * (rows // most) + ([rest] if rest else [])
 
 
 def batch_count(rows: int, batch: int, *, drop_last: bool) -> int:

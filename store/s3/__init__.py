@@ -1,1 +1,1 @@
-"""A store in a bucket: objects in the place of files, leases, local copies of shards."""
+"""A store in a bucket: objects in the place of files, local copies of shards."""

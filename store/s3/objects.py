@@ -9,9 +9,9 @@ its name has lost, or has won and lost the answer: the bytes tell.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -21,7 +21,6 @@ import numpy as np
 
 from strata.store.files.files import Descriptor, Opened, WholeFiles
 from strata.store.level.level import COMMIT
-from strata.store.s3.lease import hold
 from strata.store.s3.read_cache import ReadCache
 from strata.store.s3.s3 import S3Bucket
 
@@ -68,11 +67,7 @@ class Objects(WholeFiles):
     # ---- what changes something -------------------------------------------------------------
 
     def put_exclusive(self, path: Path, data: bytes) -> bool:
-        try:
-            self.bucket.create(key_of(path), data)
-        except FileExistsError:
-            return False
-        return True
+        return self.bucket.create(key_of(path), data)
 
     def put(self, path: Path, data: bytes) -> None:
         self.bucket.put(key_of(path), data)
@@ -110,7 +105,7 @@ class Objects(WholeFiles):
     # ---- what looks ---------------------------------------------------------------------------
 
     def read(self, path: Path) -> bytes:
-        return self.bucket.get(key_of(path))[0]
+        return self.bucket.get(key_of(path))
 
     def open(self, path: Path, nbytes: int, sha256: str) -> Opened:
         return RemoteShard(self, path, nbytes, sha256)
@@ -159,17 +154,20 @@ class Objects(WholeFiles):
         """Threads that wait for the network."""
         return ThreadPoolExecutor(REQUESTS, "objects")
 
-    # ---- one writer at a time -----------------------------------------------------------------
+    # ---- several writers ------------------------------------------------------------------------
 
-    def lock(
-        self, path: Path, what: str, waiting: Callable[[str], None] | None
-    ) -> AbstractContextManager[None]:
-        """See :func:`strata.store.s3.lease.hold`. Whoever wants it is going to write, so the server
-        is asked first whether it can tell one writer from another."""
+    @contextmanager
+    def lock(self, path: Path, what: str, waiting: Callable[[str], None] | None) -> Iterator[None]:
+        """Lock nothing: of several writers, who puts an object first has written it. Whoever comes
+        here is going to write, so the server is asked once whether it tells them apart.
+
+        Raises:
+            StoreRefused: it does not, or the object store refuses, or is not to be had.
+        """
         if self.bucket.conditional and not self._checked:
             self.bucket.check_conditions(key_of(path.parent))
             self._checked = True
-        return hold(self.bucket, key_of(path), what, waiting)
+        yield
 
 
 class RemoteShard:

@@ -1,30 +1,25 @@
 """Local copies of an object store's shards, on a disk of which they may have so many bytes.
 
-A copy is named by the sha256 of its bytes, whatever store it is from, and held to it when it
-arrives and when a process first opens it. Whoever reads a copy holds a lock on it that dies with
-its process, so what is in use is never removed; what was not opened for longest goes first. Where
-even that gives no room there is no copy, and the reader asks the object store for the parts it
-wants. So the bytes here are never more than the budget, whoever shares it, and all of it may be
-removed whenever nobody reads.
+A copy is a file named by the sha256 of its bytes, whatever store it is from. Whoever fetches it has
+it locked, and makes it read-only when it is whole and has that sha256; every process hashes it
+again when it first opens it. Whoever reads a copy holds a lock on it that dies with its process, so
+what is in use is never removed; what was not opened for longest goes first. Where even that gives
+no room there is no copy, and the reader asks the object store for the parts it wants. So the bytes
+here are never more than the budget, whoever shares it, and all of it may be removed whenever nobody
+reads.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from strata.store.errors import FULL, LevelDamaged, refusals
-
-COMING = ".tmp-"
-"""Begins the name of a copy that is not there as a whole."""
-PIECE = 8 << 20
-TRIES = 3
-"""How often a copy may be removed between its arrival and its being opened."""
 
 Fetch = Callable[[], Iterable[bytes | memoryview]]
 
@@ -56,140 +51,113 @@ class ReadCache:
             LevelDamaged: the bytes that came are not those of ``sha256``.
             StoreRefused: the disk of the cache refuses.
         """
-        if nbytes > self.budget:
-            return None
-        with refusals(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-        for _ in range(TRIES):
-            with refusals(self.directory / sha256):
-                descriptor = self._there(sha256, nbytes)
-                if descriptor is not None:
-                    return descriptor
-            if not self._arrived(sha256, nbytes, fetch, where):
-                return None
-        return None
-
-    # ---- a copy that is there -------------------------------------------------------------------
-
-    def _there(self, sha256: str, nbytes: int) -> int | None:
-        """A descriptor with a lock on a sound copy. One that is not sound is removed."""
         path = self.directory / sha256
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if os.fstat(descriptor).st_nlink:  # else it was removed before we had the lock
-            if self._sound(descriptor, sha256, nbytes):
-                with contextlib.suppress(OSError):  # somebody else's copy, which we may only read
-                    os.utime(path)
-                return descriptor
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
+        while nbytes <= self.budget:
+            with refusals(path):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_CREAT | os.O_RDONLY, 0o644)
+            try:
+                room = self._arrived(descriptor, path, nbytes, fetch, where)
+                with refusals(path):
+                    if room and self._is_sound(descriptor, path, nbytes):
+                        return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            if not room:
+                break
         return None
 
-    def _sound(self, descriptor: int, sha256: str, nbytes: int) -> bool:
-        facts = os.fstat(descriptor)
-        if facts.st_size != nbytes:
-            return False
-        if (sha256, facts.st_ino) in self._trusted:
+    def _arrived(self, descriptor: int, path: Path, nbytes: int, fetch: Fetch, where: str) -> bool:
+        """Lock a copy against removal; fetch it if nobody has. False: there is no room."""
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for whoever fetches it
+        if _is_whole(descriptor):
             return True
-        digest, at = hashlib.sha256(), 0
-        while piece := os.pread(descriptor, PIECE, at):
-            digest.update(piece)
-            at += len(piece)
-        if digest.hexdigest() != sha256:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if _is_whole(descriptor) or not os.fstat(descriptor).st_nlink:
+                return True
+            if not self._admitted(path, nbytes):
+                return False
+            if not _filled(path, fetch(), nbytes):
+                raise LevelDamaged(f"{where} is not what was written: its sha256 differs")
+            self._trusted.add((path.name, os.fstat(descriptor).st_ino))
+            return True
+        except OSError as error:
+            if error.errno in FULL:  # the disk has less than the budget: as if it were smaller
+                return False
+            raise
+        finally:
+            if os.fstat(descriptor).st_nlink and not _is_whole(descriptor):
+                path.unlink(missing_ok=True)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+    def _is_sound(self, descriptor: int, path: Path, nbytes: int) -> bool:
+        """Does a copy have the bytes it is named by? One that has not is removed."""
+        facts = os.fstat(descriptor)
+        if not facts.st_nlink:  # it was removed before we had a lock
             return False
-        self._trusted.add((sha256, facts.st_ino))
+        known = (path.name, facts.st_ino)
+        with open(descriptor, "rb", closefd=False) as file:
+            if facts.st_size != nbytes or (
+                known not in self._trusted
+                and hashlib.file_digest(file, "sha256").hexdigest() != path.name
+            ):
+                path.unlink(missing_ok=True)
+                return False
+            file.seek(0)
+        self._trusted.add(known)
+        with suppress(OSError):  # somebody else's copy, which we may only read
+            os.utime(path)
         return True
 
-    # ---- a copy that comes ----------------------------------------------------------------------
-
-    def _arrived(self, sha256: str, nbytes: int, fetch: Fetch, where: str) -> bool:
-        """Fetch a copy, unless somebody else does: then wait for it. False: there is no room."""
-        coming = self.directory / f"{COMING}{sha256}"
-        with refusals(coming):
-            descriptor = os.open(coming, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is(descriptor, coming):  # it has arrived, or failed, while we waited
-                return True
-            try:
-                if (self.directory / sha256).exists():  # it arrived before we asked for a lock
-                    return True
-                if not self._admitted(descriptor, nbytes, coming):
-                    return False
-                if not _filled(descriptor, fetch(), sha256, nbytes):
-                    raise LevelDamaged(f"{where} is not what was written: its sha256 differs")
-                with refusals(coming):
-                    coming.rename(self.directory / sha256)
-                return True
-            except OSError as error:
-                if error.errno in FULL:  # the disk has less than the budget: as if it were smaller
-                    return False
-                raise
-            finally:
-                if _is(descriptor, coming):
-                    coming.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
-
-    def _admitted(self, descriptor: int, nbytes: int, coming: Path) -> bool:
+    def _admitted(self, path: Path, nbytes: int) -> bool:
         """Take so many bytes of the budget, removing what was not opened for longest."""
         with (self.directory / "LOCK").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            os.truncate(path, 0)  # what a killed process left
             copies: list[tuple[int, int, Path]] = []
-            for path in self.directory.iterdir():
-                if path.name != "LOCK" and path != coming:
-                    with contextlib.suppress(FileNotFoundError):
-                        facts = path.stat()
-                        copies.append((facts.st_mtime_ns, facts.st_size, path))
+            for other in self.directory.iterdir():
+                with suppress(FileNotFoundError):
+                    facts = other.stat()
+                    copies.append((facts.st_mtime_ns, facts.st_size, other))
             used = nbytes + sum(size for _, size, _ in copies)
-            for _, size, path in sorted(copies):
-                if used > self.budget and _removed(path):
+            for _, size, other in sorted(copies):
+                if used > self.budget and size and _removed(other):
                     used -= size
-            if used > self.budget:
-                return False
-            os.ftruncate(descriptor, nbytes)
-            return True
+            if used <= self.budget:
+                os.truncate(path, nbytes)
+            return used <= self.budget
 
 
-def _is(descriptor: int, path: Path) -> bool:
-    """Is a file still what has that name?"""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False
+def _is_whole(descriptor: int) -> bool:
+    """Was a file made read-only, as a copy is that has arrived?"""
+    return not os.fstat(descriptor).st_mode & stat.S_IWUSR
 
 
 def _removed(path: Path) -> bool:
     """Remove a copy that nobody reads, or that a killed process was fetching."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         path.unlink(missing_ok=True)
-        return True
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
-    finally:
-        os.close(descriptor)
+    return True
 
 
-def _filled(
-    descriptor: int, pieces: Iterable[bytes | memoryview], sha256: str, nbytes: int
-) -> bool:
-    """Write what comes; does it have that sha256 and so many bytes?"""
+def _filled(path: Path, pieces: Iterable[bytes | memoryview], nbytes: int) -> bool:
+    """Write what comes; make it a copy if it has the sha256 it is named by and so many bytes."""
     digest, at = hashlib.sha256(), 0
-    for piece in pieces:
-        view = memoryview(piece).cast("B")
-        digest.update(view)
-        while len(view):
-            taken = os.pwrite(descriptor, view, at)
-            view, at = view[taken:], at + taken
-        if at > nbytes:
-            return False
-    return at == nbytes and digest.hexdigest() == sha256
+    with path.open("r+b") as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+            at += len(piece)
+            if at > nbytes:
+                return False
+    if at == nbytes and digest.hexdigest() == path.name:
+        path.chmod(path.stat().st_mode & ~0o222)
+        return True
+    return False

@@ -28,8 +28,6 @@ ATTEMPTS = 5
 CONNECT, REQUEST, RETRYING = timedelta(seconds=5), timedelta(minutes=10), timedelta(minutes=2)
 """At most: to reach the server, for a shard in one request, for a request and its repetitions."""
 PIECE = 8 << 20
-OTHER_TAG = f'"{"0" * 32}"'
-"""A tag that no object has."""
 CONDITIONAL, ALONE = "", "1"
 """Values of ``?writers=``: several, which the server keeps apart; or one, who says so."""
 
@@ -85,53 +83,39 @@ class S3Bucket:
         """Have ``data`` under a name, whatever was there."""
         self._put(key, data, "overwrite")
 
-    def create(self, key: str, data: bytes) -> str:
-        """Have ``data`` under a name that is free, or that has it already; returns its tag.
+    def create(self, key: str, data: bytes) -> bool:
+        """Have ``data`` under a name that is free, or that has it already: the answer to our own
+        request may be lost, and then the name is taken, by these very bytes.
 
-        The answer may be lost on its way: then the name is taken, by these very bytes.
-
-        Raises:
-            FileExistsError: there is something else; exactly one of many racers wins.
+        Returns:
+            False: there is something else. Exactly one of many racers wins.
         """
         if not self.conditional:
-            with suppress(FileNotFoundError):
-                there, tag = self.get(key)
-                if there == data:
-                    return tag
-                raise FileExistsError(key)
-            return self._put(key, data, "overwrite")
+            if (there := self._found(key)) is not None:
+                return there == data
+            self._put(key, data, "overwrite")
+            return True
         for left in reversed(range(self._attempts)):
             try:
-                return self._put(key, data, "create")
+                self._put(key, data, "create")
+                return True
             except (FileExistsError, StoreRefused) as error:  # perhaps after the server obeyed
-                if tag := self._same(key, data):
-                    return tag
-                if isinstance(error, FileExistsError) or not left:
+                if self._found(key) == data:
+                    return True
+                if isinstance(error, FileExistsError):
+                    return False
+                if not left:
                     raise
         raise AssertionError("the last attempt has raised")
 
-    def swap(self, key: str, data: bytes, tag: str) -> str:
-        """Replace the object that has this tag; returns the new one. ``FileExistsError`` if there
-        is another one, or none, by now."""
-        if not self.conditional:
-            return self._put(key, data, "overwrite")
-        try:
-            return self._put(key, data, {"e_tag": tag})
-        except (FileExistsError, FileNotFoundError):
-            if found := self._same(key, data):
-                return found
-            raise FileExistsError(key) from None
-
-    def _put(self, key: str, data: bytes, mode: Any) -> str:
+    def _put(self, key: str, data: bytes, mode: Any) -> None:
         with self._refusals(key):
-            answer = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
-            return answer["e_tag"] or ""
+            obstore.put(self._store, key, data, mode=mode, use_multipart=False)
 
-    def _same(self, key: str, data: bytes) -> str | None:
-        """The tag of an object that has these bytes."""
+    def _found(self, key: str) -> bytes | None:
+        """The bytes of an object; None if there is none."""
         with suppress(FileNotFoundError):
-            there, tag = self.get(key)
-            return tag if there == data else None
+            return self.get(key)
         return None
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -147,11 +131,10 @@ class S3Bucket:
 
     # ---- looking --------------------------------------------------------------------------------
 
-    def get(self, key: str) -> tuple[bytes, str]:
-        """The bytes of an object, and its tag."""
+    def get(self, key: str) -> bytes:
+        """The bytes of an object."""
         with self._refusals(key):
-            answer = obstore.get(self._store, key)
-            return bytes(answer.bytes()), answer.meta["e_tag"] or ""
+            return bytes(obstore.get(self._store, key).bytes())
 
     def stream(self, key: str) -> Iterator[memoryview]:
         """The bytes of an object in pieces, in their order."""
@@ -212,24 +195,17 @@ class S3Bucket:
             StoreRefused: it does not, so that of two writers one would overwrite what the other has
                 vouched for.
         """
-        key, refused = f"{prefix}/probe-{uuid.uuid4().hex}", 0
+        key = f"{prefix}/probe-{uuid.uuid4().hex}"
         try:
             self.create(key, b"first")
-            for overwrite in (
-                lambda: self.create(key, b"second"),
-                lambda: self.swap(key, b"third", OTHER_TAG),
-            ):
-                try:
-                    overwrite()
-                except FileExistsError:
-                    refused += 1
+            overwritten = self.create(key, b"second")
         finally:
             self.delete([key])
-        if refused < 2:
+        if overwritten:
             raise StoreRefused(
                 f"{self.name}: the server overwrites where it was told not to (it ignores "
-                "If-None-Match or If-Match), so several writers are refused. If this is the only "
-                "one, say so: --store 's3://…?writers=1'"
+                "If-None-Match), so several writers are refused. If this is the only one, say so: "
+                "--store 's3://…?writers=1'"
             )
 
     def _look(self) -> None:

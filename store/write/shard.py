@@ -3,8 +3,8 @@
 On a disk one process has locked the level: it begins it and commits it. In between others, on this
 machine or on one that shares the file system or the bucket, may publish shards. The same shard may
 be asked of two processes, when one is believed dead, and a process may go on for a moment after
-whoever held the lock has died. In an object store a lease saves the second writer the work; it does
-not keep anything safe, so nothing here rests on it.
+whoever held the lock has died. In an object store nothing is locked: two commands that write one
+level do its work twice, and end with one level.
 
 The bytes of two may even differ, if they compute on different devices. So a shard that lies there
 is never replaced, unless it cannot be read, and its receipt is made from the bytes that lie there.

@@ -86,7 +86,7 @@ def test_levels_are_read_through_the_cache(finished: Remote) -> None:
 
 def test_answers_lost_on_the_way_change_nothing(empty: Remote, way: Road, local: Place) -> None:
     way.lost += [r"PUT .*/c\.0", r"PUT .*/receipts/000001", r"PUT .*/COMMIT", r"PUT .*/intent"]
-    way.lost += [r"PUT .*/locks/x_1", r"GET .*/c\.1", r"GET .*/COMMIT"]
+    way.lost += [r"PUT .*/locks/probe", r"GET .*/c\.1", r"GET .*/COMMIT"]
     assert empty.do("materialize", "--layer", 2).rc == 0
     assert not way.lost
     assert levels(empty.objects) == local_levels(local)
@@ -110,8 +110,7 @@ def test_the_commands_of_a_store(far: Remote) -> None:
     freed = far.do("evict", "--layer", 2, "--json").json["freed"]
     assert freed > 0
     left = here("du", "--store", far.store, "--json").json
-    locks = 1000  # which say by whom they were held last
-    assert abs(left["total_bytes"] - (used["total_bytes"] - freed)) < locks
+    assert left["total_bytes"] == used["total_bytes"] - freed
     assert far.do("materialize", "--layer", 2).rc == 0
     assert far.do("clean", "--yes").rc == 0
     assert not far.run.exists()
@@ -205,15 +204,15 @@ def test_after_kill_9_finished_shards_are_not_written_again(
 
 @pytest.mark.slow
 def test_two_clients_at_once_end_with_one_result(empty: Remote) -> None:
-    """That of one process alone with a local store: on as many cores, so that sums agree."""
+    """That of one process alone with a local store: on as many cores, so that sums agree. Neither
+    waits for the other: both may do the work."""
     places = [Remote(empty.root, f"run{i}", bucket=empty.bucket) for i in range(2)]
     said = both(places, "materialize", "--layer", 1)
     assert [result.rc for result in said] == [0, 0], [result.err for result in said]
     alone = Place(empty.root, "alone")
     assert [result.rc for result in both([alone], "materialize", "--layer", 1)] == [0]
     assert levels(empty.objects) == local_levels(alone)
-    rows = [re.findall(r"wrote x_1 train.plain: ([\d,]+) of", result.err) for result in said]
-    assert sorted(rows) == [[], ["1,437"]]
+    assert "waiting" not in said[0].err + said[1].err
 
 
 # ---- refused ------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import pytest
 from runs import tiny
 
 from strata.pipeline.materialize.images import ensure_images
+from strata.pipeline.options import Options
 from strata.pipeline.progress import Reporter
-from strata.pipeline.run import overview
+from strata.pipeline.run import overview, record
 from strata.pipeline.run.session import Session, open_session
 from strata.stages.errors import DataError, DeviceError
 
@@ -22,7 +23,7 @@ def text(tmp_path: Path) -> Path:
 
 def opened(text: Path, source: str | None = None) -> Session:
     found = overview.find(str(text), text.parent / "run", text.parent / "store", 0)
-    return open_session(found, seed=0, device_name="cpu", source=source, report=Reporter())
+    return open_session(found, Options(device="cpu", data=source), report=Reporter())
 
 
 def test_a_mistaken_source_is_forgotten(text: Path) -> None:
@@ -51,7 +52,7 @@ def make_npz(path: Path) -> None:
 def test_a_run_made_for_float16_is_not_taken_up_on_a_cpu(text: Path) -> None:
     session = opened(text)
     facts = {**session.run.facts, "compute": "float16"}
-    session.run.write(session.run.directory / "run.json", facts)
+    record.write(session.run.directory / "run.json", facts)
     with pytest.raises(DeviceError, match="float16"):
         opened(text)
 

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 from command import recipe, strata
+from epochs import run_epoch
 from interrupted import signalled
 from runs import here, inside, tiny
 from torch import Tensor, nn
 
+from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
 from strata.stages.network.network import Layer
-from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 from strata.stages.solve.baseline import EndToEnd, build_end_to_end
-from strata.stages.solve.solve import SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver
 from strata.store.files.publish import replace, sealed, unseal
 
 CPU = torch.device("cpu")
@@ -28,11 +31,9 @@ BATCH = 16
 
 
 def specs(*, batch_norm: bool) -> tuple[tuple[LayerSpec, ...], AuxiliarySpec]:
-    layers = layer_specs(
-        channels=3, layers=4, width=8, downsample=[2], stem=0, batch_norm=batch_norm, bias=True
-    )
-    rest: dict[str, Any] = {"final_width": None, "classes": 10, "bias": True}
-    return layers, auxiliary_specs(layers, k=2, width=8, batch_norm=batch_norm, **rest)[-1]
+    layers = NetworkTable(4, 8, downsample=(2,), batch_norm=batch_norm).specs(3, 16)
+    auxiliary = AuxiliaryTable(k=2, width=8, batch_norm=batch_norm)
+    return layers, auxiliary.specs(layers, classes=10, side=8)[-1]
 
 
 def solver(
@@ -52,7 +53,7 @@ def trained(**options: Any) -> dict[str, Tensor]:
     """Every weight and buffer after two epochs of three steps."""
     found = solver(**options)
     for _ in range(2):
-        found.run_epoch(batches(), 3, lambda n: None)
+        run_epoch(found, batches(), 3)
     return found.problem.state_dict()
 
 
@@ -119,7 +120,7 @@ def test_micro_batches_take_the_step_of_the_whole_batch() -> None:
 def test_both_save_memory_and_together_most() -> None:
     def peak(**options: Any) -> int:
         found = solver(**options)
-        found.run_epoch(batches()[:2], 2, lambda n: None)
+        run_epoch(found, batches()[:2], 2)
         return found.progress.peak_bytes
 
     plain, saved, micro = peak(), peak(checkpointing=True), peak(accumulate=8)
@@ -247,7 +248,7 @@ def test_status_names_it_and_what_was_begun(place: Path, tmp_path: Path) -> None
     begun = {"variant": "micro-32", "state": "partial", "epochs": 0, "test_accuracy": None}
     assert do(other, "status", "--json").json["baselines"] == [plain]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("strata.pipeline.train.end_to_end._finish", _killed)
+        patched.setattr("strata.pipeline.train.train.conclude", _killed)
         patched.setattr("strata.pipeline.train.solving.CHECKPOINT_SECONDS", -1.0)
         with pytest.raises(ZeroDivisionError):
             do(other, "baseline", "--micro-batch", 32)

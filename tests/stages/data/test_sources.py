@@ -12,6 +12,7 @@ import pytest
 from drawn import noise, opened, refusal, save
 from PIL import Image
 
+from strata.stages.data import zoo
 from strata.stages.data.images import check_labels, open_source, pixels, survey
 from strata.stages.errors import BrokenImage, DataError
 
@@ -113,6 +114,7 @@ def test_another_number_of_classes(tmp_path: Path) -> None:
         ("npz", "must be digits, torchvision:NAME, imagefolder:PATH, npz:PATH."),
         ("torchvision:CIFAR01", "Did you mean CIFAR10?"),
         ("torchvision:cifar10", "Did you mean CIFAR10?"),
+        ("torchvision:flowers12", "Did you mean Flowers102?"),
         ("torchvision:EuroSAT", "EuroSAT has no train and test split"),
         ("torchvision:EMNIST", "EMNIST needs more than a split: split"),
     ],
@@ -176,6 +178,12 @@ def test_torchvision_without_files(tmp_path: Path, name: str) -> None:
         open_source(f"torchvision:{name}", root=tmp_path)
     assert f"the data set {name} is not under {tmp_path}" in str(caught.value)
     assert "--download fetches it" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", zoo._SETS)
+def test_every_data_set_of_the_table_takes_its_arguments(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="is not under|needs a package"):
+        open_source(f"torchvision:{name}", root=tmp_path)
 
 
 def test_torchvision_that_cannot_be_fetched(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The store's protocol on a real S3 server: one winner, lost answers, leases, two writers."""
+"""The store's protocol on a real S3 server: one winner, lost answers, two writers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import obstore
@@ -30,13 +31,15 @@ from s3_server import (
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from strata.store.errors import LevelAbsent, LevelBusy, LevelDamaged, StoreRefused
+from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused
 from strata.store.feature_store import Store, open_level
 from strata.store.files.publish import put_exclusive, unseal
 from strata.store.level.level import Level, receipt_path, shard_name
+from strata.store.read.descriptors import ReadRows
+from strata.store.read.order import cut
+from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
-from strata.store.read.rows import LoadedRows, ReadRows, Rows, TakenRows
-from strata.store.s3 import lease
+from strata.store.read.rows import Rows, RowSource, TakenRows
 from strata.store.s3.objects import key_of
 from strata.store.write.verify import check_level, forget_damage
 
@@ -162,67 +165,13 @@ def test_no_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(bucket).state(KEY)
 
 
-@pytest.mark.parametrize("header", ["if-none-match", "if-match"])
-def test_a_server_that_overwrites_gets_one_writer(bucket: str, way: Road, header: str) -> None:
-    way.stripped = (header,)
+def test_a_server_that_overwrites_gets_one_writer(bucket: str, way: Road) -> None:
+    way.stripped = ("if-none-match",)
     with pytest.raises(StoreRefused, match=r"several writers are refused.*writers=1"):
         write(connect(bucket))
     alone = connect(bucket, conditional=False)
     assert contents(alone) == {}
-    with alone.writer(KEY, shape(), [INTENT]).lock(), pytest.raises(LevelBusy):
-        write(connect(bucket, conditional=False))
     assert write(alone).read(0, ROWS).tobytes() == VALUES.tobytes()
-
-
-# ---- leases -------------------------------------------------------------------------------------
-
-
-def test_a_lease_says_who_writes_and_until_when(bucket: str) -> None:
-    store = connect(bucket)
-    with store.writer(KEY, shape(), [INTENT]).lock():
-        with pytest.raises(LevelBusy, match=r"x_1 train.v0 .* process \d+ on .* until \d\d:\d\d"):
-            write(connect(bucket))
-        with pytest.raises(LevelBusy):
-            _ = connect(bucket).remove(1, KEY.fingerprint) or write(connect(bucket))
-    assert write(connect(bucket))
-
-
-def test_a_lease_is_renewed_and_one_that_is_not_ends(bucket: str) -> None:
-    store = connect(bucket)
-    files, key = store.files.bucket, "store/locks/x"  # pyright: ignore
-    with lease.hold(files, key, "x", seconds=0.6):
-        time.sleep(1.2)
-        with pytest.raises(LevelBusy), lease.hold(files, key, "x"):
-            pass
-    dead = lease.Lease("i", 1, "elsewhere", time.time() + 0.5)
-    files.put(key, lease._until(dead, dead.expires))
-    said: list[str] = []
-    with lease.hold(files, key, "x", said.append):
-        assert said
-        assert "on elsewhere" in said[0]
-
-
-def test_the_lease_of_a_dead_process_of_this_machine_has_ended(bucket: str) -> None:
-    import socket
-    import subprocess
-    import sys
-
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    bucket_, key = connect(bucket).files.bucket, "store/locks/x"  # pyright: ignore
-    dead = lease.Lease("i", gone.pid, socket.gethostname(), time.time() + 60)
-    bucket_.put(key, lease._until(dead, dead.expires))
-    with lease.hold(bucket_, key, "x"):
-        assert lease._read(bucket_, key)[0] != dead
-
-
-def test_a_lease_that_was_lost_is_not_taken_back(bucket: str) -> None:
-    files, key = connect(bucket).files.bucket, "store/locks/x"  # pyright: ignore
-    other = lease._until(lease.Lease("i", 1, "elsewhere", 0.0), time.time() + 60)
-    with lease.hold(files, key, "x", seconds=0.3):
-        files.put(key, other)
-        time.sleep(0.4)
-    assert files.get(key)[0] == other
 
 
 # ---- a level ------------------------------------------------------------------------------------
@@ -250,7 +199,7 @@ def test_zarr_reads_it(bucket: str) -> None:
     assert np.array_equal(zarr.open_array(MemoryStore(found), mode="r")[:], VALUES)
 
 
-def rows(kind: str, level: Level) -> Rows:
+def rows(kind: str, level: Level) -> RowSource:
     if level.geometry.profile == "raw":
         return {"read": ReadRows, "taken": TakenRows}[kind]([level])
     if kind == "loaded":
@@ -271,18 +220,21 @@ def test_rows_are_the_same_with_any_cache(
     budget = shards * max(facts["nbytes"] for facts in there.shards)
     level = connect(bucket, tmp_path / "cache", budget).open(KEY)
     order = np.random.default_rng(1).permutation(ROWS)
-    stripes = [order[i : i + 50] for i in range(0, ROWS, 50)]
+    every, lengths = Rows.of(order), cut(ROWS, 50)
     source, out = rows(kind, level), np.empty((ROWS, level.geometry.row_bytes), np.uint8)
     source.ready()
-    reading = source.begin(stripes)
-    for i, stripe in enumerate(stripes):
-        for task in reading.before(i):
+    decoding = source.begin(every, lengths) if isinstance(source, Pool) else None
+    for i, length in enumerate(lengths):
+        part = slice(50 * i, 50 * i + length)
+        if decoding is None:
+            source.take(every[part], out[part])
+            continue
+        for task in decoding.tasks(i):
             task()
-        reading.take(i, slice(None), out[50 * i : 50 * i + len(stripe)])
-        for task in reading.after(i):
-            task()
-    reading.end()
-    reading.close()
+        decoding.take(i, part, out[part])
+    assert (decoding is not None) == ("pool" in kind)
+    if decoding is not None:
+        decoding.close()
     source.close()
     assert out.tobytes() == VALUES[order].tobytes()
     copies = [p.stat().st_size for p in (tmp_path / "cache").glob("*")]
@@ -292,7 +244,7 @@ def test_rows_are_the_same_with_any_cache(
 
 def all_rows(kind: str, level: Level) -> np.ndarray:
     source, out = rows(kind, level), np.empty((ROWS, level.geometry.row_bytes), np.uint8)
-    source.take(np.arange(ROWS), out)
+    source.take(Rows.of(np.arange(ROWS)), out)
     source.close()
     return out
 
@@ -343,16 +295,17 @@ def test_damage_is_found_and_mended(bucket: str) -> None:
 
 
 def test_two_writers_of_other_low_bits_end_with_one_level(bucket: str) -> None:
-    """Nobody waits for a lease here: each takes the shards that the other was first with."""
+    """Each takes the shards that the other was first with."""
     others = [connect(bucket) for _ in range(3)]
-    values = [VALUES + np.float32(i) for i in range(3)]
+    values, together = [VALUES + np.float32(i) for i in range(3)], Barrier(3, timeout=60)
 
     def work(i: int) -> Level:
         writer = others[i].writer(KEY, shape(), [INTENT])
-        writer.begin()
-        every = range(writer.geometry.shards)
-        writer.fill((k, values[i][slice(*shape().shard_range(k))]) for k in every)
-        return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
+        with writer.locked():
+            together.wait()
+            every = range(writer.geometry.shards)
+            writer.fill((k, values[i][slice(*shape().shard_range(k))]) for k in every)
+            return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
 
     with ThreadPoolExecutor(3) as pool:
         levels = list(pool.map(work, range(3)))

@@ -14,7 +14,7 @@ import pytest
 
 from strata.store.errors import LevelDamaged
 from strata.store.fingerprint import sha256
-from strata.store.s3.read_cache import COMING, ReadCache
+from strata.store.s3.read_cache import ReadCache
 
 DATA = [bytes([i]) * 1000 for i in range(8)]
 
@@ -100,17 +100,24 @@ def test_bytes_that_are_not_those_committed_are_damage(tmp_path: Path, bad: byte
 def test_a_copy_that_was_damaged_is_fetched_again(tmp_path: Path, bad: bytes) -> None:
     server = Server(DATA[1])
     read(ReadCache(tmp_path, 5000), server)
-    (tmp_path / sha256(DATA[1])).write_bytes(bad)
+    copy = tmp_path / sha256(DATA[1])
+    copy.chmod(0o644)
+    copy.write_bytes(bad)
+    copy.chmod(0o444)
     assert read(ReadCache(tmp_path, 5000), server) == DATA[1]
     assert server.asked == 2
 
 
-def test_what_a_killed_process_left_half_done_is_no_copy_and_takes_no_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 900, 1000])
+def test_what_a_killed_process_left_half_done_is_no_copy_and_takes_no_room(
+    tmp_path: Path, left: int
+) -> None:
     for data in DATA[:2]:
-        (tmp_path / f"{COMING}{sha256(data)}").write_bytes(bytes(900))
+        (tmp_path / sha256(data)).write_bytes(bytes(left))
     cache = ReadCache(tmp_path, 1000)
     assert read(cache, Server(DATA[1])) == DATA[1]
-    assert [path.name for path in tmp_path.iterdir() if path.name != "LOCK"] == [sha256(DATA[1])]
+    kept = [path.name for path in tmp_path.iterdir() if path.stat().st_size]
+    assert kept == [sha256(DATA[1])]
 
 
 def test_a_disk_that_is_full_is_no_room(tmp_path: Path) -> None:

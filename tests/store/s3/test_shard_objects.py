@@ -123,7 +123,7 @@ def test_workers_with_other_low_bits_say_the_same_of_one_shard(bucket: str) -> N
 
 
 def test_a_command_with_workers_and_one_without_end_with_one_level(bucket: str) -> None:
-    """Neither waits for the other's lease, as if both had slept past its end."""
+    """Neither waits for the other."""
     gate = threading.Barrier(2)
 
     def with_workers() -> Level:
