@@ -122,9 +122,10 @@ class Recipe:
         layers: list[AnyLayer] = list(self.network.specs(channels, crop))
         side = shape_at(layers, len(layers), channels, crop)[1]
         auxiliaries = self.auxiliary.specs(layers, self.data.classes, side)
-        for j, below in enumerate(layers[:-1] if self.compress else (), start=1):
-            kept = min((below.width, *self.compress.widths(j, below.width)))
-            layers[j] = dataclasses.replace(layers[j], channels=kept)
+        if self.compress:
+            for j, below in enumerate(layers[:-1], start=1):
+                kept = min((below.width, *self.compress.widths(j, below.width)))
+                layers[j] = dataclasses.replace(layers[j], channels=kept)
         return tuple(zip(layers, auxiliaries, strict=True))
 
     def fine_tuned(self, j: int) -> tuple[ProblemSpec, ...]:

@@ -16,7 +16,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from types import ModuleType
 from typing import Any
@@ -29,7 +29,6 @@ from strata.stages.errors import UnusableNetwork
 from strata.stages.network.blocks import Block, Origin
 from strata.stages.network.cutting import Named, cut
 
-TORCHVISION = "torchvision:"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -58,10 +57,10 @@ def construct(source: Origin, seed: int | None) -> list[Named]:
     ``seed`` is that of torch's draws, which give the same weights on every machine; None, for
     weights to be loaded, draws nothing. Raises UnusableNetwork where it cannot be made or cut.
     """
-    with _drawing(seed), _errors_named(source):
-        if source.name.startswith(TORCHVISION):
-            return cut(_torchvision(source), source.name)
-        return _of_file(source)
+    draws = _NoDraws() if seed is None else nullcontext()
+    with torch.random.fork_rng(devices=[]), draws, _errors_named(source):
+        torch.default_generator.manual_seed(seed or 0)
+        return _of_file(source) if source.file else cut(_torchvision(source), source.name)
 
 
 def digest(source: Origin, module: nn.Module) -> str:
@@ -92,10 +91,10 @@ def _unusable(source: Origin, text: str) -> UnusableNetwork:
 def _torchvision(source: Origin) -> nn.Module:
     from torchvision import models
 
-    name, known = source.name.removeprefix(TORCHVISION), models.list_models(module=models)
+    name, known = source.name.removeprefix("torchvision:"), models.list_models(module=models)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f". Did you mean {TORCHVISION}{near[0]}?" if near else ""
+        hint = f". Did you mean torchvision:{near[0]}?" if near else ""
         raise _unusable(source, f"torchvision has no such classifier{hint}")
     return models.get_model(name, weights=None, **dict(source.arguments))
 
@@ -129,23 +128,10 @@ def _executed(source: Origin, path: str) -> ModuleType:
     return module
 
 
-@contextmanager
-def _drawing(seed: int | None) -> Iterator[None]:
-    """Torch's generator of the CPU stands at a seed, and afterwards where it was."""
-    with torch.random.fork_rng(devices=[]):
-        if seed is None:
-            with _NoDraws():
-                yield
-        else:
-            torch.default_generator.set_state(torch.Generator().manual_seed(seed).get_state())
-            yield
-
-
 class _NoDraws(TorchFunctionMode):
-    """What would be drawn is its mean: drawing is most of the time that a large network takes.
+    """What would be drawn is 0: drawing is most of the time that a large network takes.
 
-    ``uniform_(a, b)`` and ``normal_(mean, std)`` are functions of nn.init and methods of tensors,
-    with other names for the same arguments.
+    ``uniform_`` and ``normal_`` are functions of nn.init and methods of tensors.
     """
 
     def __torch_function__(
@@ -154,11 +140,8 @@ class _NoDraws(TorchFunctionMode):
         kwargs = kwargs or {}
         if func.__name__ not in ("uniform_", "normal_"):
             return func(*args, **kwargs)
-        named = (value for name, value in kwargs.items() if name != "generator")
-        tensor, *numbers = *args, *named
-        first, second = [*numbers, *(0.0, 1.0)[len(numbers) :]][:2]
         with torch.no_grad():
-            return tensor.fill_((first + second) / 2 if func.__name__ == "uniform_" else first)
+            return (args[0] if args else kwargs["tensor"]).zero_()
 
 
 @contextmanager
@@ -169,13 +152,11 @@ def _errors_named(source: Origin) -> Iterator[None]:
     except UnusableNetwork:
         raise
     except Exception as error:
-        path, where = source.name.rpartition(":")[0], ""
         frames = traceback.walk_tb(error.__traceback__)
-        lines = [line for frame, line in frames if frame.f_code.co_filename == path]
+        lines = [line for frame, line in frames if frame.f_code.co_filename == source.file]
         if isinstance(error, SyntaxError):
-            where = f"line {error.lineno}, "
-        elif lines and source.code:
-            where = f"line {lines[-1]}, "
+            lines = [error.lineno]
+        where = f"line {lines[-1]}, " if lines else ""
         raise _unusable(source, f"{where}{type(error).__name__}: {first_line(error)}") from error
 
 

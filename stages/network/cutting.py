@@ -14,8 +14,6 @@ block has an auxiliary classifier instead. So is pooling that closes the last bl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,25 +60,40 @@ def _joined(parts: Sequence[Named]) -> Named:
     return f"{path} ({type(main).__name__})", module
 
 
-@dataclass
-class _Chain:
-    """What was called so far, in a chain, and what did not fit."""
-
-    last: Tensor
-    parts: list[Named] = field(default_factory=list)
-    ended: bool = False
-    stray: str | None = None
-    """The first part after the end that has weights and is none of a classifier."""
-
-    def note(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """A forward hook, once the path is given."""
-        follows = bool(inputs) and inputs[0] is self.last
-        self.ended = self.ended or not follows or not _is_map(output)
-        if not self.ended:
-            self.parts.append((path, module))
-            self.last = output
-        elif self.stray is None and _weighted(module) and not _is_flat(output):
-            self.stray = f"{path} ({type(module).__name__})"
+def _trunk(model: nn.Module, name: str) -> list[Named]:
+    """The modules from the image to the last map."""
+    calls: list[tuple[str, nn.Module, tuple[Any, ...], Any]] = []
+    model.eval()
+    with faked(model, (1, 3, SIDE, SIDE)) as (state, last):
+        hooks = [
+            part.register_forward_hook(lambda *call, path=path: calls.append((path, *call)))
+            for path, part in _units(model)
+        ]
+        try:
+            functional_call(model, state, (last,))
+        finally:
+            for hook in hooks:
+                hook.remove()
+    model.train()
+    parts: list[Named] = []
+    for path, module, inputs, output in calls:
+        if not inputs or inputs[0] is not last or not _is_map(output):
+            break
+        parts.append((path, module))
+        last = output
+    stray = (
+        f"{path} ({type(module).__name__})"
+        for path, module, _, output in calls[len(parts) :]
+        if _weighted(module) and not _is_flat(output)
+    )
+    where = next(stray, None if parts else "its first part")
+    if where:
+        after = f" ({parts[-1][0]})" if parts else ""
+        raise UnusableNetwork(
+            f"network {name} cannot be cut into blocks: {where} does not see the map that the part "
+            f"before it gave{after}, or gives none. Name a Python file with blocks of your own"
+        )
+    return parts
 
 
 def _is_map(output: Any) -> bool:
@@ -90,28 +103,6 @@ def _is_map(output: Any) -> bool:
 def _is_flat(output: Any) -> bool:
     """One value of every feature or class."""
     return isinstance(output, Tensor) and output.numel() == output.shape[:2].numel()
-
-
-def _trunk(model: nn.Module, name: str) -> list[Named]:
-    """The modules from the image to the last map."""
-    model.eval()
-    with faked(model, (1, 3, SIDE, SIDE)) as (state, x):
-        chain = _Chain(x)
-        hooks = [p.register_forward_hook(partial(chain.note, path)) for path, p in _units(model)]
-        try:
-            functional_call(model, state, (x,))
-        finally:
-            for hook in hooks:
-                hook.remove()
-    model.train()
-    if chain.stray or not chain.parts:
-        where = chain.stray or "its first part"
-        after = f" ({chain.parts[-1][0]})" if chain.parts else ""
-        raise UnusableNetwork(
-            f"network {name} cannot be cut into blocks: {where} does not see the map that the part "
-            f"before it gave{after}, or gives none. Name a Python file with blocks of your own"
-        )
-    return chain.parts
 
 
 def _units(module: nn.Module, path: str = "") -> Iterator[Named]:
