@@ -68,10 +68,11 @@ class Recipe:
         it is done only when somebody asks for them. Raises RecipeError."""
         a = self.augment
         self._check_divisible("augment.crop", a.crop, len(self.layers))
+        side = self.shape(len(self.layers), a.crop)[1]
         require(
-            self.final_side >= 2 or not self.auxiliary.final_hidden,
+            side >= 2 or not self.auxiliary.final_hidden,
             f"'auxiliary.final_hidden' begins with max pooling over 2×2 pixels, and x_J has "
-            f"{self.final_side}; enlarge 'augment.crop' or shorten {self.network.downsampled_by}",
+            f"{side}; enlarge 'augment.crop' or shorten {self.network.downsampled_by}",
         )
         if a.views == "canvas":
             self._check_divisible("the canvas", self.canvas, len(self.layers))
@@ -105,11 +106,6 @@ class Recipe:
         return (self.canvas - self.augment.crop) // 2
 
     @property
-    def final_side(self) -> int:
-        """Side of x_J as its classifier sees it, in pixels."""
-        return self.shape(len(self.layers), self.augment.crop)[1]
-
-    @property
     def is_random(self) -> bool:
         """Does augmentation draw anything?"""
         return self.augment.flip or self.canvas > self.augment.crop
@@ -133,8 +129,11 @@ class Recipe:
         Empty where none are removed."""
         if not self.compress:
             return ()
-        problem = self.problems[j - 1]
-        return tuple(with_width(problem, n) for n in self.compress.widths(j, problem[0].width))
+        layer, auxiliary = self.problems[j - 1]
+        return tuple(
+            (dataclasses.replace(layer, width=n), dataclasses.replace(auxiliary, channels=n))
+            for n in self.compress.widths(j, layer.width)
+        )
 
     @cached_property
     def _kept(self) -> tuple[ProblemSpec, ...]:
@@ -166,12 +165,6 @@ class Recipe:
             "augment": without_later_defaults(self.augment),
             "auxiliary": without_later_defaults(self.auxiliary),
         }
-
-
-def with_width(problem: ProblemSpec, width: int) -> ProblemSpec:
-    """A problem whose layer has ``width`` filters instead."""
-    layer, auxiliary = problem
-    return dataclasses.replace(layer, width=width), dataclasses.replace(auxiliary, channels=width)
 
 
 def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
