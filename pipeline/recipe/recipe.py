@@ -156,15 +156,13 @@ class Recipe:
 
     def science(self) -> dict[str, Any]:
         """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
-        table = dataclasses.asdict(self)
-        del table["claim"], table["data"]["source"]
-        if not self.compress:
-            del table["compress"]
-        table["network"] = self.network.science()
-        return table | {
-            "augment": without_later_defaults(self.augment),
-            "auxiliary": without_later_defaults(self.auxiliary),
-        }
+        tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del tables["claim"]
+        found = {name: without_later_defaults(t) for name, t in tables.items() if t is not None}
+        del found["data"]["source"]
+        if isinstance(self.network, NamedNetwork):
+            found["network"] = self.network.science()
+        return found
 
 
 def parse(text: str, name: str, folder: Path | None = None) -> Recipe:

@@ -57,17 +57,18 @@ def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
     Raises UnusableNetwork also where one of them is no longer the block that was read.
     """
     source = blocks[0].source
-    made = construct(source, seed)
+    made, found = dict(enumerate(construct(source, seed), start=1)), []
     for block in blocks:
-        name, module = made[block.index - 1] if block.index <= len(made) else ("", None)
-        if module is None or digest(source, module) != block.digest:
+        name, module = made.get(block.index, ("missing", nn.Identity()))
+        if digest(source, module) != block.digest:
             raise _unusable(
                 source,
-                f"block {block.index}, {name or 'missing'} here, is not what the run was made with "
+                f"block {block.index}, {name} here, is not what the run was made with "
                 f"({block.name}, {block.digest[:12]}). Is this another version of torchvision, or "
                 "of what the file imports?",
             )
-    return [made[block.index - 1][1] for block in blocks]
+        found.append(module)
+    return found
 
 
 def construct(source: Origin, seed: int | None) -> list[Named]:
