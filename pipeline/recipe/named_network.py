@@ -94,7 +94,7 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
             f"'network.arguments.{key}' is {value!r}; it must be a number, a string, true or "
             "false, and weights are always random",
         )
-    network = NamedNetwork(name, tuple(sorted(arguments.items())))
+    network = NamedNetwork(name, tuple(arguments.items()))
     return replace(network, code=_text(folder, network.file)) if network.file else network
 
 

@@ -88,7 +88,7 @@ def digest(source: Origin, module: nn.Module) -> str:
     state = [[n, list(t.shape), str(t.dtype)] for n, t in module.state_dict().items()]
     said = {
         "name": source.name,
-        "arguments": source.arguments,
+        "arguments": sorted(source.arguments),
         "code": source.digest or _code_of(module),
         "structure": ADDRESS.sub("", str(module)),
         "state": state,
