@@ -58,6 +58,7 @@ class Options(cluster.ClusterOptions):
     ensemble: bool = False
     features: bool = False
     final: str | None = None
+    onnx: bool = False
     sweeps: bool = False
     yes: bool = False
     deep: bool = False
