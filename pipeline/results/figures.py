@@ -103,6 +103,8 @@ def training_curves(report: Report) -> str:
 
     def paint(figure: Figure) -> None:
         loss, accuracy = figure.subplots(2, 1, sharex=True)
+        loss.grid(axis="y")
+        accuracy.grid(axis="y")
         _layer_bands([loss, accuracy], layers)
         _curve(loss, layers, "train_loss", 1, OCHRE, "training")
         _curve(accuracy, layers, "train_top1", 100, OCHRE, "training")
@@ -217,7 +219,6 @@ def _layer_bands(panels: list[Axes], layers: list[Report]) -> None:
         end = start + len(one["epochs"])
         for axes in panels:
             axes.axvspan(start, end, color="#f3f4f6", alpha=place % 2, linewidth=0, zorder=0)
-            axes.grid(axis="y")
         name = f"layer {one['layer']}" if len(layers) <= 6 else f"{one['layer']}"
         top = panels[0].get_xaxis_transform()
         panels[0].text((start + end) / 2, 1.02, name, transform=top, ha="center", color=SLATE)

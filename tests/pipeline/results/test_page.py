@@ -192,6 +192,11 @@ def test_figures_are_xml_with_a_label(pages: dict[str, str], name: str) -> None:
     assert len(drawn) == expected.get(name, 5)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_curves_have_lines_across_whatever_the_number_of_layers(layers: int) -> None:
+    assert figures.STYLE["grid.color"] in figures.training_curves(_report(layers=layers))
+
+
 def test_same_report_gives_the_same_page(pages: dict[str, str]) -> None:
     assert page.render(copy.deepcopy(REPORTS["full"])) == pages["full"]
 
