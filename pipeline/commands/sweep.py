@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import BudgetError
+from strata.pipeline.options import Options
 from strata.pipeline.plan import compression, memory, plan
 from strata.pipeline.plan.caching import caching
 from strata.pipeline.progress import size
