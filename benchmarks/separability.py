@@ -35,7 +35,8 @@ from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 from checkout import ROOT
 from strata.pipeline.recipe.builtin import text_of
 from strata.pipeline.recipe.recipe import parse
-from strata.pipeline.results.separability import separability
+from strata.pipeline.results.figures import draw
+from strata.pipeline.results.separability import probes
 
 TRAIN, TEST = 10_000, 5_000
 HIDDEN, LAYERS = 64, 5
@@ -144,7 +145,7 @@ def figure(runs: dict[str, Any]) -> str:
         for network in NETWORKS
         for kind in KINDS
     ]
-    return separability({"probes": [one for one in curves if one["points"]]})
+    return draw(probes, {"probes": [one for one in curves if one["points"]]})
 
 
 def point(depth: int, percents: tuple[float, ...]) -> dict[str, Any]:

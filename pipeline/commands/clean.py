@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from strata.pipeline.commands import lifecycle
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
+from strata.pipeline.options import Options
 from strata.pipeline.progress import size
 from strata.pipeline.run import sweep_results
 from strata.pipeline.run.record import RESULT

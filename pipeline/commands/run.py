@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
+from strata.pipeline.options import Options
 from strata.pipeline.recipe import variants
 from strata.pipeline.run import ranks
 from strata.pipeline.run.rundir import Run
@@ -36,7 +37,7 @@ def run(options: Options) -> Answer:
     if ranks.leads() and (done or not page.exists()):
         from strata.pipeline.results.report import write_report
 
-        page = write_report(found)
+        write_report(found)
     said = lifecycle.done_answer(found, done)
     table = tables.of_evaluation(found.evaluation())
     return Answer(said.value, (*said.shown, table, f"report: {page}"))

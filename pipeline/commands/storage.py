@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import NotThereYet, RunConflict, remedy
+from strata.pipeline.options import Options
 from strata.pipeline.progress import size
 from strata.pipeline.run.rundir import RUN
 from strata.pipeline.run.stores import open_store

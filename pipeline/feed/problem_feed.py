@@ -24,7 +24,7 @@ from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run.session import Session
 from strata.stages.data import augment
-from strata.stages.network.spec import scale_at
+from strata.stages.network.blocks import scale_at
 from strata.store.level.level import Level
 from strata.store.read.order import Mixing, cut, mixing
 from strata.store.read.rows import Rows
