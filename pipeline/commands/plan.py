@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -67,7 +66,7 @@ def _weighed(
         known = caching.costs(recipe, costs, options)
     except (NotThereYet, BudgetError) as error:
         return None, [f"Which levels are worth their disk: {error}."]
-    worth = weigh(known, math.inf if options.disk_budget is None else options.disk_budget)
+    worth = weigh(known, caching.disk_budget(options))
     shown = [plan_tables.of_worth(worth), plan_tables.worth_summary(worth)]
     shown += [plan_tables.of_ways(worth, recipe), *caching.guesses(recipe, known.machine)]
     return worth.as_json(), shown

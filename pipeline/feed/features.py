@@ -28,8 +28,8 @@ from strata.stages.data import augment
 from strata.stages.errors import NotFinite
 from strata.stages.features.quantise import Codec, codec
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.featurize import Frozen, encoded, featurize
-from strata.stages.network.network import blank_layer
+from strata.stages.network.featurize import Frozen, featurize
+from strata.stages.network.network import build_layer
 from strata.store.level.level import Level
 
 
@@ -75,7 +75,8 @@ class Features:
     def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
         """x_depth of some rows in the form in which it is stored. There must be layers."""
         block, compute = self.session.run.recipe.cache.block, self.session.compute
-        return encoded(self.layers, self._base(stored, draws), block=block, compute=compute)
+        x = self._base(stored, draws)
+        return featurize(self.layers, x, block=block, compute=compute, encode=True)
 
     def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
         """Decoded values of the base level; of x_0, normalised images."""
@@ -157,7 +158,7 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
     """A frozen layer from its weights, on the device, in eval mode. Raises LevelDamaged: the
     weights have another digest."""
-    layer = blank_layer(spec)
+    layer = build_layer(spec, None)
     layer.load_state_dict(weights.read_checked(path, digest))
     layer.requires_grad_(False)
     return layer.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore

@@ -14,10 +14,9 @@ from pathlib import Path
 from strata.pipeline.errors import BudgetError, NotThereYet, RecipeError
 from strata.pipeline.options import Options
 from strata.pipeline.plan import hardware, machine, memory
-from strata.pipeline.plan.choose import MemoisedCosts, cheapest_chain
+from strata.pipeline.plan.choose import cheapest_chain, evicted
 from strata.pipeline.plan.costs import RecipeCosts, kind
 from strata.pipeline.plan.plan import Plan, check_budget
-from strata.pipeline.plan.worth import evicted
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
@@ -73,11 +72,11 @@ def _depths(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     if options.cache == "never":
         return Caching((), False)
     found, disk = costs(recipe, plan, options), disk_budget(options)
-    best = cheapest_chain(MemoisedCosts(found), disk=disk)
+    best = cheapest_chain(found.table, disk=disk)
     depths = frozenset(node.depth for node in best.chain)
     cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
     said = f"--cache auto: worth caching on {found.machine.name}: {cached}"
-    return Caching(depths, bool(evicted(found, best, disk)), (said,))
+    return Caching(depths, bool(evicted(found.table, best, disk)), (said,))
 
 
 def disk_budget(options: Options) -> float:
@@ -88,7 +87,7 @@ def disk_budget(options: Options) -> float:
 def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
     """How x_1 … x_{J-1} are stored best, those first that are written on the way. The others are
     written by whoever asks for them: as if each were cached, too."""
-    table, between = MemoisedCosts(found), range(1, found.layers)
+    table, between = found.table, range(1, found.table.layers)
     must = frozenset(between if how.depths is None else how.depths)
     chosen = cheapest_chain(table, disk=disk, must=must, never=frozenset(between) - must)
     alone = (cheapest_chain(table, must=frozenset([depth])).form(depth) for depth in between)

@@ -10,7 +10,7 @@ from typing import Any
 from strata.pipeline.errors import BudgetError, NotThereYet, OptionRange
 from strata.pipeline.options import Options
 from strata.pipeline.plan import caching
-from strata.pipeline.plan.choose import MemoisedCosts, cheapest_chain
+from strata.pipeline.plan.choose import cheapest_chain
 from strata.pipeline.plan.plan import Plan, make_plan
 from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe.recipe import Recipe
@@ -70,7 +70,7 @@ def _seconds(recipe: Recipe, plan: Plan, options: Options) -> float | None:
         known = caching.costs(recipe, plan, options)
     except (NotThereYet, BudgetError):
         return None
-    found = cheapest_chain(MemoisedCosts(known), disk=caching.disk_budget(options)).seconds
+    found = cheapest_chain(known.table, disk=caching.disk_budget(options)).seconds
     return found if found < math.inf else None
 
 

@@ -83,7 +83,7 @@ def find(
     name, text = builtin.text_of(recipe)
     loaded = parse(text, name, builtin.folder_of(recipe))
     place = directory or Path("runs") / name / str(seed)
-    run = rundir.find_matching(place, loaded, seed)
+    run = rundir.find_matching(place, loaded, seed, text)
     if run is not None:  # the same network, and perhaps it knows its blocks
         loaded = replace(loaded, network=run.recipe.network)
     loaded.check_layers()

@@ -8,7 +8,7 @@ only its figures, so that planning needs no torch once they are known.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import prod
@@ -126,6 +126,19 @@ class Block:
 
 AnyLayer = LayerSpec | Block
 """What layer j is, of any network."""
+
+
+def scale_at(layers: Sequence[AnyLayer], depth: int) -> int:
+    """How many pixels of x_0 one pixel of x_depth spans: 2^(downsamplings so far)."""
+    return prod(layer.factor for layer in layers[:depth])
+
+
+def shape_at(layers: Sequence[AnyLayer], depth: int, channels: int, size: int) -> Shape:
+    """Shape of x_depth when x_0 is (channels, size, size)."""
+    shape: Shape = (channels, size, size)
+    for layer in layers[:depth]:
+        shape = layer.output(shape)
+    return shape
 
 
 def _peaks(found: Mapping[str, Any]) -> MemoryPeaks:
