@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from strata.pipeline.commands import lifecycle, plan_tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import BudgetError, NotThereYet
+from strata.pipeline.options import Options
 from strata.pipeline.plan import caching, compression, machine, memory
 from strata.pipeline.plan.plan import Plan, check_budget, make_plan, steps
 from strata.pipeline.plan.worth import weigh

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from strata.pipeline.errors import BudgetError, NotThereYet, RecipeError
+from strata.pipeline.options import Options
 from strata.pipeline.plan import hardware, machine, memory
 from strata.pipeline.plan.choose import cheapest_chain, evicted
 from strata.pipeline.plan.costs import RecipeCosts, kind
@@ -24,21 +25,6 @@ from strata.store.feature_store import Place, is_url
 FEATURES = "features of x_1"
 """The ``sample`` of a machine whose rows were measured on features, which says how they pack."""
 ADVICE = "Run `calibrate`, or give --machine FILE"
-
-
-@dataclass(frozen=True)
-class CachingOptions:
-    """Options of the command line that decide what is cached; a default where there is none."""
-
-    store: Place = Path("features")
-    cache: str = "always"
-    machine: Path | None = None
-    problems: int = 1
-    disk_budget: int | None = None
-    gpu_memory: int | None = None
-    memory_budget: int | None = None
-    tier: str = "auto"
-    loader: str = "native"
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,7 @@ class Caching:
     """How x_depth is stored where the recipe leaves that open; raw where nothing is said."""
 
 
-def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
+def caching(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     """Decide what a run writes on its way.
 
     Raises:
@@ -76,7 +62,7 @@ def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
     return replace(how, said=(*how.said, said), profiles=profiles)
 
 
-def _depths(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
+def _depths(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     budget = options.disk_budget
     if options.cache == "always":
         return Caching(None, check_budget(plan, budget))
@@ -93,7 +79,7 @@ def _depths(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
     return Caching(depths, bool(evicted(found.table, best, disk)), (said,))
 
 
-def disk_budget(options: CachingOptions) -> float:
+def disk_budget(options: Options) -> float:
     """Bytes that ``--disk-budget`` allows; infinite where nothing is said."""
     return math.inf if options.disk_budget is None else float(options.disk_budget)
 
@@ -108,7 +94,7 @@ def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
     return {d: chosen.form(d) or form or "raw" for d, form in zip(between, alone, strict=True)}
 
 
-def costs(recipe: Recipe, plan: Plan, options: CachingOptions) -> RecipeCosts:
+def costs(recipe: Recipe, plan: Plan, options: Options) -> RecipeCosts:
     """The costs of a recipe on the machine that ``--machine`` describes, or else on this one,
     within the bounds on its memory.
 
@@ -147,7 +133,7 @@ def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
     return lines
 
 
-def known_machine(options: CachingOptions) -> machine.Machine | None:
+def known_machine(options: Options) -> machine.Machine | None:
     """The machine of ``--machine``, or the one whose disk the store is on; None: not calibrated,
     as object stores never are.
 
