@@ -96,9 +96,8 @@ class Session:
         """What the largest problem leaves of ``gpu_memory``."""
         if self.gpu_memory is None:
             return None
-        recipe, counts = self.run.recipe, enumerate(self.run.accumulate, 1)
-        peaks = (memory.known_peak(recipe, j, self.room, count) for j, count in counts)
-        return max(0, self.gpu_memory - max(peaks))
+        peak = memory.largest_peak(self.run.recipe, self.room, self.run.accumulate)
+        return max(0, self.gpu_memory - peak)
 
     def _memory_bytes_for_rows(self) -> int | None:
         """This rank's part of the memory budget, or of the machine's memory."""
