@@ -147,7 +147,7 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
         "\n\nMay vary: what `sweep` may, but width. To solve layer J again too: sweep --layer J.",
         (*SOLVING, VARY),
     ),
-    "baseline.baseline": (
+    "run.baseline": (
         "Train the network of a run end to end, by backpropagation, to compare the two.",
         (
             *WORK,

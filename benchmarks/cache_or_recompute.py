@@ -32,6 +32,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if "jpeg" in options.scenarios and find_spec("ffcv") is None:
+        others = " ".join(name for name in SCENARIOS if name != "jpeg")
+        parser.error(f"jpeg needs ffcv: `make ffcv` installs it. Without: {others}")
     out = options.out or (None if options.quick else RESULTS / "cache_or_recompute.json")
     known = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
     result = {"scenarios": known.get("scenarios", {})}

@@ -11,8 +11,9 @@ import checkout  # noqa: F401
 from strata.pipeline.feed import delivery
 from strata.pipeline.feed.level_feed import LevelFeed
 from strata.store.feature_store import open_level
-from strata.store.read.mapped import Mapped
+from strata.store.read.mapped import MappedRows
 from strata.store.read.packed import Chunks
+from strata.store.read.rows import Rows
 
 
 class Native(Rival):
@@ -71,18 +72,20 @@ class TakeInPlace(Threaded):
     """
 
     def __init__(self, directory: Path, batch: int, threads: int, each: int = 1) -> None:
-        self.mapped, self.batch = Mapped([open_level(directory)]), batch
+        self.mapped, self.batch = MappedRows([open_level(directory)]), batch
+        self.rows = self.mapped.memory.reshape(-1, self.mapped.geometry.row_bytes)
         shape = (batch, self.mapped.geometry.row_bytes)
         super().__init__(threads, shape, np.uint8, each)
 
     def prepare(self, seed: int) -> None:
-        order = np.random.default_rng(seed).permutation(len(self.mapped))
+        order = np.random.default_rng(seed).permutation(self.mapped.geometry.rows)
         begins = range(0, len(order), self.batch)
-        self.parts = [self.mapped.places(np.sort(order[at : at + self.batch])) for at in begins]
+        parts = [Rows.of(np.sort(order[at : at + self.batch])) for at in begins]
+        self.parts = [self.mapped.places(part) for part in parts]
 
     def read(self, part: np.ndarray, buffer: np.ndarray) -> np.ndarray:
         out = buffer[: len(part)]
-        np.take(self.mapped.rows, part, axis=0, out=out, mode="clip")
+        np.take(self.rows, part, axis=0, out=out, mode="clip")
         return out
 
 
@@ -92,10 +95,11 @@ class DecodeOnly(Threaded):
 
     def __init__(self, directory: Path, threads: int) -> None:
         self.chunks = Chunks([open_level(directory)], mapped=True)
-        super().__init__(threads, self.chunks.empty().shape, np.uint8)
-        self.parts = list(range(len(self.chunks)))
+        shape = self.chunks.geometry
+        super().__init__(threads, (shape.chunk_rows, shape.row_bytes), np.uint8)
+        self.parts = list(range(self.chunks.count))
 
     def read(self, part: int, buffer: np.ndarray) -> np.ndarray:
-        self.chunks.decode(part, buffer)
+        self.chunks.decode(0, part, buffer)
         first, end = self.chunks.rows(part)
         return buffer[: end - first]

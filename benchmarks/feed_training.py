@@ -22,7 +22,8 @@ from strata.pipeline.run import device as devices
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
 from strata.stages.network.network import build_problem
-from strata.stages.solve.solve import SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver
 
 
 def fed_against_memory(
@@ -51,7 +52,9 @@ def fed_against_memory(
 
         def train(batches: Any) -> float:
             def work() -> None:
-                solver.run_epoch(batches, steps, lambda _: None)
+                for x, y in batches:
+                    solver.train_on(x, y, steps)
+                solver.finish_epoch()
                 devices.finish(device)
 
             return seconds(work)

@@ -52,6 +52,7 @@ from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
 from strata.stages.network.featurize import Frozen
 from strata.store.feature_store import Store
+from strata.store.read.rows import Rows
 
 TRAIN = 256
 LAYERS = {
@@ -73,8 +74,9 @@ def against_forward(place: Path, name: str, j: int, images: int, rounds: int) ->
     algorithm.make(session, solve=j, write=j - 1)
     source, block = features(session, j, "test"), session.run.recipe.cache.block
     with source.delivery(once=True) as delivery:
-        parts = [np.arange(at, at + block) for at in range(0, min(4 * block, images), block)]
-        stored = [part.clone() for part in delivery.batches(parts)]
+        count = -(-min(4 * block, images) // block)
+        rows = Rows.of(np.arange(count * block))
+        stored = [part.clone() for part in delivery.batches(rows, [block] * count)]
     draws = level_draws(session.run.recipe, session.run.seed, "clean", block)
     layer, out = source.layers[-1].layer, torch.empty_like(source.encoded(stored[0], draws))
     width = session.run.recipe.shape(j - 1, session.run.recipe.augment.crop)[2]

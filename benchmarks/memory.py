@@ -59,7 +59,6 @@ from strata.pipeline.recipe.builtin import load
 from strata.pipeline.run import device, rundir
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
-from strata.pipeline.train.solving import schedule_of
 from strata.stages.network.network import build_problem
 from strata.stages.solve.baseline import build_end_to_end
 from strata.stages.solve.solve import Batches, Solver
@@ -122,7 +121,7 @@ def measured(place: Path, case: Case, on: torch.device) -> Found:
     if on.type == "cpu":
         hardware.keep_freed_memory()
     before, times = hardware.peak_memory_bytes() or 0, list[float]()
-    plan = dataclasses.replace(schedule_of(run.recipe.schedule, -(-BATCH // case.micro)), lr=0.0)
+    plan = dataclasses.replace(run.recipe.schedule, accumulate=-(-BATCH // case.micro), lr=1e-30)
     solver = Solver(network(session, case), plan, on, session.compute)
     with ProblemFeed(session, (case.layer or 1) - 1) as feed:
         parts = plan.accumulate

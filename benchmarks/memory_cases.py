@@ -33,7 +33,8 @@ from strata.stages.network.spec import (
     shape_at,
 )
 from strata.stages.solve.baseline import EndToEnd
-from strata.stages.solve.solve import Batches, SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Batches, Solver
 
 SIDE, CLASSES, STEPS = 32, 10, 2
 STORED = torch.float16

@@ -26,7 +26,6 @@ from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe import builtin, strict
 from strata.pipeline.results import separability
 from strata.pipeline.run import rundir
-from strata.pipeline.run.baselines import current
 from strata.pipeline.run.probe_results import source_name
 from strata.pipeline.run.rundir import EVALUATION, RESULT, Run
 from strata.store.errors import LevelDamaged
@@ -129,7 +128,7 @@ def _greedy(run: Run, ensemble: str = "probabilities") -> Found | None:
 
 
 def _baseline(run: Run, ensemble: str) -> Found | None:
-    if (record := current(run, "plain")) is None:
+    if (record := run.baseline("plain")) is None:
         return None
     path = run.baseline_directory("plain") / RESULT
     return _found(run, path, _in_percent(record, ensemble))

@@ -168,7 +168,7 @@ def forget(root: Path) -> None:
 
 def made(session: Session, j: int, wanted: Sequence[Variant]) -> list[bytes]:
     """The weights of every variant; they are removed."""
-    places = [sweep_results.place(session.run, j, variant.name) for variant in wanted]
+    places = [session.run.sweep_directory(j) / variant.name for variant in wanted]
     found = [(path / name).read_bytes() for path in places for name in sweep_results.FILES[:2]]
     shutil.rmtree(session.run.sweep_directory(j))
     return found

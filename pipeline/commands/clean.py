@@ -11,8 +11,8 @@ from strata.pipeline.commands import lifecycle
 from strata.pipeline.commands.lifecycle import Answer, Options
 from strata.pipeline.progress import size
 from strata.pipeline.run import sweep_results
-from strata.pipeline.run.probe_results import TRANSFER
-from strata.pipeline.run.rundir import RESULT, Run
+from strata.pipeline.run.record import RESULT
+from strata.pipeline.run.rundir import TRANSFER, Run
 from strata.store.feature_store import Store, used_bytes
 from strata.store.level.layout import depth_directory
 

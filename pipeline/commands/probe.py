@@ -10,7 +10,7 @@ from strata.pipeline.errors import NotThereYet, OptionRange
 from strata.pipeline.results import separability
 from strata.pipeline.run import levels, probe_results
 from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.probe_results import Kind, ProbedNetwork
+from strata.pipeline.run.probe_results import Kind
 from strata.pipeline.run.rundir import Run
 from strata.store.feature_store import Store
 
@@ -39,11 +39,12 @@ def probe(options: Options) -> Answer:
         done = _perform(found, options, kind, depths)
         network = _network(lifecycle.find(options).existing(), options)
     results = probe_results.results(network)
-    of = network.trained + (f" on {options.transfer}" if options.transfer else "")
+    trained = probe_results.trained(network)
+    of = trained + (f" on {options.transfer}" if options.transfer else "")
     value = {
         "run": str(found.directory),
-        "of": network.trained,
-        "images": network.run.source,
+        "of": trained,
+        "images": network.source,
         "done": done,
         "probes": [{k: v for k, v in one.items() if k != "files"} for one in results],
     }
@@ -51,13 +52,12 @@ def probe(options: Options) -> Answer:
     return Answer(value, (*lifecycle.done_answer(found, done).shown, table))
 
 
-def _network(run: Run, options: Options) -> ProbedNetwork:
-    trained = probe_results.end_to_end if options.of == "baseline" else probe_results.greedy
-    base = trained(run)
+def _network(run: Run, options: Options) -> Run:
+    base = probe_results.end_to_end(run) if options.of == "baseline" else run
     return probe_results.transferred(base, options.transfer) if options.transfer else base
 
 
-def _depths(found: Overview, network: ProbedNetwork, layer: int | None) -> Sequence[int]:
+def _depths(found: Overview, network: Run, layer: int | None) -> Sequence[int]:
     """Which x_j are asked for: that of one layer, or all that are there."""
     run = found.existing()
     solved = run.solved() if network.variant is None else run.layers
@@ -72,26 +72,23 @@ def _depths(found: Overview, network: ProbedNetwork, layer: int | None) -> Seque
     return [layer] if layer else range(1, solved + 1)
 
 
-def _is_missing(store: Store, network: ProbedNetwork, j: int, kind: Kind, options: Options) -> bool:
+def _is_missing(store: Store, network: Run, j: int, kind: Kind, options: Options) -> bool:
     """Is there something to do for x_j?"""
-    run, known = network.run, network.run.data()
-    if options.transfer and (known is None or not levels.unchanged(run, known)):
+    known = network.data()
+    if options.transfer and (known is None or not levels.unchanged(network, known)):
         return True
-    unwritten = options.materialize and levels.missing_at(run, store, j, clean=True)
+    unwritten = options.materialize and levels.missing_at(network, store, j, clean=True)
     return bool(unwritten) or probe_results.result(network, j, kind) is None
 
 
 def _perform(found: Overview, options: Options, kind: Kind, depths: Sequence[int]) -> list[str]:
     from strata.pipeline.materialize.materialize import materialize
-    from strata.pipeline.study.probe import train_probe
-    from strata.pipeline.study.replica import copy_layers, shown, states_of
+    from strata.pipeline.study.probe import copy_layers, shown, train_probe
 
     done = []
     with lifecycle.at_work(found, options) as session:
-        network = _network(session.run, options)
-        own = shown(session, network)
-        if network.origins is not None:
-            copy_layers(own, network, max(depths), states_of(session.run, network.variant))
+        own = shown(session, _network(session.run, options))
+        copy_layers(own, session.run, max(depths))
         network = _network(session.run, options)
         for j in depths:
             if options.materialize and levels.missing_at(own.run, own.store, j, clean=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +190,7 @@ def evict(options: Options) -> Answer:
         raise NotThereYet(f"x_{j} is not in {store.root}: nothing to evict")
     if not found.inventory().images:
         raise NotThereYet("x_0 is not complete, so nothing could be made again from it")
-    for path, what in chain.from_iterable(map(run.damaged_files, range(1, j + 1))):
+    for path, what in run.damaged(*(f"layer_{i}" for i in range(1, j + 1))):
         raise LevelDamaged(f"{path}: {what}; x_{j} could not be made again. Nothing is removed")
     own = str(run.directory.resolve())
     others = [user for user in users(notes_in(store), place.name) if user != own]

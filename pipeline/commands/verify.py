@@ -18,8 +18,8 @@ from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.progress import Reporter, size
 from strata.pipeline.run import levels, network_record, probe_results, sweep_results
 from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.probe_results import NETWORK, TRANSFER
-from strata.pipeline.run.rundir import BASELINE, DATA, FEATURES, RUN, Run
+from strata.pipeline.run.record import DATA, FEATURES, RUN
+from strata.pipeline.run.rundir import BASELINE, NETWORK, TRANSFER, Run
 from strata.store.errors import LevelDamaged
 from strata.store.feature_store import Store
 from strata.store.level.layout import LevelKey
@@ -128,21 +128,9 @@ def check(
             for damage in check_level(root, directory, **how):
                 damaged[damage.path] = damaged.pop(damage.path, damage)
     partial = tuple(d for d, s in states.items() if s.state in ("partial", "absent"))
-    of_run = _damaged_in_run(run, layer) if run else ()
+    places = (f"layer_{layer}", f"sweep_{layer}/*") if layer else ()
+    of_run = tuple(run.damaged(*places)) if run else ()
     return Findings(len(found), nbytes, partial, tuple(damaged.values()), of_run)
-
-
-def _damaged_in_run(run: Run, layer: int | None) -> tuple[tuple[Path, str], ...]:
-    layers = range(1, run.layers + 1) if layer is None else [layer]
-    found = list(run.damaged_records()) if layer is None else []
-    for j in layers:
-        found += [*run.damaged_files(j), *sweep_results.damaged(run, j)]
-    if layer is None:
-        found += sweep_results.damaged(run, run.layers + 1)
-        for inside in probe_results.replicas(run):
-            found += inside.damaged_records()
-            found += [damage for j in layers for damage in inside.damaged_files(j)]
-    return tuple(found)
 
 
 def repair(session: Session, findings: Findings) -> list[str]:
@@ -155,7 +143,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
         One line for everything that was mended.
     """
     from strata.pipeline.materialize.images import ensure_images
-    from strata.pipeline.study.keep import keep
+    from strata.pipeline.study.sweep import keep
     from strata.pipeline.train.algorithm import make
     from strata.pipeline.train.evaluation import evaluate
 
@@ -179,8 +167,8 @@ def repair(session: Session, findings: Findings) -> list[str]:
             keep(session, depth, one) if one else make(session, solve=depth)
         lines += _mend_depth(session, depth, where)
     for network in probe_results.networks(run):
-        own = dataclasses.replace(session, run=network.run)
-        for depth in range(network.solved + 1):
+        own = dataclasses.replace(session, run=network)
+        for depth in range(network.solved() + 1):
             lines += _mend_depth(own, depth, where)
     if run.evaluation() is None and run.solved():
         evaluate(run, store)

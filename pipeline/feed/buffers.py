@@ -1,4 +1,4 @@
-"""Memory for rows: host buffers, used again as soon as nobody holds them, and all rows on a GPU.
+"""Memory for rows on the host, used again as soon as nobody holds it.
 
 New memory is dear: its first touch costs a page fault per 4 KiB, which together take longer than
 filling it. A buffer is free when the ring is the only one that refers to it. So whoever was given a
@@ -7,7 +7,7 @@ part of one may keep it as long as he likes, and lets it go by forgetting it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from sys import getrefcount
 
@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strata.store.level.layout import Geometry
 from strata.store.memory import PAGE, page_of
 
 Allocate = Callable[[int], np.ndarray]
 """A number of bytes to a uint8 array of them."""
 MAP_SLOTS = 2
 """Maps in use at once: the batch at work, and the next."""
-LOAD_BYTES = 32 << 20
-"""Rows that are copied to the device at a time, in bytes."""
 
 
 def pageable(nbytes: int) -> np.ndarray:
@@ -84,37 +81,3 @@ class MapBuffers:
         rows, channels, height, width = shape
         flat = torch.from_numpy(self._ring.take()[:nbytes].view(np.float32))
         return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)
-
-
-class DeviceRows:
-    """The device tier: all rows of some levels (views), as stored, in the memory of the device and
-    gathered there. Row r of view v has the number v · rows + r."""
-
-    def __init__(
-        self,
-        geometry: Geometry,
-        views: int,
-        device: torch.device,
-        read: Callable[[Sequence[np.ndarray]], Iterator[Tensor]],
-        tick: Callable[[int], None],
-    ) -> None:
-        """
-        Args:
-            read: gives the stored rows of parts of row numbers, on the device, each valid until the
-                next; used once for every row, in order.
-            tick: called with the rows that were loaded since the last call.
-        """
-        rows, each = views * geometry.rows, max(1, LOAD_BYTES // geometry.row_bytes)
-        parts = [np.arange(at, min(at + each, rows)) for at in range(0, rows, each)]
-        dtype = torch.from_numpy(np.empty(0, geometry.dtype)).dtype
-        dtype = torch.int16 if dtype == torch.uint16 else dtype  # no GPU gathers uint16
-        self._rows = torch.empty((rows, *geometry.stored), dtype=dtype, device=device)
-        for part, found in zip(parts, read(parts), strict=True):
-            self._rows[part[0] : part[-1] + 1] = found.view(dtype)
-            tick(len(part))
-
-    def batches(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """The rows of each part, in the order asked for: memory of their own."""
-        order = torch.from_numpy(np.concatenate([*parts, np.empty(0, np.int64)]))
-        for index in order.to(self._rows.device).split([len(part) for part in parts]):
-            yield self._rows.index_select(0, index)

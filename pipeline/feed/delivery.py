@@ -15,26 +15,31 @@ import torch
 from torch import Tensor
 
 from strata.pipeline.errors import LoaderError
-from strata.pipeline.feed.buffers import DeviceRows, host_memory
-from strata.pipeline.feed.ffcv.rows import FfcvRows
+from strata.pipeline.feed.buffers import host_memory
+from strata.pipeline.feed.ffcv.rows import FfcvBeton, FfcvLevels
 from strata.pipeline.feed.prefetch import Reader
 from strata.pipeline.feed.transfer import CudaStreams, Transfer
 from strata.pipeline.plan.tiers import CACHE_SHARE, TierChoice, choose_tier
 from strata.pipeline.run.device import ReadOptions, available_memory
 from strata.store.level.level import Level
+from strata.store.read.descriptors import ReadRows
+from strata.store.read.mapped import MappedRows
+from strata.store.read.order import cut
+from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
-from strata.store.read.rows import LoadedRows, MappedRows, ReadRows, TakenRows
+from strata.store.read.rows import Rows, TakenRows
 
 WAITERS = 16
 """Threads that wait for a disk."""
 WAIT_BYTES = 256 << 10
 """Bytes that one of them reads at a time."""
+LOAD_BYTES = 32 << 20
+"""Bytes of rows that are copied to the device tier at a time."""
 LOADERS = ("native", "ffcv")
 
 
 class Delivery(AbstractContextManager["Delivery"]):
-    """Rows of levels of one x_j (views): row r of view v has the number v · rows + r. Close it, or
-    use it in a with statement."""
+    """Rows of levels of one x_j (views). Close it, or use it in a with statement."""
 
     choice: TierChoice
     """The tier, and why."""
@@ -60,19 +65,15 @@ class Delivery(AbstractContextManager["Delivery"]):
             LevelDamaged: a file is not what was committed.
         """
         self._levels, self._options = tuple(levels), options
-        self.geometry, device = levels[0].geometry, options.device
+        self.geometry, self.device = levels[0].geometry, options.device
         self._packed = self.geometry.profile != "raw"
         self.choice = self._choose(once)
-        self._transfer = Transfer(device, CudaStreams(device)) if device.type == "cuda" else None
-        if options.loader == "native":
-            self._reader = self._native(tick)
-        elif beton is not None:
-            self._reader = FfcvRows.of_beton(beton, levels[0], options.threads)
-        else:
-            self._reader = FfcvRows.of_levels(levels, options.threads)
-        self._device_rows: DeviceRows | None = None
+        on_gpu = self.device.type == "cuda"
+        self._transfer = Transfer(self.device, CudaStreams(self.device)) if on_gpu else None
+        self._reader = self._opened(beton, tick)
+        self._on_device: Tensor | None = None
         if self.choice.tier == "device":
-            self._device_rows = DeviceRows(self.geometry, len(levels), device, self.batches, tick)
+            self._on_device = self._loaded(tick)
             self._reader.close()
 
     def __exit__(self, *error: object) -> None:
@@ -81,25 +82,43 @@ class Delivery(AbstractContextManager["Delivery"]):
     def close(self) -> None:
         """End the threads and unmap. Batches on the CPU stay valid."""
         self._reader.close()
-        self._device_rows = None
+        self._on_device = None
 
-    def batches(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """The rows of each part, in the order asked for.
-
-        Args:
-            parts: int64 row numbers, one array per batch.
+    def batches(self, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
+        """The rows asked for, as batches of these lengths.
 
         Returns:
-            Stored elements (len(part), channel, y, x) on the device. On a GPU each is valid until
+            Stored elements (length, channel, y, x) on the device. On a GPU each is valid until
             the next is asked for; on a CPU as long as it is held.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        if self._device_rows is not None:
-            return self._device_rows.batches(parts)
-        batches = self._reader.batches(parts)
+        if self._on_device is not None:
+            return self._gathered(self._on_device, rows, lengths)
+        batches = self._reader.batches(rows, lengths)
         return self._transfer(batches) if self._transfer else map(torch.from_numpy, batches)
+
+    def _gathered(self, stored: Tensor, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
+        """The device tier: batches in memory of their own."""
+        index = torch.from_numpy(rows.view * self.geometry.rows + rows.row).to(stored.device)
+        for places in index.split(lengths):
+            yield stored.index_select(0, places)
+
+    def _loaded(self, tick: Callable[[int], None]) -> Tensor:
+        """All rows as stored, one view after another, in the memory of the device."""
+        shape, views = self.geometry, len(self._levels)
+        dtype = torch.from_numpy(np.empty(0, shape.dtype)).dtype
+        dtype = torch.int16 if dtype == torch.uint16 else dtype  # no GPU gathers uint16
+        count, end = views * shape.rows, 0
+        stored = torch.empty((count, *shape.stored), dtype=dtype, device=self.device)
+        rows = Rows(*np.divmod(np.arange(count), shape.rows))
+        lengths = cut(count, max(1, LOAD_BYTES // shape.row_bytes))
+        for found in self.batches(rows, lengths):
+            begin, end = end, end + len(found)
+            stored[begin:end] = found.view(dtype)
+            tick(len(found))
+        return stored
 
     def _choose(self, once: bool) -> TierChoice:
         views, asked = len(self._levels), self._options.tier
@@ -120,10 +139,12 @@ class Delivery(AbstractContextManager["Delivery"]):
             memory_free=on_host,
         )
 
-    def _native(self, tick: Callable[[int], None]) -> Reader:
+    def _opened(self, beton: Path | None, tick: Callable[[int], None]) -> Reader:
         levels, tier, threads = self._levels, self.choice.tier, self._options.threads
-        allocate = host_memory(self._options.device)
-        if any(level.geometry != self.geometry for level in levels):
+        allocate = host_memory(self.device)
+        if tier == "ffcv":
+            rows = FfcvLevels(levels) if beton is None else FfcvBeton(beton, levels[0])
+        elif any(level.geometry != self.geometry for level in levels):
             rows = TakenRows(levels)  # two runs have written these views, in shards of two sizes
         elif self._packed and tier == "memory":
             rows = LoadedRows(levels, threads, tick)

@@ -51,8 +51,7 @@ class Features:
         """The base levels' rows on the device. Close it.
 
         Args:
-            views: the levels to read, in this order, where there are several: row r of view v has
-                the number v · rows + r. None: the only one.
+            views: the levels to read, in this order, where there are several; none: the only one.
             once: every row is read once, in order.
         """
         session = self.session
@@ -62,21 +61,16 @@ class Features:
         with session.report.task(f"reading x_{self.base}", rows, "rows") as tick:
             return Delivery(levels, session.read_options, once=once, beton=images, tick=tick)
 
-    def values(self, stored: Tensor, draws: Draws | None, crops: Crops | None = None) -> Tensor:
+    def values(self, stored: Tensor, draws: Draws | None) -> Tensor:
         """x_depth of some rows: (B, C, H, W), decoded or rounded as it is stored, in float16,
         bfloat16 or float32; for x_0, normalised images.
 
         Args:
             stored: elements of the base level, on the device.
             draws: flip and offset of each row, used where the base is x_0.
-            crops: what to cut out, in feature space; None: the whole map.
         """
-        if self.stored is not None and not self.layers:  # cut while a value has few bytes
-            x = self.stored.unpacked(stored, self._width)
-            return self.stored.values(x if crops is None else crops.cut(x))
         block, compute = self.session.run.recipe.cache.block, self.session.compute
-        x = featurize(self.layers, self._base(stored, draws), block=block, compute=compute)
-        return x if crops is None else crops.cut(x)
+        return featurize(self.layers, self._base(stored, draws), block=block, compute=compute)
 
     def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
         """x_depth of some rows in the form in which it is stored. There must be layers."""
@@ -86,25 +80,9 @@ class Features:
     def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
         """Decoded values of the base level; of x_0, normalised images."""
         if self.stored is not None:
-            return self.stored.decode(stored, self._width)
+            return self.stored.decode(stored, next(iter(self.levels.values())).geometry.sample[2])
         assert draws is not None
         return image_views(self.session.run.recipe, stored, draws)
-
-    @property
-    def _width(self) -> int:
-        return next(iter(self.levels.values())).geometry.sample[2]
-
-
-@dataclass(frozen=True)
-class Crops:
-    """One window per row of a batch, in feature space."""
-
-    offsets: Tensor
-    """int64 (B, 2): (y, x), on the device."""
-    side: int
-
-    def cut(self, x: Tensor) -> Tensor:
-        return augment.crop(x, self.offsets, self.side)
 
 
 def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:

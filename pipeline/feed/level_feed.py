@@ -23,19 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strata.pipeline.feed.buffers import MapBuffers
 from strata.pipeline.feed.delivery import LOADERS, Delivery
+from strata.pipeline.feed.feed import Feed
 from strata.pipeline.plan.tiers import TIERS
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import GATHERERS, ReadOptions
-from strata.stages.data.augment import crop as cut
 from strata.stages.features.moments import Moments
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.store.errors import LevelAbsent
 from strata.store.feature_store import images_of
 from strata.store.level.layout import precision
 from strata.store.level.level import Level
-from strata.store.read.order import Mixing, batches, generator, mixing
+from strata.store.read.order import Mixing, generator, mixing
 
 PART_VALUES = 4 << 20
 """Values that are counted together, in float32 16 MiB."""
@@ -95,16 +94,14 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
         _check(level, batch, crop, stored, rank, ranks)
         _check_names(tier, loader)
-        self._shuffle, self._drop_last, self._with_ids = shuffle, drop_last, ids
-        self._crop, self._rank, self._ranks = crop, rank, ranks
-        self._labels, self._ids = _labels(level, labels)
-        self._codec = None if stored else codec_of(level, self.device)
-        # A GPU's allocator is as good.
-        self._maps = MapBuffers() if self.device.type == "cpu" else None
+        known = _labels(level, labels)
         options, report = ReadOptions(self.device, tier, loader, threads), report or Reporter()
         with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
-            self._delivery = Delivery(views, options, tick=tick)
-        self.choice = self._delivery.choice
+            delivery = Delivery(views, options, tick=tick)
+        codec = None if stored else codec_of(level, self.device)
+        order = (self.mixing if shuffle else None), seed, level.key.depth, batch, drop_last
+        self._feed = Feed(delivery, *known, *order, codec, crop or 0, rank, ranks)
+        self._with_ids, self.choice = ids, delivery.choice
         report.say(f"{self.choice.tier}: {self.choice.reason}")
         if shuffle and self.mixing.same_block > WARN_SHARE:
             warnings.warn(shuffle_text(self.mixing), stacklevel=2)
@@ -115,12 +112,11 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
 
     def close(self) -> None:
         """End the threads and let the memory go. What was handed out on a CPU stays valid."""
-        self._delivery.close()
+        self._feed.delivery.close()
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        rows = len(self._level)
-        return rows // self.batch if self._drop_last else -(-rows // self.batch)
+        return len(self._feed)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """The next epoch, or what is left of it after :meth:`load_state_dict`."""
@@ -142,17 +138,21 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        parts = self._parts(epoch, start)
-        flat, lengths = np.concatenate([*parts, np.empty(0, np.int64)]), [len(p) for p in parts]
-        y = self._on_device(self._labels[flat]).split(lengths)
-        ids = self._on_device(self._ids[flat]).split(lengths) if self._with_ids else ()
-        windows = self._windows(epoch, flat).split(lengths) if self._crop else ()
+        one, view, crops = self._feed, None, None
         if self._views > 1:
-            view = view_of_epoch(self.seed, epoch, self._ids, self._views)
-            parts = [view[rows] * len(self._level) + rows for rows in parts]  # over all views
-        for number, stored in enumerate(self._delivery.batches(parts)):
-            x = self._values(stored, windows[number] if windows else None)
-            yield (x, y[number], ids[number]) if ids else (x, y[number])
+            view = view_of_epoch(self.seed, epoch, np.arange(one.samples), self._views)
+        if one.crop:
+            drawn = generator("feed crops", self.seed, epoch).random((one.samples, 2))
+            room = np.array(self._level.geometry.sample[1:]) - one.crop + 1
+            crops = (drawn * room).astype(np.int64)
+        rows, lengths = one.mine(*one.order(epoch, start, view))
+        made = one.batches(rows, lengths, crops)
+        if self.device.type == "cuda" and one.codec is None:  # a buffer that is written to again
+            made = ((x.clone(), y) for x, y in made)
+        if self._with_ids:
+            ids = one.on_device(one.ids[rows.row]).split(lengths)
+            return map(lambda batch, own: (*batch, own), made, ids)
+        return made
 
     def state_dict(self) -> dict[str, Any]:
         """The feed's position: all that is needed to go on, whatever the threads were doing."""
@@ -174,36 +174,6 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
             "rows": len(self._level),
             "block": self.mixing.block if self.mixing.windows > 1 else 1,
         }
-
-    def _parts(self, epoch: int, start: int) -> list[np.ndarray]:
-        """Rows of this rank's part of every batch."""
-        order = np.arange(len(self._level))
-        if self._shuffle:
-            order = self.mixing.order(self.seed, self._level.key.depth, epoch)
-        whole = batches(order, self.batch, drop_last=self._drop_last, start=start)
-        rank, ranks = self._rank, self._ranks
-        return [p[len(p) * rank // ranks : len(p) * (rank + 1) // ranks] for p in whole]
-
-    def _windows(self, epoch: int, rows: np.ndarray) -> Tensor:
-        """Offset of the crop of each row in an epoch: int64 (n, 2), on the device."""
-        drawn = generator("feed crops", self.seed, epoch).random((int(self._ids.max()) + 1, 2))
-        _, height, width = self._level.geometry.sample
-        room = np.array([height, width]) - (self._crop or 0) + 1
-        return self._on_device((drawn[self._ids[rows]] * room).astype(np.int64))
-
-    def _on_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
-    def _values(self, stored: Tensor, windows: Tensor | None) -> Tensor:
-        x = stored
-        if self._codec is not None:
-            x = self._codec.unpacked(x, self._level.geometry.sample[2])
-        if windows is not None and self._crop is not None:
-            x = cut(x, windows, self._crop)
-        if self._codec is not None:
-            return self._codec.values(x, self._maps and self._maps.take(x.shape))
-        # As it is; but a buffer on the GPU is written to again.
-        return x.clone() if x is stored and self.device.type == "cuda" else x
 
 
 feed = LevelFeed

@@ -11,15 +11,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any
 
 import numpy as np
 
 from strata.pipeline.feed.buffers import Allocate, Ring, pageable
-from strata.store.read.rows import ReadTask, Rows
+from strata.store.read.pool import Pool
+from strata.store.read.rows import Rows, RowSource
 
 STRIPE_BYTES = 4 << 20
 """Aim for a stripe: much against the price of handing it over, little against a CPU's cache."""
@@ -28,9 +29,8 @@ PIECE_BYTES = 2 << 20
 RING_BYTES = 256 << 20
 """Most bytes of stripes read ahead, but for three stripes, fewer of which would not overlap."""
 
-
-_Stripe = Sequence[np.ndarray]
-"""Row numbers of consecutive batches that are gathered together."""
+Tasks = SimpleQueue[Callable[[], None] | None]
+"""What threads are to do, and never raises; None: end."""
 
 
 class Reader(AbstractContextManager["Reader"]):
@@ -38,7 +38,7 @@ class Reader(AbstractContextManager["Reader"]):
 
     def __init__(
         self,
-        rows: Rows,
+        source: RowSource,
         threads: int,
         *,
         piece_bytes: int = PIECE_BYTES,
@@ -46,18 +46,17 @@ class Reader(AbstractContextManager["Reader"]):
     ) -> None:
         """
         Args:
-            rows: where they come from; closed with the reader.
+            source: where they come from; closed with the reader.
             threads: of the reader's own; the one that asks for a batch takes part while it waits.
             piece_bytes: what one of them gathers at a time: little where it must wait for a disk,
                 so that many wait at once.
             allocate: memory of the buffers; pinned where they are copied to a GPU.
         """
-        self.rows, self.geometry = rows, rows.geometry
-        self._row_bytes = rows.geometry.row_bytes
-        self._threads, self._piece_bytes, self._allocate = threads, piece_bytes, allocate
-        self._tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
+        self._source, self._threads = source, threads
+        self._row_bytes, self._piece_bytes = source.geometry.row_bytes, piece_bytes
+        self._allocate, self._ring = allocate, Ring(0, 0)
+        self._tasks: Tasks = SimpleQueue()
         self._workers: list[Thread] = []
-        self._ring: Ring | None = None
         self._epochs: set[_Epoch] = set()
         self._stop = weakref.finalize(self, _stop, self._tasks, self._workers)
 
@@ -65,55 +64,62 @@ class Reader(AbstractContextManager["Reader"]):
         self.close()
 
     def close(self) -> None:
-        """End the threads and close the rows. Batches that were handed out stay valid."""
+        """End the threads and close the source. Batches that were handed out stay valid."""
         for epoch in list(self._epochs):
             epoch.leave()
         self._stop()
-        self.rows.close()
+        self._source.close()
 
-    def batches(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """The rows of each part (int64 row numbers), in the order asked for: arrays (len(part),
-        channel, y, x) of stored elements, in the level's dtype. Each stays as it is while somebody
-        holds it; then its memory is used again. Raises LevelDamaged: a row is not the one that was
-        written; names file and row."""
-        if not len(parts):
+    def batches(self, rows: Rows, lengths: Sequence[int]) -> Iterator[np.ndarray]:
+        """The rows asked for, as batches of these lengths: arrays (length, channel, y, x) of stored
+        elements, in the level's dtype. Each stays as it is while somebody holds it; then its memory
+        is used again. Raises LevelDamaged: a row is not the one that was written; names file and
+        row."""
+        if not len(lengths):
             return iter(())
-        self.rows.ready()
+        self._source.ready()
         if not self._stop.alive:
             raise ValueError("this reader was closed")
         while len(self._workers) < self._threads:
             worker = Thread(target=_work, args=(self._tasks,), name="reader", daemon=True)
             self._workers.append(worker)
             worker.start()
-        longest = max(map(len, parts)) * self._row_bytes
-        each = max(1, STRIPE_BYTES // max(1, longest))
-        stripes = [parts[at : at + each] for at in range(0, len(parts), each)]
-        stripe_bytes = max(sum(map(len, some)) for some in stripes) * self._row_bytes
-        if self._ring is None or self._ring.nbytes < stripe_bytes:
+        each = max(1, STRIPE_BYTES // max(1, max(lengths) * self._row_bytes))
+        stripes = [lengths[at : at + each] for at in range(0, len(lengths), each)]
+        stripe_bytes = max(map(sum, stripes)) * self._row_bytes
+        if self._ring.nbytes < stripe_bytes:
             slots = max(3, min(self._threads + 2, RING_BYTES // stripe_bytes))
             self._ring = Ring(stripe_bytes, slots, self._allocate)
-        return self._run(_Epoch(self.rows, stripes, self._ring, self._tasks, self._pieces))
+        piece = max(1, self._piece_bytes // self._row_bytes), self._threads + 1
+        return self._run(_Epoch(self._source, rows, stripes, self._ring, self._tasks, piece))
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
-        dtype, row, row_bytes = self.geometry.dtype, self.geometry.stored, self._row_bytes
+        geometry, row_bytes = self._source.geometry, self._row_bytes
+        dtype, row = geometry.dtype, geometry.stored
         self._epochs.add(epoch)
         try:
-            while (job := epoch.next_stripe()) is not None:
+            while (stripe := epoch.next_stripe()) is not None:
                 begin = 0
-                for part in job.stripe:
-                    end = begin + len(part) * row_bytes
-                    yield job.buffer[begin:end].view(dtype).reshape(len(part), *row)
+                for length in stripe.lengths:
+                    end = begin + length * row_bytes
+                    yield stripe.buffer[begin:end].view(dtype).reshape(length, *row)
                     begin = end
-                del job
+                del stripe
         finally:
             epoch.leave()
             self._epochs.discard(epoch)
 
-    def _pieces(self, rows: int) -> list[slice]:
-        """A stripe of so many rows, in parts for the threads."""
-        most = max(1, rows * self._row_bytes // self._piece_bytes)
-        each = -(-rows // min(self._threads + 1, most))  # the one that waits takes part
-        return [slice(begin, min(begin + each, rows)) for begin in range(0, rows, each)]
+
+@dataclass
+class _Stripe:
+    """Batches on their way into a buffer."""
+
+    lengths: Sequence[int]
+    buffer: np.ndarray
+    pieces: int = 0
+    """Parts of it that are not known to be gathered."""
+    done: SimpleQueue[BaseException | None] = field(default_factory=SimpleQueue)
+    """An entry of each part: what went wrong."""
 
 
 class _Epoch:
@@ -121,101 +127,93 @@ class _Epoch:
 
     def __init__(
         self,
+        source: RowSource,
         rows: Rows,
-        stripes: Sequence[_Stripe],
+        stripes: Sequence[Sequence[int]],
         ring: Ring,
-        tasks: SimpleQueue[Any],
-        pieces: Callable[[int], list[slice]],
+        tasks: Tasks,
+        piece: tuple[int, int],
     ) -> None:
-        self._reading = rows.begin(
-            [some[0] if len(some) == 1 else np.concatenate(some) for some in stripes]
-        )
-        self._row_bytes, self._ring = rows.geometry.row_bytes, ring
-        self._coming, self._jobs = iter(enumerate(stripes)), deque[_Job]()
-        self._tasks, self._pieces, self._left = tasks, pieces, False
+        """
+        Args:
+            stripes: lengths of the batches of each.
+            piece: rows of a part of a stripe, at least; and parts, at most.
+        """
+        self._source, self._rows, self._stripes = source, rows, stripes
+        self._ring, self._tasks, self._piece = ring, tasks, piece
+        counts = [sum(lengths) for lengths in stripes]
+        self._decoding = source.begin(rows, counts) if isinstance(source, Pool) else None
+        self._begun, self._end = 0, 0
+        self._under_way, self._left = deque[_Stripe](), False
 
-    def next_stripe(self) -> _Job | None:
-        """The next one, gathered; None after the last. Raises what the gathering raised."""
+    def next_stripe(self) -> _Stripe | None:
+        """The next one, gathered; None after the last. Meanwhile do what a thread of the reader
+        would: waking another one costs more than a stripe of small rows. Raises what the gathering
+        raised."""
         if self._left:
             raise ValueError("the reader of these batches was closed")
         # Begin as many stripes as there are free buffers, and one in any case.
-        while (buffer := self._ring.free()) is not None or not self._jobs:
-            following = next(self._coming, None)
-            if following is None:
+        while self._begun < len(self._stripes):
+            if (buffer := self._ring.free()) is None and self._under_way:
                 break
-            self._begin(*following, self._ring.more() if buffer is None else buffer)
-        del buffer
-        if not self._jobs:
+            self._begin(self._ring.more() if buffer is None else buffer)
+            del buffer
+        if not self._under_way:
             return None
-        self._jobs[0].wait(self._tasks)
-        return self._jobs.popleft()
+        first = self._under_way[0]
+        while first.pieces:
+            if first.done.empty() and _help(self._tasks):
+                continue
+            error = first.done.get()
+            first.pieces -= 1
+            if error is not None:
+                raise error
+        return self._under_way.popleft()
 
     def leave(self) -> None:
         """Nobody wants the rest: return when no thread works on it any more."""
         if not self._left:
             self._left = True
-            self._reading.end()
-            while self._jobs:
-                self._jobs.popleft().leave()
-            self._reading.close()
+            if self._decoding is not None:
+                self._decoding.close()
+            for stripe in self._under_way:
+                while stripe.pieces:
+                    stripe.done.get()
+                    stripe.pieces -= 1
+            self._under_way.clear()
 
-    def _begin(self, number: int, stripe: _Stripe, buffer: np.ndarray) -> None:
-        for task in self._reading.before(number):
+    def _begin(self, buffer: np.ndarray) -> None:
+        number, stripe = self._begun, _Stripe(self._stripes[self._begun], buffer)
+        rows, (least, most), begin = sum(stripe.lengths), self._piece, self._end
+        self._begun, self._end = number + 1, begin + rows
+        self._under_way.append(stripe)
+        for task in self._decoding.tasks(number) if self._decoding else ():
             self._tasks.put(task)
-        job = _Job(stripe, buffer)
-        self._jobs.append(job)
-        for part in self._pieces(sum(map(len, stripe))):
-            out = buffer[part.start * self._row_bytes : part.stop * self._row_bytes]
-            take = partial(self._reading.take, number, part, out.reshape(-1, self._row_bytes))
-            self._tasks.put(job.piece(take))
-        for task in self._reading.after(number):
-            self._tasks.put(task)
+        row_bytes = self._source.geometry.row_bytes
+        each = max(1, -(-rows // min(most, max(1, rows // least))))
+        for at in range(0, rows, each):
+            end = min(at + each, rows)
+            out = buffer[at * row_bytes : end * row_bytes].reshape(-1, row_bytes)
+            stripe.pieces += 1
+            part = slice(begin + at, begin + end)
+            self._tasks.put(partial(self._gather, stripe.done, number, part, out))
+
+    def _gather(
+        self, done: SimpleQueue[BaseException | None], number: int, part: slice, out: np.ndarray
+    ) -> None:
+        """Copy a part of a stripe to its place in the buffer, uint8 (n, bytes of a row)."""
+        error = None
+        try:
+            if self._decoding is not None:
+                self._decoding.take(number, part, out)
+            elif not self._left:
+                self._source.take(self._rows[part], out)
+        except BaseException as caught:
+            error = caught
+        done.put(error)
 
 
-class _Job:
-    """A stripe on its way into a buffer."""
-
-    def __init__(self, stripe: _Stripe, buffer: np.ndarray) -> None:
-        self.stripe, self.buffer = stripe, buffer
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._pieces, self._left = 0, False
-
-    def piece(self, take: ReadTask) -> ReadTask:
-        """A task around ``take`` that says when it is done, and never raises."""
-        self._pieces += 1
-
-        def gather() -> None:
-            error = None
-            try:
-                if not self._left:
-                    take()
-            except BaseException as caught:
-                error = caught
-            self._done.put(error)
-
-        return gather
-
-    def wait(self, tasks: SimpleQueue[Any]) -> None:
-        """Until the stripe is in its buffer, and meanwhile do what a thread of the reader would:
-        waking another one costs more than a stripe of small rows. Raises what its gathering raised.
-        """
-        while self._pieces:
-            if self._done.empty() and _help(tasks):
-                continue
-            error = self._done.get()
-            self._pieces -= 1
-            if error is not None:
-                raise error
-
-    def leave(self) -> None:
-        """Return when no thread writes to the buffer any more."""
-        self._left = True
-        while self._pieces:
-            self._done.get()
-            self._pieces -= 1
-
-
-def _help(tasks: SimpleQueue[Any]) -> bool:
+def _help(tasks: Tasks) -> bool:
     """Do one task, if there is any that no thread has begun."""
     try:
         task = tasks.get_nowait()
@@ -228,14 +226,14 @@ def _help(tasks: SimpleQueue[Any]) -> bool:
     return True
 
 
-def _work(tasks: SimpleQueue[Any]) -> None:
+def _work(tasks: Tasks) -> None:
     """The loop of a thread. It knows the queue alone, so that a reader can be forgotten."""
     while (task := tasks.get()) is not None:
         task()
         del task
 
 
-def _stop(tasks: SimpleQueue[Any], workers: list[Thread]) -> None:
+def _stop(tasks: Tasks, workers: list[Thread]) -> None:
     for _ in workers:
         tasks.put(None)
     for worker in workers:

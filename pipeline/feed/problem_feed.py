@@ -6,30 +6,36 @@ epoch can be taken up at any batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from strata.pipeline.feed.features import Crops, features, level_draws
+from strata.pipeline.feed.delivery import Delivery
+from strata.pipeline.feed.features import Features, features, level_draws
+from strata.pipeline.feed.feed import Feed
 from strata.pipeline.feed.level_feed import shuffle_text, view_of_epoch
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run.session import Session
+from strata.stages.data import augment
 from strata.stages.network.spec import scale_at
-from strata.store.read.order import Mixing, batch_count, batches, mixing
+from strata.store.level.level import Level
+from strata.store.read.order import Mixing, cut, mixing
+from strata.store.read.rows import Rows
 
 
 @dataclass(frozen=True)
 class EpochPlan:
     """The level and the draw of every sample in an epoch. Arrays are by sample id."""
 
-    view: np.ndarray
-    """int64 (samples,): number of the view."""
+    view: np.ndarray | None
+    """int64 (samples,): number of the view; None: there is only one."""
     draws: Draws | None
     """Flip and offset, where the images are the base."""
     crops: np.ndarray | None
@@ -60,13 +66,9 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
             cached: False computes x_depth from the images in every batch.
             augmented: False gives the un-augmented images in every epoch.
         """
-        self.session, self.depth = session, depth
-        self.recipe, self.seed = session.run.recipe, session.run.seed
-        images = session.images()["train"]
-        self.labels, self.ids = images.array("labels"), images.array("sample_id")
-        self.samples = int(self.ids.max()) + 1
-        self._augmented = augmented
-        self._mode = "fresh" if depth == 0 else augmentation.mode(self.recipe)
+        self._recipe, self._seed = session.run.recipe, session.run.seed
+        self._augmented, images = augmented, session.images()["train"]
+        self._mode = "fresh" if depth == 0 else augmentation.mode(self._recipe)
         if self._mode == "fixed" and not augmented:
             self._mode = "fresh"
         from_images = not cached or (self._mode == "fresh" and augmented)
@@ -74,23 +76,28 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         self.features = features(session, depth, "train", base=base, clean=not augmented)
         # By the recipe, whatever lies on disk: what a run sees does not depend on that. Where the
         # profile is left open, it is as for packed levels: raw rows can be read in any order.
-        self.mixing = Mixing(len(self.ids))
+        self.mixing = Mixing(len(images))
         if self._mode != "fresh":
-            shape, profile = session.geometry(depth, "train"), self.recipe.cache.profile
+            shape, profile = session.geometry(depth, "train"), self._recipe.cache.profile
             self.mixing = mixing(replace(shape, profile="lz4" if profile == "auto" else profile))
-        self._scale = scale_at(self.recipe.layers, depth)
-        self._views = augmentation.train_views(self.recipe)
-        self.batch = self.recipe.schedule.batch
-        self.batches = max(1, batch_count(len(self.ids), self.batch, drop_last=True))
-        self.delivery = self.features.delivery(self._views if augmented else ())
-        choice = self.delivery.choice
+        self._scale = scale_at(self._recipe.layers, depth)
+        self._views = augmentation.train_views(self._recipe)
+        self.batch = self._recipe.schedule.batch
+        delivery = self.features.delivery(self._views if augmented else ())
+        drop_last = len(images) >= self.batch
+        self._feed = _feed(
+            self.features, delivery, depth, images, self.mixing, self.batch, drop_last
+        )
+        self.labels, self.ids = self._feed.labels, self._feed.ids
+        self.batches = len(self._feed)
+        choice = delivery.choice
         session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(self.mixing)}")
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        self.delivery.close()
+        self._feed.delivery.close()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled batches, from batch ``start``: x float (B, C, H, W) and y int64 (B,); of several
@@ -99,7 +106,9 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         The last, smaller batch is left out, unless it is the only one.
         """
         plan = self._plan(epoch)
-        return self._run([self._mine(part) for part in self._parts(epoch, start, plan)], plan)
+        return _made(
+            self.features, self._feed, *self._feed.mine(*self._order(epoch, start, plan)), plan
+        )
 
     def epoch_in_parts(
         self, epoch: int, start: int, accumulate: int
@@ -110,95 +119,66 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         Args:
             accumulate: micro-batches in a batch.
         """
-        plan, pieces = self._plan(epoch), []
-        for part in self._parts(epoch, start, plan):
-            micro = -(-len(part) // accumulate)
-            pieces.append([self._mine(part[at : at + micro]) for at in range(0, len(part), micro)])
-        made = self._values([piece for some in pieces for piece in some], plan)
-        for some in pieces:
-            x = MicroBatches(islice(made, len(some)), len(some[0]))
-            yield x, self._labels(np.concatenate(some))
+        plan = self._plan(epoch)
+        rows, lengths = self._order(epoch, start, plan)
+        pieces = [cut(length, -(-length // accumulate)) for length in lengths]
+        rows, flat = self._feed.mine(rows, [piece for some in pieces for piece in some])
+        made, left = (
+            map(itemgetter(0), _made(self.features, self._feed, rows, flat, plan)),
+            iter(flat),
+        )
+        own = [list(islice(left, len(some))) for some in pieces]
+        labels = self._feed.on_device(self.labels[rows.row]).split([sum(some) for some in own])
+        for some, y in zip(own, labels, strict=True):
+            yield MicroBatches(islice(made, len(some)), some[0]), y
 
     def fixed(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the given rows (ascending) under one and the same draw: un-augmented, or the
         first fixed view. A risk on them can be compared between epochs."""
-        plan, parts = self._still(), batches(rows, self.batch, drop_last=False)
-        return self._run([self._sorted(part, plan) for part in parts], plan)
+        asked = Rows.of(rows), cut(len(rows), self.batch)
+        return _made(self.features, self._feed, *asked, self._still())
+
+    def _order(self, epoch: int, start: int, plan: EpochPlan) -> tuple[Rows, list[int]]:
+        """The batches of an epoch: in each, rows are sorted by view and then by row, wherever they
+        come from."""
+        rows, lengths = self._feed.order(epoch, start, plan.view)
+        if plan.view is not None:
+            batch = np.repeat(np.arange(len(lengths)), lengths)
+            rows = rows[np.lexsort((rows.view, batch))]
+        return rows, lengths
 
     def _plan(self, epoch: int) -> EpochPlan:
         if not self._augmented:
             return self._still()
+        samples = self._feed.samples
         if self._mode == "fixed":
-            ids = np.arange(self.samples)
-            view = view_of_epoch(self.seed, epoch, ids, len(self._views))
+            view = view_of_epoch(self._seed, epoch, np.arange(samples), len(self._views))
             return EpochPlan(view, self._level_draws(view), None)
         scale = 1 if self._mode == "fresh" else self._scale
-        draws = augmentation.epoch_draws(self.recipe, self.seed, epoch, self.samples, scale)
+        draws = augmentation.epoch_draws(self._recipe, self._seed, epoch, samples, scale)
         if self._mode == "fresh":
             # Layer 1 sees fresh draws in every mode: augmenting images costs next to nothing.
-            return EpochPlan(np.zeros(self.samples, np.int64), draws, None)
+            return EpochPlan(None, draws, None)
         view = draws.flipped.astype(np.int64)
         return EpochPlan(view, self._level_draws(view), draws.offsets // scale)
 
     def _still(self) -> EpochPlan:
         """The plan of un-augmented images, or of the first fixed view."""
-        first = np.zeros(self.samples, np.int64)
-        centre = augmentation.centre_draws(self.recipe, self.samples)
+        centre = augmentation.centre_draws(self._recipe, self._feed.samples)
         if self._mode == "fresh":
-            return EpochPlan(first, centre, None)
+            return EpochPlan(None, centre, None)
         crops = centre.offsets // self._scale if self._mode == "canvas" else None
-        return EpochPlan(first, self._level_draws(first), crops)
+        return EpochPlan(None, self._level_draws(np.zeros(self._feed.samples, np.int64)), crops)
 
     def _level_draws(self, view: np.ndarray) -> Draws | None:
         """Per sample, the draw that its view was made with; None where levels are read."""
         if self.features.base > 0:
             return None
-        drawn = [level_draws(self.recipe, self.seed, v, self.samples) for v in self._views]
+        samples = np.arange(self._feed.samples)
+        drawn = [level_draws(self._recipe, self._seed, v, len(samples)) for v in self._views]
         flipped = np.stack([draws.flipped for draws in drawn])
         offsets = np.stack([draws.offsets for draws in drawn])
-        samples = np.arange(self.samples)
         return Draws(flipped[view, samples], offsets[view, samples] if offsets.size else offsets[0])
-
-    def _parts(self, epoch: int, start: int, plan: EpochPlan) -> list[np.ndarray]:
-        order = self.mixing.order(self.seed, self.depth, epoch)
-        parts = batches(order, self.batch, drop_last=len(order) >= self.batch, start=start)
-        return [self._sorted(part, plan) for part in parts]
-
-    def _sorted(self, part: np.ndarray, plan: EpochPlan) -> np.ndarray:
-        """Numbers of some rows over all views, view · rows + row, ascending: in a batch, rows are
-        sorted by view and then by row, wherever they come from."""
-        return np.sort(plan.view[self.ids[part]] * len(self.ids) + part)
-
-    def _rows(self, numbers: np.ndarray) -> np.ndarray:
-        """The row that each number over all views is of."""
-        return numbers % len(self.ids)
-
-    def _mine(self, rows: np.ndarray) -> np.ndarray:
-        """This rank's part, of the size of every other one's."""
-        ranks = self.session.ranks
-        return np.split(rows, ranks.count)[ranks.rank]
-
-    def _run(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
-        made = self._values(parts, plan)
-        for part in parts:
-            yield next(made), self._labels(part)
-
-    def _labels(self, part: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.labels[self._rows(part)]).to(self.session.device)
-
-    def _values(self, parts: Sequence[np.ndarray], plan: EpochPlan) -> Iterator[Tensor]:
-        """x of each part. While it is used, nothing but it is held."""
-        numbers = parts if self.features.base else [self._rows(part) for part in parts]
-        delivered, side = self.delivery.batches(numbers), self.recipe.augment.crop // self._scale
-        for part in parts:
-            stored, ids, crops = next(delivered), self.ids[self._rows(part)], None
-            if plan.crops is not None:
-                crops = Crops(torch.from_numpy(plan.crops[ids]).to(self.session.device), side)
-            x = self.features.values(stored, plan.draws and plan.draws.of(ids), crops)
-            del stored, crops
-            x = x.to(torch.float32, memory_format=torch.channels_last)
-            yield x
-            del x
 
 
 def clean_batches(
@@ -209,19 +189,57 @@ def clean_batches(
 
     In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
     """
-    recipe, scale = session.run.recipe, scale_at(session.run.recipe.layers, depth)
-    ids = session.images()[split].array("sample_id")
-    samples = int(ids.max()) + 1
-    draws = level_draws(recipe, session.run.seed, "clean", samples)
-    if depth == 0:
-        draws = augmentation.centre_draws(recipe, samples)
+    recipe, images = session.run.recipe, session.images()[split]
     source = features(session, depth, split, base=None if cached else 0, clean=True)
-    parts = batches(np.arange(len(ids)), recipe.cache.block, drop_last=False)
     with source.delivery(once=True) as delivery:
-        for part, stored in zip(parts, delivery.batches(parts), strict=True):
-            crops = None
-            if depth > 0 and augmentation.mode(recipe) == "canvas":
-                offsets = torch.full((len(part), 2), recipe.centre // scale, device=stored.device)
-                crops = Crops(offsets, recipe.augment.crop // scale)
-            x = source.values(stored, draws.of(ids[part]), crops)
-            yield x.to(torch.float32, memory_format=torch.channels_last)
+        feed = _feed(source, delivery, depth, images, None, recipe.cache.block, drop_last=False)
+        draws = level_draws(recipe, session.run.seed, "clean", feed.samples)
+        if depth == 0:
+            draws = augmentation.centre_draws(recipe, feed.samples)
+        crops = None
+        if depth > 0 and augmentation.mode(recipe) == "canvas":
+            centre = recipe.centre // scale_at(recipe.layers, depth)
+            crops = np.full((feed.samples, 2), centre)
+        plan = EpochPlan(None, draws, crops)
+        yield from map(itemgetter(0), _made(source, feed, *feed.order(0), plan))
+
+
+def _feed(
+    source: Features,
+    delivery: Delivery,
+    depth: int,
+    images: Level,
+    mixing: Mixing | None,
+    batch: int,
+    drop_last: bool,
+) -> Feed:
+    """The rows of a source of x_depth. What is not x_depth as it is read has no codec here."""
+    session = source.session
+    recipe, seed, ranks = session.run.recipe, session.run.seed, session.ranks
+    codec = None if source.layers else source.stored
+    crop = recipe.augment.crop // scale_at(recipe.layers, depth)
+    known, order = (images.array("labels"), images.array("sample_id")), (mixing, seed, depth)
+    rank = ranks.rank, ranks.count
+    return Feed(delivery, *known, *order, batch, drop_last, codec, crop, *rank)
+
+
+def _made(
+    source: Features, feed: Feed, rows: Rows, lengths: list[int], plan: EpochPlan
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """x_depth of some rows as batches, float32 and channels last, with labels: read, or computed
+    from the images or from the level below. While it is used, nothing but it is held."""
+    if feed.codec is not None:
+        yield from feed.batches(rows, lengths, plan.crops)
+        return
+    read = feed.batches(rows if source.base else Rows.of(rows.row), lengths)
+    end = 0
+    for length in lengths:
+        begin, end = end, end + length
+        ids, (stored, y) = feed.ids[rows.row[begin:end]], next(read)
+        x = source.values(stored, plan.draws and plan.draws.of(ids))
+        del stored
+        if plan.crops is not None:
+            x = augment.crop(x, feed.on_device(plan.crops[ids]), feed.crop)
+        x = x.to(torch.float32, memory_format=torch.channels_last)
+        yield x, y
+        del x

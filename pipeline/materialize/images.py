@@ -22,6 +22,7 @@ from strata.pipeline.materialize.cluster.checks import examined
 from strata.pipeline.materialize.level import ComputeLock, ShardRows, locked_writer, write_level
 from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.run import record
 from strata.pipeline.run.levels import geometry_at, have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
@@ -66,7 +67,7 @@ def ensure_images(
                 "them, or choose another directory with --run"
             )
         facts = {k: v for k, v in found.items() if k != "kept"}
-        session.run.write(session.run.directory / DATA, facts)
+        record.write(session.run.directory / DATA, facts)
         for split in SPLITS:
             again = (damaged or {}).get(session.key(0, split, "clean"), ())
             _write_split(session, source, split, found, again)

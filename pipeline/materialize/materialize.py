@@ -21,12 +21,13 @@ from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.level import ComputeLock, ShardRows, locked_writer, write_level
 from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.run import device, levels, outcome
+from strata.pipeline.run import device, levels, outcome, record
 from strata.pipeline.run.rundir import FEATURES
 from strata.pipeline.run.session import Session
 from strata.stages.memory import watched
 from strata.store.errors import DiskFull
 from strata.store.level.layout import Geometry, LevelKey
+from strata.store.read.rows import Rows
 from strata.store.write.mandate import Mandate
 from strata.store.write.verify import Damage
 from strata.store.write.writer import PUBLISHERS, LevelWriter
@@ -129,7 +130,7 @@ def _record(
         "levels": {**known, **written},
         "outcome": outcome.kept(session, expected, measured, whole=whole),
     }
-    session.run.write(session.run.layer_directory(j) / FEATURES, body)
+    record.write(session.run.layer_directory(j) / FEATURES, body)
 
 
 class FeatureShards:
@@ -156,7 +157,9 @@ class FeatureShards:
         memory = host_memory(session.device)
         ring = Ring(shape.shard_rows * shape.row_bytes, PUBLISHERS + 1, memory)
         with self.source.delivery([self.view], once=True) as delivery:
-            coming = timing.reading(delivery.batches([part for parts in blocks for part in parts]))
+            every = [part for parts in blocks for part in parts]
+            rows = Rows.of(np.concatenate([*every, np.arange(0)]))
+            coming = timing.reading(delivery.batches(rows, [len(part) for part in every]))
             for shard, parts in zip(todo, blocks, strict=True):
                 first, last = shape.shard_range(shard)
                 whole = ring.take()[: (last - first) * shape.row_bytes]

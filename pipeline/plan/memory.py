@@ -17,7 +17,10 @@ from strata.pipeline.errors import BudgetError
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.recipe.variants import Variant
 from strata.stages.network import footprint
+from strata.stages.network.blocks import AnyLayer
+from strata.stages.network.spec import AuxiliarySpec
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,10 @@ def peak(
         base: depth of the levels that x_{j-1} is computed from, which a divided step does in its
             middle; None: x_{j-1} itself is read.
     """
-    micro = -(-recipe.schedule.batch // accumulate)
     layer, auxiliary = recipe.problems[j - 1]
-    step = footprint.solving(
-        layer,
-        auxiliary,
-        recipe.shape(j - 1, recipe.augment.crop),
-        batch=micro,  # the feed makes no more of a batch at a time
-        micro=micro,
-        divided=accumulate > 1,
-        compute=device.compute,
-        keep_best=recipe.schedule.keep == "best",
-        at_once=device.cuda,
-    )
+    micro = -(-recipe.schedule.batch // accumulate)  # the feed makes no more of a batch at a time
+    keep_best = recipe.schedule.keep == "best"
+    step = _step(recipe, j, device, accumulate, (layer, auxiliary), rows=micro, keep_best=keep_best)
     below = recipe.layers[j - 1 if base is None else base : j - 1]
     if step is None or accumulate == 1 or not below:
         return step
@@ -72,10 +66,50 @@ def peak(
     )
     if made is None:
         return None
-    held = footprint.held(layer, auxiliary, keep_best=recipe.schedule.keep == "best")
+    held = footprint.held(layer, auxiliary, keep_best=keep_best)
     gradients = footprint.FLOAT * (layer.parameters + auxiliary.parameters)
     frozen = footprint.FLOAT * sum(other.parameters for other in below)
     return max(step + frozen, held + gradients + made)
+
+
+def peak_together(
+    recipe: Recipe, j: int, device: Device, accumulate: int, variants: Sequence[Variant]
+) -> int | None:
+    """Peak bytes of tensors while variants of layer j are solved together: the weights, momentum
+    and best iterate of all, and the step of the largest. None where it is not known of a block."""
+    held, largest = 0, 0
+    for one in variants:
+        keep, rows = one.schedule.keep == "best", recipe.schedule.batch  # it goes to the next, too
+        problem = one.layer, one.auxiliary
+        step = _step(recipe, j, device, accumulate, problem, rows=rows, keep_best=keep)
+        if step is None:
+            return None
+        own = footprint.held(*problem, keep_best=keep)
+        held, largest = held + own, max(largest, step - own)
+    return held + largest
+
+
+def _step(
+    recipe: Recipe,
+    j: int,
+    device: Device,
+    accumulate: int,
+    problem: tuple[AnyLayer | None, AuxiliarySpec],
+    *,
+    rows: int,
+    keep_best: bool,
+) -> int | None:
+    """Peak bytes of a step of a problem on x_{j-1}, of which so many rows are there meanwhile."""
+    return footprint.solving(
+        *problem,
+        recipe.shape(j - 1, recipe.augment.crop),
+        batch=rows,
+        micro=-(-recipe.schedule.batch // accumulate),
+        divided=accumulate > 1,
+        compute=device.compute,
+        keep_best=keep_best,
+        at_once=device.cuda,
+    )
 
 
 def known_peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from strata.pipeline.recipe.strict import one_of, positive, require
 from strata.stages.network.spec import LayerSpec
+from strata.stages.solve.schedule import SGDSchedule
 
 
 @dataclass(frozen=True)
@@ -84,28 +85,9 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(SGDSchedule):
     """A recipe's [schedule]: how every auxiliary problem is solved by SGD."""
 
-    kind: str
-    """``step`` (the paper's) or ``one-cycle``."""
-    epochs: int
-    """Per layer."""
-    batch: int
-    lr: float
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    decay: float = 0.2
-    """``step``: factor on the learning rate, every ``every`` epochs."""
-    every: int = 15
-    """``step``: epochs from one decay to the next."""
-    warmup: float = 0.25
-    """``one-cycle``: share of the steps on which the rate rises."""
-    accumulate: int = 1
-    """Micro-batches per step."""
-    keep: str = "last"
-    """``last``, or ``best``: the iterate of lowest training risk (Prop. 3.1)."""
     precision: str = "auto"
     """Of the convolutions: ``float32``, ``bfloat16``, ``float16`` (GPU), or ``auto``: the fastest
     that the device has in hardware."""

@@ -236,3 +236,35 @@ def check_keep(recipe: Recipe, j: int, wanted: Iterable[Variant], keep: str) -> 
                 f"--keep {keep}: {variant.name} has other shapes than the recipe's layer {j}"
                 f"{by_name}{other}"
             )
+
+
+# ---- end to end ---------------------------------------------------------------------------------
+
+
+def baseline(recipe: Recipe, *, checkpointing: bool, micro_batch: int | None) -> dict[str, Any]:
+    """How memory is saved while the network is trained end to end, as flags ask for and the record
+    says: ``variant``, its name (``plain``, ``checkpointing``, ``micro-16``, …), ``checkpointing``,
+    ``accumulate``, the micro-batches in a step, and ``micro_batch``, the images in one of them.
+
+    Args:
+        micro_batch: most images at a time; None: as the recipe accumulates.
+
+    Raises:
+        OptionRange: a micro-batch is larger than the batch.
+    """
+    batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
+    if micro_batch is not None:
+        if micro_batch > batch:
+            raise OptionRange(
+                f"--micro-batch is {micro_batch}; 'schedule.batch' is only {batch}. Leave it out "
+                "for whole batches"
+            )
+        accumulate = -(-batch // micro_batch)
+    micro = -(-batch // accumulate)
+    parts = ["checkpointing"] * checkpointing + [f"micro-{micro}"] * (accumulate > 1)
+    return {
+        "variant": "-".join(parts) or "plain",
+        "checkpointing": checkpointing,
+        "accumulate": accumulate,
+        "micro_batch": micro,
+    }

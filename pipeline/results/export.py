@@ -276,7 +276,7 @@ def _expected(
     if network.powers:
         places = [run.layer_directory(i) for i in range(1, network.depth + 1)]
         if final:
-            places[-1] = sweep_results.place(run, network.depth + 1, final["name"])
+            places[-1] = run.sweep_directory(network.depth + 1) / final["name"]
         logits = [np.load(place / LOGITS) for place in places]
         kept = summed(logits) if len(network.powers) > 1 else logits[-1]
         return torch.from_numpy(kept[: len(images)].astype(np.float32))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run import sweep_results, weights
+from strata.pipeline.run import weights
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.sweep_results import AUXILIARY, SweepResult
 from strata.stages.data import augment
@@ -183,7 +183,7 @@ def assemble(
     ending = None
     if final:
         spec = AuxiliarySpec(**final["made_of"]["auxiliary"])
-        place = sweep_results.place(run, last + 1, final["name"])
+        place = run.sweep_directory(last + 1) / final["name"]
         ending = _classifier(spec, place / AUXILIARY, final["auxiliary"])
     # Convolutions add up in another order where kernels lie in another one: as when trained.
     network = ExportedNetwork(run.recipe, layers, own, ending).requires_grad_(False).eval()

@@ -18,7 +18,8 @@ from strata.pipeline.results.page import render
 from strata.pipeline.results.status import status
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import source_name
-from strata.pipeline.run.rundir import CURVE, Run
+from strata.pipeline.run.record import CURVE
+from strata.pipeline.run.rundir import Run
 from strata.store.files.publish import replace
 
 DATA = ("digest", "train", "test", "classes", "broken", "broken_count")

@@ -74,12 +74,12 @@ def _results(run: Run) -> Iterator[tuple[tuple[str, str | None, str | None, str]
     """Results, and what each is of: network, images and their digest (None: the run's own), and
     kind of probe."""
     for network in probe_results.networks(run):
-        images, digest, source = None, None, network.run.source
+        images, digest, source = None, None, network.source
         if source != run.source:
             images = probe_results.source_name(source)
-            digest = (network.run.data() or {}).get("digest")
+            digest = (network.data() or {}).get("digest")
         for one in probe_results.results(network):
-            yield (network.trained, images, digest, one["kind"]), one
+            yield (probe_results.trained(network), images, digest, one["kind"]), one
 
 
 def _beside(run: Run) -> Iterator[Run]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from strata.pipeline.plan import compression
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.run import baselines, sweep_results
+from strata.pipeline.run import sweep_results
 from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.rundir import CHECKPOINT, Run
+from strata.pipeline.run.record import CHECKPOINT, RESULT
+from strata.pipeline.run.rundir import NOTE, Run
 from strata.store.errors import LevelDamaged
 from strata.store.feature_store import LevelState
 from strata.store.level.layout import LevelKey, depth_directory
@@ -36,7 +41,7 @@ def status(overview: Overview) -> dict[str, Any]:
             {"name": name, "state": state, "test_accuracy": one and one["test"]["top1"]}
             for name, (state, one) in finals.items()
         ],
-        "baselines": baselines.known(run) if run else [],
+        "baselines": _baselines(run) if run else [],
     }
 
 
@@ -59,6 +64,30 @@ def _unsolved(run: Run | None, j: int) -> str:
         return "stale"
     begun = run is not None and (run.layer_directory(j) / CHECKPOINT).exists()
     return "partial" if begun else "absent"
+
+
+def _baselines(run: Run) -> list[dict[str, Any]]:
+    """Every variant trained end to end, or begun: its name, ``trained``, ``partial``, or ``stale``
+    where the images have changed or a file is damaged; epochs done, and test top-1."""
+    found: list[dict[str, Any]] = []
+    for name in run.baselines():
+        record, directory = run.baseline(name), run.baseline_directory(name)
+        state = "trained" if record else "stale" if (directory / RESULT).exists() else "partial"
+        epochs = run.recipe.schedule.epochs
+        if state == "partial":
+            epochs = _epochs_done(directory / CHECKPOINT)
+        top1 = record and record["test"]["top1"]
+        found.append({"variant": name, "state": state, "epochs": epochs, "test_accuracy": top1})
+    return found
+
+
+def _epochs_done(checkpoint: Path) -> int | None:
+    """Epochs that a checkpoint's header says are done, without torch; None: it cannot be read."""
+    try:
+        with safe_open(str(checkpoint), framework="numpy") as file:
+            return json.loads(file.metadata()[NOTE])["progress"]["epoch"]
+    except (OSError, SafetensorError):
+        return None
 
 
 def _levels(overview: Overview, depth: int) -> list[dict[str, Any]]:

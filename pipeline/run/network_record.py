@@ -14,12 +14,11 @@ from pathlib import Path
 
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.run import record
+from strata.pipeline.run.record import NETWORK
 from strata.stages.network.blocks import Block
-from strata.store.errors import LevelDamaged
 from strata.store.files import publish
-from strata.store.files.publish import make_directory, sealed, unseal
-
-NETWORK = "network.json"
+from strata.store.files.publish import make_directory
 
 
 def keep(directory: Path, recipe: Recipe) -> None:
@@ -32,18 +31,14 @@ def keep(directory: Path, recipe: Recipe) -> None:
         publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
     if not (directory / NETWORK).exists():
         body = {"blocks": [Block.as_json(layer) for layer in recipe.layers]}  # pyright: ignore
-        publish.replace(directory, NETWORK, sealed(body))
+        record.write(directory / NETWORK, body)
 
 
 def recalled(directory: Path, recipe: Recipe) -> Recipe:
     """The recipe with the blocks that were kept. A record that is damaged is as none: `verify`
     names it."""
-    network = recipe.network
-    if not isinstance(network, NamedNetwork):
+    network, found = recipe.network, record.whole(directory / NETWORK)
+    if not isinstance(network, NamedNetwork) or found is None:
         return recipe
-    try:
-        found = unseal(directory / NETWORK)["blocks"]
-    except (FileNotFoundError, LevelDamaged):
-        return recipe
-    known = tuple(Block.of_json(one, network.source) for one in found)
+    known = tuple(Block.of_json(one, network.source) for one in found["blocks"])
     return replace(recipe, network=replace(network, known=known))

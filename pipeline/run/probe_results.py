@@ -19,9 +19,8 @@ No torch.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,15 +29,12 @@ from typing import Any
 from strata.pipeline.errors import NotThereYet
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import NOT_RESULTS
-from strata.pipeline.run import baselines
-from strata.pipeline.run.rundir import BASELINE, RESULT, RUN, Run, damaged_beside
+from strata.pipeline.run import record
+from strata.pipeline.run.record import RESULT, RUN
+from strata.pipeline.run.rundir import NETWORK, TRANSFER, Run
 from strata.stages.network.spec import AuxiliarySpec, described
 from strata.stages.solve import probe
-from strata.store.errors import LevelDamaged
-from strata.store.files.publish import unseal
 from strata.store.fingerprint import fingerprint
-
-GREEDY, NETWORK, TRANSFER = "greedy", "network", "transfer"
 
 ProbeResult = Mapping[str, Any]
 """Body of result.json."""
@@ -86,35 +82,12 @@ class Kind:
 # ---- of which network ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ProbedNetwork:
-    """Layers that are trained, and the images they are shown, as a run."""
-
-    trained: str
-    """``greedy``, or ``end to end, plain``."""
-    run: Run
-    origins: Sequence[str] | None = None
-    """Names of the weights, layer by layer, that the run's layers must be copies of; None: they are
-    its own."""
-    variant: str | None = None
-    """Variant of the network trained end to end; None: the greedy one."""
-
-    @property
-    def solved(self) -> int:
-        """Layers, from the first, that are there and what they should be."""
-        solved = self.run.solved()
-        if self.origins is None:
-            return solved
-        copies = [(self.run.layer(j) or {}).get("origin") for j in range(1, solved + 1)]
-        same = [copy == origin for copy, origin in zip(copies, self.origins, strict=False)]
-        return next((j for j, ok in enumerate(same) if not ok), len(same))
+def trained(network: Run) -> str:
+    """How the layers of a run were trained: ``greedy``, or ``end to end, plain``."""
+    return "greedy" if network.variant is None else f"end to end, {network.variant}"
 
 
-def greedy(run: Run) -> ProbedNetwork:
-    return ProbedNetwork(GREEDY, run)
-
-
-def end_to_end(run: Run) -> ProbedNetwork:
+def end_to_end(run: Run) -> Run:
     """The network trained end to end; of several variants the plain one, or else the first.
 
     It was trained on crops, whatever the recipe caches for the greedy one: so its features are
@@ -123,33 +96,29 @@ def end_to_end(run: Run) -> ProbedNetwork:
     Raises:
         NotThereYet: there is none.
     """
-    names = sorted(run.baselines(), key=lambda name: (name != "plain", name))
-    for name in names:
-        if (record := baselines.current(run, name)) is not None:
-            place = run.baseline_directory(name) / NETWORK
-            origin = fingerprint([record["input"], record["weights"]])
+    for name in sorted(run.baselines(), key=lambda name: (name != "plain", name)):
+        if (known := run.baseline(name)) is not None:
+            origins = [fingerprint([known["input"], known["weights"]])] * run.layers
             crops = replace(run.recipe, augment=replace(run.recipe.augment, views=0))
-            shown = _of_recipe(replace(run, directory=place), crops)
-            return ProbedNetwork(f"end to end, {name}", shown, [origin] * run.layers, name)
+            place = run.baseline_directory(name) / NETWORK
+            return _of_recipe(replace(run, directory=place, variant=name, origins=origins), crops)
     raise NotThereYet(
         f"{run.directory} has no network trained end to end. Run: strata baseline {run.name}"
     )
 
 
-def transferred(network: ProbedNetwork, source: str) -> ProbedNetwork:
+def transferred(network: Run, source: str) -> Run:
     """A network on other images; as many classes as those were found to have."""
     name = re.sub(r"[^\w.]+", "-", f"{source_name(source)}-{fingerprint(source)[:8]}")
-    return _on_images(network, source, network.run.directory / TRANSFER / name)
+    return _on_images(network, source, network.directory / TRANSFER / name)
 
 
-def _on_images(network: ProbedNetwork, source: str, place: Path) -> ProbedNetwork:
-    run = network.run
-    shown = Run(place, run.name, run.recipe, {**run.facts, "source": source})
+def _on_images(network: Run, source: str, place: Path) -> Run:
+    own = [(network.layer(j) or {})["weights"] for j in range(1, network.solved() + 1)]
+    facts = {**network.facts, "source": source}
+    shown = replace(network, directory=place, facts=facts, origins=network.origins or own)
     data = shown.data()
-    if data is not None:
-        shown = with_classes(shown, len(data["classes"]))
-    own = [(run.layer(j) or {})["weights"] for j in range(1, run.solved() + 1)]
-    return replace(network, run=shown, origins=network.origins or own)
+    return shown if data is None else with_classes(shown, len(data["classes"]))
 
 
 def with_classes(run: Run, classes: int) -> Run:
@@ -167,25 +136,16 @@ def source_name(source: str) -> str:
     return kind + colon + Path(place).name
 
 
-def networks(run: Run) -> Iterator[ProbedNetwork]:
-    """Every network of a run that may have been probed."""
-    bases = [greedy(run)]
+def networks(run: Run) -> Iterator[Run]:
+    """Every network of a run that may have been probed, itself first."""
+    bases = [run]
     with suppress(NotThereYet):
         bases.append(end_to_end(run))
     for base in bases:
         yield base
-        for path in sorted((base.run.directory / TRANSFER).glob(f"*/{RUN}")):
-            with suppress(LevelDamaged):
-                yield _on_images(base, unseal(path)["source"], path.parent)
-
-
-def replicas(run: Run) -> Iterator[Run]:
-    """Every run inside a run, for looking at its files: of its own images and classes it knows
-    nothing."""
-    inside = f"{BASELINE}/*/{NETWORK}"
-    for place in (inside, f"{TRANSFER}/*", f"{inside}/{TRANSFER}/*"):
-        for path in sorted(run.directory.glob(f"{place}/{RUN}")):
-            yield replace(run, directory=path.parent)
+        for path in sorted((base.directory / TRANSFER).glob(f"*/{RUN}")):
+            if (facts := record.whole(path)) is not None:
+                yield _on_images(base, facts["source"], path.parent)
 
 
 # ---- results ------------------------------------------------------------------------------------
@@ -194,31 +154,24 @@ def replicas(run: Run) -> Iterator[Run]:
 def made_of(run: Run, j: int, kind: Kind) -> dict[str, Any]:
     """What a result must say to be believed: x_j, whose layer must be there, and the settings."""
     settings = {"input": run.nodes()[j].fingerprint, **kind.settings(run.recipe, j)}
-    # As a file gives it back, so that it can be compared.
-    return json.loads(json.dumps({**settings, "seed": run.seed}))
+    return {"made_of": {**settings, "seed": run.seed}}
 
 
-def result(network: ProbedNetwork, j: int, kind: Kind) -> ProbeResult | None:
+def result(network: Run, j: int, kind: Kind) -> ProbeResult | None:
     """The result of a probe of x_j; None if there is none, if it was made on another x_j or with
     other settings, or if one of its files is not what it was."""
-    run = network.run
-    if j > network.solved:
+    if j > network.solved():
         return None
-    try:
-        found = run.probe(j, kind.name)
-    except LevelDamaged:
-        return None
-    if found is None or found["made_of"] != made_of(run, j, kind):
-        return None
-    whole = not any(damaged_beside(run.probe_directory(j) / kind.name / RESULT))
-    return found if whole else None
+    path = network.probe_directory(j) / kind.name / RESULT
+    return record.believed(path, made_of(network, j, kind))
 
 
-def results(network: ProbedNetwork) -> list[ProbeResult]:
+def results(network: Run) -> list[ProbeResult]:
     """All results of a network that are believed, by depth."""
     found: list[ProbeResult | None] = []
-    for j in range(1, network.solved + 1):
-        paths = network.run.probe_directory(j).glob(f"*/{RESULT}")
-        kinds = sorted(Kind.of(path.parent.name) for path in paths)
-        found += [result(network, j, kind) for kind in kinds]
+    for j in range(1, network.solved() + 1):
+        paths = network.probe_directory(j).glob(f"*/{RESULT}")
+        found += [
+            result(network, j, kind) for kind in sorted(Kind.of(p.parent.name) for p in paths)
+        ]
     return [one for one in found if one is not None]

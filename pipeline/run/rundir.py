@@ -31,28 +31,27 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.recipe import Recipe, parse
-from strata.pipeline.run import network_record
+from strata.pipeline.run import network_record, record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
-from strata.store.errors import LevelDamaged
-from strata.store.files.publish import TEMPORARY, make_directory, replace, sealed, unseal
-from strata.store.fingerprint import differences, sha256
+from strata.pipeline.run.record import CURVE, DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
+from strata.store.files import publish
+from strata.store.files.publish import TEMPORARY, make_directory
+from strata.store.fingerprint import differences
 
-RUN, DATA, LAYER, FEATURES = "run.json", "data.json", "layer.json", "features.json"
-EVALUATION = "evaluation.json"
-BASELINE, RESULT = "baseline", "result.json"
-CHECKPOINT, QUANTISER = "checkpoint.safetensors", "quantiser.safetensors"
-CURVE, LOGITS = "epochs.jsonl", "test_logits.npy"
+BASELINE, TRANSFER, NETWORK = "baseline", "transfer", "network"
+QUANTISER, LOGITS = "quantiser.safetensors", "test_logits.npy"
 NOTE = "strata"
 """Key in the header of a .safetensors for what is not tensors, as JSON."""
-UNVOUCHED = (LAYER, RESULT, FEATURES, CHECKPOINT, CURVE)
-"""Files without a hash in a record: they are sealed, come and go, or decide nothing."""
+PLACES = ("layer_*", "sweep_*/*", "probe_*/*", f"{BASELINE}/*")
+"""Where a record stands beside the files that it vouches for."""
+REPLICAS = (f"{BASELINE}/*/{NETWORK}", f"{TRANSFER}/*", f"{BASELINE}/*/{NETWORK}/{TRANSFER}/*")
+"""Where runs inside a run are."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,11 @@ class Run:
     recipe: Recipe
     facts: Mapping[str, Any]
     """Body of run.json."""
+    variant: str | None = None
+    """Variant of the network trained end to end, where its layers are copies of that one's."""
+    origins: Sequence[str] | None = None
+    """Names of the weights, layer by layer, that its layers must be copies of; None: they are its
+    own."""
 
     @property
     def seed(self) -> int:
@@ -103,19 +107,19 @@ class Run:
 
     def data(self) -> dict[str, Any] | None:
         """What the images turned out to be, or None before they were read."""
-        return _read(self.directory / DATA)
+        return record.read(self.directory / DATA)
 
     def layer(self, j: int) -> dict[str, Any] | None:
         """The record of layer j as it was solved, current or not; None if it never was."""
-        return _read(self.layer_directory(j) / LAYER)
+        return record.read(self.layer_directory(j) / LAYER)
 
     def features(self, j: int) -> dict[str, Any] | None:
         """The record of the last time x_j was written."""
-        return _read(self.layer_directory(j) / FEATURES)
+        return record.read(self.layer_directory(j) / FEATURES)
 
     def evaluation(self) -> dict[str, Any] | None:
         """The last evaluation of the solved layers, current or not; None before the first."""
-        return _read(self.directory / EVALUATION)
+        return record.read(self.directory / EVALUATION)
 
     def baseline_directory(self, variant: str) -> Path:
         return self.directory / BASELINE / variant
@@ -125,40 +129,22 @@ class Run:
         return sorted(path.name for path in (self.directory / BASELINE).glob("*"))
 
     def baseline(self, variant: str) -> dict[str, Any] | None:
-        """The record of a network trained end to end, current or not; None if it never was."""
-        return _read(self.baseline_directory(variant) / RESULT)
+        """The record of a network trained end to end on the images that the run has today; None if
+        there is none, or if it or one of its files is not what it was."""
+        path, nodes = self.baseline_directory(variant) / RESULT, self.nodes()
+        return record.believed(path, {"input": nodes[0].fingerprint}) if nodes else None
 
-    def write_baseline(self, variant: str, record: Mapping[str, Any]) -> None:
-        """Write the record of a network trained end to end, with the hash of every file of it."""
-        self._write_with_hashes(self.baseline_directory(variant) / RESULT, record)
-
-    def probe(self, j: int, name: str) -> dict[str, Any] | None:
-        """The record of a probe of x_j, current or not; None if there is none."""
-        return _read(self.probe_directory(j) / name / RESULT)
-
-    def write_probe(self, j: int, name: str, record: Mapping[str, Any]) -> None:
-        """Write the record of a probe of x_j, with the hash of every file of it."""
-        self._write_with_hashes(self.probe_directory(j) / name / RESULT, record)
-
-    def write_layer(self, j: int, record: Mapping[str, Any]) -> None:
+    def write_layer(self, j: int, body: Mapping[str, Any]) -> None:
         """Write the record that vouches for layer j, with the hash of every file of it."""
-        self._write_with_hashes(self.layer_directory(j) / LAYER, record)
-
-    def _write_with_hashes(self, path: Path, record: Mapping[str, Any]) -> None:
-        files = sorted(path.parent.glob("[!.]*.*"))
-        hashes = {f.name: sha256(f.read_bytes()) for f in files if f.name not in UNVOUCHED}
-        self.write(path, {**record, "files": hashes})
-
-    def write(self, path: Path, body: Any) -> None:
-        """Write a sealed JSON file, and its directory."""
-        replace(make_directory(path.parent), path.name, sealed(body))
+        record.vouch(self.layer_directory(j) / LAYER, body)
 
     # ---- lineage ------------------------------------------------------------------------------
 
     def nodes(self) -> list[Node]:
         """x_0 … x_n as they are or would be named, for the layers that are solved and current.
 
-        A layer is current if it was solved on the x_{j-1} that the layers below it give today.
+        A layer is current if it was solved on the x_{j-1} that the layers below it give today, or
+        is a copy, for them, of what it must be a copy of.
         """
         data = self.data()
         if data is None:
@@ -166,10 +152,12 @@ class Run:
         how = self.recipe, self.seed, self.compute
         nodes = [images_node(self.recipe, data["digest"])]
         for j in range(1, self.layers + 1):
-            record = self.layer(j)
-            if record is None or record["input"] != nodes[-1].fingerprint:
+            layer, made_of = self.layer(j), {"input": nodes[-1].fingerprint}
+            if self.origins is not None:
+                made_of["origin"] = self.origins[j - 1] if j <= len(self.origins) else ""
+            if layer is None or not record.agrees(layer, made_of):
                 break
-            nodes.append(feature_node(*how, nodes[-1], record["weights"], record["scales"]))
+            nodes.append(feature_node(*how, nodes[-1], layer["weights"], layer["scales"]))
         return nodes
 
     def lineage(self, depth: int) -> list[dict[str, Any]]:
@@ -180,26 +168,24 @@ class Run:
         """How many layers, from the first, are solved and current."""
         return max(0, len(self.nodes()) - 1)
 
-    def damaged_files(self, j: int) -> Iterator[tuple[Path, str]]:
-        """Files of layer j that are not what its records say, and what is wrong with them."""
-        for name in (LAYER, FEATURES):
-            yield from _damage(self.layer_directory(j) / name)
-        yield from damaged_beside(self.layer_directory(j) / LAYER)
+    def damaged(self, *places: str) -> Iterator[tuple[Path, str]]:
+        """Files that are not what a record says, and what is wrong with them.
 
-    def damaged_records(self) -> Iterator[tuple[Path, str]]:
-        """Records of the whole run that do not match their own sha256, and files of baselines and
-        probes."""
-        for name in (RUN, DATA, EVALUATION, network_record.NETWORK):
-            yield from _damage(self.directory / name)
-        baselines = (self.baseline_directory(name) / RESULT for name in self.baselines())
-        for path in (*baselines, *sorted(self.directory.glob(f"probe_*/*/{RESULT}"))):
-            yield from _damage(path)
-            yield from damaged_beside(path)
+        Args:
+            places: patterns of directories with records, for example ``layer_2``; none: all there
+                are, those of runs inside the run with them.
+        """
+        inside = [path for pattern in REPLICAS for path in sorted(self.directory.glob(pattern))]
+        for root in [self.directory] if places else [self.directory, *inside]:
+            for place in places or (".", *PLACES):
+                for path in sorted(root.glob(f"{place}/*.json")):
+                    if path.name in record.RECORDS:
+                        yield from record.damage(path)
 
     def tidy(self) -> None:
         """Remove what a killed process was writing of a layer, variant, probe or baseline. The run
         must be locked."""
-        for place in ("layer_*", "sweep_*/*", "probe_*/*", f"{BASELINE}/*"):
+        for place in PLACES:
             for path in self.directory.glob(f"{place}/{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
@@ -211,37 +197,7 @@ class Run:
 
 def write_curve(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """One line of JSON per epoch."""
-    replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
-
-
-def _read(path: Path) -> Any:
-    try:
-        return unseal(path)
-    except FileNotFoundError:
-        return None
-
-
-def changed_files(directory: Path, hashes: Mapping[str, str]) -> Iterator[Path]:
-    """Files of a directory that are missing, or whose sha256 is not the one expected by name."""
-    for name, expected in hashes.items():
-        path = directory / name
-        if not path.exists() or sha256(path.read_bytes()) != expected:
-            yield path
-
-
-def damaged_beside(record: Path) -> Iterator[tuple[Path, str]]:
-    """Files that a record vouches for and that are not what it says."""
-    with suppress(LevelDamaged):
-        for path in changed_files(record.parent, (_read(record) or {"files": {}})["files"]):
-            differs = f"it is not what {record.name} says: its sha256 differs"
-            yield path, differs if path.exists() else "it is missing"
-
-
-def _damage(path: Path) -> Iterator[tuple[Path, str]]:
-    try:
-        _read(path)
-    except LevelDamaged:
-        yield path, "it does not match its own sha256"
+    publish.replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
 
 
 def find(directory: Path) -> Run | None:
@@ -250,7 +206,7 @@ def find(directory: Path) -> Run | None:
     Raises:
         RunConflict: its recipe was edited since it was made.
     """
-    facts = _read(directory / RUN)
+    facts = record.read(directory / RUN)
     if facts is None:
         return None
     recipe = parse((directory / "recipe.toml").read_text("utf-8"), facts["recipe"], directory)
@@ -269,8 +225,7 @@ def find_matching(directory: Path, wanted: Recipe, seed: int) -> Run | None:
     Raises:
         RunConflict: names the fields that differ.
     """
-    run = find(directory)
-    if run is None:
+    if (run := find(directory)) is None:
         return None
     asked = {**wanted.science(), "seed": seed}
     if found := differences({**run.recipe.science(), "seed": run.seed}, asked):
@@ -298,7 +253,7 @@ def create(
     """
     recipe = recipe or parse(text, name)
     make_directory(directory)
-    replace(directory, "recipe.toml", text.encode())
+    publish.replace(directory, "recipe.toml", text.encode())
     network_record.keep(directory, recipe)
     body = {
         "recipe": name,
@@ -307,12 +262,12 @@ def create(
         "source": source or recipe.data.source,
         **facts,
     }
-    replace(directory, RUN, sealed(body))
+    record.write(directory / RUN, body)
     return Run(directory, name, recipe, body)
 
 
 def with_source(run: Run, source: str) -> Run:
     """A run, written down with its images at another place; they are checked when read."""
-    body = {**run.facts, "source": source}
-    replace(run.directory, RUN, sealed(body))
-    return Run(run.directory, run.name, run.recipe, body)
+    run = replace(run, facts={**run.facts, "source": source})
+    record.write(run.directory / RUN, run.facts)
+    return run

@@ -12,19 +12,18 @@ Beside the layers and not inside, so that removing layer 3, or mending it, leave
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import Variant
-from strata.pipeline.run.rundir import CURVE, LOGITS, RESULT, Run, changed_files
+from strata.pipeline.run import record
+from strata.pipeline.run.record import CURVE, RESULT
+from strata.pipeline.run.rundir import LOGITS, Run
 from strata.stages.errors import Diverged, StageError
 from strata.store.errors import LevelDamaged
-from strata.store.files.publish import unseal
 
 WEIGHTS, AUXILIARY = "weights.safetensors", "auxiliary.safetensors"
 FILES = (WEIGHTS, AUXILIARY, CURVE, LOGITS)
@@ -34,42 +33,24 @@ SweepResult = Mapping[str, Any]
 """Body of result.json; ``diverged`` is None, or epoch and last finite loss."""
 
 
-def place(run: Run, j: int, name: str) -> Path:
-    """The directory of a variant of layer j."""
-    return run.sweep_directory(j) / name
-
-
 def title(recipe: Recipe, j: int) -> str:
     """The name of what has variants, for messages: those of J + 1 are classifiers of x_J."""
     return f"layer {j}" if j <= len(recipe.layers) else "the final classifier"
 
 
-def vouched(run: Run, j: int, variant: Variant) -> dict[str, Any] | None:
+def made_of(run: Run, j: int, variant: Variant) -> dict[str, Any]:
     """What a result or a checkpoint of the variant must say to be believed: the x_{j-1} that it was
-    made on, and its settings. None as long as x_{j-1} has no name."""
-    nodes = run.nodes()
-    if len(nodes) < j:
-        return None
-    # As a file gives it back, so that it can be compared.
-    return json.loads(json.dumps({"input": nodes[j - 1].fingerprint, **variant.settings}))
+    made on, which must have a name, and its settings."""
+    return {"made_of": {"input": run.nodes()[j - 1].fingerprint, **variant.settings}}
 
 
 def result(run: Run, j: int, variant: Variant) -> SweepResult | None:
     """The result of a variant that is through; None if it is not, was made on another x_{j-1} or
     with other settings, or if one of its files is not what it was."""
-    directory = place(run, j, variant.name)
-    found = _whole(directory)
-    return found if found and found["made_of"] == vouched(run, j, variant) else None
-
-
-def _whole(directory: Path) -> SweepResult | None:
-    """The result in a variant's directory; None if there is none, or if it or one of its files is
-    not what it was."""
-    try:
-        found = unseal(directory / RESULT)
-    except (FileNotFoundError, LevelDamaged):
+    if len(run.nodes()) < j:
         return None
-    return None if any(changed_files(directory, found["files"])) else found
+    path = run.sweep_directory(j) / variant.name / RESULT
+    return record.believed(path, made_of(run, j, variant))
 
 
 def results(run: Run | None, j: int, wanted: Iterable[Variant]) -> dict[str, SweepResult | None]:
@@ -84,9 +65,9 @@ def finals(run: Run) -> dict[str, tuple[str, SweepResult | None]]:
     ``partial``.
     """
     found: dict[str, tuple[str, SweepResult | None]] = {}
+    here = [node.fingerprint for node in run.nodes()[run.layers :]]
     for directory in sorted(run.sweep_directory(run.layers + 1).glob("*")):
-        one, state = _whole(directory), "partial"
-        here = [node.fingerprint for node in run.nodes()[run.layers :]]
+        one, state = record.whole(directory / RESULT), "partial"
         if one and [one["made_of"]["input"]] == here:
             state = "diverged" if one["diverged"] else "solved"
         elif (directory / RESULT).exists():
@@ -104,71 +85,48 @@ def ranked(found: Mapping[str, SweepResult | None]) -> list[SweepResult]:
 # ---- keeping one --------------------------------------------------------------------------------
 
 
-def chosen(found: Mapping[str, SweepResult | None], keep: str) -> SweepResult | None:
+def chosen(
+    run: Run | None, j: int, found: Mapping[str, SweepResult | None], keep: str
+) -> SweepResult | None:
     """The result that ``--keep`` speaks of; ``best`` has the lowest training risk, so that nothing
     is chosen by the test images. None as long as it is not known.
 
     Raises:
         Diverged: it has no weights.
-        StageError: none has.
+        RunConflict: there is another layer j, which layers above may rest on.
+        StageError: none has weights.
     """
-    if keep != "best":
-        one = found[keep]
-        if one is not None and one["diverged"]:
-            error = Diverged(**one["diverged"])
-            error.add_note(f"It was {keep}: keep another variant")
-            raise error
-        return one
-    there = [result for result in found.values() if result is not None]
-    if len(there) < len(found):
-        return None
+    one, there = found.get(keep), [result for result in found.values() if result is not None]
     finite = [result for result in there if not result["diverged"]]
-    if not finite:
-        raise StageError("every variant diverged: there is none to keep. Lower 'schedule.lr'")
-    return min(finite, key=lambda result: result["risk"])
+    if keep == "best" and len(there) == len(found):
+        if not finite:
+            raise StageError("every variant diverged: there is none to keep. Lower 'schedule.lr'")
+        one = min(finite, key=lambda result: result["risk"])
+    if one is not None and one["diverged"]:
+        error = Diverged(**one["diverged"])
+        error.add_note(f"It was {keep}: keep another variant")
+        raise error
+    if run is not None and run.solved() >= j and not is_kept(run, j, one):
+        raise RunConflict(
+            f"layer {j} of {run.directory} is solved already, and --keep would replace it. Remove "
+            f"it with `clean --layer {j}`, which leaves what was swept, and repeat the command"
+        )
+    return one
 
 
 def is_kept(run: Run | None, j: int, one: SweepResult | None) -> bool:
     """Is the run's layer j, solved and current, this very result?"""
     if run is None or one is None or one["diverged"] or run.solved() < j:
         return False
-    record = run.layer(j) or {}
-    return all(record[part] == one[part] for part in ("weights", "auxiliary"))
-
-
-def check_free(run: Run | None, j: int, one: SweepResult | None) -> None:
-    """Refuse to keep a result where another layer j is, which layers above may rest on.
-
-    Raises:
-        RunConflict: names the command that removes it.
-    """
-    if run is not None and run.solved() >= j and not is_kept(run, j, one):
-        raise RunConflict(
-            f"layer {j} of {run.directory} is solved already, and --keep would replace it. Remove "
-            f"it with `clean --layer {j}`, which leaves what was swept, and repeat the command"
-        )
-
-
-# ---- damage -------------------------------------------------------------------------------------
-
-
-def damaged(run: Run, j: int) -> Iterator[tuple[Path, str]]:
-    """Files of variants that are not what their result says, and what is wrong with them."""
-    for path in sorted(run.sweep_directory(j).glob(f"*/{RESULT}")):
-        try:
-            files = unseal(path)["files"]
-        except LevelDamaged:
-            yield path, "it does not match its own sha256"
-            continue
-        for file in changed_files(path.parent, files):
-            yield file, f"it is not what {RESULT} says, or missing"
+    layer = run.layer(j) or {}
+    return all(layer[part] == one[part] for part in ("weights", "auxiliary"))
 
 
 def taken_from(run: Run, j: int) -> SweepResult | None:
     """The result that the run's layer j was taken from, if it was, and if all of it is there."""
-    record: dict[str, Any] = {}
+    layer: dict[str, Any] = {}
     with suppress(LevelDamaged):
-        record = run.layer(j) or {}
-    variant = record.get("variant")
-    found = _whole(place(run, j, variant["name"])) if variant and variant["name"] else None
-    return found if found and found["weights"] == record["weights"] else None
+        layer = run.layer(j) or {}
+    name = layer.get("variant", {}).get("name")
+    found = record.whole(run.sweep_directory(j) / name / RESULT) if name else None
+    return found if found and found["weights"] == layer["weights"] else None

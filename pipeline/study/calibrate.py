@@ -28,7 +28,8 @@ from strata.pipeline.study import row_rates
 from strata.pipeline.study.row_rates import codec_for, seconds
 from strata.stages.network.featurize import Frozen, featurize, run_layer
 from strata.stages.network.network import build_problem
-from strata.stages.solve.solve import SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver
 from strata.store.files.publish import put_exclusive
 
 FILE_BYTES, FILES = 64 << 20, 4

@@ -3,34 +3,42 @@
 Linear: one class against the rest, on features averaged to 2 × 2. CNN-p: C_γ with p convolutions,
 by the recipe's schedule. Both see the un-augmented images: the paper names no augmentation for
 them, and its CNN probes reach 100 % on the training images.
+
+A network that is not the run itself is a run inside it: x_0 of the images it is shown, and copies
+of its layers. What these must be copies of, pipeline/run/probe_results.py says.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from strata.pipeline.errors import BudgetError
+from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
+from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.progress import Tick, duration, size
-from strata.pipeline.run import device, weights
-from strata.pipeline.run.probe_results import Kind, made_of
-from strata.pipeline.run.rundir import CHECKPOINT, write_curve
+from strata.pipeline.run import device, record, weights
+from strata.pipeline.run.levels import refer_to, unchanged
+from strata.pipeline.run.probe_results import Kind, made_of, with_classes
+from strata.pipeline.run.record import DATA, RESULT, RUN
+from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
-from strata.pipeline.train.solving import Solving, keeping_good, logits_on_test, schedule_of, train
-from strata.stages.errors import Diverged
+from strata.pipeline.train import scales
+from strata.pipeline.train.loop import conclude, train
+from strata.pipeline.train.solving import Solving
+from strata.stages.data.images import check_probed, open_source
 from strata.stages.network.featurize import pooled
 from strata.stages.network.network import Auxiliary, build_auxiliary
 from strata.stages.solve import probe
-from strata.stages.solve.evaluate import accuracies, cross_entropy
 from strata.stages.solve.solve import Solver, logits_of
 from strata.store.files.publish import make_directory
 from strata.store.read.order import generator, key_of
-
-WEIGHTS = "weights.safetensors"
 
 
 def train_probe(session: Session, j: int, kind: Kind) -> None:
@@ -43,11 +51,10 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
         KeyboardInterrupt: somebody asked to stop; the state of a CNN is saved.
     """
     found = _cnn(session, j, kind) if kind.hidden else _linear(session, j)
-    record = {"made_of": made_of(session.run, j, kind), "layer": j, "kind": kind.name, **found}
-    session.run.write_probe(j, kind.name, record)
-    (session.run.probe_directory(j) / kind.name / CHECKPOINT).unlink(missing_ok=True)
-    test, train = (f"{100 * record[split]['top1']:.2f} %" for split in ("test", "train"))
-    spent = duration(record["seconds"])
+    body = {**made_of(session.run, j, kind), "layer": j, "kind": kind.name, **found}
+    record.vouch(session.run.probe_directory(j) / kind.name / RESULT, body)
+    test, train = (f"{100 * body[split]['top1']:.2f} %" for split in ("test", "train"))
+    spent = duration(body["seconds"])
     session.report.say(f"{kind.name} probe of x_{j}: test {test}, train {train}, {spent}")
 
 
@@ -69,18 +76,16 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
             session.stop.check()
             tick(count)
 
-        found = probe.fit(rows, labels[order], fitted_on, done)
+        fitted, found = probe.fit(rows, labels[order], fitted_on, done)
     directory = make_directory(run.probe_directory(j) / "linear")
-    arrays = {name: torch.from_numpy(array) for name, array in found.probe.arrays().items()}
-    weights.write(directory / WEIGHTS, arrays)
-    guessed = np.concatenate([found.probe.predict(pooled(x)) for x in clean_batches(session, j)])
+    arrays = {name: torch.from_numpy(array) for name, array in vars(fitted).items()}
+    weights.write(directory / "weights.safetensors", arrays)
+    guessed = np.concatenate([fitted.predict(pooled(x)) for x in clean_batches(session, j)])
     return {
-        "train": {"top1": found.train_top1},
+        "train": found.pop("train"),
         "test": {"top1": float(np.mean(guessed == session.images()["test"].array("labels")))},
-        "regularisation": found.regularisation,
-        "held_out": found.held_out,
-        "converged": found.converged,
-        "parameters": found.probe.weight.size + found.probe.bias.size,
+        **found,
+        "parameters": fitted.weight.size + fitted.bias.size,
         "seconds": time.monotonic() - begun,
     }
 
@@ -120,34 +125,18 @@ def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
     run, recipe = session.run, session.run.recipe
     seed = key_of("probe weights", run.seed, j, kind.hidden) % 2**63
     classifier = build_auxiliary(kind.classifier(recipe, j), seed)
-    schedule = schedule_of(recipe.schedule, recipe.schedule.accumulate)
-    solver = Solver(classifier, schedule, session.device, session.compute)
-    directory = run.probe_directory(j) / kind.name
+    solver = Solver(classifier, recipe.schedule, session.device, session.compute)
+    where = f"{kind.name} probe of x_{j}", run.probe_directory(j) / kind.name
+    advice = f"It was a probe: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"
     # A classifier of x_j is the problem after layer j, without a layer of its own.
-    solving = Solving(session, j + 1, solver, f"{kind.name} probe of x_{j}", directory)
+    solving = Solving(session, j + 1, solver, *where, made_of(run, j, kind), advice)
     solving.load()
-    advice = f"It was a probe: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
-    with ProblemFeed(session, j, augmented=False) as feed, keeping_good(solving, advice):
-        train(solving, feed)
-        return _finish(solving, feed)
-
-
-def _finish(solving: Solving, feed: ProblemFeed) -> dict[str, Any]:
-    """Write weights and curve of the trained classifier; returns what its record says."""
-    session, solver = solving.session, solving.solver
-    classifier = solver.finish()
-    (logits,), labels = logits_on_test(session, solving.j, [classifier])
-    if not np.isfinite(logits).all():
-        raise Diverged(solver.schedule.epochs, solver.progress.last_good)
-    weights.write(make_directory(solving.directory) / WEIGHTS, classifier.state_dict())
-    write_curve(solving.directory, solving.history)
-    return {
-        "train": {"top1": _on_training_images(session, feed, classifier)},
-        "test": {"loss": cross_entropy(logits, labels), **accuracies(logits, labels)},
-        "kept_epoch": solver.kept_epoch,
-        "parameters": sum(p.numel() for p in classifier.parameters()),
-        "seconds": sum(line["seconds"] for line in solving.history),
-    }
+    with ProblemFeed(session, j, augmented=False) as feed:
+        train([solving], feed)
+        ((_, found),) = conclude([solving], keep_logits=False)
+        found["train"] = {"top1": _on_training_images(session, feed, classifier)}
+    kept = ("train", "test", "kept_epoch", "parameters", "seconds")
+    return {name: found[name] for name in kept}
 
 
 def _on_training_images(session: Session, feed: ProblemFeed, classifier: Auxiliary) -> float:
@@ -157,3 +146,83 @@ def _on_training_images(session: Session, feed: ProblemFeed, classifier: Auxilia
         right += int((guessed == y.cpu()).sum())
         session.stop.check()
     return right / len(feed.ids)
+
+
+# ---- of which network ----------------------------------------------------------------------------
+
+
+def shown(session: Session, network: Run) -> Session:
+    """A session of the network's run, its images read and x_0 written.
+
+    Args:
+        session: of the run that the network belongs to, which is locked.
+
+    Raises:
+        DataError: the images have one class, or colour where the network knows none.
+    """
+    if network.origins is not None:
+        network.tidy()
+        network = _with_data(session, network)
+        record.write(network.directory / RUN, network.facts)  # who it is, also for `gc`
+    own = dataclasses.replace(session, run=network)
+    ensure_images(own)
+    refer_to(network, session.store)
+    return own
+
+
+def _with_data(session: Session, run: Run) -> Run:
+    """The same run, with as many classes as its images have; what is known of images that have
+    changed since is forgotten."""
+    if run.source == session.run.source:
+        record.write(run.directory / DATA, session.run.data())
+        return run
+    known = run.data()
+    if known is not None and unchanged(run, known):
+        return run
+    (run.directory / DATA).unlink(missing_ok=True)
+    with open_source(run.source, root=session.data_root, download=session.download) as source:
+        check_probed(source, run.recipe.data.channels)
+        return with_classes(run, len(source.classes))
+
+
+def copy_layers(session: Session, origin: Run, depth: int) -> None:
+    """Have layers 1 … ``depth`` in a session of a network's run, with scales of their own where
+    features are stored as codes: chosen as ever, on the images that are shown.
+
+    Args:
+        origin: the run that has the weights; if it is the network's own, there is nothing to do.
+
+    Raises:
+        LevelDamaged: the weights are not those that the record speaks of.
+        NotFinite: a feature does not fit; names row, sample and channel.
+    """
+    run = session.run
+    if run.origins is None:
+        return
+    for j in range(run.solved() + 1, depth + 1):
+        run.forget_layer(j)
+        state = _state(origin, run.variant, j)
+        path = make_directory(run.layer_directory(j)) / "weights.safetensors"
+        weights.write(path, state)
+        digest = weights.digest(state)
+        layer = read_layer(run.recipe.layers[j - 1], path, digest, session.device)
+        quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
+        body = {
+            "layer": j,
+            "input": run.nodes()[j - 1].fingerprint,
+            "weights": digest,
+            "origin": run.origins[j - 1],
+            **quantised,
+        }
+        run.write_layer(j, body)
+    refer_to(run, session.store)
+
+
+def _state(run: Run, variant: str | None, j: int) -> dict[str, Tensor]:
+    """Weights and buffers of layer j of a run as solved, or of its network trained end to end."""
+    if variant is None:
+        path, known = run.layer_directory(j) / "weights.safetensors", run.layer(j)
+        return weights.read_checked(path, (known or {})["weights"])
+    path, known = run.baseline_directory(variant) / "weights.safetensors", run.baseline(variant)
+    whole, prefix = weights.read_checked(path, (known or {})["weights"]), f"layers.{j - 1}."
+    return {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}

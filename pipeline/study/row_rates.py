@@ -26,7 +26,7 @@ from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.delivery import Delivery
 from strata.pipeline.feed.features import read_layer
 from strata.pipeline.feed.ffcv import beton
-from strata.pipeline.feed.ffcv.rows import FfcvRows
+from strata.pipeline.feed.ffcv.write import write_images
 from strata.pipeline.plan.caching import FEATURES
 from strata.pipeline.plan.costs import PROFILES
 from strata.pipeline.plan.machine import RowRate
@@ -45,6 +45,8 @@ from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import encode
 from strata.store.level.layout import Geometry, LevelKey, geometry
 from strata.store.level.level import Level, receipt_of
+from strata.store.read.order import batches
+from strata.store.read.rows import Rows
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 REPETITIONS = 3
@@ -230,8 +232,8 @@ def _take(codec: Codec | None, batch: int, delivery: Delivery) -> None:
     """
     shape = delivery.geometry
     order = np.random.default_rng(0).permutation(shape.rows)
-    parts = [np.sort(order[at : at + batch]) for at in range(0, len(order), batch)]
-    for rows in delivery.batches(parts):
+    order, lengths = batches(order, batch, drop_last=False)
+    for rows in delivery.batches(Rows.of(order), lengths):
         if codec is not None:
             codec.decode(rows, shape.sample[2])
 
@@ -289,8 +291,9 @@ def decode_jpeg(recipe: Recipe, images: np.ndarray, place: Path) -> float | None
         labels = np.zeros(len(images), np.int64)
         level = put(_writer(place, shape, 0), [images[s] for s in shards], {"labels": labels})
         path = place / "images.beton"
-        beton.write_images(path, level, "jpeg", recipe.data.jpeg)
-        with FfcvRows.of_beton(path, level) as rows:
-            parts = [np.arange(len(images))]
-            return images.nbytes / seconds(lambda: list(rows.batches(parts)))
+        write_images(path, level, recipe.data.jpeg)
+        by_ffcv = ReadOptions(torch.device("cpu"), loader="ffcv")
+        with Delivery([level], by_ffcv, beton=path) as delivery:
+            asked = Rows.of(np.arange(len(images))), [len(images)]
+            return images.nbytes / seconds(lambda: list(delivery.batches(*asked)))
     return None

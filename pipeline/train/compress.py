@@ -8,7 +8,6 @@ was removed is gone from the weights, and so from x_j and from the input of laye
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -20,22 +19,19 @@ from torch import Tensor
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.plan.costs import SCORE_ROWS
 from strata.pipeline.recipe.recipe import ProblemSpec
-from strata.pipeline.run import weights
-from strata.pipeline.train.solving import Solving, top1_on_test, train
+from strata.pipeline.train.loop import batches_of, top1_on_test, train
+from strata.pipeline.train.solving import Note, Solving, give_up
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem, build_problem
 from strata.stages.solve.prune import narrowed, strongest, taylor
 from strata.stages.solve.solve import Solver
 
 
-def take_up(solving: Solving) -> None:
+def take_up(solving: Solving, note: Note) -> None:
     """Make the problem that a checkpoint is about: after a removal, that of the kept filters."""
-    if solving.checkpoint.exists():
-        _, note = weights.read(solving.checkpoint)
-        if note["input"] == solving.input and note.get("compression"):
-            found = note["compression"]
-            specs = solving.session.run.recipe.fine_tuned(solving.j)[len(found["removals"]) - 1]
-            _narrow(solving, found, build_problem(*specs, 0))  # its weights are loaded later
+    if found := note.get("compression"):
+        specs = solving.session.run.recipe.fine_tuned(solving.j)[len(found["removals"]) - 1]
+        _narrow(solving, found, build_problem(*specs, 0))  # its weights are loaded later
 
 
 def compress(solving: Solving, feed: ProblemFeed) -> None:
@@ -46,7 +42,7 @@ def compress(solving: Solving, feed: ProblemFeed) -> None:
     for number in range(max(1, done), len(steps) + 1):
         if number > done:
             _remove(solving, feed, steps[number - 1])
-        train(solving, feed)
+        train([solving], feed)
         found, problem = solving.compression, solving.solver.finish()
         first, last = found["removals"][0], found["removals"][-1]
         last["test_after"] = _test(solving)
@@ -58,7 +54,7 @@ def compress(solving: Solving, feed: ProblemFeed) -> None:
 
 
 def _test(solving: Solving) -> float:
-    return solving.session.ranks.by_leader(lambda: top1_on_test(solving))
+    return solving.session.ranks.by_leader(lambda: top1_on_test([solving])[0])
 
 
 def _remove(solving: Solving, feed: ProblemFeed, specs: ProblemSpec) -> None:
@@ -81,7 +77,7 @@ def _remove(solving: Solving, feed: ProblemFeed, specs: ProblemSpec) -> None:
     _narrow(solving, found, narrowed(problem, *specs, chosen))
     solving.solver.progress.peak_bytes = peak
     removal["test_removed"] = _test(solving)
-    solving.good, solving.resumed_at = None, time.monotonic()
+    solving.good = None
     solving.save()
     solving.session.report.say(
         f"layer {solving.j}: removed {problem.filters - width} filters, "
@@ -117,8 +113,7 @@ def _scores(solving: Solving, feed: ProblemFeed, problem: Problem) -> Tensor:
 
         def rows() -> Iterator[tuple[Tensor, Tensor]]:
             parts = solver.schedule.accumulate
-            epoch = len(solving.history)
-            made = feed.epoch_in_parts(epoch, 0, parts) if parts > 1 else feed.epoch(epoch)
+            made = batches_of(solving, feed, 0)  # of the epoch that would come next
             with closing(made):  # pyright: ignore  # it may be left before its end
                 for x, y in itertools.islice(made, batches):
                     micro = -(-len(y) // parts)
@@ -129,7 +124,7 @@ def _scores(solving: Solving, feed: ProblemFeed, problem: Problem) -> Tensor:
 
         scores = taylor(problem, rows(), session.device, session.compute, session.ranks)
     if not torch.isfinite(scores).all():
-        raise Diverged(len(solving.history), solver.progress.last_good)
+        give_up(solving, Diverged(len(solving.history), solver.progress.last_good))
     return scores
 
 

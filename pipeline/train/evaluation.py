@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from strata.pipeline.errors import NotThereYet
-from strata.pipeline.run import sweep_results
+from strata.pipeline.run import record, sweep_results
 from strata.pipeline.run.levels import keys_at
 from strata.pipeline.run.rundir import EVALUATION, LOGITS, Run
 from strata.stages.solve.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
@@ -36,7 +36,7 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
             "matrix": confusion(ensemble(probabilities), labels).tolist(),
         },
     }
-    run.write(run.directory / EVALUATION, result)
+    record.write(run.directory / EVALUATION, result)
     return result
 
 
@@ -59,7 +59,7 @@ def _finals(run: Run, logits: Sequence[np.ndarray], labels: np.ndarray) -> list[
     found = []
     for name, (_, one) in sweep_results.finals(run).items():
         if one is not None:
-            path = sweep_results.place(run, run.layers + 1, name) / LOGITS
+            path = run.sweep_directory(run.layers + 1) / name / LOGITS
             scores = [*logits[:-1], np.load(path, allow_pickle=False)]
             whole = _layer(run.layers, scores, [softmax(z) for z in scores], labels)
             found.append({"name": name, "auxiliary": one["auxiliary"], **whole})

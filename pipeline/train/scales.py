@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from strata.pipeline.feed.features import Features, level_draws, naming_rows
 from strata.pipeline.plan.costs import SCALE_ROWS
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.run import weights
+from strata.pipeline.run import record, weights
 from strata.pipeline.run.rundir import QUANTISER
 from strata.pipeline.run.session import Session
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Floats, needs_scales
 from strata.stages.network.featurize import Frozen
-from strata.store.read.order import batches, generator
+from strata.store.read.order import cut, generator
+from strata.store.read.rows import Rows
 
 REPORT = "quantiser.json"
 
@@ -47,7 +48,7 @@ def keep(session: Session, j: int, layer: nn.Module, below: Features) -> dict[st
     found = calibrate(_maps(session, j, layer, below), cache.precision, cache.percentile)
     directory = session.run.layer_directory(j)
     weights.write(directory / QUANTISER, found.quantiser.tensors())
-    session.run.write(directory / REPORT, {"channels": found.as_json()})
+    record.write(directory / REPORT, {"channels": found.as_json()})
     session.report.say(f"x_{j} as {found.text}")
     return {"scales": weights.digest(found.quantiser.tensors()), "quantiser": found.summary()}
 
@@ -61,10 +62,11 @@ def _maps(session: Session, j: int, layer: nn.Module, below: Features) -> Iterat
     draws = level_draws(recipe, seed, view, int(ids.max()) + 1)
     exact = dataclasses.replace(below, layers=[*below.layers, Frozen(layer, Floats("float32"))])
     chosen = np.sort(generator("calibration rows", seed).permutation(len(ids))[:SCALE_ROWS])
-    parts = batches(chosen, recipe.cache.block, drop_last=False)
+    lengths = cut(len(chosen), recipe.cache.block)
     label = f"x_{j} train" if view == "clean" else f"x_{j} train.{view}"
     with below.delivery([view], once=True) as delivery:
-        for rows, stored in zip(parts, delivery.batches(parts), strict=True):
+        parts = np.split(chosen, np.cumsum(lengths)[:-1])
+        for rows, stored in zip(parts, delivery.batches(Rows.of(chosen), lengths), strict=True):
             with naming_rows(label, "train", rows, ids):
                 x = exact.values(stored, draws.of(ids[rows]))
             yield x

@@ -56,25 +56,6 @@ class LinearProbe:
         scores = (features - self.mean) / self.scale @ self.weight.T + self.bias
         return self.classes[scores.argmax(1)]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All of it, by name."""
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A linear probe and how it came about."""
-
-    probe: LinearProbe
-    regularisation: float
-    """The C that was chosen."""
-    held_out: dict[str, float]
-    """Accuracy on the rows held out, by C."""
-    train_top1: float
-    """On all training rows."""
-    converged: bool
-    """Did every fit with that C end before :data:`MOST_ITERATIONS`?"""
-
 
 def split(labels: np.ndarray, shuffled: np.ndarray) -> tuple[np.ndarray, int]:
     """Rows so ordered that those to fit on come first and those held out last, and how many the
@@ -92,7 +73,9 @@ def split(labels: np.ndarray, shuffled: np.ndarray) -> tuple[np.ndarray, int]:
     return np.concatenate([np.flatnonzero(~held), np.flatnonzero(held)]), int((~held).sum())
 
 
-def fit(rows: np.ndarray, labels: np.ndarray, fitted_on: int, tick: _Tick) -> Fitted:
+def fit(
+    rows: np.ndarray, labels: np.ndarray, fitted_on: int, tick: _Tick
+) -> tuple[LinearProbe, dict[str, Any]]:
     """Choose C by the accuracy on rows held out, the smaller of two as good, and fit all rows.
 
     Args:
@@ -100,6 +83,11 @@ def fit(rows: np.ndarray, labels: np.ndarray, fitted_on: int, tick: _Tick) -> Fi
         labels: int64 (n,)
         fitted_on: the first so many rows are fitted when C is chosen; the others are held out.
         tick: called after every fit of one class, with 1; may raise to stop.
+
+    Returns:
+        The probe, and how it came about: ``train``, its ``top1`` on all rows, ``regularisation``,
+        the C that was chosen, ``held_out``, the accuracy on the rows held out by C, and
+        ``converged``: did every fit with that C end before :data:`MOST_ITERATIONS`?
 
     Raises:
         DataError: there are fewer than two classes.
@@ -117,13 +105,12 @@ def fit(rows: np.ndarray, labels: np.ndarray, fitted_on: int, tick: _Tick) -> Fi
             held_out[c] = _accuracy(part, rows[fitted_on:], labels[fitted_on:])
         best = max(GRID, key=lambda c: (held_out[c], -c))
         whole, most = _one_against_rest(_fits(len(classes)), best, rows, labels, tick)
-    return Fitted(
-        replace(whole, mean=mean, scale=scale),
-        best,
-        {f"{c:g}": accuracy for c, accuracy in held_out.items()},
-        _accuracy(whole, rows, labels),
-        most < MOST_ITERATIONS,
-    )
+    return replace(whole, mean=mean, scale=scale), {
+        "train": {"top1": _accuracy(whole, rows, labels)},
+        "regularisation": best,
+        "held_out": {f"{c:g}": accuracy for c, accuracy in held_out.items()},
+        "converged": most < MOST_ITERATIONS,
+    }
 
 
 def fits_of(classes: int) -> int:

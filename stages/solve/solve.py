@@ -1,11 +1,11 @@
 """Solving one auxiliary problem (paper Sec. 3.2): min over (θ_j, γ_j) of the risk, by SGD.
 
-The solver is a plain loop over epochs that is handed its batches; it knows neither where they come
-from nor where its state is kept. Everything it needs to go on after an interruption is in
-:class:`Solver`, between any two batches.
+The solver takes a step on each batch that it is handed; it knows neither where they come from nor
+where its state is kept. Everything it needs to go on after an interruption is in :class:`Solver`,
+between any two batches.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
 from strata.stages.solve.ranks import Ranks
+from strata.stages.solve.schedule import SGDSchedule
 
 Trainable = TypeVar("Trainable", bound=nn.Module)
 """What is trained: an auxiliary problem, or a whole network."""
@@ -35,37 +36,6 @@ Batches = Iterable[tuple[BatchRows, Int[Tensor, " b"]]]
 WATCHED_STEPS = 2
 """First steps, of which peak memory is measured: from the second on there is momentum, and then all
 steps agree."""
-
-
-@dataclass(frozen=True)
-class SGDSchedule:
-    """SGD with momentum and a learning rate that depends on the step alone."""
-
-    kind: str
-    """``step``: lr · decay^⌊epoch / every⌋ (Sec. 4). ``one-cycle``: linear up, then down to 0."""
-    epochs: int
-    batch: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    decay: float = 0.2
-    every: int = 15
-    """Epochs between decays, for ``step``."""
-    warmup: float = 0.25
-    """Share of the steps on which the rate rises, for ``one-cycle``."""
-    accumulate: int = 1
-    """Micro-batches summed into one step; ``batch`` is the whole step's."""
-    keep: str = "last"
-    """``last`` iterate, or ``best``: the lowest training risk after an epoch (Prop. 3.1)."""
-    nesterov: bool = False
-
-    def rate(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of step ``step`` (from 0, over the whole problem)."""
-        if self.kind == "step":
-            return self.lr * self.decay ** (step // steps_per_epoch // self.every)
-        total = self.epochs * steps_per_epoch
-        rise = max(1.0, self.warmup * total)
-        return self.lr * min((step + 1) / rise, (total - step) / max(1.0, total - rise))
 
 
 @dataclass
@@ -100,8 +70,6 @@ class Solver(Generic[Trainable]):
     compute: torch.dtype
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] = field(default_factory=dict)
-    epoch_seconds: float = 0.0
-    """What :attr:`Progress.seconds` said when the last epoch ended."""
     watched: int = 0
     """Steps whose memory this process has measured."""
     ranks: Ranks = field(default_factory=Ranks)
@@ -154,33 +122,10 @@ class Solver(Generic[Trainable]):
 
     # ---- one epoch ------------------------------------------------------------------------------
 
-    def run_epoch(
-        self, batches: Batches, steps_per_epoch: int, after: Callable[[int], None]
-    ) -> dict[str, float]:
-        """Train on the batches that are left of the epoch under way.
-
-        Args:
-            batches: (x, y) with x (B, C, H, W) float and y (B,) int64, on the device; those that
-                :attr:`progress` counts as finished are not among them.
-            after: called with the batch's size after every step; may save the state.
-
-        Returns:
-            Mean training loss and accuracy of the epoch, as seen while training.
-
-        Raises:
-            Diverged: a loss is not finite. The last saved state is good.
-        """
-        self.problem.train()
-        for x, y in batches:
-            self.train_on(x, y, steps_per_epoch)
-            after(len(y))
-        return self.finish_epoch()
-
     def train_on(self, x: BatchRows, y: Tensor, steps_per_epoch: int) -> None:
         """One step of SGD at the schedule's rate, and the progress that makes it resumable.
 
-        For those who give one batch to several solvers; :meth:`run_epoch` is for the others. The
-        problem must be in training mode. Raises Diverged.
+        The problem must be in training mode. Arguments and errors are those of :meth:`step`.
         """
         done = self.progress
         rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
@@ -196,9 +141,15 @@ class Solver(Generic[Trainable]):
         done.batch += 1
 
     def step(self, x: BatchRows, y: Int[Tensor, " b"]) -> None:
-        """One step of SGD at the present rate. Raises Diverged if the loss is not finite.
+        """One step of SGD at the present rate.
 
-        ``x`` is x_{j-1} of the batch, float; what is made while it is split is never there whole.
+        Args:
+            x: x_{j-1} of the batch, float (B, C, H, W); what is made while it is split is never
+                there whole.
+            y: its labels, int64 (B,), on the device.
+
+        Raises:
+            Diverged: the loss is not finite. The last saved state is good.
         """
         micro = -(-len(y) // self.schedule.accumulate)
         loss_sum, correct = 0.0, 0
@@ -229,11 +180,12 @@ class Solver(Generic[Trainable]):
         return float(loss.item()), int((logits.argmax(1) == target).sum())
 
     def finish_epoch(self) -> dict[str, float]:
-        """Mean training loss and accuracy of the epoch whose last batch was trained on."""
+        """Mean training ``loss``, accuracy ``top1``, and ``seconds`` of the epoch whose last batch
+        was trained on."""
         done = self.progress
         result = {"loss": done.loss_sum / done.samples, "top1": done.correct / done.samples}
+        result["seconds"] = done.seconds
         done.epoch, done.batch = done.epoch + 1, 0
-        self.epoch_seconds = done.seconds
         done.loss_sum, done.correct, done.samples, done.seconds = 0.0, 0, 0, 0.0
         return result
 

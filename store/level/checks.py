@@ -33,53 +33,50 @@ class Checked(Protocol):
 
 
 class Checks:
-    """The checksums of some levels of equal geometry. Row r of level v has the number v · rows + r.
+    """The checksums of some levels of equal geometry.
 
     Threads may share it: all that can happen is that two of them check the same row.
     """
 
     def __init__(self, levels: Sequence[Checked]) -> None:
         self.levels, self.geometry = tuple(levels), levels[0].geometry
-        rows = len(levels) * self.geometry.rows
+        rows = len(levels), self.geometry.rows
         self._expected = np.empty(rows, CHECKSUM)
-        self._have = np.zeros(len(levels) * self.geometry.shards, bool)
+        self._have = np.zeros((len(levels), self.geometry.shards), bool)
         self._seen, self._looked_at = np.zeros(rows, bool), 0
         self._all_seen = False
 
-    def check(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+    def check(self, view: np.ndarray, row: np.ndarray, stored: np.ndarray) -> None:
         """Look at the rows that were not looked at before.
 
         Args:
-            numbers: int64 (n,), in any order.
-            rows: the same rows as read, (n, …) of any dtype, each of them contiguous.
+            view: int64 (n,), which of the levels each is in.
+            row: int64 (n,), its number there; in any order.
+            stored: the same rows as read, (n, …) of any dtype, each of them contiguous.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
         if self._all_seen:
             return
-        new = np.flatnonzero(~self._seen[numbers])
+        new = np.flatnonzero(~self._seen[view, row])
         if not len(new):
             return
-        asked = numbers[new]
-        self._have_receipts(asked)
-        found = np.fromiter((crc32c(rows[i]) for i in new), CHECKSUM, len(new))
-        wrong = asked[found != self._expected[asked]]
-        if len(wrong):
-            view, row = divmod(int(wrong.min()), self.geometry.rows)
-            path = self.levels[view].path(row // self.geometry.shard_rows)
-            raise LevelDamaged(f"{path}: row {row} is not the one that was written")
+        asked = view[new], row[new]
+        self._have_receipts(*asked)
+        found = np.fromiter((crc32c(stored[i]) for i in new), CHECKSUM, len(new))
+        if len(wrong := np.flatnonzero(found != self._expected[asked])):
+            first, number = min((int(asked[0][i]), int(asked[1][i])) for i in wrong)
+            path = self.levels[first].path(number // self.geometry.shard_rows)
+            raise LevelDamaged(f"{path}: row {number} is not the one that was written")
         self._seen[asked] = True
-        self._looked_at += len(asked)  # perhaps too many, if two threads looked at one row
-        self._all_seen = self._looked_at >= len(self._seen) and bool(self._seen.all())
+        self._looked_at += len(new)  # perhaps too many, if two threads looked at one row
+        self._all_seen = self._looked_at >= self._seen.size and bool(self._seen.all())
 
-    def _have_receipts(self, numbers: np.ndarray) -> None:
-        geometry = self.geometry
-        view, row = np.divmod(numbers, geometry.rows)
-        wanted = np.unique(view * geometry.shards + row // geometry.shard_rows)
-        absent: list[int] = wanted[~self._have[wanted]].tolist()
-        for number in absent:
-            of, shard = divmod(number, geometry.shards)
-            first, last = (of * geometry.rows + edge for edge in geometry.shard_range(shard))
-            self._expected[first:last] = self.levels[of].checksums(shard)
-            self._have[number] = True
+    def _have_receipts(self, view: np.ndarray, row: np.ndarray) -> None:
+        shard = row // self.geometry.shard_rows
+        absent = np.flatnonzero(~self._have[view, shard])
+        for of, number in sorted({(int(view[i]), int(shard[i])) for i in absent}):
+            first, last = self.geometry.shard_range(number)
+            self._expected[of, first:last] = self.levels[of].checksums(number)
+            self._have[of, number] = True

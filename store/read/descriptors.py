@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import lru_cache
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from strata.store.errors import LevelDamaged
 from strata.store.files.files import Opened
+from strata.store.level.checks import Checks
 from strata.store.level.level import Level, present
+from strata.store.read.rows import Rows, RowSource, same_geometry
 
 KEPT_OPEN = 512
 """Shards kept open; a process may usually have 1,024 files."""
+BUFFERS = 1024
+"""Most buffers that one call of the kernel fills."""
 
 
 class Descriptors:
-    """Open files of shards. Shard s of level v has the number v · shards + s. Threads share it."""
+    """Open files of shards, by level (view) and number. Threads share it."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
-        self._levels, self._shards = tuple(levels), levels[0].geometry.shards
+        self._levels = tuple(levels)
         self._open = lru_cache(KEPT_OPEN)(self._opened)
 
-    def read(self, number: int, offset: int, parts: Sequence[Any]) -> None:
+    def read(self, view: int, shard: int, offset: int, parts: Sequence[Any]) -> None:
         """Fill some buffers, one after another, from a shard.
 
         Args:
@@ -33,15 +38,14 @@ class Descriptors:
             LevelDamaged: the shard is missing or ends before.
             StoreRefused: the file system does not let us, for example for an I/O error.
         """
-        wanted = sum(map(len, parts))
+        wanted, path = sum(map(len, parts)), self._levels[view].path(shard)
         while True:
-            with self._naming(number):
-                file = self._open(number)  # held: if it is not kept, it closes when we forget it
+            with present(path, "its commit lists it"):
+                file = self._open(view, shard)  # held: if not kept, it closes when we forget it
                 found = file.read(parts, offset)
             if found >= wanted:
                 return
             if not found:
-                path = self.path(number)
                 raise LevelDamaged(f"{path} ends at byte {offset:,}; its commit says otherwise")
             # Read on where a read came back early, which the kernel may do at any time.
             wanted, offset, rest = wanted - found, offset + found, []
@@ -50,28 +54,41 @@ class Descriptors:
                 found = max(0, found - len(part))
             parts = rest
 
-    def fetch(self, number: int, offset: int, nbytes: int) -> None:
+    def fetch(self, view: int, shard: int, offset: int, nbytes: int) -> None:
         """Let the kernel begin to read, and do not wait."""
-        with self._naming(number):
-            file = self._open(number)
+        with present(self._levels[view].path(shard), "its commit lists it"):
+            file = self._open(view, shard)
             file.fetch(offset, nbytes)
 
     def close(self) -> None:
         self._open.cache_clear()
 
-    def _naming(self, number: int) -> AbstractContextManager[None]:
-        return present(self.path(number), "its commit lists it")
-
-    def of(self, number: int) -> tuple[Level, int]:
-        """The level of a shard, and the shard's number there."""
-        return self._levels[number // self._shards], number % self._shards
-
-    def path(self, number: int) -> Path:
-        """The file of a shard."""
-        level, shard = self.of(number)
-        return level.path(shard)
-
-    def _opened(self, number: int) -> Opened:
-        level, shard = self.of(number)
+    def _opened(self, view: int, shard: int) -> Opened:
+        level = self._levels[view]
         facts = level.shards[shard]
         return level.files.open(level.path(shard), facts["nbytes"], facts["sha256"])
+
+
+class ReadRows(RowSource):
+    """Raw levels by positional reads: for levels larger than memory, whose maps would thrash."""
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        self.geometry, self._checks = same_geometry(levels), Checks(levels)
+        self.levels, self._files = tuple(levels), Descriptors(levels)
+
+    def take(self, rows: Rows, out: np.ndarray) -> None:
+        """Rows that lie one after another are read at once."""
+        order = np.lexsort((rows.row, rows.view))
+        view = rows.view[order]
+        shard, local = np.divmod(rows.row[order], self.geometry.shard_rows)
+        apart = (np.diff(view) != 0) | (np.diff(shard) != 0) | (np.diff(local) != 1)
+        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)]
+        for begin, end in pairwise(edges):
+            for at in range(begin, end, BUFFERS):
+                parts = [out[i] for i in order[at : min(end, at + BUFFERS)].tolist()]
+                offset = int(local[at]) * self.geometry.row_bytes
+                self._files.read(int(view[at]), int(shard[at]), offset, parts)
+        self._checks.check(rows.view, rows.row, out)
+
+    def close(self) -> None:
+        self._files.close()

@@ -21,17 +21,19 @@ from typing import Any
 import numpy as np
 
 from strata.store.errors import refusals
+from strata.store.level.checks import Checks
 from strata.store.level.level import Level, check_size
+from strata.store.read.rows import Rows, RowSource, same_geometry
 
 PROT_NONE, MAP_FIXED = 0, 0x10
 """Numbers of Linux, for which Python's mmap has no names."""
 
 
-class Mapped:
-    """The rows of some raw levels of equal geometry, by number: view · rows + row.
+class MappedRows(RowSource):
+    """Raw levels through the page cache: a row is an address. For levels that fit in memory.
 
     A shard that is cut short while it is mapped ends the process with SIGBUS, as any map of a file
-    does, so :meth:`check_sizes` looks before every epoch.
+    does, so :meth:`ready` looks before every epoch.
     """
 
     memory: np.ndarray
@@ -51,15 +53,15 @@ class Mapped:
             raise ValueError(
                 f"{levels[0].key.label} is packed: its rows have no place of their own"
             )
+        self.checks = Checks(levels)
         unit = math.lcm(mmap.PAGESIZE, self.geometry.row_bytes)
-        self._stride = -(-self.geometry.shard_rows * self.geometry.row_bytes // unit) * unit
-        total = len(levels) * self.geometry.shards * self._stride
+        stride = -(-self.geometry.shard_rows * self.geometry.row_bytes // unit) * unit
+        total = len(levels) * self.geometry.shards * stride
         with refusals(levels[0].directory):
             base = _map(None, total, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
         address = base
-        self.close = weakref.finalize(self, _libc().munmap, base, total)
-        """Unmap. Nobody may be reading."""
-        self.close.atexit = False  # a thread may still read then, and the kernel unmaps anyway
+        self._unmap = weakref.finalize(self, _libc().munmap, base, total)
+        self._unmap.atexit = False  # a thread may still read then, and the kernel unmaps anyway
         for level in levels:
             for shard in level.shards:
                 length = self.geometry.rows_in(shard["shard"]) * self.geometry.row_bytes
@@ -68,41 +70,30 @@ class Mapped:
                 with refusals(path), path.open("rb") as file:
                     flags = mmap.MAP_SHARED | MAP_FIXED
                     _map(address, length, mmap.PROT_READ, flags, file.fileno())
-                address += self._stride
+                address += stride
         self.memory = np.ctypeslib.as_array((ctypes.c_uint8 * total).from_address(base))
         self.memory.flags.writeable = False
+        self._per_shard = stride // self.geometry.row_bytes
+        self._rows = self.memory.reshape(-1, self.geometry.row_bytes)
 
-    def __len__(self) -> int:
-        return len(self.levels) * self.geometry.rows
-
-    @property
-    def rows(self) -> np.ndarray:
-        """uint8 (places, bytes of a row): the memory as rows. See :meth:`places`."""
-        return self.memory.reshape(-1, self.geometry.row_bytes)
-
-    def places(self, numbers: np.ndarray) -> np.ndarray:
-        """Which of :attr:`rows` are the rows of these numbers: int64 (n,)."""
-        shape, per_shard = self.geometry, self._stride // self.geometry.row_bytes
+    def places(self, rows: Rows) -> np.ndarray:
+        """Where rows begin in :attr:`memory`, in lengths of a row: int64 (n,)."""
+        shape, per_shard = self.geometry, self._per_shard
         if per_shard == shape.shard_rows:  # nothing lies between two shards
             if len(self.levels) == 1:
-                return numbers
-            return numbers + numbers // shape.rows * (shape.shards * per_shard - shape.rows)
-        view, row = np.divmod(numbers, shape.rows)
-        shard, local = np.divmod(row, shape.shard_rows)
-        return (view * shape.shards + shard) * per_shard + local
+                return rows.row
+            return rows.row + rows.view * (shape.shards * per_shard)
+        shard, local = np.divmod(rows.row, shape.shard_rows)
+        return (rows.view * shape.shards + shard) * per_shard + local
 
-    def check_sizes(self) -> None:
-        """Raises LevelDamaged if a shard is gone or was cut since it was mapped."""
-        for level in self.levels:
-            level.check_sizes()
+    def take(self, rows: Rows, out: np.ndarray) -> None:
+        # mode="clip" lets take write straight into out, without the interpreter's lock.
+        self._rows.take(self.places(rows), axis=0, out=out, mode="clip")
+        self.checks.check(rows.view, rows.row, out)
 
-
-def same_geometry(levels: Sequence[Level]) -> Any:
-    """The geometry that all of these levels have. Raises ValueError if one has another."""
-    for level in levels:
-        if level.geometry != levels[0].geometry:
-            raise ValueError(f"{level.key.label} has not the geometry of {levels[0].key.label}")
-    return levels[0].geometry
+    def close(self) -> None:
+        self._rows = np.empty((0, 0), np.uint8)
+        self._unmap()
 
 
 def _map(address: int | None, length: int, protection: int, flags: int, descriptor: int) -> int:

@@ -88,16 +88,26 @@ def mixing(geometry: Geometry) -> Mixing:
     return Mixing(geometry.rows, geometry.chunk_rows, max(1, POOL_BYTES // geometry.row_bytes))
 
 
-def batches(order: np.ndarray, batch: int, *, drop_last: bool, start: int = 0) -> list[np.ndarray]:
-    """Cut an order into batches, skipping the first ``start`` of them.
+def batches(
+    order: np.ndarray, batch: int, *, drop_last: bool, start: int = 0
+) -> tuple[np.ndarray, list[int]]:
+    """Cut an order into batches, skipping the first ``start`` of them: their rows, one batch after
+    another, and their lengths.
 
     Rows are ascending inside each batch: which rows share a batch is the random part, and reading
     them in file order costs fewer seeks.
     """
     full = len(order) // batch
-    whole = np.sort(order[start * batch : full * batch].reshape(-1, batch), axis=1)
-    rest = order[max(start, full) * batch :]
-    return [*whole, *([] if drop_last or not len(rest) else [np.sort(rest)])]
+    whole = np.sort(order[start * batch : full * batch].reshape(-1, batch), axis=1).ravel()
+    rest = order[len(order) if drop_last else max(start, full) * batch :]
+    rows = np.concatenate([whole, np.sort(rest)])
+    return rows, cut(len(rows), batch)
+
+
+def cut(rows: int, most: int) -> list[int]:
+    """Lengths of parts of some rows; the last is perhaps shorter."""
+    rest = rows % most
+    return [most] * (rows // most) + ([rest] if rest else [])
 
 
 def batch_count(rows: int, batch: int, *, drop_last: bool) -> int:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import local
 
 import numpy as np
 
 from strata.store.errors import LevelDamaged
+from strata.store.level.checks import Checks
 from strata.store.level.codec import BadChunk, index_bytes, read_index, unpack
 from strata.store.level.level import Level
 from strata.store.memory import aligned
 from strata.store.read.descriptors import Descriptors
-from strata.store.read.mapped import same_geometry
+from strata.store.read.rows import Rows, RowSource, same_geometry
 
 INDICES_KEPT = 16_384
 """Indices of shards, which say where their chunks lie, that are kept in memory."""
 
 
 class Chunks:
-    """The chunks of packed levels of equal geometry. Chunk c of view v has the number
-    v · chunks + c, and holds the rows from v · rows + c · chunk_rows on."""
+    """The chunks of packed levels (views) of equal geometry. Chunk c of a level holds its rows from
+    c · chunk_rows on."""
 
     def __init__(self, levels: Sequence[Level], *, mapped: bool) -> None:
         """
@@ -29,63 +31,61 @@ class Chunks:
             mapped: read through maps, which saves a copy; for levels that stay in the page cache.
         """
         self.levels, self.geometry = tuple(levels), same_geometry(levels)
-        self.per_level = -(-self.geometry.rows // self.geometry.chunk_rows)
+        self.count = -(-self.geometry.rows // self.geometry.chunk_rows)
+        """Chunks of a level."""
         self._per_shard = self.geometry.shard_rows // self.geometry.chunk_rows
         files = levels[0].files
         self._index = lru_cache(INDICES_KEPT)(self._read_index)
         self._files, self._memory = Descriptors(levels), local()
         self._mapped, self._by_map = mapped and files.mapped, files.mapped
-        self._fetched = np.zeros(len(self), bool)
+        self._fetched = np.zeros((len(levels), self.count), bool)
         self._map = lru_cache(files.maps_kept)(self._mapped_shard)
         self.close = self._files.close
 
-    def __len__(self) -> int:
-        return len(self.levels) * self.per_level
-
-    def of(self, numbers: np.ndarray) -> np.ndarray:
-        """The chunk of every row: int64 (n,)."""
-        view, row = np.divmod(numbers, self.geometry.rows)
-        return view * self.per_level + row // self.geometry.chunk_rows
-
     def rows(self, chunk: int) -> tuple[int, int]:
-        """Number of the first row, and one past the last."""
-        view, local = divmod(chunk, self.per_level)
-        first = local * self.geometry.chunk_rows
-        last = min(first + self.geometry.chunk_rows, self.geometry.rows)
-        return view * self.geometry.rows + first, view * self.geometry.rows + last
+        """Number of a chunk's first row, and one past the last."""
+        first = chunk * self.geometry.chunk_rows
+        return first, min(first + self.geometry.chunk_rows, self.geometry.rows)
 
-    def empty(self) -> np.ndarray:
-        """Room for one decoded chunk: uint8 (chunk_rows, bytes of a row)."""
-        row_bytes = self.geometry.row_bytes
-        return aligned(self.geometry.chunk_rows * row_bytes).reshape(-1, row_bytes)
-
-    def decode(self, chunk: int, out: np.ndarray) -> None:
+    def decode(self, view: int, chunk: int, out: np.ndarray) -> None:
         """Decode a chunk; rows past the level's last are poison.
 
         Args:
-            out: as :meth:`empty`, C-contiguous.
+            out: uint8 (chunk_rows, bytes of a row), C-contiguous.
 
         Raises:
             LevelDamaged: the shard is missing or cut, or the chunk fails its checksum.
         """
-        shard, offset, nbytes = self._place(chunk)
+        shard, offset, nbytes = self._place(view, chunk)
         if self._mapped:
-            packed = self._map(shard)[offset : offset + nbytes]
+            packed = self._map(view, shard)[offset : offset + nbytes]
         else:
             packed = self._scratch("packed", nbytes)[:nbytes]
-            self._files.read(shard, offset, [packed])
+            self._files.read(view, shard, offset, [packed])
         try:
             unpack(self.geometry, packed, out)
         except BadChunk as error:
-            raise LevelDamaged(f"{self._files.path(shard)}: {error}") from None
+            raise LevelDamaged(f"{self.levels[view].path(shard)}: {error}") from None
 
-    def decode_some(self, chunk: int, numbers: np.ndarray, out: np.ndarray) -> None:
-        """Decode a chunk, and keep these of its rows: uint8 (n, bytes of a row). Raises as
-        :meth:`decode`."""
-        nbytes = self.geometry.chunk_rows * self.geometry.row_bytes
-        rows = self._scratch("rows", nbytes)[:nbytes].reshape(self.geometry.chunk_rows, -1)
-        self.decode(chunk, rows)
-        rows.take(numbers - self.rows(chunk)[0], axis=0, out=out, mode="clip")
+    def decode_some(self, view: int, rows: np.ndarray, out: np.ndarray) -> None:
+        """Decode the chunk that some rows (ascending) are of, and keep these: uint8 (n, bytes of a
+        row). Raises as :meth:`decode`."""
+        chunk_rows = self.geometry.chunk_rows
+        chunk = int(rows[0]) // chunk_rows
+        first = chunk * chunk_rows
+        if np.array_equal(rows, np.arange(first, first + chunk_rows)):
+            self.decode(view, chunk, out)
+            return
+        nbytes = chunk_rows * self.geometry.row_bytes
+        decoded = self._scratch("rows", nbytes)[:nbytes].reshape(chunk_rows, -1)
+        self.decode(view, chunk, decoded)
+        decoded.take(rows - first, axis=0, out=out, mode="clip")
+
+    def fetch(self, view: int, chunk: int) -> None:
+        """Let the kernel begin to read a chunk that is wanted soon; one that stays, only once."""
+        if not self._fetched[view, chunk]:
+            self._files.fetch(view, *self._place(view, chunk))
+            self._fetched[view, chunk] = self._mapped
 
     def _scratch(self, name: str, nbytes: int) -> np.ndarray:
         """Memory of this thread's own, used again by its next chunk."""
@@ -95,34 +95,72 @@ class Chunks:
             setattr(self._memory, name, memory)
         return memory
 
-    def fetch(self, chunk: int) -> None:
-        """Let the kernel begin to read a chunk that is wanted soon; one that stays, only once."""
-        if not self._fetched[chunk]:
-            self._files.fetch(*self._place(chunk))
-            self._fetched[chunk] = self._mapped
-
-    def _place(self, chunk: int) -> tuple[int, int, int]:
+    def _place(self, view: int, chunk: int) -> tuple[int, int, int]:
         """Shard, offset and bytes of a chunk."""
-        view, local = divmod(chunk, self.per_level)
-        shard, position = divmod(local, self._per_shard)
-        number = view * self.geometry.shards + shard
-        offset, nbytes = self._index(number)[position].tolist()
-        return number, offset, nbytes
+        shard, position = divmod(chunk, self._per_shard)
+        offset, nbytes = self._index(view, shard)[position].tolist()
+        return shard, offset, nbytes
 
-    def _mapped_shard(self, number: int) -> np.ndarray:
-        level, shard = self._files.of(number)
-        return np.asarray(level.mapped(shard))
+    def _mapped_shard(self, view: int, shard: int) -> np.ndarray:
+        return np.asarray(self.levels[view].mapped(shard))
 
-    def _read_index(self, number: int) -> np.ndarray:
+    def _read_index(self, view: int, shard: int) -> np.ndarray:
         """Where a shard's chunks lie; read from its end alone where a map costs more than pages."""
-        level, shard = self._files.of(number)
+        level = self.levels[view]
         nbytes = level.shards[shard]["nbytes"]
         if self._by_map:
-            end = self._mapped_shard(number)
+            end = self._mapped_shard(view, shard)
         else:
             end = np.zeros(min(nbytes, index_bytes(self.geometry)), np.uint8)
-            self._files.read(number, nbytes - len(end), [end])
+            self._files.read(view, shard, nbytes - len(end), [end])
         try:
             return read_index(self.geometry, end, self.geometry.rows_in(shard), nbytes)
         except BadChunk as error:
             raise LevelDamaged(f"{level.path(shard)}: {error}") from None
+
+
+class LoadedRows(RowSource):
+    """Packed levels decoded into memory, once: a row of theirs costs a whole chunk."""
+
+    def __init__(
+        self, levels: Sequence[Level], threads: int, tick: Callable[[int], None] = lambda rows: None
+    ) -> None:
+        """
+        Args:
+            tick: called with the rows that were decoded since the last call.
+
+        Raises:
+            LevelDamaged: as :meth:`take` of the others.
+        """
+        self.geometry, checks = same_geometry(levels), Checks(levels)
+        row_bytes = self.geometry.row_bytes
+        self._rows = aligned(len(levels) * self.geometry.rows * row_bytes).reshape(-1, row_bytes)
+        chunks = Chunks(levels, mapped=False)
+
+        def load(view: int, chunk: int) -> int:
+            rows = Rows.of(np.arange(*chunks.rows(chunk)), view)
+            out = self._rows[self._places(rows)[0] :][: len(rows)]
+            chunks.decode_some(view, rows.row, out)
+            checks.check(rows.view, rows.row, out)
+            return len(rows)
+
+        every = [(view, chunk) for view in range(len(levels)) for chunk in range(chunks.count)]
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                for rows in pool.map(load, *zip(*every, strict=True)):
+                    tick(rows)
+        finally:
+            chunks.close()
+
+    def ready(self) -> None:
+        """The files are not needed any more."""
+
+    def take(self, rows: Rows, out: np.ndarray) -> None:
+        np.take(self._rows, self._places(rows), axis=0, out=out, mode="clip")
+
+    def close(self) -> None:
+        self._rows = np.empty((0, 0), np.uint8)
+
+    def _places(self, rows: Rows) -> np.ndarray:
+        """Where rows lie: one view after another."""
+        return rows.view * self.geometry.rows + rows.row

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from epochs import run_epoch
 from torch import nn
 
 from strata.stages.features.quantise import Codec, codec
 from strata.stages.network.spec import Shape
-from strata.stages.solve.solve import WATCHED_STEPS, SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import WATCHED_STEPS, Solver
 
 CPU = torch.device("cpu")
 
@@ -25,9 +27,8 @@ def stepped(
             x = torch.randn(batch, *shape, generator=generator)
             yield x.contiguous(memory_format=torch.channels_last), torch.zeros(batch).long()
 
-    peaks = []
-    solver.run_epoch(batches(), WATCHED_STEPS, lambda n: peaks.append(solver.progress.peak_bytes))
-    return peaks[-1]
+    run_epoch(solver, batches(), WATCHED_STEPS)
+    return solver.progress.peak_bytes
 
 
 def coded(precision: str, channels: int) -> Codec:

@@ -13,8 +13,11 @@ from small_levels import drawn
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import PRECISIONS, Geometry, LevelKey
 from strata.store.level.level import Level
+from strata.store.read.descriptors import ReadRows
+from strata.store.read.mapped import MappedRows
+from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
-from strata.store.read.rows import LoadedRows, MappedRows, ReadRows, Rows, TakenRows
+from strata.store.read.rows import Rows, RowSource, TakenRows
 from strata.store.write.writer import LevelWriter
 
 RAW = {"mapped": MappedRows, "read": ReadRows, "taken": TakenRows}
@@ -58,6 +61,17 @@ def geometries(draw: st.DrawFn, profiles: Sequence[str] = ("raw", "zstd", "lz4")
     return Geometry(rows, sample, name, chunk, chunk * chunks, profile)
 
 
+def numbered(shape: Geometry, numbers: np.ndarray | Sequence[int]) -> Rows:
+    """Rows of some views by their number in :func:`whole`."""
+    return Rows(*np.divmod(np.asarray(numbers, np.int64), shape.rows))
+
+
+def divided(shape: Geometry, parts: Sequence[np.ndarray]) -> tuple[Rows, list[int]]:
+    """Parts of such numbers as rows, one part after another, and their lengths."""
+    flat = np.concatenate([*parts, np.empty(0, np.int64)])
+    return numbered(shape, flat), [len(part) for part in parts]
+
+
 def whole(shape: Geometry, count: int) -> np.ndarray:
     """Every row of every view by its number, as bytes: uint8 (count · rows, bytes of a row)."""
     rows = np.concatenate([drawn(shape, view) for view in range(count)])
@@ -65,7 +79,7 @@ def whole(shape: Geometry, count: int) -> np.ndarray:
 
 
 @contextmanager
-def opened(kind: str, levels: Sequence[Level]) -> Iterator[Rows]:
+def opened(kind: str, levels: Sequence[Level]) -> Iterator[RowSource]:
     kinds = RAW if levels[0].geometry.profile == "raw" else PACKED
     rows = kinds[kind](levels)
     try:

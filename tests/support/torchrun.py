@@ -17,7 +17,8 @@ from root import CLI, PYTHONPATH
 from strata.stages.network.network import build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 from strata.stages.solve.ranks import Ranks
-from strata.stages.solve.solve import SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver
 
 STEPS, BATCH = 6, 12
 

@@ -1,200 +1,149 @@
-"""Rows of raw levels, or of a .beton of x_0, gathered by ffcv in the order asked for.
+"""Rows of raw levels, or of a .beton of x_0, as ffcv's compiled code copies or decodes them.
 
-ffcv's epoch thread and its parallel decoders read; what it does not do is done around them: rows
-are held to their checksums, a failure of the thread is raised and not waited for, every batch is
-memory of its own, and leaving an epoch early ends the thread. docs/ffcv.md has the reasons.
+It is called by the threads of our reader, each of which does a part of a batch, and only there: of
+ffcv's own threads, memory and orders nothing is used. docs/ffcv.md has the reasons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from itertools import pairwise
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from google_crc32c import value as crc32c
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv import beton
-from strata.pipeline.feed.ffcv.epoch import Loader, RowsInMemory, alone, cores, epoch_class
+from strata.pipeline.feed.ffcv.beton import ffcv
+from strata.pipeline.feed.ffcv.write import write_images
 from strata.pipeline.run.session import Session
-from strata.store.level.checks import Checks
 from strata.store.level.level import Level
-from strata.store.read.mapped import Mapped
+from strata.store.read.mapped import MappedRows
+from strata.store.read.rows import Rows, RowSource
 
 
-class FfcvRows(AbstractContextManager["FfcvRows"]):
-    """Batches of stored rows. Close it, or use it in a with statement."""
+@cache
+def _compiled(rgb: bool) -> Callable[..., object]:
+    """ffcv's code for images or for plain bytes: of the numbers of rows (int64), memory to fill,
+    ffcv's record of every row, and what :class:`FfcvRows` makes of the memory to read. It holds
+    no data, so all readers of the process share it: numba takes a second to compile it. It does
+    not hold the interpreter's lock, and starts no threads."""
+    parts = ffcv()
+    parts.Compiler.num_threads = 1  # several abort the process where two epochs are under way
+    decoders, manager = parts.decoders, parts.OSCacheManager
+    decoder = decoders.SimpleRGBImageDecoder() if rgb else decoders.NDArrayDecoder()
+    decoder.accept_globals(None, manager.compile_reader(manager.__new__(manager)))
+    return parts.Compiler.compile(decoder.generate_code())
 
-    def __init__(self, source: RowsInMemory, workers: int | None = None) -> None:
+
+class FfcvRows(RowSource):
+    """Rows that ffcv reads from memory."""
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        memory: np.ndarray,
+        places: np.ndarray,
+        sizes: np.ndarray,
+        records: np.ndarray,
+        *,
+        rgb: bool = False,
+    ) -> None:
         """
         Args:
-            source: see :meth:`of_levels` and :meth:`of_beton`.
-            workers: threads that copy or decode; no more than the cores we may use, the default.
+            memory: uint8, read-only: all that can be read.
+            places: uint64, where each row begins in memory: one view after another.
+            sizes: uint64, how many bytes each has.
+            records: what ffcv knows of each: its place, or of colour images more.
+            rgb: colour images, raw or JPEG as the records say; otherwise plain bytes.
         """
-        self._source = source
-        self._loader = Loader(source, cores() if workers is None else min(workers, cores()))
-        self._epochs: set[Any] = set()
-        self._closed = False
+        self.levels, self.geometry, self._rgb = tuple(levels), levels[0].geometry, rgb
+        order = np.argsort(places, kind="stable")  # ffcv looks a size up by its place
+        self._state = memory, places[order], sizes[order]
+        self._records, self._decode = records, _compiled(rgb)
 
-    @classmethod
-    def of_levels(cls, levels: Sequence[Level], workers: int | None = None) -> FfcvRows:
-        """Rows of raw levels (views) of equal geometry, read in place; row r of view v has the
-        number v · rows + r. Raises as :class:`Mapped` does."""
-        return cls(_Levels(levels), workers)
+    def take(self, rows: Rows, out: np.ndarray) -> None:
+        """Copy rows, as :meth:`RowSource.take`. Raises IndexError: there is no such row;
+        LoaderError: ffcv failed, or a row of a .beton is not the one that was written."""
+        for asked, there in ((rows.view, len(self.levels)), (rows.row, self.geometry.rows)):
+            if len(asked) and not 0 <= asked.min() <= asked.max() < there:
+                raise IndexError(f"rows or views {asked.min()}…{asked.max()} of {there}")
+        channels, height, width = self.geometry.sample
+        shape = (len(rows), height, width, channels)
+        found = np.empty(shape, np.uint8) if self._rgb else out
+        numbers = rows.view * self.geometry.rows + rows.row
+        try:
+            self._decode(numbers, found, self._records, self._state)
+        except Exception as error:  # what is compiled from source can fail in any way
+            raise LoaderError(f"ffcv failed ({type(error).__name__}: {error})") from error
+        if self._rgb:
+            out.reshape(len(rows), channels, height, width)[...] = found.transpose(0, 3, 1, 2)
+        self.check(rows, out)
 
-    @classmethod
-    def of_beton(cls, path: Path, level: Level, workers: int | None = None) -> FfcvRows:
-        """Rows of x_0 from its .beton. Raises as :func:`beton.read_beton` does."""
-        return cls(_Beton(path, level), workers)
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the epochs that are under way, and unmap. A batch that was handed out stays valid."""
-        self._closed = True
-        for epoch in list(self._epochs):
-            epoch.stop()
-        self._source.close()
-
-    def __len__(self) -> int:
-        return self._source.shape[0]
-
-    def batches(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """The rows of each part, in exactly the order asked for.
-
-        Args:
-            parts: int64 row numbers. ffcv's epochs have batches of one length and a shorter last
-                one: wherever lengths change otherwise, another of its epochs begins.
-
-        Returns:
-            Arrays (len(part), channel, y, x) of stored elements, in the level's dtype. Each is
-            memory of its own, which nobody writes to again.
-
-        Raises:
-            IndexError: there is no such row. At once, as the next.
-            LevelDamaged: a shard is gone or was cut; later, a row is not the one that was written.
-            LoaderError: the same of a .beton; ffcv failed; these rows were closed; a second epoch
-                where numba has no threads that are safe for two.
-        """
-        self._check_open()
-        for part in parts:
-            if len(part) and not 0 <= part.min() <= part.max() < len(self):
-                raise IndexError(f"rows {part.min()}…{part.max()} of {len(self)}")
-        self._source.ready()
-        return self._runs(parts)
-
-    def _runs(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        for epoch in _epochs(parts):
-            yield from self._run(epoch)
-
-    def _run(self, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        self._check_open()  # again: this runs when its first batch is asked for
-        order, length = np.concatenate(parts).astype(np.int64, copy=False), len(parts[0])
-        if not length:
-            yield self._source.shaped(np.empty((0, *self._source.row), np.uint8))
-            return
-        with alone(self._loader.num_workers):
-            epoch = epoch_class()(self._loader, order, length, self._finished)
-            self._epochs.add(epoch)
-            try:
-                for _ in parts:
-                    yield epoch.next_batch()
-            finally:
-                epoch.stop()
-                self._epochs.discard(epoch)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise LoaderError("these rows were closed")
-
-    def _finished(self, rows: np.ndarray, batch: np.ndarray) -> np.ndarray:
-        """A batch as it is handed out, every row of it checked once. Runs in ffcv's thread."""
-        stored = self._source.shaped(batch)
-        self._source.check(rows, stored)
-        return stored
+    @abstractmethod
+    def check(self, rows: Rows, stored: np.ndarray) -> None:
+        """Raises if these are not the rows that were written; looks at every row once."""
 
 
-def _epochs(parts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
-    """Runs of parts of one length, each with the shorter part that follows it; an empty part is
-    alone."""
-    begin = 0
-    for at, (last, part) in enumerate(pairwise(parts), 1):
-        if len(last) != len(parts[begin]) or len(part) > len(last) or not len(part):
-            yield parts[begin:at]
-            begin = at
-    if len(parts):
-        yield parts[begin:]
-
-
-POINTERS = np.dtype([("f0", "<u8")])
-"""ffcv's metadata of rows of plain bytes."""
-
-
-class _Levels:
-    """Raw levels. To ffcv a row is so many bytes: numba has no float16, and needs none."""
+class FfcvLevels(FfcvRows):
+    """Raw levels (views) of equal geometry, read in place. To ffcv a row is so many bytes: numba
+    has no float16, and needs none."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
+        """Raises as :class:`MappedRows` does; LoaderError: no ffcv, or a packed level."""
         beton.check()  # if it is missing, say so before anything is mapped
-        self.geometry = levels[0].geometry
-        if self.geometry.profile != "raw":
+        shape = levels[0].geometry
+        if shape.profile != "raw":
             raise LoaderError(
                 f"ffcv reads raw levels in place; {levels[0].key.label} is packed with "
-                f"{self.geometry.profile}. Use --loader native, or 'cache.profile' raw"
+                f"{shape.profile}. Use --loader native, or 'cache.profile' raw"
             )
-        mapped = Mapped(levels)
-        self.shape, self.memory = (len(mapped), *self.geometry.stored), mapped.memory
-        places = mapped.places(np.arange(len(mapped))) * self.geometry.row_bytes
-        self.places = places.astype(np.uint64)
-        self.ready, self.check, self.close = mapped.check_sizes, Checks(levels).check, mapped.close
-        self.sizes = np.full(len(mapped), self.geometry.row_bytes, np.uint64)
-        self.metadata = self.places.view(POINTERS)
-        self.rgb, self.row = False, (self.geometry.row_bytes,)
+        self._mapped = mapped = MappedRows(levels)
+        every = Rows(*np.divmod(np.arange(len(levels) * shape.rows), shape.rows))
+        places = (mapped.places(every) * shape.row_bytes).astype(np.uint64)
+        sizes = np.full(len(places), shape.row_bytes, np.uint64)
+        super().__init__(levels, mapped.memory, places, sizes, places)
 
-    def shaped(self, batch: np.ndarray) -> np.ndarray:
-        return batch.view(self.geometry.dtype).reshape(len(batch), *self.geometry.stored)
-
-
-class _Beton:
-    """x_0 from the .beton that was written from it."""
-
-    def __init__(self, path: Path, level: Level) -> None:
-        reader = beton.read_beton(path, level)
-        self.path, self.nbytes = path, path.stat().st_size
-        self.shape = (len(level), *level.geometry.stored)
-        self.checksums, self._seen = reader.metadata["f3"], np.zeros(len(level), bool)
-        self.places, self.sizes = beton.places(reader)
-        channels, height, width = level.geometry.sample
-        self.rgb = channels == 3
-        self.row = (height, width, 3) if self.rgb else (level.geometry.row_bytes,)
-        self.metadata = reader.metadata if self.rgb else self.places.view(POINTERS)
-        self.memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
-
-    def ready(self) -> None:
-        if not self.path.exists() or self.path.stat().st_size != self.nbytes:
-            raise LoaderError(f"{self.path} is not the file that was opened")
-
-    def shaped(self, batch: np.ndarray) -> np.ndarray:
-        if self.rgb:
-            return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-        return batch.reshape(len(batch), *self.shape[1:])
-
-    def check(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        """The bytes in the file, because a JPEG may be decoded a little differently elsewhere."""
-        for row in numbers[~self._seen[numbers]].tolist():
-            begin, size = int(self.places[row]), int(self.sizes[row])
-            if crc32c(self.memory[begin : begin + size]) != self.checksums[row]:
-                raise LoaderError(
-                    f"{self.path}: row {row} is not the one that was written. "
-                    "Remove the file, and write it again"
-                )
-        self._seen[numbers] = True
+    def check(self, rows: Rows, stored: np.ndarray) -> None:
+        self._mapped.checks.check(rows.view, rows.row, stored)
 
     def close(self) -> None:
-        """The map ends with its last reader."""
+        self._mapped.close()
+
+
+class FfcvBeton(FfcvRows):
+    """x_0 from the .beton that was written from it. The map ends with its last reader."""
+
+    def __init__(self, path: Path, level: Level) -> None:
+        """Raises as :func:`beton.read_beton` does."""
+        reader = beton.read_beton(path, level)
+        self._path, self._nbytes = path, path.stat().st_size
+        self._checksums, self._seen = reader.metadata["f3"], np.zeros(len(level), bool)
+        self._places, self._sizes = beton.places(reader)
+        self._memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        rgb = level.geometry.sample[0] == 3
+        records = reader.metadata["f0"] if rgb else self._places
+        super().__init__([level], self._memory, self._places, self._sizes, records, rgb=rgb)
+
+    def ready(self) -> None:
+        if not self._path.exists() or self._path.stat().st_size != self._nbytes:
+            raise LoaderError(f"{self._path} is not the file that was opened")
+
+    def check(self, rows: Rows, stored: np.ndarray) -> None:
+        """The bytes in the file, because a JPEG may be decoded a little differently elsewhere."""
+        for row in rows.row[~self._seen[rows.row]].tolist():
+            begin, size = int(self._places[row]), int(self._sizes[row])
+            if crc32c(self._memory[begin : begin + size]) != self._checksums[row]:
+                raise LoaderError(
+                    f"{self._path}: row {row} is not the one that was written. "
+                    "Remove the file, and write it again"
+                )
+        self._seen[rows.row] = True
+
+    def close(self) -> None:
+        """Nothing: see the class."""
 
 
 def image_file(session: Session, level: Level) -> Path | None:
@@ -224,6 +173,5 @@ def image_file(session: Session, level: Level) -> Path | None:
                 session.stop.check()
                 tick(rows)
 
-            jpeg: dict[str, Any] = {"mode": "jpeg", "quality": quality} if quality else {}
-            beton.write_images(path, level, tick=done, **jpeg)
+            write_images(path, level, quality, done)
     return path

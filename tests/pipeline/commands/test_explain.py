@@ -15,7 +15,7 @@ from command import Result
 from runs import Place, made, tiny
 from spoil import TEXT
 
-from strata.pipeline.run import lineage, weights
+from strata.pipeline.run import lineage, record, weights
 from strata.pipeline.run.rundir import Run
 from strata.store.level.layout import depth_directory
 
@@ -102,7 +102,7 @@ def retold(place: Place, text: str, **facts: Any) -> Place:
     (place.root / "tiny.toml").write_text(text)
     (place.run / "recipe.toml").write_text(text)
     science = parse(text, run.name).science()
-    run.write(place.run / "run.json", {**run.facts, "science": science, **facts})
+    record.write(place.run / "run.json", {**run.facts, "science": science, **facts})
     return Place(place.root, place.run_name, facts.get("seed", 0))
 
 

@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ffcv_levels import NEEDS_FFCV, images, skip_unless_it_imports
-from rows_of import equal, stored, views, written
+from rows_of import divided, equal, stored, views, written
 from small_levels import drawn
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError
-from strata.pipeline.feed.ffcv.beton import ffcv, read_beton, write_images
-from strata.pipeline.feed.ffcv.rows import FfcvRows
+from strata.pipeline.feed.ffcv.beton import ffcv, read_beton
+from strata.pipeline.feed.ffcv.rows import FfcvBeton, FfcvLevels
+from strata.pipeline.feed.ffcv.write import write_images
+from strata.pipeline.feed.prefetch import Reader
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import PRECISIONS, Geometry
 from strata.store.level.level import Level
+from strata.store.read.rows import Rows
 
 pytestmark = NEEDS_FFCV
 BATCH = 7
@@ -34,6 +37,11 @@ def parts_of(rows: int, seed: int = 0, batch: int = BATCH) -> list[np.ndarray]:
     return [order[at : at + batch] for at in range(0, rows, batch)]
 
 
+def of_one(parts: list[np.ndarray]) -> tuple[Rows, list[int]]:
+    """Rows of a level that is alone."""
+    return Rows.of(np.concatenate(parts)), [len(part) for part in parts]
+
+
 # ---- raw levels, in place -----------------------------------------------------------------------
 
 
@@ -41,11 +49,10 @@ def parts_of(rows: int, seed: int = 0, batch: int = BATCH) -> list[np.ndarray]:
 def test_rows_of_several_views_and_shards_are_those_of_take(tmp_path: Path, precision: str) -> None:
     """A ragged last shard, rows of an odd number of bytes, a second epoch in another order."""
     levels = views(tmp_path, Geometry(45, (3, 5, 3), precision, chunk_rows=2, shard_rows=8))
-    with FfcvRows.of_levels(levels) as rows:
-        assert len(rows) == 90
+    with Reader(FfcvLevels(levels), 2) as rows:
         for seed in (0, 1):
             parts = parts_of(90, seed)
-            found = list(rows.batches(parts))
+            found = list(rows.batches(*divided(levels[0].geometry, parts)))
             assert [len(batch) for batch in found] == [len(part) for part in parts]
             assert equal(np.concatenate(found), stored(levels, np.concatenate(parts)))
 
@@ -53,21 +60,22 @@ def test_rows_of_several_views_and_shards_are_those_of_take(tmp_path: Path, prec
 def test_one_view_more_than_one_page_per_row(tmp_path: Path) -> None:
     shape = Geometry(20, (16, 33, 33), "float32", chunk_rows=3, shard_rows=6)
     levels = views(tmp_path, shape, 1)
-    with FfcvRows.of_levels(levels, workers=1) as rows:
+    with Reader(FfcvLevels(levels), 1) as rows:
         parts = parts_of(20)
-        assert equal(np.concatenate(list(rows.batches(parts))), drawn(shape)[np.concatenate(parts)])
+        found = np.concatenate(list(rows.batches(*of_one(parts))))
+        assert equal(found, drawn(shape)[np.concatenate(parts)])
 
 
 def test_any_row_any_number_of_times(tmp_path: Path) -> None:
     levels = views(tmp_path, Geometry(9, (1, 2, 2), "uint8", chunk_rows=2, shard_rows=4), 1)
     asked = np.array([8, 0, 0, 8, 3])
-    with FfcvRows.of_levels(levels) as rows:
-        (found,) = rows.batches([asked])
+    with Reader(FfcvLevels(levels), 2) as rows:
+        (found,) = rows.batches(Rows.of(asked), [5])
         assert equal(found, stored(levels, asked))
-        assert list(rows.batches([])) == []
-        for wrong in ([-1], [9]):
-            with pytest.raises(IndexError, match=r"of 9"):
-                rows.batches([np.array(wrong)])
+        assert list(rows.batches(Rows.of(asked[:0]), [])) == []
+        for wrong in (Rows.of(np.array([-1])), Rows.of(np.array([9])), Rows.of(asked, view=1)):
+            with pytest.raises(IndexError, match=r"of [19]$"):
+                list(rows.batches(wrong, [len(wrong)]))
 
 
 @pytest.mark.parametrize("lengths", [[1, 2, 1], [4, 4, 3, 4, 4, 3, 0, 2], [0, 0, 5], [3, 2, 1]])
@@ -76,8 +84,8 @@ def test_parts_of_any_lengths(tmp_path: Path, lengths: list[int]) -> None:
     levels = views(tmp_path, Geometry(40, (2, 3, 2), "float16", chunk_rows=2, shard_rows=8), 1)
     ends = np.cumsum(lengths)
     parts = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-    with FfcvRows.of_levels(levels) as rows:
-        found = list(rows.batches(parts))
+    with Reader(FfcvLevels(levels), 2) as rows:
+        found = list(rows.batches(*of_one(parts)))
     assert [batch.shape for batch in found] == [(length, 2, 3, 2) for length in lengths]
     assert equal(np.concatenate(found), levels[0].read(0, int(ends[-1])))
 
@@ -85,10 +93,10 @@ def test_parts_of_any_lengths(tmp_path: Path, lengths: list[int]) -> None:
 def test_a_batch_is_memory_of_its_own(tmp_path: Path) -> None:
     """It can be kept, written to, and outlives the reader."""
     levels = views(tmp_path, Geometry(40, (2, 3, 2), "float16", chunk_rows=2, shard_rows=8))
-    parts = parts_of(80)
-    with FfcvRows.of_levels(levels) as rows:
+    parts = divided(levels[0].geometry, parts_of(80))
+    with Reader(FfcvLevels(levels), 2) as rows:
         kept = []
-        for batch in rows.batches(parts):
+        for batch in rows.batches(*parts):
             kept.append((batch, batch.copy()))
             batch.flags.writeable = True
     assert all(equal(batch, copy) for batch, copy in kept)
@@ -102,23 +110,23 @@ def test_a_flipped_bit_is_an_error_and_names_the_row(tmp_path: Path, at: int) ->
     flip(levels[1].directory / "c.2.0.0.0", at if at > 0 else 4 * shape.row_bytes + at)
     row = 8 if at > 0 else 11
     with (
-        FfcvRows.of_levels(levels) as rows,
+        Reader(FfcvLevels(levels), 2) as rows,
         pytest.raises(LevelDamaged, match=rf"train\.v1/c\.2\.0\.0\.0: row {row} is not"),
     ):
-        list(rows.batches(parts_of(32)))
+        list(rows.batches(*divided(shape, parts_of(32))))
 
 
 def test_a_packed_level_is_refused(tmp_path: Path) -> None:
     shape = Geometry(5, (1, 2, 2), "uint8", chunk_rows=2, shard_rows=4, profile="zstd")
     with pytest.raises(LoaderError, match=r"x_1 train\.v0 is packed with zstd"):
-        FfcvRows.of_levels(views(tmp_path, shape, 1))
+        FfcvLevels(views(tmp_path, shape, 1))
 
 
 def test_views_of_different_geometry_are_refused(tmp_path: Path) -> None:
     one = views(tmp_path / "a", Geometry(5, (1, 2, 2), "uint8", chunk_rows=2, shard_rows=4), 1)
     other = views(tmp_path / "b", Geometry(6, (1, 2, 2), "uint8", chunk_rows=2, shard_rows=4), 1)
     with pytest.raises(ValueError, match="geometry"):
-        FfcvRows.of_levels([*one, *other])
+        FfcvLevels([*one, *other])
 
 
 # ---- x_0 as a .beton ----------------------------------------------------------------------------
@@ -130,9 +138,9 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Le
     root = tmp_path_factory.mktemp("betons")
     rgb, grey = images(root / "rgb", 150, 3, 64), images(root / "grey", 150, 1, 9)
     told: list[int] = []
-    wanted = [(RGB, rgb, "raw"), (GREY, grey, "raw"), (JPEG, rgb, "jpeg")]
+    wanted = [(RGB, rgb, None), (GREY, grey, None), (JPEG, rgb, 90)]
     with ThreadPoolExecutor(len(wanted)) as pool:
-        list(pool.map(lambda w: write_images(root / w[0], w[1], w[2], 90, told.append), wanted))
+        list(pool.map(lambda w: write_images(root / w[0], w[1], w[2], told.append), wanted))
     assert sum(told) == 3 * 150
     assert sorted(p.name for p in root.iterdir() if p.is_file() and p.name[0] != ".") == sorted(
         name for name, _, _ in wanted
@@ -146,9 +154,9 @@ def test_a_raw_beton_has_the_same_pixels_as_the_level(
 ) -> None:
     path, level = betons[name]
     parts = parts_of(150, batch=40)
-    with FfcvRows.of_beton(path, level) as rows, FfcvRows.of_levels([level]) as in_place:
+    with Reader(FfcvBeton(path, level), 2) as rows, Reader(FfcvLevels([level]), 2) as in_place:
         for part, ours, theirs in zip(
-            parts, rows.batches(parts), in_place.batches(parts), strict=True
+            parts, rows.batches(*of_one(parts)), in_place.batches(*of_one(parts)), strict=True
         ):
             assert equal(ours, stored([level], part))
             assert equal(ours, theirs)
@@ -157,8 +165,8 @@ def test_a_raw_beton_has_the_same_pixels_as_the_level(
 def test_a_jpeg_beton_is_close_and_small(betons: dict[str, tuple[Path, Level]]) -> None:
     path, level = betons[JPEG]
     parts = parts_of(150)
-    with FfcvRows.of_beton(path, level) as rows:
-        found = np.concatenate(list(rows.batches(parts)))
+    with Reader(FfcvBeton(path, level), 2) as rows:
+        found = np.concatenate(list(rows.batches(*of_one(parts))))
     error = found.astype(float) - stored([level], np.concatenate(parts))
     assert 20 * np.log10(255 / np.sqrt((error**2).mean())) > 30  # dB
     sizes = [read_beton(betons[n][0], level).alloc_table["size"].sum() for n in (RGB, JPEG)]
@@ -183,7 +191,7 @@ def test_a_beton_of_other_images_is_never_read(
     pixels[3, 0, 0, 0] ^= 1
     changed = written(tmp_path, level.geometry, pixels, depth=0, view="clean")
     with pytest.raises(LoaderError, match="from other rows than x_0 train has now"):
-        FfcvRows.of_beton(path, changed)
+        FfcvBeton(path, changed)
 
 
 def byte_of_row(path: Path, row: int) -> int:
@@ -200,10 +208,10 @@ def test_a_flipped_bit_of_an_image_is_an_error(
     copy.write_bytes(path.read_bytes())
     flip(copy, byte_of_row(copy, 17))
     with (
-        FfcvRows.of_beton(copy, level) as rows,
+        Reader(FfcvBeton(copy, level), 2) as rows,
         pytest.raises(LoaderError, match=f"{name}: row 17 is not the one that was written"),
     ):
-        list(rows.batches(parts_of(150)))
+        list(rows.batches(*of_one(parts_of(150))))
 
 
 def test_a_beton_that_is_damaged_anywhere_else_is_refused(
@@ -219,6 +227,6 @@ def test_a_beton_that_is_damaged_anywhere_else_is_refused(
     for damage in damages:
         copy.write_bytes(damage)
         with pytest.raises(LoaderError, match=r"copy\.beton.*Remove it, and write it again"):
-            FfcvRows.of_beton(copy, level)
+            FfcvBeton(copy, level)
     with pytest.raises(LoaderError, match="there is no"):
-        FfcvRows.of_beton(tmp_path / "none.beton", level)
+        FfcvBeton(tmp_path / "none.beton", level)

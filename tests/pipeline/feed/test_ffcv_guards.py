@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from ffcv_levels import NEEDS_FFCV, images, python, skip_unless_it_imports
-from rows_of import equal, stored, views
+from rows_of import equal, numbered, stored, views
 from small_levels import drawn
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError, exit_code
-from strata.pipeline.feed.ffcv import beton
+from strata.pipeline.feed.ffcv import beton, write
 from strata.pipeline.feed.ffcv.epoch import cores
-from strata.pipeline.feed.ffcv.rows import FfcvRows
+from strata.pipeline.feed.ffcv.rows import FfcvLevels, FfcvRows
 from strata.store.errors import DiskFull, LevelBusy, LevelDamaged
 from strata.store.files.files import Files
 from strata.store.files.lock import hold
@@ -27,7 +27,7 @@ from strata.store.level.layout import Geometry
 from strata.store.level.level import Level
 
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16)
-PARTS = [np.arange(at, at + 4) for at in range(0, 120, 4)]
+PARTS = numbered(SHAPE, range(120)), [4] * 30
 SOON = 5.0
 """Seconds in which a failure must be heard."""
 
@@ -47,7 +47,7 @@ def levels(tmp_path: Path) -> list[Level]:
 def rows(levels: list[Level]) -> Iterator[FfcvRows]:
     skip_unless_it_imports()
     before = set(threading.enumerate())
-    with FfcvRows.of_levels(levels) as found:
+    with FfcvLevels(levels) as found:
         yield found
     assert set(threading.enumerate()) <= before
 
@@ -65,8 +65,8 @@ def test_without_ffcv_everything_imports_and_one_line_says_what_to_do(
     try:
         for attempt in (
             beton.check,
-            lambda: FfcvRows.of_levels(levels),
-            lambda: beton.write_images(tmp_path / "x.beton", levels[0]),
+            lambda: FfcvLevels(levels),
+            lambda: write.write_images(tmp_path / "x.beton", levels[0]),
         ):
             with pytest.raises(LoaderError, match=r"^ffcv cannot be imported \(.*make ffcv") as at:
                 attempt()
@@ -95,7 +95,7 @@ def test_a_failure_in_ffcvs_thread_is_raised_soon(
     monkeypatch.setattr(rows._loader, "code", ([(fails, [0])], [0]))
     begun = time.monotonic()
     with pytest.raises(LoaderError, match=r"thread has ended \(NotImplementedError: float16\)"):
-        list(rows.batches(PARTS))
+        list(rows.batches(*PARTS))
     assert time.monotonic() - begun < SOON
 
 
@@ -104,7 +104,7 @@ def test_batches_before_a_failure_are_handed_out(rows: FfcvRows, levels: list[Le
     flip(levels[1].directory / "c.1.0.0.0", 3)  # row 16 of the second view
     found = []
     with pytest.raises(LevelDamaged, match="row 16 "):
-        found.extend(rows.batches(PARTS))
+        found.extend(rows.batches(*PARTS))
     whole = [drawn(SHAPE, 0), drawn(SHAPE, 1)[:16]]
     assert equal(np.concatenate(found), np.concatenate(whole))
 
@@ -114,52 +114,52 @@ def test_a_shard_that_is_gone_or_cut_is_an_error_before_the_epoch(
     rows: FfcvRows, levels: list[Level]
 ) -> None:
     """A cut one would end the process if it were touched."""
-    assert len(list(rows.batches(PARTS))) == len(PARTS)
+    assert len(list(rows.batches(*PARTS))) == len(PARTS[1])
     shard = levels[0].directory / "c.2.0.0.0"
     whole = shard.read_bytes()
     shard.rename(shard.with_name("aside"))
     with pytest.raises(LevelDamaged, match=r"c\.2\.0\.0\.0 is missing"):
-        rows.batches(PARTS)
+        rows.batches(*PARTS)
     shard.write_bytes(whole[:-1])
     with pytest.raises(LevelDamaged, match=r"c\.2\.0\.0\.0 has"):
-        FfcvRows.of_levels(levels)
+        FfcvLevels(levels)
 
 
 @needs_ffcv
-@pytest.mark.parametrize("taken", [0, 1, len(PARTS) - 2])
+@pytest.mark.parametrize("taken", [0, 1, len(PARTS[1]) - 2])
 def test_leaving_early_leaves_no_thread(rows: FfcvRows, taken: int) -> None:
     before = set(threading.enumerate())
     for _ in range(3):
-        for number, _batch in enumerate(rows.batches(PARTS)):
+        for number, _batch in enumerate(rows.batches(*PARTS)):
             time.sleep(0.02)  # until ffcv has filled its queue
             if number == taken:
                 break
         assert set(threading.enumerate()) <= before
     with pytest.raises(ZeroDivisionError):
-        [1 / 0 for _batch in rows.batches(PARTS)]
+        [1 / 0 for _batch in rows.batches(*PARTS)]
     assert set(threading.enumerate()) <= before
-    assert len(list(rows.batches(PARTS))) == len(PARTS)
+    assert len(list(rows.batches(*PARTS))) == len(PARTS[1])
 
 
 @needs_ffcv
 def test_closing_ends_epochs_and_keeps_batches(levels: list[Level]) -> None:
     skip_unless_it_imports()
     before = set(threading.enumerate())
-    rows = FfcvRows.of_levels(levels)
-    epochs = [rows.batches(PARTS) for _ in range(2)] if thread_safe() else [rows.batches(PARTS)]
+    rows = FfcvLevels(levels)
+    epochs = [rows.batches(*PARTS) for _ in range(2)] if thread_safe() else [rows.batches(*PARTS)]
     firsts = [next(epoch) for epoch in epochs]
-    not_begun = rows.batches(PARTS)
+    not_begun = rows.batches(*PARTS)
     rows.close()
     rows.close()
     assert set(threading.enumerate()) <= before
     for epoch, first in zip(epochs, firsts, strict=True):
-        assert equal(first, stored(levels, PARTS[0]))
+        assert equal(first, stored(levels, np.arange(4)))
         with pytest.raises(LoaderError, match="closed"):
             list(epoch)
     with pytest.raises(LoaderError, match="closed"):
         next(not_begun)
     with pytest.raises(LoaderError, match="closed"):
-        rows.batches(PARTS)
+        rows.batches(*PARTS)
 
 
 # ---- threads ------------------------------------------------------------------------------------
@@ -177,8 +177,8 @@ def test_torchs_threads_stay_as_they_are(levels: list[Level]) -> None:
     torch.set_num_threads(3)
     try:
         seen = []
-        with FfcvRows.of_levels(levels) as rows:
-            for _batch in rows.batches(PARTS):
+        with FfcvLevels(levels) as rows:
+            for _batch in rows.batches(*PARTS):
                 seen.append(torch.get_num_threads())
         later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         later.start()
@@ -192,30 +192,30 @@ def test_torchs_threads_stay_as_they_are(levels: list[Level]) -> None:
 @pytest.mark.parametrize("workers", [-1, 0, 1, 4096])
 def test_workers_are_at_least_one_and_at_most_our_cores(levels: list[Level], workers: int) -> None:
     skip_unless_it_imports()
-    with FfcvRows.of_levels(levels, workers) as rows:
+    with FfcvLevels(levels, workers) as rows:
         assert 1 <= rows._loader.num_workers <= cores()
-        assert len(list(rows.batches(PARTS))) == len(PARTS)
+        assert len(list(rows.batches(*PARTS))) == len(PARTS[1])
 
 
 TWO_AT_ONCE = """
 import sys, pathlib
-from rows_of import Geometry, views
+from rows_of import Geometry, numbered, views
 from strata.pipeline.errors import LoaderError
-from strata.pipeline.feed.ffcv.rows import FfcvRows
-import numpy as np, torch
+from strata.pipeline.feed.ffcv.rows import FfcvLevels
+import torch
 threads = torch.get_num_threads()
 levels = views(pathlib.Path(sys.argv[1]), Geometry(400, (1, 8, 8), "uint8", 2, 16))
 assert torch.get_num_threads() == threads
-parts = [np.arange(at, at + 4) for at in range(0, 800, 4)]
-with FfcvRows.of_levels(levels) as one, FfcvRows.of_levels(levels) as other:
-    begun = one.batches(parts)
+parts = numbered(levels[0].geometry, range(800)), [4] * 200
+with FfcvLevels(levels) as one, FfcvLevels(levels) as other:
+    begun = one.batches(*parts)
     next(begun)
     try:
-        print(len(list(other.batches(parts))))
+        print(len(list(other.batches(*parts))))
     except LoaderError as error:
         print(error)
     begun.close()
-    print(len(list(other.batches(parts))))
+    print(len(list(other.batches(*parts))))
 assert torch.get_num_threads() == threads
 """
 
@@ -238,7 +238,9 @@ def test_a_second_epoch_on_workqueue_threads_is_refused_and_the_process_lives(
 def test_two_epochs_at_once_are_fine_where_threads_are_safe(rows: FfcvRows) -> None:
     if not thread_safe():
         pytest.skip("numba found neither TBB nor OpenMP")
-    for one, other in zip(rows.batches(PARTS), rows.batches(PARTS[::-1]), strict=True):
+    for one, other in zip(
+        rows.batches(*PARTS), rows.batches(PARTS[0][::-1], PARTS[1]), strict=True
+    ):
         assert one.shape == other.shape
 
 
@@ -271,7 +273,7 @@ def test_a_worker_that_fails_ends_the_writing_and_the_old_file_stays(
     (tmp_path / ".tmp-x.beton-left-by-a-killed-writer").write_bytes(b"")
     flip(grey.directory / "c.1.0.0.0", 100)
     with pytest.raises(LoaderError, match=r"writer failed: .*c\.1\.0\.0\.0: row 65 is not"):
-        beton.write_images(path, grey)
+        write.write_images(path, grey)
     assert left_over(tmp_path) == ["x.beton"]
     assert shared_memory() <= before
     assert path.read_bytes() == b"old"
@@ -281,9 +283,9 @@ def test_a_worker_that_fails_ends_the_writing_and_the_old_file_stays(
 def test_a_writer_that_says_nothing_is_stopped(
     grey: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beton, "PATIENCE", 0.3)
+    monkeypatch.setattr(write, "PATIENCE", 0.3)
     with pytest.raises(LoaderError, match="has written nothing for"):
-        beton.write_images(tmp_path / "x.beton", grey)
+        write.write_images(tmp_path / "x.beton", grey)
     assert left_over(tmp_path) == []
 
 
@@ -293,7 +295,7 @@ def test_what_tick_raises_stops_the_writing(grey: Level, tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        beton.write_images(tmp_path / "x.beton", grey, tick=tick)
+        write.write_images(tmp_path / "x.beton", grey, tick=tick)
     assert left_over(tmp_path) == []
 
 
@@ -303,12 +305,10 @@ def test_what_cannot_be_written_is_refused_in_one_line(
 ) -> None:
     path = tmp_path / "x.beton"
     with pytest.raises(LoaderError, match="3 channels, not the 1 of x_0 train: write it raw"):
-        beton.write_images(path, grey, "jpeg")
-    with pytest.raises(ValueError, match="png"):
-        beton.write_images(path, grey, "png")
+        write.write_images(path, grey, 90)
     with hold(tmp_path / ".x.beton.lock", "x.beton"), pytest.raises(LevelBusy, match=r"x\.beton"):
-        beton.write_images(path, grey)
+        write.write_images(path, grey)
     monkeypatch.setattr(Files, "free", lambda self, path: 1000)
     with pytest.raises(DiskFull, match="needs 12,150 bytes, 1,000 are free"):
-        beton.write_images(path, grey)
+        write.write_images(path, grey)
     assert left_over(tmp_path) == []

@@ -10,7 +10,7 @@ import pytest
 from command import PETS, Result, pets, recipe, strata
 from ffcv_levels import NEEDS_FFCV, images, python, skip_unless_it_imports
 
-from strata.pipeline.feed.ffcv.beton import write_images
+from strata.pipeline.feed.ffcv.write import write_images
 
 pytestmark = [*NEEDS_FFCV, pytest.mark.slow]
 
@@ -38,7 +38,7 @@ def test_a_stock_loader_reads_the_pixels_of_the_level(
 ) -> None:
     """Nothing of ours is in that process."""
     level, path, out = images(tmp_path, 70, channels, 12), tmp_path / "x.beton", tmp_path / "x.npy"
-    write_images(path, level, "raw")
+    write_images(path, level)
     result = python(STOCK, str(path), kind, str(out))
     assert result.returncode == 0, result.stderr
     pixels = np.load(out)

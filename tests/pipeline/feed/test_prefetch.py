@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows_of import geometries, kinds_of, opened, views, whole
+from rows_of import divided, geometries, kinds_of, opened, views, whole
 from sizes import examples
 from spoil import flip
 
@@ -24,7 +24,8 @@ from strata.pipeline.feed.prefetch import Reader
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import Geometry
 from strata.store.memory import PAGE
-from strata.store.read.rows import MappedRows, Rows
+from strata.store.read.mapped import MappedRows
+from strata.store.read.rows import Rows, RowSource
 
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16)
 PACKED = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16, profile="lz4")
@@ -52,26 +53,27 @@ def test_batches_of_any_size_by_any_number_of_threads(
             patch.setattr(readers, "STRIPE_BYTES", stripe)
             with Reader(rows, threads, piece_bytes=data.draw(st.sampled_from([1, 4096]))) as reader:
                 for _ in range(2):
-                    found = [batch.tobytes() for batch in reader.batches(parts)]
+                    made = reader.batches(*divided(shape, parts))
+                    found = [batch.tobytes() for batch in made]
                     assert found == [expected(shape, count, part) for part in parts]
 
 
 @pytest.fixture(params=[SHAPE, PACKED], ids=["raw", "packed"])
-def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rows]:
+def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RowSource]:
     kind = "mapped" if request.param.profile == "raw" else "pool"
     with opened(kind, views(tmp_path, request.param, 2)) as found:
         yield found
 
 
 def test_a_batch_stays_as_it_is_while_it_is_held(
-    rows: Rows, monkeypatch: pytest.MonkeyPatch
+    rows: RowSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an array, as a part of one, or as a part of a tensor made of it."""
     monkeypatch.setattr(readers, "STRIPE_BYTES", 1)
     parts = parts_of(120, 4)
     with Reader(rows, 2) as reader:
         kept = []
-        for number, batch in enumerate(reader.batches(parts)):
+        for number, batch in enumerate(reader.batches(*divided(SHAPE, parts))):
             bits = batch.view(np.int16)  # a NaN is not equal to itself
             tensor = torch.from_numpy(bits)
             held = [tensor, torch.from_numpy(bits[1:]), tensor[:, 0]][number % 3]
@@ -80,7 +82,7 @@ def test_a_batch_stays_as_it_is_while_it_is_held(
         assert all(torch.equal(held, copy) for held, copy in kept)
 
 
-def test_what_is_let_go_is_used_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_let_go_is_used_again(rows: RowSource, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of a hundred batches allocates no more buffers than are in use at once."""
     monkeypatch.setattr(readers, "STRIPE_BYTES", 1)
     made: list[int] = []
@@ -91,39 +93,43 @@ def test_what_is_let_go_is_used_again(rows: Rows, monkeypatch: pytest.MonkeyPatc
 
     with Reader(rows, 2, allocate=allocate) as reader:
         for seed in range(3):
-            for batch in reader.batches(parts_of(120, 3, seed)):
+            for batch in reader.batches(*divided(SHAPE, parts_of(120, 3, seed))):
                 assert batch.shape[0] == 3
                 assert batch.ctypes.data % PAGE == 0
     assert len(made) <= 4
 
 
-def test_leaving_early_leaves_nothing_behind(rows: Rows) -> None:
+def test_leaving_early_leaves_nothing_behind(rows: RowSource) -> None:
     before = set(threading.enumerate())
     with Reader(rows, 3) as reader:
         for _ in range(5):
-            for _batch in reader.batches(parts_of(120, 4)):
+            for _batch in reader.batches(*divided(SHAPE, parts_of(120, 4))):
                 break
         with pytest.raises(ZeroDivisionError):
-            [1 / 0 for _batch in reader.batches(parts_of(120, 4))]
-        assert len(list(reader.batches(parts_of(120, 4)))) == 30
+            [1 / 0 for _batch in reader.batches(*divided(SHAPE, parts_of(120, 4)))]
+        assert len(list(reader.batches(*divided(SHAPE, parts_of(120, 4))))) == 30
         assert len(set(threading.enumerate()) - before) == 3
     assert set(threading.enumerate()) <= before
 
 
-def test_two_epochs_at_once(rows: Rows) -> None:
+def test_two_epochs_at_once(rows: RowSource) -> None:
     one, other = parts_of(120, 4, 1), parts_of(120, 4, 2)
     with Reader(rows, 2) as reader:
-        pairs = zip(reader.batches(one), reader.batches(other), strict=True)
+        pairs = zip(
+            reader.batches(*divided(SHAPE, one)),
+            reader.batches(*divided(SHAPE, other)),
+            strict=True,
+        )
         for number, (a, b) in enumerate(pairs):
             assert a.tobytes() == expected(rows.geometry, 2, one[number])
             assert b.tobytes() == expected(rows.geometry, 2, other[number])
 
 
-def test_closing_in_the_middle_of_an_epoch(rows: Rows) -> None:
+def test_closing_in_the_middle_of_an_epoch(rows: RowSource) -> None:
     before = set(threading.enumerate())
     reader = Reader(rows, 2)
     parts = parts_of(120, 4)
-    epoch = reader.batches(parts)
+    epoch = reader.batches(*divided(SHAPE, parts))
     first = next(epoch)
     reader.close()
     reader.close()
@@ -132,13 +138,13 @@ def test_closing_in_the_middle_of_an_epoch(rows: Rows) -> None:
     with pytest.raises(ValueError, match="closed"):
         list(epoch)
     with pytest.raises(ValueError, match="closed"):
-        reader.batches(parts)
+        reader.batches(*divided(SHAPE, parts))
 
 
-def test_a_reader_that_is_forgotten_ends_its_threads(rows: Rows) -> None:
+def test_a_reader_that_is_forgotten_ends_its_threads(rows: RowSource) -> None:
     before = set(threading.enumerate())
     reader = Reader(rows, 2)
-    next(reader.batches(parts_of(120, 4)))
+    next(reader.batches(*divided(SHAPE, parts_of(120, 4))))
     del reader
     gc.collect()
     assert set(threading.enumerate()) <= before
@@ -153,10 +159,10 @@ def test_an_error_of_a_thread_reaches_the_caller(tmp_path: Path, shape: Geometry
     with opened(kind, levels) as rows, Reader(rows, 2) as reader:
         for _ in range(2):
             with pytest.raises(LevelDamaged, match=r"v1/c\.1\.0\.0\.0"):
-                list(reader.batches(parts_of(120, 4)))
+                list(reader.batches(*divided(SHAPE, parts_of(120, 4))))
         # The rows that are whole can still be had.
         part = np.arange(60)
-        (found,) = reader.batches([part])
+        (found,) = reader.batches(*divided(shape, [part]))
         assert found.tobytes() == expected(shape, 2, part)
     assert set(threading.enumerate()) <= before
 
@@ -169,13 +175,13 @@ def test_reading_goes_on_while_a_batch_is_used(
     taken = SimpleQueue[int]()
 
     class Telling(MappedRows):
-        def take(self, numbers: np.ndarray, out: np.ndarray) -> None:
-            super().take(numbers, out)
-            taken.put(int(numbers[0]))
+        def take(self, rows: Rows, out: np.ndarray) -> None:
+            super().take(rows, out)
+            taken.put(int(rows.row[0]))
 
     parts = parts_of(60, 3)
     with Reader(Telling(views(tmp_path, SHAPE, 1)), 1) as reader:
-        batches = reader.batches(parts)
+        batches = reader.batches(*divided(SHAPE, parts))
         next(batches)
         assert {taken.get(timeout=10) for _ in range(3)} == {part[0] for part in parts[:3]}
 

@@ -45,7 +45,7 @@ def change_one_weight_by_one_ulp(session: Session, j: int) -> None:
     record = session.run.layer(j)
     assert record is not None
     changed = {**record, "weights": weights.digest(tensors)}
-    session.run.write(session.run.layer_directory(j) / "layer.json", changed)
+    session.run.write_layer(j, changed)
 
 
 def test_everything_is_complete_with_rows_bytes_and_fingerprints(session: Session) -> None:

@@ -8,7 +8,7 @@ from runs import tiny
 
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.progress import Reporter
-from strata.pipeline.run import overview
+from strata.pipeline.run import overview, record
 from strata.pipeline.run.session import Session, open_session
 from strata.stages.errors import DataError, DeviceError
 
@@ -51,7 +51,7 @@ def make_npz(path: Path) -> None:
 def test_a_run_made_for_float16_is_not_taken_up_on_a_cpu(text: Path) -> None:
     session = opened(text)
     facts = {**session.run.facts, "compute": "float16"}
-    session.run.write(session.run.directory / "run.json", facts)
+    record.write(session.run.directory / "run.json", facts)
     with pytest.raises(DeviceError, match="float16"):
         opened(text)
 

@@ -18,7 +18,7 @@ from strata.pipeline.recipe.recipe import parse
 from strata.pipeline.recipe.variants import finals
 from strata.pipeline.run import weights
 from strata.pipeline.run.session import Session
-from strata.pipeline.study import sweep as sweeping
+from strata.pipeline.train import solving
 from strata.stages.network.network import blank_auxiliary
 from strata.stages.network.spec import AuxiliarySpec
 from strata.stages.solve.evaluate import ensemble, top_k
@@ -131,7 +131,7 @@ def test_killed_it_ends_at_the_same_bytes(
         write(path, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sweeping, "CHECKPOINT_SECONDS", -1.0)
+        patched.setattr(solving, "CHECKPOINT_SECONDS", -1.0)
         patched.setattr(weights, "write", dying)
         with pytest.raises(Killed):
             final(place, "auxiliary.width=4", "auxiliary.k=2")

@@ -105,9 +105,9 @@ def test_labels_that_have_nothing_to_do_with_the_images_are_guessed(place: Place
 
 
 def test_their_features_are_levels_of_their_own_that_the_run_uses(place: Place) -> None:
-    run = probe_results.greedy(place.overview().existing())
-    other = next(n for n in probe_results.networks(run.run) if n.origins)
-    own, theirs = run.run.nodes(), other.run.nodes()
+    run = place.overview().existing()
+    other = next(n for n in probe_results.networks(run) if n.origins)
+    own, theirs = run.nodes(), other.nodes()
     assert len(theirs) == 3
     assert not {n.fingerprint for n in own} & {n.fingerprint for n in theirs}
     for node in theirs:
@@ -144,7 +144,7 @@ def test_a_damaged_copy_or_level_is_named_and_mended(
 ) -> None:
     copy = replica(place) / "layer_2/weights.safetensors"
     other = next(n for n in probe_results.networks(place.overview().existing()) if n.origins)
-    (level,) = place.store.glob(f"x_2-{other.run.nodes()[2].fingerprint[:12]}/train.plain")
+    (level,) = place.store.glob(f"x_2-{other.nodes()[2].fingerprint[:12]}/train.plain")
     shard = next(level.glob("c.*"))
     good = copy.read_bytes(), shard.read_bytes()
     flip(shard, 100)
@@ -206,9 +206,9 @@ def test_the_layers_of_the_network_trained_end_to_end_are_probed(pair: Place) ->
     told = pair.do("probe", "--of", "baseline", "--json").json
     assert (told["of"], told["done"]) == ("end to end, plain", [])
     network = probe_results.end_to_end(pair.overview().existing())
-    session = dataclasses.replace(open_run(pair.root / "other", TEXT), run=network.run)
+    session = dataclasses.replace(open_run(pair.root / "other", TEXT), run=network)
     session = dataclasses.replace(session, store=pair.overview().store)
-    recipe = network.run.recipe
+    recipe = network.recipe
     whole = build_end_to_end(recipe.layers, recipe.auxiliaries[-1], 0).eval()
     whole.load_state_dict(weights.read(pair.run / "baseline/plain/weights.safetensors")[0])
     exact = torch.cat(list(clean_batches(session, 0)))
@@ -226,7 +226,7 @@ def test_a_replica_of_other_weights_is_not_believed(pair: Place, tmp_path: Path)
     path = inside / "layer_2/layer.json"
     replace(path.parent, path.name, sealed({**unseal(path), "origin": "of another training"}))
     network = probe_results.end_to_end(place.overview().existing())
-    assert network.solved == 1
+    assert network.solved() == 1
     assert [one["layer"] for one in probe_results.results(network)] == [1]
     (inside / "probe_2/linear/result.json").unlink()
     told = place.do("probe", "--of", "baseline", "--json").json

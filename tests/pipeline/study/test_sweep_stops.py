@@ -15,7 +15,7 @@ from sweeps import solved, sweep, variant
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.run import weights
-from strata.pipeline.study import sweep as sweeping
+from strata.pipeline.train import solving
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, count: int, place: Place, *vary: 
             raise Killed
         write(path, *rest)
 
-    monkeypatch.setattr(sweeping, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(solving, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(weights, "write", dying)
     try:
         done = sweep(place, *vary)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from command import recipe, strata
+from epochs import run_epoch
 from interrupted import signalled
 from runs import here, inside, tiny
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from strata.stages.network.network import Layer
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
 from strata.stages.solve.baseline import EndToEnd, build_end_to_end
-from strata.stages.solve.solve import SGDSchedule, Solver
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver
 from strata.store.files.publish import replace, sealed, unseal
 
 CPU = torch.device("cpu")
@@ -52,7 +54,7 @@ def trained(**options: Any) -> dict[str, Tensor]:
     """Every weight and buffer after two epochs of three steps."""
     found = solver(**options)
     for _ in range(2):
-        found.run_epoch(batches(), 3, lambda n: None)
+        run_epoch(found, batches(), 3)
     return found.problem.state_dict()
 
 
@@ -119,7 +121,7 @@ def test_micro_batches_take_the_step_of_the_whole_batch() -> None:
 def test_both_save_memory_and_together_most() -> None:
     def peak(**options: Any) -> int:
         found = solver(**options)
-        found.run_epoch(batches()[:2], 2, lambda n: None)
+        run_epoch(found, batches()[:2], 2)
         return found.progress.peak_bytes
 
     plain, saved, micro = peak(), peak(checkpointing=True), peak(accumulate=8)
@@ -247,7 +249,7 @@ def test_status_names_it_and_what_was_begun(place: Path, tmp_path: Path) -> None
     begun = {"variant": "micro-32", "state": "partial", "epochs": 0, "test_accuracy": None}
     assert do(other, "status", "--json").json["baselines"] == [plain]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("strata.pipeline.train.end_to_end._finish", _killed)
+        patched.setattr("strata.pipeline.train.train.conclude", _killed)
         patched.setattr("strata.pipeline.train.solving.CHECKPOINT_SECONDS", -1.0)
         with pytest.raises(ZeroDivisionError):
             do(other, "baseline", "--micro-batch", 32)

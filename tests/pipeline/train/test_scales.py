@@ -27,6 +27,7 @@ from strata.stages.errors import NotFinite
 from strata.stages.features.quantise import Quantiser
 from strata.store.errors import LevelDamaged
 from strata.store.read.order import generator
+from strata.store.read.rows import Rows
 
 CODES = ["uint4", "uint8"]
 MODES = [
@@ -79,7 +80,7 @@ def change_weights(session: Session, factor: float) -> None:
     tensors["norm.bias"] *= factor
     weights.write(path, tensors)
     changed = {**record_of(session), "weights": weights.digest(tensors)}
-    session.run.write(session.run.layer_directory(1) / "layer.json", changed)
+    session.run.write_layer(1, changed)
 
 
 # --- a run in every precision --------------------------------------------------------------------
@@ -135,7 +136,7 @@ def test_scales_are_chosen_on_what_the_first_view_holds(
     ids = session.images()["train"].array("sample_id")
     draws = level_draws(session.run.recipe, 0, view, len(ids)).of(ids[rows])
     with source.delivery([view]) as delivery:
-        (stored,) = delivery.batches([rows])
+        (stored,) = delivery.batches(Rows.of(rows), [len(rows)])
         assert torch.equal(source.values(stored, draws).float(), rounded.float())
     assert rounded.shape == (100, 8, *((12, 12) if view == "plain" else (8, 8)))
 
@@ -167,7 +168,7 @@ def test_another_scale_is_another_feature(session: Session) -> None:
     tensors["scale"][0] = torch.nextafter(tensors["scale"][0], torch.tensor(torch.inf))
     weights.write(path, tensors)
     changed = {**record_of(session), "scales": weights.digest(tensors)}
-    session.run.write(session.run.layer_directory(1) / "layer.json", changed)
+    session.run.write_layer(1, changed)
     after = session.run.nodes()
     assert after[0].fingerprint == before[0].fingerprint
     assert after[1].fingerprint != before[1].fingerprint
@@ -233,7 +234,7 @@ def test_plain_zarr_and_the_documented_lines_give_our_values(
     found: dict[str, Any] = {"level": str(level.directory), "np": np, "zarr": zarr}
     exec(documented(precision), found)
     with source.delivery(["v1"]) as delivery:
-        (stored,) = delivery.batches([np.arange(1437)])
+        (stored,) = delivery.batches(Rows.of(np.arange(1437)), [1437])
         ours = source.values(stored, None)
     assert source.base == 1
     assert found["x"].dtype == np.float32

@@ -1,17 +1,18 @@
 """The solver: the paper's schedule, exact resumption, Prop. 3.1's best iterate, divergence."""
 
 import json
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from epochs import run_epoch
 from torch import Tensor
 
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
-from strata.stages.solve.solve import SGDSchedule, Solver, logits_of
+from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.solve import Solver, logits_of
 
 CPU = torch.device("cpu")
 X = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -42,7 +43,7 @@ def batches(epoch: int, start: int = 0, size: int = 16) -> list[tuple[Tensor, Te
 
 
 def run(s: Solver, epochs: range, **options: int) -> list[dict[str, float]]:
-    return [s.run_epoch(batches(e, **options), 6, lambda n: None) for e in epochs]
+    return [run_epoch(s, batches(e, **options), 6) for e in epochs]
 
 
 def test_the_papers_schedule_drops_by_a_fifth_every_15_epochs() -> None:
@@ -68,17 +69,6 @@ def test_it_learns() -> None:
     assert losses[-1] < 0.2 * losses[0]
 
 
-def stop_after(count: int) -> Callable[[int], None]:
-    """An ``after`` that interrupts once ``count`` batches are done."""
-    left = iter(range(count - 1))
-
-    def after(samples: int) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-
-    return after
-
-
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_resuming_between_any_two_batches_ends_at_the_same_bits(stop_at: int, keep: str) -> None:
@@ -93,13 +83,14 @@ def test_resuming_between_any_two_batches_ends_at_the_same_bits(stop_at: int, ke
     first = solver(plan)
     run(first, range(1))
     first.consider(1.0)
-    with pytest.raises(KeyboardInterrupt):
-        first.run_epoch(batches(1)[:stop_at], 6, stop_after(stop_at))
+    first.problem.train()
+    for x, y in batches(1)[:stop_at]:
+        first.train_on(x, y, 6)
     state, note = first.tensors(), json.loads(json.dumps(first.snapshot()))
 
     second = solver(plan, seed=99)
     second.restore(state, note["progress"], note["scaler"])
-    got = [second.run_epoch(batches(1, start=stop_at), 6, lambda n: None)]
+    got = [run_epoch(second, batches(1, start=stop_at), 6)]
     second.consider(0.5)
     got += run(second, range(2, 3))
     second.consider(1 / 3)
@@ -149,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_last_good_loss() -> None
     poisoned[2][0][0, 0, 0, 0] = float("nan")
     before = {n: p.detach().clone() for n, p in s.problem.named_parameters()}
     with pytest.raises(Diverged, match="epoch 2") as caught:
-        s.run_epoch(poisoned[2:], 6, lambda n: None)
+        run_epoch(s, poisoned[2:], 6)
     assert caught.value.last_good == good
     assert all(torch.equal(p, before[n]) for n, p in s.problem.named_parameters())
 

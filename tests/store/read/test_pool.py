@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows_of import geometries, views, whole
+from rows_of import divided, geometries, views, whole
 from sizes import examples
 from spoil import flip
 
 from strata.store.errors import LevelDamaged
 from strata.store.level.layout import Geometry
 from strata.store.read import pool as pools
-from strata.store.read.decode_plan import DecodePlan
-from strata.store.read.order import Mixing, mixing
-from strata.store.read.pool import Decoding, Pool
-from strata.store.read.rows import Reading, ReadTask
+from strata.store.read.order import Mixing, cut, mixing
+from strata.store.read.pool import DecodePlan, Decoding, Pool
+from strata.store.read.rows import Rows
 
 FEW = settings(max_examples=examples(40), deadline=None)
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=4, shard_rows=16, profile="zstd")
@@ -37,24 +36,26 @@ def stripes(draw: st.DrawFn, rows: int) -> list[np.ndarray]:
     return [part for part in np.split(order, edges) if len(part)]
 
 
-def run(reading: Reading, parts: Sequence[np.ndarray], shape: Geometry, threads: int) -> list:
+def run(pool: Pool, parts: Sequence[np.ndarray], threads: int) -> list[np.ndarray]:
     """What a reader does: tasks in their order, by some threads."""
-    tasks: SimpleQueue[ReadTask | None] = SimpleQueue()
-    found = [np.empty((len(part), shape.row_bytes), np.uint8) for part in parts]
+    decoding = pool.begin(*divided(pool.geometry, parts))
+    assert decoding is not None
+    tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    found = [np.empty((len(part), pool.geometry.row_bytes), np.uint8) for part in parts]
+    ends = np.cumsum([len(part) for part in parts]).tolist()
     errors: list[BaseException] = []
 
     def take(stripe: int) -> None:
         try:
-            reading.take(stripe, slice(None), found[stripe])
+            end = ends[stripe]
+            decoding.take(stripe, slice(end - len(parts[stripe]), end), found[stripe])
         except BaseException as error:
             errors.append(error)
 
     for stripe in range(len(parts)):
-        for task in reading.before(stripe):
+        for task in decoding.tasks(stripe):
             tasks.put(task)
         tasks.put(lambda stripe=stripe: take(stripe))
-        for task in reading.after(stripe):
-            tasks.put(task)
 
     def work() -> None:
         while (task := tasks.get()) is not None:
@@ -66,8 +67,7 @@ def run(reading: Reading, parts: Sequence[np.ndarray], shape: Geometry, threads:
         tasks.put(None)
     for worker in workers:
         worker.join()
-    reading.end()
-    reading.close()
+    decoding.close()
     if errors:
         raise errors[0]
     return found
@@ -81,9 +81,9 @@ def test_any_order_gives_the_rows_asked_for(
     pool = Pool(views(tmp_path_factory.mktemp("store"), shape, count))
     for _ in range(2):  # the second epoch uses the memory of the first
         parts = data.draw(stripes(count * shape.rows))
-        reading = pool.begin(parts)
-        assert isinstance(reading, Decoding)
-        found = run(reading, parts, shape, data.draw(st.integers(1, 3)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pools, "ROOM_BYTES", shape.row_bytes * data.draw(st.integers(1, 40)))
+            found = run(pool, parts, data.draw(st.integers(1, 3)))
         for rows, part in zip(found, parts, strict=True):
             assert np.array_equal(rows, whole(shape, count)[part])
     pool.close()
@@ -104,42 +104,40 @@ def test_a_schedule_against_playing_it(
     parts = data.draw(stripes(rows))
     parts = [*parts, parts[0]] if again else parts  # a row may be wanted twice
     flat = np.concatenate(parts)
-    plan = DecodePlan(parts, flat // chunk, chunk, room)
-    assert sorted(plan.chunks.tolist()) == sorted(set((flat // chunk).tolist()))
-    holds: dict[int, int] = {}  # place → which row of the epoch
-    left = set(range(len(flat)))
+    plan = DecodePlan(Rows.of(flat), [len(part) for part in parts], chunk, room)
+    assert sorted(plan.chunks[:, 1].tolist()) == sorted(set((flat // chunk).tolist()))
+    holds: dict[int, int] = {}  # place → number of its row
+    left = [*flat.tolist()]
     handed_out = 0
     for stripe, part in enumerate(parts):
         for k in range(handed_out, int(plan.wanted[stripe])):
             assert plan.after[k] <= stripe
-            members = plan.members[k]
-            assert {int(n) // chunk for n in flat[members]} == {int(plan.chunks[k])}
-            places = plan.place[members].tolist()
-            assert places == list(range(plan.begins[k], plan.begins[k] + plan.sizes[k]))
+            members = plan.rows[k].row.tolist()
+            assert members == sorted(n for n in flat.tolist() if n // chunk == plan.chunks[k, 1])
+            places = range(plan.begins[k], plan.begins[k] + len(members))
             assert 0 <= places[0] <= places[-1] < plan.places
             assert not any(holds.get(place) in left for place in places)
-            holds |= dict(zip(places, members.tolist(), strict=True))
-            every_row = list(range(plan.chunks[k] * chunk, (plan.chunks[k] + 1) * chunk))
-            assert plan.whole[k] == (flat[members].tolist() == every_row)
+            holds |= dict(zip(places, members, strict=True))
         handed_out = max(handed_out, int(plan.wanted[stripe]))
         begin = sum(map(len, parts[:stripe]))
         for position in range(begin, begin + len(part)):
-            assert holds[int(plan.place[position])] == position
-            left.discard(position)
+            assert holds[int(plan.place[position])] == flat[position]
+            left.remove(flat[position])
     assert handed_out == len(plan.chunks)
+    assert len(set(plan.place.tolist())) <= plan.places
 
 
 def test_every_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Pool(views(tmp_path, SHAPE, 2))
-    decoded: list[int] = []
+    decoded: list[tuple[int, int]] = []
     real = pool.chunks.decode
     monkeypatch.setattr(
-        pool.chunks, "decode", lambda chunk, out: decoded.append(chunk) or real(chunk, out)
+        pool.chunks, "decode", lambda v, c, out: decoded.append((v, c)) or real(v, c, out)
     )
     order = Mixing(120, block=4, pool=24).order(0, 1, 0)
     parts = np.split(order, range(7, 120, 7))
-    run(pool.begin(parts), parts, SHAPE, 3)
-    assert sorted(decoded) == list(range(30))
+    run(pool, parts, 3)
+    assert sorted(decoded) == [(view, chunk) for view in range(2) for chunk in range(15)]
 
 
 def test_the_disk_is_asked_for_chunks_before_they_are_decoded(
@@ -150,19 +148,18 @@ def test_the_disk_is_asked_for_chunks_before_they_are_decoded(
     parts = np.split(Mixing(60, block=4, pool=12).order(0, 1, 0), range(5, 60, 5))
     asked: list[int] = []
     monkeypatch.setattr(pools, "FETCHED_AHEAD", 3)
-    monkeypatch.setattr(pool.chunks, "fetch", asked.append)
-    reading, decoded, ahead = pool.begin(parts), 0, []
-    for stripe, part in enumerate(parts):
-        for task in reading.before(stripe):
+    monkeypatch.setattr(pools, "ROOM_BYTES", SHAPE.row_bytes)
+    monkeypatch.setattr(pool.chunks, "fetch", lambda view, chunk: asked.append(chunk))
+    decoding, decoded, ahead = pool.begin(*divided(SHAPE, parts)), 0, []
+    assert decoding is not None
+    for stripe in range(len(parts)):
+        for task in decoding.tasks(stripe):
             task()
             decoded += 1
         ahead.append(len(asked) - decoded)
-        reading.take(stripe, slice(None), np.empty((len(part), SHAPE.row_bytes), np.uint8))
-        for task in reading.after(stripe):
-            task()
-            decoded += 1
-    reading.end()
-    reading.close()
+        part, out = slice(5 * stripe, 5 * stripe + 5), np.empty((5, SHAPE.row_bytes), np.uint8)
+        decoding.take(stripe, part, out)
+    decoding.close()
     assert sorted(asked) == list(range(15))
     first_wanted = list(dict.fromkeys((np.concatenate(parts) // 4).tolist()))
     assert asked == first_wanted
@@ -173,8 +170,7 @@ def test_there_are_places_for_two_windows_whatever_the_number_of_rows() -> None:
     """Memory does not grow with the level."""
     for rows in (240, 2400, 24_000):
         order = Mixing(rows, block=4, pool=40).order(0, 1, 0)
-        parts = np.split(order, range(8, rows, 8))
-        plan = DecodePlan(parts, order // 4, 4)
+        plan = DecodePlan(Rows.of(order), cut(rows, 8), 4, 1)
         assert plan.places <= 2 * 44 + 8 + 2 * 4
 
 
@@ -182,9 +178,8 @@ def test_views_of_which_a_part_is_wanted_take_no_more_places() -> None:
     """Rows of a chunk that are not wanted have none: half of each of two views, here."""
     rows = 4800
     order = Mixing(rows, block=8, pool=80).order(0, 1, 0)
-    view = np.random.default_rng(0).integers(0, 2, rows)[order]
-    parts = np.split(order + view * rows, range(16, rows, 16))
-    plan = DecodePlan(parts, np.concatenate(parts) // 8, 8)
+    view = np.random.default_rng(0).integers(0, 2, rows)
+    plan = DecodePlan(Rows(view, order), cut(rows, 16), 8, 1)
     assert len(plan.chunks) > 1.9 * rows // 8
     assert plan.places <= 2 * 88 + 16 + 2 * 8
 
@@ -198,41 +193,46 @@ def test_an_order_that_nothing_can_be_kept_for_costs_a_chunk_a_row(
     pool = Pool(views(tmp_path, SHAPE, 1))
     order = np.random.default_rng(0).permutation(60)
     parts = np.split(order, range(5, 60, 5))
-    reading = pool.begin(parts)
-    assert not isinstance(reading, Decoding)
-    found = run(reading, parts, SHAPE, 2)
-    assert np.array_equal(np.concatenate(found), whole(SHAPE, 1)[order])
-    assert isinstance(pool.begin(np.split(np.arange(60), range(5, 60, 5))), Decoding)
+    assert pool.begin(*divided(SHAPE, parts)) is None
+    found = np.empty((60, SHAPE.row_bytes), np.uint8)
+    pool.take(Rows.of(order), found)
+    assert np.array_equal(found, whole(SHAPE, 1)[order])
+    assert isinstance(pool.begin(Rows.of(np.arange(60)), cut(60, 5)), Decoding)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_damaged_chunk_ends_the_epoch_with_its_name(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize(("at", "what"), [(9, "an inner chunk"), (-9, "its index")])
+def test_a_damaged_chunk_ends_the_epoch_with_its_name(
+    tmp_path: Path, threads: int, at: int, what: str
+) -> None:
     """Whoever waits for the chunk is told, and nobody waits for ever."""
     levels = views(tmp_path, SHAPE, 2)
-    flip(levels[1].directory / "c.2.0.0.0", 9)
+    flip(levels[1].directory / "c.2.0.0.0", at)
     pool = Pool(levels)
     order = np.random.default_rng(0).permutation(120)
     parts = np.split(order, range(10, 120, 10))
-    with pytest.raises(LevelDamaged, match=r"v1/c\.2\.0\.0\.0: an inner chunk fails"):
-        run(pool.begin(parts), parts, SHAPE, threads)
+    with pytest.raises(LevelDamaged, match=rf"v1/c\.2\.0\.0\.0: {what} fails"):
+        run(pool, parts, threads)
 
 
-def test_leaving_lets_everybody_go(tmp_path: Path) -> None:
+def test_leaving_lets_everybody_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that wait for a stripe that will never be taken end, too."""
+    monkeypatch.setattr(pools, "ROOM_BYTES", SHAPE.row_bytes)
     pool = Pool(views(tmp_path, SHAPE, 1))
     order = Mixing(60, block=4, pool=8).order(0, 1, 0)
     parts = np.split(order, range(4, 60, 4))
-    reading = pool.begin(parts)
-    tasks = [*reading.before(0), *reading.after(0), *reading.before(1)]  # nobody takes stripe 0
+    decoding = pool.begin(*divided(SHAPE, parts))
+    assert decoding is not None
+    tasks = [task for stripe in range(8) for task in decoding.tasks(stripe)]  # nobody takes 0
+    assert max(decoding._plan.after[: len(tasks)]) > 0
     threads = [threading.Thread(target=task) for task in tasks]
     for thread in threads:
         thread.start()
-    reading.end()
-    reading.close()
+    decoding.close()
     for thread in threads:
         thread.join(timeout=10)
         assert not thread.is_alive()
-    found = run(pool.begin(parts), parts, SHAPE, 2)
+    found = run(pool, parts, 2)
     assert np.array_equal(np.concatenate(found), whole(SHAPE, 1)[order])
 
 

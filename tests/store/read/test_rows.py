@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows_of import geometries, kinds_of, opened, views, whole
+from rows_of import geometries, kinds_of, numbered, opened, views, whole
 from sizes import examples
 from spoil import flip
 
 from strata.store.errors import LevelDamaged, StoreRefused
 from strata.store.level.layout import Geometry
 from strata.store.read import descriptors
-from strata.store.read.descriptors import Descriptors
-from strata.store.read.mapped import Mapped
-from strata.store.read.rows import MappedRows, ReadRows, TakenRows
+from strata.store.read.descriptors import Descriptors, ReadRows
+from strata.store.read.mapped import MappedRows
+from strata.store.read.rows import TakenRows
 
 FEW = settings(max_examples=examples(25), deadline=None)
 SHAPE = Geometry(60, (2, 8, 8), "float16", chunk_rows=2, shard_rows=16)
@@ -40,7 +40,7 @@ def test_any_rows_in_any_order_as_often_as_wanted(
         with opened(kind, levels) as rows:
             rows.ready()
             out = np.empty((len(numbers), shape.row_bytes), np.uint8)
-            rows.take(numbers, out)
+            rows.take(numbered(shape, numbers), out)
             assert np.array_equal(out, whole(shape, count)[numbers]), kind
 
 
@@ -53,7 +53,7 @@ def test_many_threads_take_at_once(tmp_path: Path, profile: str) -> None:
     def take(kind: str, seed: int) -> None:
         for part in np.random.default_rng(seed).permutation(120).reshape(12, 10):
             out = np.empty((10, shape.row_bytes), np.uint8)
-            rows.take(part, out)
+            rows.take(numbered(shape, part), out)
             if not np.array_equal(out, expected[part]):
                 wrong.append(kind)
 
@@ -75,7 +75,7 @@ def test_a_flipped_bit_is_an_error_and_names_file_and_row(tmp_path: Path, profil
     for kind in kinds_of(shape):
         named = r"v1/c\.1\.0\.0\.0: (row 16 is not|an inner chunk)"
         with pytest.raises(LevelDamaged, match=named), opened(kind, levels) as rows:
-            rows.take(np.array([60 + 16]), np.empty((1, shape.row_bytes), np.uint8))
+            rows.take(numbered(shape, [60 + 16]), np.empty((1, shape.row_bytes), np.uint8))
 
 
 @RAW_KINDS
@@ -84,12 +84,12 @@ def test_a_row_is_checked_once(tmp_path: Path, kind: str) -> None:
     levels = views(tmp_path, SHAPE, 1)
     out = np.empty((2, SHAPE.row_bytes), np.uint8)
     with opened(kind, levels) as rows:
-        rows.take(np.array([17, 3]), out)
+        rows.take(numbered(SHAPE, [17, 3]), out)
         flip(levels[0].directory / "c.1.0.0.0", SHAPE.row_bytes + 3)
-        rows.take(np.array([17, 3]), out)
+        rows.take(numbered(SHAPE, [17, 3]), out)
         flip(levels[0].directory / "c.1.0.0.0", 2 * SHAPE.row_bytes + 3)
         with pytest.raises(LevelDamaged, match="row 18 is not"):
-            rows.take(np.array([18]), out[:1])
+            rows.take(numbered(SHAPE, [18]), out[:1])
 
 
 @PROFILES
@@ -119,10 +119,11 @@ def test_a_shard_that_is_gone_or_cut_is_found_before_an_epoch(tmp_path: Path, pr
 def test_all_rows_of_all_views_lie_at_one_distance(
     tmp_path_factory: pytest.TempPathFactory, shape: Geometry, count: int
 ) -> None:
-    mapped = Mapped(views(tmp_path_factory.mktemp("store"), shape, count))
-    numbers = np.arange(len(mapped))
-    assert np.array_equal(mapped.rows[mapped.places(numbers)], whole(shape, count))
-    assert not mapped.rows.flags.writeable
+    mapped = MappedRows(views(tmp_path_factory.mktemp("store"), shape, count))
+    places = mapped.places(numbered(shape, range(count * shape.rows)))
+    rows = mapped.memory.reshape(-1, shape.row_bytes)
+    assert np.array_equal(rows[places], whole(shape, count))
+    assert not mapped.memory.flags.writeable
     mapped.close()
 
 
@@ -143,7 +144,7 @@ def test_views_of_two_geometries_are_read_one_after_another(tmp_path: Path) -> N
     other = views(tmp_path / "b", replace(SHAPE, shard_rows=8, profile="zstd"), 2)
     numbers = np.random.default_rng(0).permutation(120)
     out = np.empty((120, SHAPE.row_bytes), np.uint8)
-    TakenRows([one[0], other[1]]).take(numbers, out)
+    TakenRows([one[0], other[1]]).take(numbered(SHAPE, numbers), out)
     assert np.array_equal(out, whole(SHAPE, 2)[numbers])
 
 
@@ -156,7 +157,7 @@ def test_more_shards_than_files_are_kept_open(
     monkeypatch.setattr(descriptors, "KEPT_OPEN", 2)
     with opened("read", views(tmp_path, SHAPE, 3)) as rows:
         out = np.empty((180, SHAPE.row_bytes), np.uint8)
-        rows.take(np.arange(180)[::-1].copy(), out)
+        rows.take(numbered(SHAPE, range(180)[::-1]), out)
         assert np.array_equal(out[::-1], whole(SHAPE, 3))
         assert len(open_files(tmp_path)) == 2
     assert open_files(tmp_path) == []
@@ -180,7 +181,7 @@ def test_a_read_that_comes_back_early_is_gone_on_with(
     monkeypatch.setattr(os, "preadv", short)
     with opened("read", views(tmp_path, SHAPE, 1)) as rows:
         out = np.empty((60, SHAPE.row_bytes), np.uint8)
-        rows.take(np.arange(60), out)
+        rows.take(numbered(SHAPE, range(60)), out)
     assert np.array_equal(out, whole(SHAPE, 1))
 
 
@@ -192,11 +193,11 @@ def test_an_end_that_comes_early_and_a_disk_that_fails_are_named(
     os.truncate(path, 100)
     files, out = Descriptors(levels), np.empty(SHAPE.row_bytes, np.uint8)
     with pytest.raises(LevelDamaged, match=r"c\.1\.0\.0\.0 ends at byte 100; its commit says"):
-        files.read(1, 0, [out])
+        files.read(0, 1, 0, [out])
 
     def fails(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fails)
     with pytest.raises(StoreRefused, match=r"refuses .*c\.0\.0\.0\.0: input/output error"):
-        files.read(0, 0, [out])
+        files.read(0, 0, 0, [out])

@@ -35,8 +35,11 @@ from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused
 from strata.store.feature_store import Store, open_level
 from strata.store.files.publish import put_exclusive, unseal
 from strata.store.level.level import Level, receipt_path, shard_name
+from strata.store.read.descriptors import ReadRows
+from strata.store.read.order import cut
+from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
-from strata.store.read.rows import LoadedRows, ReadRows, Rows, TakenRows
+from strata.store.read.rows import Rows, RowSource, TakenRows
 from strata.store.s3.objects import key_of
 from strata.store.write.verify import check_level, mend
 
@@ -196,7 +199,7 @@ def test_zarr_reads_it(bucket: str) -> None:
     assert np.array_equal(zarr.open_array(MemoryStore(found), mode="r")[:], VALUES)
 
 
-def rows(kind: str, level: Level) -> Rows:
+def rows(kind: str, level: Level) -> RowSource:
     if level.geometry.profile == "raw":
         return {"read": ReadRows, "taken": TakenRows}[kind]([level])
     if kind == "loaded":
@@ -217,18 +220,21 @@ def test_rows_are_the_same_with_any_cache(
     budget = shards * max(facts["nbytes"] for facts in there.shards)
     level = connect(bucket, tmp_path / "cache", budget).open(KEY)
     order = np.random.default_rng(1).permutation(ROWS)
-    stripes = [order[i : i + 50] for i in range(0, ROWS, 50)]
+    every, lengths = Rows.of(order), cut(ROWS, 50)
     source, out = rows(kind, level), np.empty((ROWS, level.geometry.row_bytes), np.uint8)
     source.ready()
-    reading = source.begin(stripes)
-    for i, stripe in enumerate(stripes):
-        for task in reading.before(i):
+    decoding = source.begin(every, lengths) if isinstance(source, Pool) else None
+    for i, length in enumerate(lengths):
+        part = slice(50 * i, 50 * i + length)
+        if decoding is None:
+            source.take(every[part], out[part])
+            continue
+        for task in decoding.tasks(i):
             task()
-        reading.take(i, slice(None), out[50 * i : 50 * i + len(stripe)])
-        for task in reading.after(i):
-            task()
-    reading.end()
-    reading.close()
+        decoding.take(i, part, out[part])
+    assert (decoding is not None) == ("pool" in kind)
+    if decoding is not None:
+        decoding.close()
     source.close()
     assert out.tobytes() == VALUES[order].tobytes()
     copies = [p.stat().st_size for p in (tmp_path / "cache").glob("*")]
@@ -238,7 +244,7 @@ def test_rows_are_the_same_with_any_cache(
 
 def all_rows(kind: str, level: Level) -> np.ndarray:
     source, out = rows(kind, level), np.empty((ROWS, level.geometry.row_bytes), np.uint8)
-    source.take(np.arange(ROWS), out)
+    source.take(Rows.of(np.arange(ROWS)), out)
     source.close()
     return out
 
