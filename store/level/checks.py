@@ -7,29 +7,12 @@ of the row cost a look at a bitmap.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from strata.store.errors import LevelDamaged
 from strata.store.level.codec import CHECKSUM, crc32c
-from strata.store.level.layout import Geometry
-
-
-class Checked(Protocol):
-    """A committed level, as far as checking its rows asks."""
-
-    @property
-    def geometry(self) -> Geometry: ...
-
-    def path(self, shard: int) -> Path:
-        """The file of a shard."""
-        ...
-
-    def checksums(self, shard: int) -> np.ndarray:
-        """crc32c of every row of a shard, uint32 (rows,)."""
-        ...
 
 
 class Checks:
@@ -38,7 +21,11 @@ class Checks:
     Threads may share it: all that can happen is that two of them check the same row.
     """
 
-    def __init__(self, levels: Sequence[Checked]) -> None:
+    def __init__(self, levels: Sequence[Any]) -> None:
+        """
+        Args:
+            levels: committed ones; level.py imports this file, so that it cannot be named here.
+        """
         self.levels, self.geometry = tuple(levels), levels[0].geometry
         rows = len(levels), self.geometry.rows
         self._expected = np.empty(rows, CHECKSUM)

@@ -17,7 +17,7 @@ from command import Result, depths, environment, recipe, shards
 from runs import inside
 
 from strata import cli
-from strata.pipeline.commands.lifecycle import Options
+from strata.pipeline.options import Options
 from strata.pipeline.recipe.builtin import names
 
 TODO = [
