@@ -3,6 +3,7 @@ else."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from strata.pipeline.commands import lifecycle, tables
@@ -31,8 +32,6 @@ def run(options: Options) -> Answer:
     """Solve every layer, evaluate, and write the report if anything has changed."""
     found = lifecycle.find(options)
     found, done = lifecycle.perform(options, found, solve=len(found.recipe.layers))
-    if done:
-        found = lifecycle.find(options)
     page = found.directory / "report.html"
     if ranks.leads() and (done or not page.exists()):
         from strata.pipeline.results.report import write_report
@@ -54,7 +53,7 @@ def baseline(options: Options) -> Answer:
 
         with lifecycle.at_work(found, options) as session:
             result, done = train_end_to_end(session, chosen)
-        found = lifecycle.find(options)
+            found = replace(found, run=session.run)
     beside = _greedy(found.existing())
     said = lifecycle.done_answer(found, done)
     value = {**said.value, "result": result, "greedy": beside}
