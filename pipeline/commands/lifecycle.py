@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.options import Options
 from strata.pipeline.plan import plan
@@ -118,7 +119,6 @@ def at_work(
     Raises:
         OptionRange: torchrun has started several processes, and ``ranks`` is None.
     """
-    from strata.pipeline.interrupt import interruptions
     from strata.pipeline.run.session import open_session, patience
     from strata.store.files.lock import hold
 
@@ -126,7 +126,7 @@ def at_work(
     if ranks is None:
         launch.refuse_ranks()
     follows, report = ranks is not None and not ranks.leads, reporting(options)
-    with interruptions(passed_on=launch.together()) as stop:
+    with Interruptions(passed_on=launch.together()) as stop:
         if ranks and follows:
             ranks.wait()  # until the leader has the run
             found = find(options)
