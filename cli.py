@@ -188,6 +188,7 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
             flag("--ensemble", "All classifiers, weighted by 2^j."),
             flag("--features", "x_j, and no classifier."),
             option("--final", "With a classifier that `final` trained.", metavar="NAME"),
+            flag("--onnx", "model.onnx, too: pip install 'strata[onnx]'."),
         ),
     ),
     "inspect.report": (

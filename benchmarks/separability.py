@@ -53,7 +53,7 @@ Case = tuple[str, int]
 
 def recipe(place: Path, network: str) -> Path:
     """separability-small with other epochs, k and batch norm."""
-    _, content = text_of("separability-small")
+    _, content, _ = text_of("separability-small")
     k = 1 if network == WHOLE else int(network[-1])
     content = content.replace("epochs = 3", f"epochs = {EPOCHS.get(network, 5)}")
     if network != "k = 1":

@@ -53,6 +53,7 @@ class Options:
     to: Path = Path()
     ensemble: bool = False
     features: bool = False
+    onnx: bool = False
     final: str | None = None
     sweeps: bool = False
     yes: bool = False

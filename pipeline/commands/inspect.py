@@ -56,9 +56,10 @@ def statistics(options: Options) -> Answer:
 
 
 def export(options: Options) -> Answer:
-    """Write the network as plain PyTorch. Raises as results/export.py does."""
-    from strata.pipeline.results.export import export, wanted
+    """Write the network as plain PyTorch, and in ONNX. Raises as results/export.py does."""
+    from strata.pipeline.results.export import export
 
-    which = {name: getattr(options, name) for name in ("layer", "features", "ensemble", "final")}
-    value, lines = export(wanted(lifecycle.find(options), **which), options.to)
+    names = ("layer", "features", "ensemble", "final", "onnx")
+    which = {name: getattr(options, name) for name in names}
+    value, lines = export(lifecycle.find(options), options.to, **which)
     return Answer({"to": str(options.to), **value}, tuple(lines))

@@ -118,23 +118,17 @@ def features(
     """
     if base is None:
         base = nearest(session, depth, split, clean=clean)
-    names = _view_names(session.run.recipe, base, split, clean=clean)
+    names = views.views_at(session.run.recipe, base, split, clean=clean)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
     layers = [frozen_layer(session.run, j, session.device) for j in range(base + 1, depth + 1)]
     stored = codec_of(next(iter(levels.values())), session.device)  # all views have the same scales
     return Features(session, levels, base, stored, layers)
 
 
-def _view_names(recipe: Recipe, depth: int, split: str, *, clean: bool) -> tuple[str, ...]:
-    if depth == 0 or split == "test":
-        return ("clean",)
-    return (views.clean_view(recipe),) if clean else views.train_views(recipe)
-
-
 def nearest(session: Session, depth: int, split: str, *, clean: bool = False) -> int:
     """Depth of the nearest complete levels at or below ``depth``: 0 where there are only images."""
     for d in range(depth, 0, -1):
-        names = _view_names(session.run.recipe, d, split, clean=clean)
+        names = views.views_at(session.run.recipe, d, split, clean=clean)
         states = [session.store.state(session.key(d, split, view)).state for view in names]
         if states and all(state == "complete" for state in states):
             return d

@@ -81,10 +81,6 @@ class NetworkTable:
             inputs = outputs
         return tuple(found)
 
-    def science(self) -> dict[str, Any]:
-        """The network's part of ``Recipe.science``."""
-        return without_later_defaults(self)
-
 
 @dataclass(frozen=True)
 class AuxiliaryTable:

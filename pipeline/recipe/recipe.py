@@ -68,10 +68,11 @@ class Recipe:
         it is done only when somebody asks for them. Raises RecipeError."""
         a = self.augment
         self._check_divisible("augment.crop", a.crop, len(self.layers))
+        side = self.shape(len(self.layers), a.crop)[1]
         require(
-            self.final_side >= 2 or not self.auxiliary.final_hidden,
+            side >= 2 or not self.auxiliary.final_hidden,
             f"'auxiliary.final_hidden' begins with max pooling over 2×2 pixels, and x_J has "
-            f"{self.final_side}; enlarge 'augment.crop' or shorten {self.network.downsampled_by}",
+            f"{side}; enlarge 'augment.crop' or shorten {self.network.downsampled_by}",
         )
         if a.views == "canvas":
             self._check_divisible("the canvas", self.canvas, len(self.layers))
@@ -105,11 +106,6 @@ class Recipe:
         return (self.canvas - self.augment.crop) // 2
 
     @property
-    def final_side(self) -> int:
-        """Side of x_J as its classifier sees it, in pixels."""
-        return self.shape(len(self.layers), self.augment.crop)[1]
-
-    @property
     def is_random(self) -> bool:
         """Does augmentation draw anything?"""
         return self.augment.flip or self.canvas > self.augment.crop
@@ -122,9 +118,10 @@ class Recipe:
         layers: list[AnyLayer] = list(self.network.specs(channels, crop))
         side = shape_at(layers, len(layers), channels, crop)[1]
         auxiliaries = self.auxiliary.specs(layers, self.data.classes, side)
-        for j, below in enumerate(layers[:-1] if self.compress else (), start=1):
-            kept = min((below.width, *self.compress.widths(j, below.width)))
-            layers[j] = dataclasses.replace(layers[j], channels=kept)
+        if self.compress:
+            for j, below in enumerate(layers[:-1], start=1):
+                kept = min((below.width, *self.compress.widths(j, below.width)))
+                layers[j] = dataclasses.replace(layers[j], channels=kept)
         return tuple(zip(layers, auxiliaries, strict=True))
 
     def fine_tuned(self, j: int) -> tuple[ProblemSpec, ...]:
@@ -132,8 +129,11 @@ class Recipe:
         Empty where none are removed."""
         if not self.compress:
             return ()
-        problem = self.problems[j - 1]
-        return tuple(with_width(problem, n) for n in self.compress.widths(j, problem[0].width))
+        layer, auxiliary = self.problems[j - 1]
+        return tuple(
+            (dataclasses.replace(layer, width=n), dataclasses.replace(auxiliary, channels=n))
+            for n in self.compress.widths(j, layer.width)
+        )
 
     @cached_property
     def _kept(self) -> tuple[ProblemSpec, ...]:
@@ -156,21 +156,13 @@ class Recipe:
 
     def science(self) -> dict[str, Any]:
         """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
-        table = dataclasses.asdict(self)
-        del table["claim"], table["data"]["source"]
-        if not self.compress:
-            del table["compress"]
-        table["network"] = self.network.science()
-        return table | {
-            "augment": without_later_defaults(self.augment),
-            "auxiliary": without_later_defaults(self.auxiliary),
-        }
-
-
-def with_width(problem: ProblemSpec, width: int) -> ProblemSpec:
-    """A problem whose layer has ``width`` filters instead."""
-    layer, auxiliary = problem
-    return dataclasses.replace(layer, width=width), dataclasses.replace(auxiliary, channels=width)
+        tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del tables["claim"]
+        found = {name: without_later_defaults(t) for name, t in tables.items() if t is not None}
+        del found["data"]["source"]
+        if isinstance(self.network, NamedNetwork):
+            found["network"] = self.network.science()
+        return found
 
 
 def parse(text: str, name: str, folder: Path | None = None) -> Recipe:

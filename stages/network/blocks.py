@@ -32,6 +32,11 @@ class Origin:
     """Text of the Python file."""
 
     @property
+    def file(self) -> str | None:
+        """Path of the Python file from the recipe; None for torchvision."""
+        return None if self.name.startswith("torchvision:") else self.name.rpartition(":")[0]
+
+    @property
     def digest(self) -> str | None:
         """sha256 hex digest of the text; None for torchvision."""
         return self.code and sha256(self.code.encode()).hexdigest()
@@ -120,7 +125,10 @@ class Block:
 
     @classmethod
     def of_json(cls, found: Mapping[str, Any], source: Origin) -> Block:
-        known = {name: found[name] and _peaks(found[name]) for name in ("whole", "half")}
+        known = {
+            name: found[name] and MemoryPeaks(**{k: _tuples(v) for k, v in found[name].items()})
+            for name in ("whole", "half")
+        }
         return cls(**{**found, **known, "source": source})
 
 
@@ -141,7 +149,5 @@ def shape_at(layers: Sequence[AnyLayer], depth: int, channels: int, size: int) -
     return shape
 
 
-def _peaks(found: Mapping[str, Any]) -> MemoryPeaks:
-    (a, b), rest = found["kept"], ("training", "backward", "frozen")
-    pairs = {name: tuple((a, b) for a, b in found[name]) for name in rest}
-    return MemoryPeaks((a, b), **pairs)
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -22,7 +22,8 @@ from strata.stages.network.block_source import block_modules
 from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
-M, S = TypeVar("M", bound=nn.Module), TypeVar("S")
+M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S", LayerSpec, AuxiliarySpec)
 
 
 class Layer(nn.Module):

@@ -142,6 +142,9 @@ class FfcvBeton(FfcvRows):
                 )
         self._seen[rows.row] = True
 
+    def close(self) -> None:
+        """Nothing: see the class."""
+
 
 def image_file(session: Session, level: Level) -> Path | None:
     """The .beton of x_0 that the session's loader reads; None if it reads the level itself.

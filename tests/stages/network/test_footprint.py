@@ -21,7 +21,7 @@ from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 def narrowed(name: str, width: int) -> Recipe:
     """A recipe's network with fewer channels."""
-    _, text = text_of(name)
+    _, text, _ = text_of(name)
     network: Any = parse(text, name).network
     before = f"width = {network.width}"
     return parse(text.replace(before, f"width = {width}"), name)
