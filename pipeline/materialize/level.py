@@ -100,8 +100,8 @@ def write_level(
         if crew is not None:
             nbytes = _by_workers(session, writer, task, todo, timing)
         else:
-            shards = timing.publishing(source.shards(todo, timing))
-            nbytes = writer.fill(_until_stopped(session, shards))
+            shards = source.shards(todo, timing)
+            nbytes = writer.fill(timing.publishing(shards, session.stop.check))
     level = writer.commit(**commit)
     seconds, shares = time.monotonic() - begun, timing.shares
     session.report.say(
@@ -117,12 +117,6 @@ def write_level(
         "peak_bytes": timing.peak_bytes,
         "whole": rows == len(level) and crew is None,  # not where many wrote it
     }
-
-
-def _until_stopped(session: Session, shards: ShardRows) -> ShardRows:
-    for shard in shards:
-        yield shard
-        session.stop.check()
 
 
 # ---- by workers ---------------------------------------------------------------------------------

@@ -204,24 +204,24 @@ class FeatureShards:
                 here = chain([next(coming)], coming)
                 with timing.computing():
                     for part, stored in zip(parts, here, strict=False):
+                        with naming_rows(self.key.label, self.key.split, part, self._ids):
+                            x = self._encoded(part, stored, timing)
                         target = out[part[0] - first : part[-1] + 1 - first]
-                        self._fill(target, part, stored, timing)
-                        del target
+                        torch.from_numpy(target).copy_(x, non_blocking=True)
+                        timing.tick(len(part))
+                        del target, x
                     devices.finish(session.device)
                 yield shard, out
                 del out
 
-    def _fill(self, out: np.ndarray, part: np.ndarray, stored: Tensor, timing: Timing) -> None:
-        """Compute one block of a shard; on a GPU only begin to. Of the first block, which is as
-        large as any, tensors are counted."""
+    def _encoded(self, part: np.ndarray, stored: Tensor, timing: Timing) -> Tensor:
+        """One block of a shard in its stored form. Of the first block, which is as large as any,
+        tensors are counted."""
         draws, layers = self._draws.of(self._ids[part]), self.source.layers
-        with naming_rows(self.key.label, self.key.split, part, self._ids):
-            if timing.peak_bytes:
-                x = self.source.encoded(stored, draws)
-            else:
-                frozen = [weight for layer in layers for weight in layer.layer.parameters()]
-                with watched(self.session.device, frozen) as peak:
-                    x = self.source.encoded(stored, draws)
-                timing.peak_bytes = peak.nbytes
-        torch.from_numpy(out).copy_(x, non_blocking=True)
-        timing.tick(len(part))
+        if timing.peak_bytes:
+            return self.source.encoded(stored, draws)
+        frozen = [weight for layer in layers for weight in layer.layer.parameters()]
+        with watched(self.session.device, frozen) as peak:
+            x = self.source.encoded(stored, draws)
+        timing.peak_bytes = peak.nbytes
+        return x

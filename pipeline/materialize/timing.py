@@ -86,12 +86,16 @@ class Timing:
             self._begun += time.perf_counter() - asked
             yield
 
-    def publishing(self, shards: Iterable[T]) -> Iterator[T]:
-        """Pass shards on; the time until the next is asked for counts as publishing."""
+    def publishing(
+        self, shards: Iterable[T], after: Callable[[], object] = lambda: None
+    ) -> Iterator[T]:
+        """Pass shards on; the time until the next is asked for counts as publishing. ``after`` is
+        called then: it may raise to stop."""
         for shard in shards:
             begun = time.perf_counter()
             yield shard
             self._waited["publishing"] += time.perf_counter() - begun
+            after()
 
     def tick(self, rows: int) -> None:
         """Count rows that are computed here."""

@@ -23,33 +23,28 @@ def execute(session: Session, todo: tuple[Step, ...], *, evict: bool = False) ->
     Args:
         evict: remove the features below once x_j is complete, to stay within a disk budget.
     """
-    ranks = session.ranks
+    run, store, ranks = session.run, session.store, session.ranks
     for step in todo:
         if ranks.leads:
-            refer_to(session.run, session.store)  # what another run wrote is only read, and used
+            refer_to(run, store)  # what another run wrote is only read, and used
         if step.kind == "solve":
             solve(session, step.j)
-        if ranks.leads:
-            _alone(session, step, evict)
+        if ranks.leads:  # the part of a step that one process does for all of them
+            if step.kind == "images":
+                ensure_images(session)
+            elif step.kind == "solve":
+                evaluate(run, store)
+            else:
+                materialize(session, step.j)
+            for j in range(1, step.j if evict and step.kind == "write" else 1):
+                if freed := store.remove(j, run.nodes()[j].fingerprint):
+                    session.report.say(
+                        f"removed x_{j}, which is not needed any more: {size(freed)} freed"
+                    )
         ranks.wait()
     if ranks.leads:
-        refer_to(session.run, session.store)
+        refer_to(run, store)
     return todo
-
-
-def _alone(session: Session, step: Step, evict: bool) -> None:
-    """Do the part of a step that one process does for all of them."""
-    if step.kind == "images":
-        ensure_images(session)
-    elif step.kind == "solve":
-        evaluate(session.run, session.store)
-    else:
-        materialize(session, step.j)
-        for j in range(1, step.j if evict else 1):
-            if freed := session.store.remove(j, session.run.nodes()[j].fingerprint):
-                session.report.say(
-                    f"removed x_{j}, which is not needed any more: {size(freed)} freed"
-                )
 
 
 def make(
