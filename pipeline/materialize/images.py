@@ -26,12 +26,22 @@ from strata.pipeline.run import record
 from strata.pipeline.run.levels import geometry_at, have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
-from strata.stages.data.images import SPLITS, Source, check_labels, open_source, pixels, survey
+from strata.stages.data.images import (
+    SPLITS,
+    Source,
+    check_labels,
+    examine,
+    open_source,
+    pixels,
+    spans,
+    survey,
+)
 from strata.stages.errors import DataError
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import make_directory, replace, sealed, unseal
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey, geometry
+from strata.store.parallel import map_in_threads
 from strata.store.read.order import generator
 from strata.store.write.mandate import Mandate
 from strata.store.write.verify import Damage
@@ -98,11 +108,14 @@ def _memo(session: Session, signature: str) -> Path:
 
 def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any]:
     total = sum(source.count(split) for split in SPLITS)
-    by_workers = None
     if session.crew is not None:
         session.crew.begin()
         task = tasks.SurveyTask(tasks.RunAddress.of(session), signature)
-        by_workers = examined(session, source, task)
+        findings = examined(session.crew, source, task)
+    else:
+        findings = map_in_threads(
+            lambda span: examine(source, *span), spans(source), READ_THREADS, waiting=READ_THREADS
+        )
     advice = "Mend or remove them, or pass --skip-broken to leave them out"
     with session.report.task("reading images", total, "images") as tick, remedy(DataError, advice):
 
@@ -110,13 +123,8 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
             session.stop.check()
             tick(images)
 
-        result = survey(
-            source,
-            skip_broken=session.skip_broken,
-            tick=done,
-            workers=READ_THREADS,
-            examined=by_workers,
-        )
+        skip = session.skip_broken
+        result = survey(source, skip_broken=skip, tick=done, examined=findings)
     if result.broken:
         session.report.say(
             f"left out {len(result.broken)} broken images, the first: {result.broken[0].name}"

@@ -16,7 +16,7 @@ from strata.pipeline.feed.level_feed import moments_of
 from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.submit import Dispatch, refusal
 from strata.pipeline.materialize.cluster.tasks import Failed, WorkerTask
-from strata.pipeline.run.session import Crew, Session
+from strata.pipeline.run.session import Crew
 from strata.pipeline.run.stores import StoreAddress
 from strata.stages.data.images import Examined, Source, examine, spans
 from strata.stages.features.moments import Moments
@@ -31,16 +31,11 @@ _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
 
-def examined(
-    session: Session, source: Source, task: tasks.SurveyTask
-) -> Iterator[tuple[str, int, Examined]]:
-    """All images hashed and decoded by workers, in their order: split, number of the first, what
-    was found. Raises ClusterError: a worker does not see the images."""
-    assert session.crew is not None
+def examined(crew: Crew, source: Source, task: tasks.SurveyTask) -> Iterator[Examined]:
+    """What workers find on all images, which they hash and decode, in their order. Raises
+    ClusterError: a worker does not see the images."""
     items = list(spans(source, SPAN))
-    answers = _answers(session.crew, task, items, lambda item: examine(source, *item))
-    for (split, span), found in _in_order(answers, items):
-        yield split, span.start, found
+    return _in_order(_answers(crew, task, items, lambda item: examine(source, *item)), items)
 
 
 def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
@@ -48,8 +43,7 @@ def counted(crew: Crew, store: Store, level: Level) -> Iterator[Moments]:
     does not see the level; LevelDamaged: a row is not the one that was written."""
     task = tasks.ChannelsTask(StoreAddress.of(store), level.key, level.content_root)
     shards = range(level.geometry.shards)
-    for _, moments in _in_order(_answers(crew, task, shards, moments_of(level)), shards):
-        yield moments
+    return _in_order(_answers(crew, task, shards, moments_of(level)), shards)
 
 
 def hashing(
@@ -83,7 +77,7 @@ def _answers(
 
 def _in_order(
     answers: Iterable[tuple[_Item, _Answer]], items: Sequence[_Item]
-) -> Iterator[tuple[_Item, _Answer]]:
+) -> Iterator[_Answer]:
     """Answers in the order of their items. A few wait, as a few are under way."""
     waiting: dict[_Item, _Answer] = {}
     due = iter(items)
@@ -91,5 +85,5 @@ def _in_order(
     for item, answer in answers:
         waiting[item] = answer
         while first in waiting:
-            yield first, waiting.pop(first)
+            yield waiting.pop(first)
             first = next(due, None)
