@@ -23,16 +23,13 @@ if __name__ == "__main__":
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.getenv("PYTHONPATH"))))
 
 from strata.pipeline import errors
+from strata.pipeline.options import Options
 from strata.pipeline.run import ranks
 
 
-class StoreName(click.ParamType):
+def place(text: object) -> Path | str:
     """A directory, or the URL of an object store, which is none."""
-
-    name = "path|url"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Path | str:
-        return value if isinstance(value, Path) or "://" in value else Path(value)
+    return str(text) if "://" in str(text) else Path(str(text))
 
 
 def sized(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -46,8 +43,12 @@ def sized(context: click.Context, parameter: click.Parameter, value: str | None)
 
 
 def option(names: str, help: str | None = None, **how: Any) -> click.Option:
-    """An option; its names are parted by blanks, the last may be that of :class:`Options`."""
-    return click.Option(names.split(), help=help, **how)
+    """An option; its names are parted by blanks, the last may be that of :class:`Options`, which
+    says what is meant where it is left out."""
+    found = click.Option(names.split(), help=help, **how)
+    if not found.required:
+        found.default = getattr(Options, found.name or "")
+    return found
 
 
 def flag(names: str, help: str) -> click.Option:
@@ -62,20 +63,20 @@ CACHED = click.Choice(["always", "never", "auto"])
 
 JSON = flag("--json as_json", "One JSON object on stdout.")
 STORE_HELP = "A directory, or s3://BUCKET/PREFIX; runs may share it."
-STORE = option("--store", STORE_HELP, type=StoreName(), default="features")
+STORE = option("--store", STORE_HELP, type=place, metavar="PATH|URL")
 LAYER = option("--layer -l", "j, from 1.", type=int, required=True)
 ONLY_LAYER = option("--layer -l", "Only this layer.  [all]", type=int)
 BUDGET = option("--disk-budget", "Refuse to need more: 20GB.", callback=sized)
-DEVICE = option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+DEVICE = option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
 VARY = option("--vary", "Once per key.", multiple=True, required=True, metavar="KEY=VALUE,…")
 CACHE_HELP = "Local copies of shards from an object store: PATH[:BYTES].  [read-cache:20GB]"
 
 WHERE = (
-    click.Argument(["recipe"], default="digits"),
+    click.Argument(["recipe"], default=Options.recipe),
     option("--run run_dir", "Run directory.  [runs/RECIPE/SEED]", type=FOLDER),
     STORE,
     option("--read-cache", CACHE_HELP, metavar="PATH[:BYTES]"),
-    option("--seed", "Of weights, order and augmentation.", default=0),
+    option("--seed", "Of weights, order and augmentation.", type=int),
     JSON,
 )
 """What every command knows that looks at a run."""
@@ -87,21 +88,21 @@ WORK = (
     *WHERE,
     DEVICE,
     option("--data", "Other images for the recipe, e.g. imagefolder:PATH."),
-    option("--data-root", "Of torchvision's data sets.", type=FOLDER, default="data"),
+    option("--data-root", "Of torchvision's data sets.", type=FOLDER),
     flag("--download", "Let torchvision fetch its data set."),
     flag("--skip-broken", "Leave broken images out; do not stop."),
-    option("--tier", "Where the features of a problem lie.", default="auto", type=TIER),
-    option("--loader", "ffcv is an extra: make ffcv.", default="native", type=LOADER),
+    option("--tier", "Where the features of a problem lie.", type=TIER),
+    option("--loader", "ffcv is an extra: make ffcv.", type=LOADER),
     *MEMORY,
 )
 """What every command knows that computes."""
 WORTH = (
     option("--machine", "TOML with its rates.  [as `calibrate` measured]", type=FILE),
-    option("--problems", "Per depth, to ask that.", type=COUNT, default=1),
+    option("--problems", "Per depth, to ask that.", type=COUNT),
 )
 SOLVING = (
     *WORK,
-    option("--cache", "What to write on the way.", default="always", type=CACHED),
+    option("--cache", "What to write on the way.", type=CACHED),
     *WORTH,
 )
 """What every command knows that solves layers and writes features."""
@@ -159,9 +160,9 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
         "Train a classifier on x_j of every depth: how separable it is. Nothing else is trained.",
         (
             *(*WORK, ONLY_LAYER),
-            option("--kind", "Classifier.", default="linear", type=click.Choice(["linear", "cnn"])),
+            option("--kind", "Classifier.", type=click.Choice(["linear", "cnn"])),
             option("--p", "Hidden layers of the CNN.  [1]", type=COUNT),
-            option("--of", "Whose layers.", default="run", type=click.Choice(["run", "baseline"])),
+            option("--of", "Whose layers.", type=click.Choice(["run", "baseline"])),
             option("--transfer", "Other labelled images: imagefolder:PATH, …", metavar="SOURCE"),
             flag("--materialize", "Write the x_j that are probed first."),
         ),
@@ -187,6 +188,7 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
             flag("--ensemble", "All classifiers, weighted by 2^j."),
             flag("--features", "x_j, and no classifier."),
             option("--final", "With a classifier that `final` trained.", metavar="NAME"),
+            flag("--onnx", "model.onnx, too: pip install 'strata[onnx]'."),
         ),
     ),
     "inspect.report": (
@@ -235,8 +237,6 @@ does it, and has the command's name."""
 def perform(path: str, **parsed: Any) -> None:
     """Do the command of a key of :data:`COMMANDS`, and print its answer: one JSON object for
     machines, tables and lines for people. Of several ranks the first one speaks."""
-    from strata.pipeline.commands.lifecycle import Options
-
     file, _, name = path.partition(".")
     command = getattr(import_module(f"strata.pipeline.commands.{file}"), name)
     options = Options(**parsed, confirm=partial(click.confirm, abort=True, err=True))

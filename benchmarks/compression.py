@@ -42,7 +42,7 @@ MOST_POINTS = 1.0
 def recipe(place: Path, name: str, way: str) -> Path:
     """The recipe as a file; without its table [compress], where that is the way."""
     _, found = load(name)
-    _, text = text_of(name)
+    _, text, _ = text_of(name)
     assert found.compress is not None, f"{name} has no [compress]"
     if way != "compressed":
         text = re.sub(r"^\[compress\]\n[^\[]*", "", text, flags=re.MULTILINE)

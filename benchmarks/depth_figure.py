@@ -33,27 +33,25 @@ def label(networks: dict[str, Any]) -> str:
     return f"Test accuracy in percent after each layer; {'; '.join(spoken)}"
 
 
-def picture(networks: dict[str, Any]) -> str:
-    """The figure as SVG text, from the ``networks`` of the result file."""
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for (name, network), (colour, marker) in zip(networks.items(), LOOKS, strict=True):
-            layers = network["layers"]
-            means = [layer["mean"] for layer in layers]
-            bars = [layer["plus_minus"] for layer in layers]
-            depths = range(1, len(layers) + 1)
-            axes.errorbar(depths, means, bars, color=colour, marker=marker, capsize=3, label=name)
-        axes.set_xlabel("Layers trained")
-        axes.set_ylabel("Test accuracy (%)")
-        axes.locator_params(axis="x", integer=True)
-        axes.grid(axis="y")
-        axes.legend(loc="lower right")
-
-    return draw("depth", (6.6, 3.3), label(networks), paint)
+def depth(figure: Figure, networks: dict[str, Any]) -> str:
+    """Paint the ``networks`` of the result file."""
+    figure.set_size_inches(6.6, 3.3)
+    axes = figure.subplots()
+    for (name, network), (colour, marker) in zip(networks.items(), LOOKS, strict=True):
+        layers = network["layers"]
+        means = [layer["mean"] for layer in layers]
+        bars = [layer["plus_minus"] for layer in layers]
+        depths = range(1, len(layers) + 1)
+        axes.errorbar(depths, means, bars, color=colour, marker=marker, capsize=3, label=name)
+    axes.set_xlabel("Layers trained")
+    axes.set_ylabel("Test accuracy (%)")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(axis="y")
+    axes.legend(loc="lower right")
+    return label(networks)
 
 
 if __name__ == "__main__":
     networks = json.loads(SOURCE.read_text("utf-8"))["networks"]
-    FIGURE.write_text(picture(networks) + "\n", "utf-8")
+    FIGURE.write_text(draw(depth, networks) + "\n", "utf-8")
     print(FIGURE)

@@ -25,13 +25,14 @@ import numpy as np
 
 import checkout  # noqa: F401
 from strata.pipeline.commands import lifecycle, verify
+from strata.pipeline.options import Options
 from strata.store.errors import StoreError
 from strata.store.files.publish import unseal
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import COMMIT, Level
 
 VOUCHED = ("weights", "auxiliary", "quantiser", "layer.json", "test_logits")
-OPTIONS = lifecycle.Options(recipe="tiny.toml", device="cpu", as_json=True)
+OPTIONS = Options(recipe="tiny.toml", device="cpu", as_json=True)
 
 
 # ---- damage: each returns the paths of which one must be named ----------------------------------

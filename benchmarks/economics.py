@@ -34,7 +34,7 @@ def row(path: Path, name: str) -> str:
     recipe = builtin.load(name)[1]
     worth = weigh(RecipeCosts(recipe, load(path), recipe.data.train, recipe.data.test))
     crossovers = ", ".join(f"x_{d.depth}: {d.from_problems or 'never'}" for d in worth.depths)
-    times = " | ".join(duration(t) for t in (worth.best, worth.always, worth.never))
+    times = " | ".join(duration(t) for t in worth.seconds.values())
     return f"| {worth.machine} | `{name}` | {crossovers} | {times} |"
 
 

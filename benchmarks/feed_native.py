@@ -32,7 +32,7 @@ class Native(Rival):
         """
         Args:
             threads: that gather, the one that asks for batches among them.
-            loader: ``ffcv`` reads the same shards in place through ffcv's epoch thread.
+            loader: ``ffcv`` reads the same shards in place with ffcv's compiled code.
             outgrown: read as if the level had no room in memory: nothing is mapped, so that there
                 is nothing to forget.
         """
@@ -101,5 +101,5 @@ class DecodeOnly(Threaded):
 
     def read(self, part: int, buffer: np.ndarray) -> np.ndarray:
         self.chunks.decode(0, part, buffer)
-        first, end = self.chunks.rows(part)
-        return buffer[: end - first]
+        shape = self.chunks.geometry
+        return buffer[: shape.rows - part * shape.chunk_rows]

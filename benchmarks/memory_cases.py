@@ -22,16 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import checkout  # noqa: F401
+from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
 from strata.pipeline.recipe.recipe import Recipe
 from strata.stages.memory import watched
+from strata.stages.network.blocks import shape_at
 from strata.stages.network.network import Auxiliary, Layer, Problem
-from strata.stages.network.spec import (
-    AuxiliarySpec,
-    LayerSpec,
-    auxiliary_specs,
-    layer_specs,
-    shape_at,
-)
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 from strata.stages.solve.baseline import EndToEnd
 from strata.stages.solve.schedule import SGDSchedule
 from strata.stages.solve.solve import Batches, Solver
@@ -100,18 +96,9 @@ class Family:
         """The network of this size: eights of the first width, or multiples of the depth."""
         times, width = (1, 8 * size) if self.width is None else (size, self.width)
         ends = list(accumulate(times * each for each in self.stages))
-        downsample = ends[:-1]
-        common: dict[str, Any] = {"batch_norm": False, "bias": True}
-        layers = layer_specs(
-            channels=3,
-            layers=ends[-1],
-            width=width,
-            downsample=downsample,
-            stem=0,
-            **common,
-        )
-        rest: dict[str, Any] = {"width": width, "final_width": None, "classes": CLASSES}
-        return Net(layers, auxiliary_specs(layers, k=self.k, **rest, **common))
+        layers = NetworkTable(ends[-1], width, downsample=tuple(ends[:-1])).specs(3, SIDE)
+        side = shape_at(layers, len(layers), 3, SIDE)[1]
+        return Net(layers, AuxiliaryTable(self.k, width).specs(layers, CLASSES, side))
 
 
 # ---- the peak of one case ------------------------------------------------------------------------

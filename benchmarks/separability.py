@@ -35,7 +35,8 @@ from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
 from checkout import ROOT
 from strata.pipeline.recipe.builtin import text_of
 from strata.pipeline.recipe.recipe import parse
-from strata.pipeline.results.separability import separability
+from strata.pipeline.results.figures import draw
+from strata.pipeline.results.separability import probes
 
 TRAIN, TEST = 10_000, 5_000
 HIDDEN, LAYERS = 64, 5
@@ -52,7 +53,7 @@ Case = tuple[str, int]
 
 def recipe(place: Path, network: str) -> Path:
     """separability-small with other epochs, k and batch norm."""
-    _, content = text_of("separability-small")
+    _, content, _ = text_of("separability-small")
     k = 1 if network == WHOLE else int(network[-1])
     content = content.replace("epochs = 3", f"epochs = {EPOCHS.get(network, 5)}")
     if network != "k = 1":
@@ -144,7 +145,7 @@ def figure(runs: dict[str, Any]) -> str:
         for network in NETWORKS
         for kind in KINDS
     ]
-    return separability({"probes": [one for one in curves if one["points"]]})
+    return draw(probes, {"probes": [one for one in curves if one["points"]]})
 
 
 def point(depth: int, percents: tuple[float, ...]) -> dict[str, Any]:

@@ -41,8 +41,9 @@ from measuring import CPU, RESULTS, keep, ratio, seconds
 import checkout  # noqa: F401
 from strata.pipeline.plan import hardware
 from strata.pipeline.recipe.variants import Variant, variants
-from strata.pipeline.run import device, rundir, sweep_results
+from strata.pipeline.run import device, rundir
 from strata.pipeline.run.session import Session
+from strata.pipeline.run.sweep_results import AUXILIARY, WEIGHTS
 from strata.pipeline.study.sweep import sweep
 from strata.pipeline.train import algorithm
 from strata.store.feature_store import Store
@@ -169,7 +170,7 @@ def forget(root: Path) -> None:
 def made(session: Session, j: int, wanted: Sequence[Variant]) -> list[bytes]:
     """The weights of every variant; they are removed."""
     places = [session.run.sweep_directory(j) / variant.name for variant in wanted]
-    found = [(path / name).read_bytes() for path in places for name in sweep_results.FILES[:2]]
+    found = [(path / name).read_bytes() for path in places for name in (WEIGHTS, AUXILIARY)]
     shutil.rmtree(session.run.sweep_directory(j))
     return found
 

@@ -1,27 +1,4 @@
-"""Errors people meet, grouped by what they would do, each group with its exit code.
-
-    PipelineError
-    ├── RecipeError        3  edit the recipe
-    ├── BudgetError        5  raise a budget or lower what it pays for
-    ├── NotThereYet        8  run the command that makes it
-    ├── RunConflict        8  use another run directory
-    ├── LoaderError        7  install ffcv, or use the native loader
-    ├── ClusterError      12  start workers, or mend what the named shards need
-    ├── LayerRange         2  name a layer that exists
-    └── OptionRange        2  give an option a value that can be
-    from the floors below
-    stages.DataError       4  mend the images or labels
-    stages.DeviceError     7  choose another device
-    stages.Diverged        9  lower the learning rate; the last good state is kept
-    stages.StageError      9
-    store.DiskFull         6  make space and repeat the command: finished shards are kept
-    store.LevelBusy        8  wait for the other process
-    store.StoreError      10  a level or weights are damaged: verify --repair
-    store.StoreRefused    11  the disk is read-only or failing, the object store not to be had
-    KeyboardInterrupt    130  repeat the command: it goes on where it was
-
-1 is left for bugs (with a traceback) and 2 for usage.
-"""
+"""Errors people meet, grouped by what they would do next, each group with its exit code."""
 
 from __future__ import annotations
 
@@ -69,25 +46,25 @@ class OptionRange(PipelineError):
 
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
-    (LayerRange, 2),
-    (OptionRange, 2),
-    (RecipeError, 3),
-    (DataError, 4),
-    (BudgetError, 5),
-    (DiskFull, 6),
-    (DeviceError, 7),
-    (LoaderError, 7),
-    (NotThereYet, 8),
-    (RunConflict, 8),
+    (LayerRange, 2),  # name a layer that exists
+    (OptionRange, 2),  # give an option a value that can be
+    (RecipeError, 3),  # edit the recipe
     (UnusableNetwork, 3),
-    (StageError, 9),
-    (LevelBusy, 8),
-    (StoreRefused, 11),
-    (StoreError, 10),
-    (ClusterError, 12),
-    (KeyboardInterrupt, 130),
+    (DataError, 4),  # mend the images or labels
+    (BudgetError, 5),  # raise a budget or lower what it pays for
+    (DiskFull, 6),  # make space and repeat the command: finished shards are kept
+    (DeviceError, 7),  # choose another device
+    (LoaderError, 7),  # install ffcv, or use the native loader
+    (NotThereYet, 8),  # run the command that makes it
+    (RunConflict, 8),  # use another run directory
+    (LevelBusy, 8),  # wait for the other process
+    (StageError, 9),  # training diverged: lower the learning rate; the last good state is kept
+    (StoreRefused, 11),  # the disk is read-only or failing, the object store not to be had
+    (StoreError, 10),  # a level or weights are damaged: verify --repair
+    (ClusterError, 12),  # start workers, or mend what the named shards need
+    (KeyboardInterrupt, 130),  # repeat the command: it goes on where it was
 )
-"""First match wins."""
+"""First match wins. 1 is left for bugs, with a traceback, and 2 for usage."""
 
 REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (DiskFull, "Make space and repeat the command: what is finished is kept"),

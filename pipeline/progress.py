@@ -75,16 +75,15 @@ class BarReporter(Reporter):
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         shown = TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
-        columns, begun, count = (*shown, TimeRemainingColumn()), time.monotonic(), 0
+        columns = *shown, TimeRemainingColumn()
         with Progress(*columns, console=self.console, transient=True) as bars:
             bar = bars.add_task(title, total=total, text="")
 
             def tick(done: int, note: str = "") -> None:
-                nonlocal count
-                count += done
-                rate = count / max(1e-9, time.monotonic() - begun)
-                text = f"{rate:,.0f} {unit}/s{note and ', ' + note}"
-                bars.update(bar, advance=done, text=text)
+                bars.advance(bar, done)
+                task = bars.tasks[bar]
+                rate = task.completed / max(1e-9, task.elapsed or 0.0)
+                bars.update(bar, text=f"{rate:,.0f} {unit}/s{note and ', ' + note}")
 
             yield tick
 

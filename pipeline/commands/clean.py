@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from strata.pipeline.commands import lifecycle
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
+from strata.pipeline.options import Options
 from strata.pipeline.progress import size
 from strata.pipeline.run import sweep_results
 from strata.pipeline.run.record import RESULT
@@ -31,19 +33,17 @@ def clean(options: Options) -> Answer:
     levels = _levels(run, store, layers) if options.features or everything else {}
     trained = [j for j in layers if everything and run.layer_directory(j).exists()]
     swept = [j for j in problems if (options.sweeps or whole) and run.sweep_directory(j).exists()]
-    baselines = run.baselines() if whole else []
+    gone = {f"layer {j}": run.layer_directory(j) for j in trained}
+    gone |= {f"baseline {v}": run.baseline_directory(v) for v in run.baselines() if whole}
+    title = partial(sweep_results.title, run.recipe)
+    gone |= {f"the sweep of {title(j)}": run.sweep_directory(j) for j in swept}
     probes = len(list(run.directory.glob(f"**/probe_*/*/{RESULT}"))) if whole else 0
 
-    names = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in levels]
-    names += [f"layer {j}" for j in trained]
-    names += [f"baseline {variant}" for variant in baselines]
-    names += [f"the sweep of {sweep_results.title(run.recipe, j)}" for j in swept]
+    names = [f"x_{depth}-{fingerprint[:12]}" for depth, fingerprint in levels] + list(gone)
     names += [f"{probes} probe{'s' * (probes > 1)}"] if probes else []
-    gone = [run.layer_directory(j) for j in trained] + [run.sweep_directory(j) for j in swept]
-    gone += [run.baseline_directory(variant) for variant in baselines]
-    gone += [*map(run.probe_directory, layers), run.directory / TRANSFER] if whole else []
+    of_probes = [*map(run.probe_directory, layers), run.directory / TRANSFER] if whole else []
     nbytes = sum(used_bytes(place, store.files) for place in levels.values())
-    nbytes += sum(map(used_bytes, gone))
+    nbytes += sum(map(used_bytes, (*gone.values(), *of_probes)))
 
     text = f"{', '.join(names) or 'nothing'} ({size(nbytes)})"
     if len(names) > len(levels) and not (options.yes or options.dry_run):
@@ -55,9 +55,9 @@ def clean(options: Options) -> Answer:
             run.forget_layer(j)
         for directory in [*map(run.sweep_directory, swept), *[run.directory] * whole]:
             shutil.rmtree(directory)
-    removed = {"removed": [] if options.dry_run else names, "would_remove": names}
     said = f"{'would remove' if options.dry_run else 'removed'} {text}"
-    return Answer({**removed, "bytes": nbytes}, (said,))
+    removed = [] if options.dry_run else names
+    return Answer({"removed": removed, "would_remove": names, "bytes": nbytes}, (said,))
 
 
 def _levels(run: Run, store: Store, layers: Iterable[int]) -> dict[tuple[int, str], Path]:

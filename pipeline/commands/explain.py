@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from strata.pipeline.commands import lifecycle
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
+from strata.pipeline.options import Options
 from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.rundir import Run
 from strata.store.errors import LevelDamaged

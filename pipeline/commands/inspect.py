@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.interrupt import interruptions
 from strata.pipeline.materialize.cluster import cluster
+from strata.pipeline.options import Options
 from strata.pipeline.recipe import builtin
 from strata.pipeline.results import status as results
 
@@ -38,9 +37,10 @@ def report(options: Options) -> Answer:
     """Write the report of a run."""
     from strata.pipeline.results.report import write_report
 
-    page = write_report(lifecycle.find(options))
-    found = json.loads(page.with_suffix(".json").read_text("utf-8"))
-    return Answer(found, (tables.of_outcomes(found["outcomes"]), f"report: {page}"))
+    found = lifecycle.find(options)
+    report = write_report(found)
+    page = f"report: {found.directory / 'report.html'}"
+    return Answer(report, (tables.of_outcomes(report["outcomes"]), page))
 
 
 def statistics(options: Options) -> Answer:
@@ -56,9 +56,10 @@ def statistics(options: Options) -> Answer:
 
 
 def export(options: Options) -> Answer:
-    """Write the network as plain PyTorch. Raises as results/export.py does."""
-    from strata.pipeline.results.export import export, wanted
+    """Write the network as plain PyTorch, and in ONNX. Raises as results/export.py does."""
+    from strata.pipeline.results.export import export
 
-    which = {name: getattr(options, name) for name in ("layer", "features", "ensemble", "final")}
-    value, lines = export(wanted(lifecycle.find(options), **which), options.to)
+    names = ("layer", "features", "ensemble", "final", "onnx")
+    which = {name: getattr(options, name) for name in names}
+    value, lines = export(lifecycle.find(options), options.to, **which)
     return Answer({"to": str(options.to), **value}, tuple(lines))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strata.pipeline.errors import NotThereYet
 from strata.pipeline.materialize.cluster import cluster
+from strata.pipeline.options import Options
 from strata.pipeline.plan import plan
-from strata.pipeline.plan.caching import Caching, caching, known_machine
-from strata.pipeline.plan.machine import Machine
+from strata.pipeline.plan.caching import Caching, caching
 from strata.pipeline.progress import Reporter, reporter
 from strata.pipeline.run import overview
 from strata.pipeline.run import ranks as launch
@@ -23,56 +21,6 @@ from strata.pipeline.run.stores import check_loader
 if TYPE_CHECKING:
     from strata.pipeline.run.session import Session
     from strata.stages.solve.ranks import Ranks
-
-
-@dataclass(frozen=True)
-class Options(cluster.ClusterOptions):
-    """Options of the command line, under the names that it gives them; `--help` says what each
-    means. A default is what a command has that does not know the option."""
-
-    recipe: str = "digits"
-    run_dir: Path | None = None
-    read_cache: str | None = None
-    seed: int = 0
-    as_json: bool = False
-    layer: int | None = None
-
-    data: str | None = None
-    data_root: Path = Path("data")
-    download: bool = False
-    skip_broken: bool = False
-
-    dry_run: bool = False
-    vary: tuple[str, ...] = ()
-    keep: str | None = None
-    checkpointing: bool = False
-    micro_batch: int | None = None
-    kind: str = "linear"
-    p: int | None = None
-    of: str = "run"
-    transfer: str | None = None
-    materialize: bool = False
-    split: str | None = None
-    channels: bool = False
-    to: Path = Path()
-    ensemble: bool = False
-    features: bool = False
-    final: str | None = None
-    sweeps: bool = False
-    yes: bool = False
-    deep: bool = False
-    repair: bool = False
-    force: bool = False
-    delete: bool = False
-
-    confirm: Callable[[str], object] = lambda question: None
-    """Asks whether something may be removed, and raises if it may not."""
-
-    @property
-    def j(self) -> int:
-        """``--layer`` of a command that requires it."""
-        assert self.layer is not None
-        return self.layer
 
 
 @dataclass(frozen=True)
@@ -183,25 +131,8 @@ def at_work(
             ranks.wait()  # until the leader has the run
             found = find(options)
         with nullcontext() if follows else cluster.crew(options, report, stop) as crew:
-            session = open_session(
-                found,
-                seed=options.seed,
-                device_name=options.device,
-                source=options.data,
-                report=report,
-                stop=stop,
-                data_root=options.data_root,
-                download=options.download,
-                skip_broken=options.skip_broken,
-                tier=options.tier,
-                loader=options.loader,
-                rates=_rates(options),
-                profiles=profiles or {},
-                gpu_memory=options.gpu_memory,
-                memory_budget=options.memory_budget,
-                ranks=ranks,
-                crew=crew,
-            )
+            how: Any = {"profiles": profiles or {}, "ranks": ranks, "crew": crew}
+            session = open_session(found, options, report=report, stop=stop, **how)
             if follows:
                 yield session
                 return
@@ -210,11 +141,3 @@ def at_work(
                 session.run.tidy()
                 session.ranks.wait()
                 yield session
-
-
-def _rates(options: Options) -> Machine | None:
-    """What is known of this machine, to say what to expect."""
-    try:
-        return known_machine(options)
-    except NotThereYet:
-        return None  # another machine's; who needs them is told so

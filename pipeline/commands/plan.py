@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
 from strata.pipeline.commands import lifecycle, plan_tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import BudgetError, NotThereYet
+from strata.pipeline.options import Options
 from strata.pipeline.plan import caching, compression, machine, memory
 from strata.pipeline.plan.plan import Plan, check_budget, make_plan, steps
 from strata.pipeline.plan.worth import weigh
@@ -66,7 +66,7 @@ def _weighed(
         known = caching.costs(recipe, costs, options)
     except (NotThereYet, BudgetError) as error:
         return None, [f"Which levels are worth their disk: {error}."]
-    worth = weigh(known, math.inf if options.disk_budget is None else options.disk_budget)
+    worth = weigh(known, caching.disk_budget(options))
     shown = [plan_tables.of_worth(worth), plan_tables.worth_summary(worth)]
     shown += [plan_tables.of_ways(worth, recipe), *caching.guesses(recipe, known.machine)]
     return worth.as_json(), shown

@@ -83,7 +83,7 @@ def of_worth(worth: Worth) -> Table:
     found = table(*columns, "worth caching with", title=title)
     for d in worth.depths:
         fewest = f"{d.from_problems} or more" if d.from_problems else f"more than {MOST_PROBLEMS}"
-        more = d.otherwise - worth.best
+        more = d.otherwise - worth.seconds["best"]
         found.add_row(
             f"x_{d.depth}",
             d.form or "computed again",
@@ -99,16 +99,16 @@ def of_worth(worth: Worth) -> Table:
 
 def worth_summary(worth: Worth) -> str:
     """The seconds predicted, beside those of other ways to cache."""
-    if worth.best == math.inf:
+    best, always, never = worth.seconds.values()
+    if best == math.inf:
         return "No way to run this within the disk budget."
-    others = (("every depth cached", worth.always), ("none cached", worth.never))
     compared = ", ".join(
-        f"{name} {duration(seconds)}" if seconds < math.inf else f"{name} does not fit"
-        for name, seconds in others
+        f"{said} {duration(seconds)}" if seconds < math.inf else f"{said} does not fit"
+        for said, seconds in (("every depth cached", always), ("none cached", never))
     )
-    said = f"Predicted, from {worth.source}: {duration(worth.best)}; {compared}."
+    said = f"Predicted, from {worth.source}: {duration(best)}; {compared}."
     profile, seconds = min(worth.profiles.items(), key=lambda item: item[1])
-    if seconds < worth.best:
+    if seconds < best:
         said += f" With 'cache.profile' {profile}: {duration(seconds)}."
     return f"{said} {crossover(worth)}"
 
@@ -135,12 +135,12 @@ def _from(some: Sequence[int], depths: Sequence[int]) -> str:
 
 def of_ways(worth: Worth, recipe: Recipe) -> Table:
     """Other views and precisions, one row and one column each; the recipe's own is marked."""
-    precisions = list(dict.fromkeys(way.precision for way in worth.ways))
+    precisions = list(dict.fromkeys(way.precision for way in worth.other_ways))
     title = "other ways to cache: they change what is learned, and only a recipe chooses them"
     found = table("views", *precisions, title=title)
     own = recipe.augment.views, recipe.cache.precision
-    for views in dict.fromkeys(way.views for way in worth.ways):
-        row = [way for way in worth.ways if way.views == views]
+    for views in dict.fromkeys(way.views for way in worth.other_ways):
+        row = [way for way in worth.other_ways if way.views == views]
         found.add_row(str(views), *(_way(way, (way.views, way.precision) == own) for way in row))
     return found
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from strata.pipeline.commands import lifecycle
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands import lifecycle, tables
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import NotThereYet, OptionRange
-from strata.pipeline.results import separability
+from strata.pipeline.options import Options
 from strata.pipeline.run import levels, probe_results
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import Kind
@@ -48,7 +48,7 @@ def probe(options: Options) -> Answer:
         "done": done,
         "probes": [{k: v for k, v in one.items() if k != "files"} for one in results],
     }
-    table = separability.table(f"probes of {found.directory}, {of}", results)
+    table = tables.of_probes(f"probes of {found.directory}, {of}", results)
     return Answer(value, (*lifecycle.done_answer(found, done).shown, table))
 
 

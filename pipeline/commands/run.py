@@ -3,10 +3,12 @@ else."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
+from strata.pipeline.options import Options
 from strata.pipeline.recipe import variants
 from strata.pipeline.run import ranks
 from strata.pipeline.run.rundir import Run
@@ -30,13 +32,11 @@ def run(options: Options) -> Answer:
     """Solve every layer, evaluate, and write the report if anything has changed."""
     found = lifecycle.find(options)
     found, done = lifecycle.perform(options, found, solve=len(found.recipe.layers))
-    if done:
-        found = lifecycle.find(options)
     page = found.directory / "report.html"
     if ranks.leads() and (done or not page.exists()):
         from strata.pipeline.results.report import write_report
 
-        page = write_report(found)
+        write_report(found)
     said = lifecycle.done_answer(found, done)
     table = tables.of_evaluation(found.evaluation())
     return Answer(said.value, (*said.shown, table, f"report: {page}"))
@@ -53,7 +53,7 @@ def baseline(options: Options) -> Answer:
 
         with lifecycle.at_work(found, options) as session:
             result, done = train_end_to_end(session, chosen)
-        found = lifecycle.find(options)
+            found = replace(found, run=session.run)
     beside = _greedy(found.existing())
     said = lifecycle.done_answer(found, done)
     value = {**said.value, "result": result, "greedy": beside}

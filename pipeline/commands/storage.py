@@ -5,15 +5,16 @@ No torch, and no recipe but for `evict`: notes of runs and commits of levels tel
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import NotThereYet, RunConflict, remedy
+from strata.pipeline.options import Options
 from strata.pipeline.progress import size
 from strata.pipeline.run.rundir import RUN
 from strata.pipeline.run.stores import open_store
@@ -26,66 +27,28 @@ from strata.store.level.references import Reference, forget, references
 from strata.store.write.verify import QUARANTINE, level_directories
 
 
-def existing(place: Place) -> Store:
-    """A store that is there. Raises NotThereYet."""
+def _existing(place: Place) -> Store:
     store = open_store(place)
     if not store.files.is_directory(store.root):
         raise NotThereYet(f"there is no store in {store.root}. Name one with --store")
     return store
 
 
-def notes_in(store: Store) -> list[Reference]:
+def _notes_in(store: Store) -> list[Reference]:
     """Every run's note. Raises LevelDamaged if one cannot be read: who knows what that run uses."""
     advice = "`materialize` of that run writes it again; if the run is gone, remove the note"
     with remedy(LevelDamaged, advice):
         return references(store.root, store.files)
 
 
-def is_live(note: Reference) -> bool:
+def _is_live(note: Reference) -> bool:
     """Does the run that left a note still exist? One of another host is taken to."""
     return not note.here or (Path(note.run) / RUN).exists()
 
 
-def users(notes: Iterable[Reference], directory: str) -> list[str]:
+def _users(notes: Iterable[Reference], directory: str) -> list[str]:
     """The runs that use a directory of the store, such as ``x_3-9f3c1a72be04``."""
-    return [note.run for note in notes if directory in note.levels and is_live(note)]
-
-
-def du(options: Options) -> Answer:
-    """Every level of a store with its bytes and users."""
-    store = existing(options.store)
-    root, files, notes = store.root, store.files, notes_in(store)
-    found = {
-        "store": str(root),
-        "levels": [_level(store, one, notes) for one in level_directories(root, files)],
-        "quarantine_bytes": used_bytes(root / QUARANTINE, files),
-        "beton_bytes": 0 if store.remote else _beton_bytes(root),
-        "total_bytes": used_bytes(root, files),
-        "free_bytes": store.free_bytes(),
-    }
-    return Answer(found, tables.of_disk_use(found))
-
-
-def _beton_bytes(root: Path) -> int:
-    """Bytes of the copies that ffcv reads; one of them may just be written again."""
-    total = 0
-    for path in root.glob("x_0-*/*.beton"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
-
-
-def _level(store: Store, directory: Path, notes: list[Reference]) -> dict[str, Any]:
-    state, values = level_state(directory, store.files)
-    return {
-        "depth": directory.parent.name,
-        "level": directory.name,
-        "state": state.state,
-        "rows": state.rows,
-        "bytes": used_bytes(directory, store.files),
-        "value_bytes": values,
-        "runs": users(notes, directory.parent.name),
-    }
+    return [note.run for note in notes if directory in note.levels and _is_live(note)]
 
 
 def level_state(directory: Path, files: Files = DISK) -> tuple[LevelState, int | None]:
@@ -100,76 +63,95 @@ def level_state(directory: Path, files: Files = DISK) -> tuple[LevelState, int |
     return complete(body), shape.rows * shape.row_bytes
 
 
+def du(options: Options) -> Answer:
+    """Every level of a store with its bytes and users."""
+    store = _existing(options.store)
+    root, files, notes, levels = store.root, store.files, _notes_in(store), list[dict[str, Any]]()
+    for directory in level_directories(root, files):
+        state, values = level_state(directory, files)
+        levels.append(
+            {
+                "depth": directory.parent.name,
+                "level": directory.name,
+                "state": state.state,
+                "rows": state.rows,
+                "bytes": used_bytes(directory, files),
+                "value_bytes": values,
+                "runs": _users(notes, directory.parent.name),
+            }
+        )
+    listed = files.listed(root)
+    found = {
+        "store": str(root),
+        "levels": levels,
+        "quarantine_bytes": used_bytes(root / QUARANTINE, files),
+        "beton_bytes": sum(n for name, n in listed.items() if fnmatch(name, "x_0-*/*.beton")),
+        "total_bytes": sum(listed.values()),
+        "free_bytes": store.free_bytes(),
+    }
+    return Answer(found, tables.of_disk_use(found))
+
+
 @dataclass(frozen=True)
 class Garbage:
     """Something in a store that nobody uses."""
 
     path: Path
     why: str
-    nbytes: int
+    bytes: int
 
 
 def gc(options: Options) -> Answer:
     """What nobody uses, removed with ``--delete``."""
-    store = existing(options.store)
-    found = _garbage(store)
-    busy = _remove(store, found) if options.delete else []
-    items = [{"path": str(g.path), "why": g.why, "bytes": g.nbytes} for g in found]
-    left = busy if options.delete else found
-    value = {"garbage": items, "left": [str(g.path) for g in left]}
-    lines = [f"{g.path} ({size(g.nbytes)}): {g.why}" for g in found]
-    lines += [f"left, because it is in use: {g.path}" for g in busy]
+    store = _existing(options.store)
+    found = list(_garbage(store))
+    left = list(_remove(store, found)) if options.delete else found
+    items = [{**vars(one), "path": str(one.path)} for one in found]
+    value = {"garbage": items, "left": [str(one.path) for one in left]}
+    lines = [f"{one.path} ({size(one.bytes)}): {one.why}" for one in found]
     if not found:
         lines = ["nothing to collect: runs refer to every level"]
     elif options.delete:
-        lines.append(f"removed {size(sum(g.nbytes for g in found if g not in busy))}")
+        lines += [f"left, because it is in use: {one.path}" for one in left]
+        lines.append(f"removed {size(sum(one.bytes for one in found if one not in left))}")
     else:
-        lines.append(f"{size(sum(g.nbytes for g in found))} in all; `gc --delete` removes it")
+        lines.append(f"{size(sum(one.bytes for one in found))} in all; `gc --delete` removes it")
     return Answer(value, tuple(lines))
 
 
-def _garbage(store: Store) -> list[Garbage]:
+def _garbage(store: Store) -> Iterator[Garbage]:
     """Levels that no run refers to, and what repairs set aside."""
-    files, notes = store.files, notes_in(store)
-    used = {name for note in notes if is_live(note) for name in note.levels}
-    found = [
-        Garbage(path, _why(path.name, notes), used_bytes(path, files))
-        for path in sorted({found.parent for found in level_directories(store.root, files)})
-        if path.name not in used
-    ]
+    files, notes = store.files, _notes_in(store)
+    for path in sorted({found.parent for found in level_directories(store.root, files)}):
+        if not _users(notes, path.name):
+            gone = [note.run for note in notes if path.name in note.levels]
+            why = f"used by {gone[0]}, which is gone" if gone else "no run refers to it"
+            yield Garbage(path, why, used_bytes(path, files))
     for name in files.names(store.root / QUARANTINE):
         path = store.root / QUARANTINE / name
         nbytes = used_bytes(path, files) if files.is_directory(path) else files.size(path)
-        found.append(Garbage(path, "set aside by a repair", nbytes))
-    return found
+        yield Garbage(path, "set aside by a repair", nbytes)
 
 
-def _why(name: str, notes: list[Reference]) -> str:
-    gone = [note.run for note in notes if name in note.levels]
-    return f"used by {gone[0]}, which is gone" if gone else "no run refers to it"
-
-
-def _remove(store: Store, found: Iterable[Garbage]) -> list[Garbage]:
-    """Remove garbage, and the notes of runs that are gone; returns what could not be removed.
+def _remove(store: Store, found: Iterable[Garbage]) -> Iterator[Garbage]:
+    """Remove garbage, and the notes of runs that are gone; yields what could not be removed.
 
     What somebody writes at this moment, or began to use since we looked, is left alone.
     """
-    busy = []
     for item in found:
         if item.path.parent.name == QUARANTINE:
             store.remove_file(item.path)
             continue
         depth, _, fingerprint = item.path.name.removeprefix("x_").partition("-")
         try:
-            if users(notes_in(store), item.path.name):
+            if _users(_notes_in(store), item.path.name):
                 raise LevelBusy(f"{item.path.name} is used now")
             store.remove(int(depth), fingerprint)
         except LevelBusy:
-            busy.append(item)
-    for note in notes_in(store):
-        if not is_live(note):
+            yield item
+    for note in _notes_in(store):
+        if not _is_live(note):
             forget(store.root, note, store.files)
-    return busy
 
 
 def evict(options: Options) -> Answer:
@@ -193,7 +175,7 @@ def evict(options: Options) -> Answer:
     for path, what in run.damaged(*(f"layer_{i}" for i in range(1, j + 1))):
         raise LevelDamaged(f"{path}: {what}; x_{j} could not be made again. Nothing is removed")
     own = str(run.directory.resolve())
-    others = [user for user in users(notes_in(store), place.name) if user != own]
+    others = [user for user in _users(_notes_in(store), place.name) if user != own]
     if others and not options.force:
         raise RunConflict(
             f"x_{j} is also used by {', '.join(others)}. It can be made again, there too; to evict "

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from strata.pipeline.commands import lifecycle, tables
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import BudgetError
+from strata.pipeline.options import Options
 from strata.pipeline.plan import compression, memory, plan
 from strata.pipeline.plan.caching import caching
 from strata.pipeline.progress import size
@@ -121,7 +122,8 @@ def _check_memory(
     numbers."""
     if cap is None:
         return
-    needed = memory.peak_together(run.recipe, j, device, run.accumulate[:j][-1], todo)
+    problems = [(one.layer, one.auxiliary, one.schedule.keep == "best") for one in todo]
+    needed = memory.peak_together(run.recipe, j, device, run.accumulate[:j][-1], problems)
     if needed is None:
         raise BudgetError(f"--gpu-memory: how much memory layer {j} takes is not known")
     if needed > cap:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.run.probe_results import Kind, ProbeResult
 from strata.pipeline.run.sweep_results import SweepResult
 
+Row = Sequence[object]
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table that folds what is too wide, so that nothing is left out."""
-    found = Table(title=title, title_justify="left")
-    for column in columns:
-        found.add_column(column, overflow="fold")
+
+def table(*columns: str, title: str | None = None, rows: Iterable[Row] = ()) -> Table:
+    """A table that folds what is too wide, so that nothing is left out; None is an empty cell."""
+    heads = (Column(column, overflow="fold") for column in columns)
+    found = Table(*heads, title=title, title_justify="left")
+    for row in rows:
+        found.add_row(*("" if cell is None else str(cell) for cell in row))
     return found
 
 
@@ -27,75 +31,70 @@ def percent(share: float | None) -> str:
 
 def of_recipes(found: Mapping[str, Recipe]) -> Table:
     """The built-in recipes."""
-    shown = table("recipe", "data", "layers", "k", "views", "claim")
-    for name, r in found.items():
-        numbers = r.network.said, str(r.auxiliary.k), str(r.augment.views)
-        shown.add_row(name, r.data.source, *numbers, r.claim.text)
-    return shown
+    rows = (
+        (name, r.data.source, r.network.said, r.auxiliary.k, r.augment.views, r.claim.text)
+        for name, r in found.items()
+    )
+    return table("recipe", "data", "layers", "k", "views", "claim", rows=rows)
 
 
 def of_outcomes(found: Sequence[Mapping[str, Any]]) -> Table:
     """What was expected of every step beside what it took, and by how much they differ."""
     columns = ("", "time", "", "on disk", "", "peak of tensors", "")
-    shown = table(*columns, title="expected, measured")
-    forms = (("seconds", duration), ("bytes", size), ("peak_bytes", size))
-    for outcome in found:
-        row = []
-        for name, form in forms:
-            expected, measured = (outcome[side][name] for side in ("expected", "measured"))
-            pair = [form(value) for value in (expected, measured) if value is not None]
-            compared = expected and measured and (outcome["whole"] or name != "seconds")
-            row += [" / ".join(pair)]
-            row += [f"{100 * (measured / expected - 1):+.0f} %" if compared else ""]
-        shown.add_row(outcome["step"] + ("" if outcome["whole"] else " (a part)"), *row)
-    return shown
+    return table(*columns, title="expected, measured", rows=map(_outcome, found))
+
+
+def _outcome(outcome: Mapping[str, Any]) -> Row:
+    row = [outcome["step"] + ("" if outcome["whole"] else " (a part)")]
+    for name, form in (("seconds", duration), ("bytes", size), ("peak_bytes", size)):
+        expected, measured = (outcome[side][name] for side in ("expected", "measured"))
+        row.append(" / ".join(form(one) for one in (expected, measured) if one is not None))
+        compared = expected and measured and (outcome["whole"] or name != "seconds")
+        row.append(f"{100 * (measured / expected - 1):+.0f} %" if compared else "")
+    return row
 
 
 def of_status(status: Mapping[str, Any]) -> Table:
     """Layers with their levels, then final classifiers and networks trained end to end."""
     columns = ("", "state", "test", "ensemble", "level", "state", "rows", "bytes", "fingerprint")
     title = f"{status['recipe']} in {status['run']}, levels in {status['store']}"
-    shown = table(*columns, title=title)
-    _add_levels(shown, ("x_0", "", "", ""), status["images"])
+    return table(*columns, title=title, rows=_status_rows(status))
+
+
+def _status_rows(status: Mapping[str, Any]) -> Iterator[Row]:
+    yield from _level_rows(("x_0", "", "", ""), status["images"])
     for layer in status["layers"]:
         lost = layer.get("compression")
         filters = f", {lost['filters']} of {lost['of']} filters" if lost else ""
-        cost = f" ({lost['points']:+.2f} by compression)" if lost else ""
-        head = (
-            f"layer {layer['layer']}{filters}",
-            layer["state"],
-            percent(layer["test_accuracy"]) + cost,
-            percent(layer["ensemble_accuracy"]),
-        )
-        _add_levels(shown, head, layer["levels"])
+        test = percent(layer["test_accuracy"])
+        test += f" ({lost['points']:+.2f} by compression)" if lost else ""
+        head = f"layer {layer['layer']}{filters}", layer["state"], test
+        yield from _level_rows((*head, percent(layer["ensemble_accuracy"])), layer["levels"])
     for one in status["finals"]:
-        shown.add_row(f"final {one['name']}", one["state"], percent(one["test_accuracy"]))
+        yield f"final {one['name']}", one["state"], percent(one["test_accuracy"])
     for one in status["baselines"]:
         done = "" if one["epochs"] is None else f", epochs: {one['epochs']}"
-        test = percent(one["test_accuracy"])
-        shown.add_row(f"baseline {one['variant']}", one["state"] + done, test)
-    return shown
+        yield f"baseline {one['variant']}", one["state"] + done, percent(one["test_accuracy"])
 
 
-def _add_levels(shown: Table, head: Sequence[str], levels: Sequence[Mapping[str, Any]]) -> None:
-    for level in levels:
-        numbers = f"{level['rows']:,}", size(level["bytes"]), (level["fingerprint"] or "")[:12]
-        shown.add_row(*head, level["level"], level["state"], *numbers)
+def _level_rows(head: Row, levels: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    for one in levels:
+        numbers = f"{one['rows']:,}", size(one["bytes"]), (one["fingerprint"] or "")[:12]
+        yield *head, one["level"], one["state"], *numbers
         head = ("", "", "", "")
 
 
 def of_statistics(title: str, found: Sequence[Mapping[str, Any]], channels: bool) -> Table:
     """One row per level, or per channel of every level."""
     counts = ("channel",) if channels else ("channels", "dead")
-    shown = Table("level", *counts, *found[0]["all"], title=title, title_justify="left")
+    rows = list[Row]()
     for one in found:
         if channels:
-            for channel, figures in enumerate(one["channels"]):
-                shown.add_row(one["level"], str(channel), *_figures(figures))
+            rows += [(one["level"], n, *_figures(some)) for n, some in enumerate(one["channels"])]
         else:
             numbers = f"{len(one['channels']):,}", f"{one['dead']:,}"
-            shown.add_row(one["level"], *numbers, *_figures(one["all"]))
-    return shown
+            rows.append((one["level"], *numbers, *_figures(one["all"])))
+    return table("level", *counts, *found[0]["all"], title=title, rows=rows)
 
 
 def _figures(found: Mapping[str, float]) -> list[str]:
@@ -105,62 +104,88 @@ def _figures(found: Mapping[str, float]) -> list[str]:
 def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
     """One row per level, and the sums; the ratio is that of the values' bytes to those on disk."""
     columns = ("", "level", "state", "rows", "on disk", "ratio", "used by")
-    shown = table(*columns, title=f"levels in {found['store']}")
-    for level in found["levels"]:
-        ratio = level["value_bytes"] and level["value_bytes"] / level["bytes"]
-        shown.add_row(
+    rows = (
+        (
             *(level[name] for name in ("depth", "level", "state")),
             f"{level['rows']:,}",
             size(level["bytes"]),
-            f"{ratio:.2f}" if ratio else "",
+            f"{level['value_bytes'] / level['bytes']:.2f}" if level["value_bytes"] else "",
             ", ".join(level["runs"]) or "nobody",
         )
+        for level in found["levels"]
+    )
     summary = (
         f"{size(found['total_bytes'])} in all, {size(found['quarantine_bytes'])} of it in "
         f"quarantine, {size(found['beton_bytes'])} in copies for ffcv"
     )
     if found["free_bytes"] is not None:
         summary += f"; {size(found['free_bytes'])} free"
-    return shown, summary
+    return table(*columns, title=f"levels in {found['store']}", rows=rows), summary
 
 
 def of_evaluation(result: Mapping[str, Any]) -> Table:
     """Every layer and every final classifier, alone and in an ensemble with those below."""
     columns = ("layer", "test loss", "top-1", "top-5", "ensemble, logits")
     more = ("ensemble, probabilities", "ensemble, top-5")
-    shown = table(*columns, *more, title=f"{result['samples']:,} test images")
-    for layer in (*result["layers"], *result.get("finals", ())):
-        test, ensemble = layer["test"], layer["ensemble"]
-        name = f", final {layer['name']}" if "name" in layer else ""
-        shown.add_row(
-            f"{layer['layer']}{name}",
-            f"{test['loss']:.4f}",
-            *_accuracy(test),
-            percent(ensemble["logits"]["top1"]),
-            *_accuracy(ensemble["probabilities"]),
+    rows = (
+        (
+            f"{one['layer']}" + (f", final {one['name']}" if "name" in one else ""),
+            f"{one['test']['loss']:.4f}",
+            *_accuracy(one["test"]),
+            percent(one["ensemble"]["logits"]["top1"]),
+            *_accuracy(one["ensemble"]["probabilities"]),
         )
-    return shown
+        for one in (*result["layers"], *result.get("finals", ()))
+    )
+    return table(*columns, *more, title=f"{result['samples']:,} test images", rows=rows)
 
 
 def _accuracy(found: Mapping[str, float | None]) -> tuple[str, str]:
     return percent(found["top1"]), percent(found["top5"])
 
 
+def of_probes(title: str, results: Sequence[ProbeResult]) -> Table:
+    """One row per depth, accuracies on the test and the training images."""
+    kinds = sorted({Kind.of(one["kind"]) for one in results})
+    found = {(one["layer"], one["kind"]): one for one in results}
+    heads = [(f"{kind.name}, test", "train", *["C"] * (not kind.hidden)) for kind in kinds]
+    rows = (
+        (f"x_{j}", *(cell for kind in kinds for cell in _probe(found.get((j, kind.name)), kind)))
+        for j in sorted({one["layer"] for one in results})
+    )
+    return table("x_j", *(head for some in heads for head in some), title=title, rows=rows)
+
+
+def _probe(one: ProbeResult | None, kind: Kind) -> Row:
+    if one is None:
+        return [""] * (2 if kind.hidden else 3)
+    cells = [percent(one[split]["top1"]) for split in ("test", "train")]
+    if not kind.hidden:
+        cells.append(f"{one['regularisation']:g}{'' if one['converged'] else ', not converged'}")
+    return cells
+
+
 def of_baseline(record: Mapping[str, Any], greedy: Mapping[str, Any] | None, name: str) -> Table:
     """End to end beside layer by layer, where that was done."""
-    shown = table("", "top-1", "top-5", "training", "images/s", "peak of tensors")
-    rate, peak = f"{record['images_per_s']:,.0f}", size(record["peak_tensor_bytes"])
-    title = f"end to end, {record['variant']}"
-    shown.add_row(title, *_accuracy(record["test"]), duration(record["seconds"]), rate, peak)
+    shown = table(
+        *("", "top-1", "top-5", "training", "images/s", "peak of tensors"),
+        rows=_compared(record, greedy),
+    )
     if greedy is None:
         shown.caption = f"`run {name}` solves the same network layer by layer"
-        return shown
-    nbytes = greedy["peak_memory_bytes"]
-    peak = "not measured" if nbytes is None else size(nbytes)
-    seconds = duration(greedy["seconds"])
-    shown.add_row("greedy, last layer", *_accuracy(greedy["test"]), seconds, "", peak)
-    shown.add_row("greedy, ensemble", *_accuracy(greedy["ensemble"]), "", "", "")
     return shown
+
+
+def _compared(record: Mapping[str, Any], greedy: Mapping[str, Any] | None) -> Iterator[Row]:
+    rate, peak = f"{record['images_per_s']:,.0f}", size(record["peak_tensor_bytes"])
+    seconds = duration(record["seconds"])
+    yield f"end to end, {record['variant']}", *_accuracy(record["test"]), seconds, rate, peak
+    if greedy:
+        nbytes = greedy["peak_memory_bytes"]
+        peak = "not measured" if nbytes is None else size(nbytes)
+        seconds = duration(greedy["seconds"])
+        yield "greedy, last layer", *_accuracy(greedy["test"]), seconds, "", peak
+        yield "greedy, ensemble", *_accuracy(greedy["ensemble"])
 
 
 def of_sweep(title: str, ranked: Sequence[SweepResult], kept: str | None) -> Table:
@@ -170,21 +195,24 @@ def of_sweep(title: str, ranked: Sequence[SweepResult], kept: str | None) -> Tab
         kept: name of the variant that is the run's layer j.
     """
     columns = ("variant", "test top-1", "train loss", "training risk", "parameters", "epoch")
-    shown = table(*columns, "time", "", title=title)
     total = sum(result["seconds"] for result in ranked) or 1.0
-    for result in ranked:
-        if gone := result["diverged"]:
-            last = "none finite" if gone["last_good"] is None else f"last {gone['last_good']:.4g}"
-            judged = f"diverged in epoch {gone['epoch']}", last, ""
-        else:
-            top1, loss = result["test"]["top1"], result["train"]["loss"]
-            judged = percent(top1), f"{loss:.4f}", f"{result['risk']:.4f}"
-        shown.add_row(
+    rows = (
+        (
             result["name"],
-            *judged,
+            *_judged(result),
             f"{result['parameters']:,} + {result['auxiliary_parameters']:,}",
-            "" if gone else str(result["kept_epoch"]),
+            "" if result["diverged"] else result["kept_epoch"],
             f"{duration(result['seconds'])}, {100 * result['seconds'] / total:.0f} %",
             "kept" if result["name"] == kept else "",
         )
-    return shown
+        for result in ranked
+    )
+    return table(*columns, "time", "", title=title, rows=rows)
+
+
+def _judged(result: SweepResult) -> tuple[str, str, str]:
+    if gone := result["diverged"]:
+        last = "none finite" if gone["last_good"] is None else f"last {gone['last_good']:.4g}"
+        return f"diverged in epoch {gone['epoch']}", last, ""
+    loss, risk = result["train"]["loss"], result["risk"]
+    return percent(result["test"]["top1"]), f"{loss:.4f}", f"{risk:.4f}"

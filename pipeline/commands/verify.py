@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.commands import lifecycle
-from strata.pipeline.commands.lifecycle import Answer, Options
+from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.commands.storage import level_state
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster import cluster
+from strata.pipeline.options import Options
 from strata.pipeline.progress import Reporter, size
 from strata.pipeline.run import levels, network_record, probe_results, sweep_results
 from strata.pipeline.run.overview import Overview

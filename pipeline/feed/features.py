@@ -28,8 +28,8 @@ from strata.stages.data import augment
 from strata.stages.errors import NotFinite
 from strata.stages.features.quantise import Codec, codec
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.featurize import Frozen, encoded, featurize
-from strata.stages.network.network import blank_layer
+from strata.stages.network.featurize import Frozen, featurize
+from strata.stages.network.network import build_layer
 from strata.store.level.level import Level
 
 
@@ -75,7 +75,8 @@ class Features:
     def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
         """x_depth of some rows in the form in which it is stored. There must be layers."""
         block, compute = self.session.run.recipe.cache.block, self.session.compute
-        return encoded(self.layers, self._base(stored, draws), block=block, compute=compute)
+        x = self._base(stored, draws)
+        return featurize(self.layers, x, block=block, compute=compute, encode=True)
 
     def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
         """Decoded values of the base level; of x_0, normalised images."""
@@ -117,23 +118,17 @@ def features(
     """
     if base is None:
         base = nearest(session, depth, split, clean=clean)
-    names = _view_names(session.run.recipe, base, split, clean=clean)
+    names = views.views_at(session.run.recipe, base, split, clean=clean)
     levels = {view: session.store.open(session.key(base, split, view)) for view in names}
     layers = [frozen_layer(session.run, j, session.device) for j in range(base + 1, depth + 1)]
     stored = codec_of(next(iter(levels.values())), session.device)  # all views have the same scales
     return Features(session, levels, base, stored, layers)
 
 
-def _view_names(recipe: Recipe, depth: int, split: str, *, clean: bool) -> tuple[str, ...]:
-    if depth == 0 or split == "test":
-        return ("clean",)
-    return (views.clean_view(recipe),) if clean else views.train_views(recipe)
-
-
 def nearest(session: Session, depth: int, split: str, *, clean: bool = False) -> int:
     """Depth of the nearest complete levels at or below ``depth``: 0 where there are only images."""
     for d in range(depth, 0, -1):
-        names = _view_names(session.run.recipe, d, split, clean=clean)
+        names = views.views_at(session.run.recipe, d, split, clean=clean)
         states = [session.store.state(session.key(d, split, view)).state for view in names]
         if states and all(state == "complete" for state in states):
             return d
@@ -157,7 +152,7 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
     """A frozen layer from its weights, on the device, in eval mode. Raises LevelDamaged: the
     weights have another digest."""
-    layer = blank_layer(spec)
+    layer = build_layer(spec, None)
     layer.load_state_dict(weights.read_checked(path, digest))
     layer.requires_grad_(False)
     return layer.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore

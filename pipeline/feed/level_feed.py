@@ -93,7 +93,9 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         level, self._views, self.batch, self.seed = views[0], len(views), batch, seed
         self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
         _check(level, batch, crop, stored, rank, ranks)
-        _check_names(tier, loader)
+        for name, given, there in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
+            if given not in there:
+                raise ValueError(f"{name} is {given!r}; it may be {', '.join(there)}")
         known = _labels(level, labels)
         options, report = ReadOptions(self.device, tier, loader, threads), report or Reporter()
         with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
@@ -254,9 +256,3 @@ def _check(level: Level, batch: int, crop: int | None, stored: bool, rank: int, 
         raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")
     if stored and crop is not None and precision(level.geometry.precision).packed > 1:
         raise ValueError(f"codes of {level.key.label} lie two in a byte, which no crop can cut")
-
-
-def _check_names(tier: str, loader: str) -> None:
-    for name, given, known in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
-        if given not in known:
-            raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}")

@@ -11,7 +11,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -19,6 +18,7 @@ from threading import Thread
 import numpy as np
 
 from strata.pipeline.feed.buffers import Allocate, Ring, pageable
+from strata.store.read.order import cut
 from strata.store.read.pool import Pool
 from strata.store.read.rows import Rows, RowSource
 
@@ -31,6 +31,8 @@ RING_BYTES = 256 << 20
 
 Tasks = SimpleQueue[Callable[[], None] | None]
 """What threads are to do, and never raises; None: end."""
+Done = SimpleQueue[BaseException | None]
+"""An entry of every part of a stripe that was gathered: what went wrong."""
 
 
 class Reader(AbstractContextManager["Reader"]):
@@ -57,7 +59,7 @@ class Reader(AbstractContextManager["Reader"]):
         self._allocate, self._ring = allocate, Ring(0, 0)
         self._tasks: Tasks = SimpleQueue()
         self._workers: list[Thread] = []
-        self._epochs: set[_Epoch] = set()
+        self._epochs: weakref.WeakSet[_Epoch] = weakref.WeakSet()
         self._stop = weakref.finalize(self, _stop, self._tasks, self._workers)
 
     def __exit__(self, *error: object) -> None:
@@ -91,35 +93,23 @@ class Reader(AbstractContextManager["Reader"]):
             slots = max(3, min(self._threads + 2, RING_BYTES // stripe_bytes))
             self._ring = Ring(stripe_bytes, slots, self._allocate)
         piece = max(1, self._piece_bytes // self._row_bytes), self._threads + 1
-        return self._run(_Epoch(self._source, rows, stripes, self._ring, self._tasks, piece))
+        epoch = _Epoch(self._source, rows, stripes, self._ring, self._tasks, piece)
+        self._epochs.add(epoch)
+        return self._run(epoch)
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
         geometry, row_bytes = self._source.geometry, self._row_bytes
         dtype, row = geometry.dtype, geometry.stored
-        self._epochs.add(epoch)
         try:
-            while (stripe := epoch.next_stripe()) is not None:
-                begin = 0
-                for length in stripe.lengths:
-                    end = begin + length * row_bytes
-                    yield stripe.buffer[begin:end].view(dtype).reshape(length, *row)
-                    begin = end
-                del stripe
+            for lengths in epoch.stripes:
+                buffer, end = epoch.next_stripe(), 0
+                for length in lengths:
+                    begin, end = end, end + length * row_bytes
+                    yield buffer[begin:end].view(dtype).reshape(length, *row)
+                del buffer
+            epoch.check_open()
         finally:
             epoch.leave()
-            self._epochs.discard(epoch)
-
-
-@dataclass
-class _Stripe:
-    """Batches on their way into a buffer."""
-
-    lengths: Sequence[int]
-    buffer: np.ndarray
-    pieces: int = 0
-    """Parts of it that are not known to be gathered."""
-    done: SimpleQueue[BaseException | None] = field(default_factory=SimpleQueue)
-    """An entry of each part: what went wrong."""
 
 
 class _Epoch:
@@ -139,36 +129,39 @@ class _Epoch:
             stripes: lengths of the batches of each.
             piece: rows of a part of a stripe, at least; and parts, at most.
         """
-        self._source, self._rows, self._stripes = source, rows, stripes
+        self._source, self._rows, self.stripes = source, rows, stripes
         self._ring, self._tasks, self._piece = ring, tasks, piece
         counts = [sum(lengths) for lengths in stripes]
         self._decoding = source.begin(rows, counts) if isinstance(source, Pool) else None
         self._begun, self._end = 0, 0
-        self._under_way, self._left = deque[_Stripe](), False
+        self._under_way = deque[tuple[np.ndarray, int, Done]]()
+        """The buffer of each stripe, how many parts of it are gathered, and what came of them."""
+        self._left = False
 
-    def next_stripe(self) -> _Stripe | None:
-        """The next one, gathered; None after the last. Meanwhile do what a thread of the reader
-        would: waking another one costs more than a stripe of small rows. Raises what the gathering
-        raised."""
+    def check_open(self) -> None:
+        """Raises ValueError if the reader was closed meanwhile."""
         if self._left:
             raise ValueError("the reader of these batches was closed")
+
+    def next_stripe(self) -> np.ndarray:
+        """The buffer of the next one, gathered. Meanwhile do what a thread of the reader would:
+        waking another one costs more than a stripe of small rows. Raises what the gathering raised.
+        """
+        self.check_open()
         # Begin as many stripes as there are free buffers, and one in any case.
-        while self._begun < len(self._stripes):
+        while self._begun < len(self.stripes):
             if (buffer := self._ring.free()) is None and self._under_way:
                 break
             self._begin(self._ring.more() if buffer is None else buffer)
             del buffer
-        if not self._under_way:
-            return None
-        first = self._under_way[0]
-        while first.pieces:
-            if first.done.empty() and _help(self._tasks):
-                continue
-            error = first.done.get()
-            first.pieces -= 1
-            if error is not None:
-                raise error
-        return self._under_way.popleft()
+        buffer, parts, done = self._under_way.popleft()
+        errors: list[BaseException | None] = []
+        while len(errors) < parts:
+            if not done.empty() or not _help(self._tasks):
+                errors.append(done.get())
+        for error in filter(None, errors):
+            raise error
+        return buffer
 
     def leave(self) -> None:
         """Nobody wants the rest: return when no thread works on it any more."""
@@ -176,31 +169,28 @@ class _Epoch:
             self._left = True
             if self._decoding is not None:
                 self._decoding.close()
-            for stripe in self._under_way:
-                while stripe.pieces:
-                    stripe.done.get()
-                    stripe.pieces -= 1
+            for _, parts, done in self._under_way:
+                for _ in range(parts):
+                    done.get()
             self._under_way.clear()
 
     def _begin(self, buffer: np.ndarray) -> None:
-        number, stripe = self._begun, _Stripe(self._stripes[self._begun], buffer)
-        rows, (least, most), begin = sum(stripe.lengths), self._piece, self._end
+        number, begin, done = self._begun, self._end, SimpleQueue()
+        rows, (least, most) = sum(self.stripes[number]), self._piece
         self._begun, self._end = number + 1, begin + rows
-        self._under_way.append(stripe)
         for task in self._decoding.tasks(number) if self._decoding else ():
             self._tasks.put(task)
         row_bytes = self._source.geometry.row_bytes
-        each = max(1, -(-rows // min(most, max(1, rows // least))))
-        for at in range(0, rows, each):
-            end = min(at + each, rows)
+        lengths = cut(rows, max(1, -(-rows // min(most, max(1, rows // least)))))
+        self._under_way.append((buffer, len(lengths), done))
+        end = 0
+        for length in lengths:
+            at, end = end, end + length
             out = buffer[at * row_bytes : end * row_bytes].reshape(-1, row_bytes)
-            stripe.pieces += 1
             part = slice(begin + at, begin + end)
-            self._tasks.put(partial(self._gather, stripe.done, number, part, out))
+            self._tasks.put(partial(self._gather, done, number, part, out))
 
-    def _gather(
-        self, done: SimpleQueue[BaseException | None], number: int, part: slice, out: np.ndarray
-    ) -> None:
+    def _gather(self, done: Done, number: int, part: slice, out: np.ndarray) -> None:
         """Copy a part of a stripe to its place in the buffer, uint8 (n, bytes of a row)."""
         error = None
         try:

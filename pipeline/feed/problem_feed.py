@@ -24,7 +24,7 @@ from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run.session import Session
 from strata.stages.data import augment
-from strata.stages.network.spec import scale_at
+from strata.stages.network.blocks import scale_at
 from strata.store.level.level import Level
 from strata.store.read.order import Mixing, cut, mixing
 from strata.store.read.rows import Rows
@@ -66,7 +66,7 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
             cached: False computes x_depth from the images in every batch.
             augmented: False gives the un-augmented images in every epoch.
         """
-        self._recipe, self._seed = session.run.recipe, session.run.seed
+        self._recipe, self.seed = session.run.recipe, session.run.seed
         self._augmented, images = augmented, session.images()["train"]
         self._mode = "fresh" if depth == 0 else augmentation.mode(self._recipe)
         if self._mode == "fixed" and not augmented:
@@ -84,10 +84,8 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         self._views = augmentation.train_views(self._recipe)
         self.batch = self._recipe.schedule.batch
         delivery = self.features.delivery(self._views if augmented else ())
-        drop_last = len(images) >= self.batch
-        self._feed = _feed(
-            self.features, delivery, depth, images, self.mixing, self.batch, drop_last
-        )
+        order = self.mixing, self.batch, len(images) >= self.batch
+        self._feed = _feed(self.features, delivery, depth, images, *order)
         self.labels, self.ids = self._feed.labels, self._feed.ids
         self.batches = len(self._feed)
         choice = delivery.choice
@@ -106,9 +104,8 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         The last, smaller batch is left out, unless it is the only one.
         """
         plan = self._plan(epoch)
-        return _made(
-            self.features, self._feed, *self._feed.mine(*self._order(epoch, start, plan)), plan
-        )
+        rows, lengths = self._feed.mine(*self._order(epoch, start, plan))
+        return _made(self.features, self._feed, rows, lengths, plan)
 
     def epoch_in_parts(
         self, epoch: int, start: int, accumulate: int
@@ -123,10 +120,8 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         rows, lengths = self._order(epoch, start, plan)
         pieces = [cut(length, -(-length // accumulate)) for length in lengths]
         rows, flat = self._feed.mine(rows, [piece for some in pieces for piece in some])
-        made, left = (
-            map(itemgetter(0), _made(self.features, self._feed, rows, flat, plan)),
-            iter(flat),
-        )
+        made = map(itemgetter(0), _made(self.features, self._feed, rows, flat, plan))
+        left = iter(flat)
         own = [list(islice(left, len(some))) for some in pieces]
         labels = self._feed.on_device(self.labels[rows.row]).split([sum(some) for some in own])
         for some, y in zip(own, labels, strict=True):
@@ -152,10 +147,10 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
             return self._still()
         samples = self._feed.samples
         if self._mode == "fixed":
-            view = view_of_epoch(self._seed, epoch, np.arange(samples), len(self._views))
+            view = view_of_epoch(self.seed, epoch, np.arange(samples), len(self._views))
             return EpochPlan(view, self._level_draws(view), None)
         scale = 1 if self._mode == "fresh" else self._scale
-        draws = augmentation.epoch_draws(self._recipe, self._seed, epoch, samples, scale)
+        draws = augmentation.epoch_draws(self._recipe, self.seed, epoch, samples, scale)
         if self._mode == "fresh":
             # Layer 1 sees fresh draws in every mode: augmenting images costs next to nothing.
             return EpochPlan(None, draws, None)
@@ -175,7 +170,7 @@ class ProblemFeed(AbstractContextManager["ProblemFeed"]):
         if self.features.base > 0:
             return None
         samples = np.arange(self._feed.samples)
-        drawn = [level_draws(self._recipe, self._seed, v, len(samples)) for v in self._views]
+        drawn = [level_draws(self._recipe, self.seed, v, len(samples)) for v in self._views]
         flipped = np.stack([draws.flipped for draws in drawn])
         offsets = np.stack([draws.offsets for draws in drawn])
         return Draws(flipped[view, samples], offsets[view, samples] if offsets.size else offsets[0])
@@ -229,8 +224,13 @@ def _made(
     """x_depth of some rows as batches, float32 and channels last, with labels: read, or computed
     from the images or from the level below. While it is used, nothing but it is held."""
     if feed.codec is not None:
-        yield from feed.batches(rows, lengths, plan.crops)
-        return
+        return feed.batches(rows, lengths, plan.crops)
+    return _computed(source, feed, rows, lengths, plan)
+
+
+def _computed(
+    source: Features, feed: Feed, rows: Rows, lengths: list[int], plan: EpochPlan
+) -> Iterator[tuple[Tensor, Tensor]]:
     read = feed.batches(rows if source.base else Rows.of(rows.row), lengths)
     end = 0
     for length in lengths:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.cuda import Event
 
+Event = torch.Event | torch.cuda.Event
 AHEAD = 2
 """Batches copied ahead of the one in use."""
 
@@ -32,9 +32,7 @@ class CudaStreams:
             if after is not None:
                 self._stream.wait_event(after)
             target.copy_(source, non_blocking=True)
-            event = Event()
-            event.record(self._stream)
-            return event
+        return self._stream.record_event()
 
     def wait(self, event: Event) -> None:
         """Let the using stream wait for an event."""
@@ -42,9 +40,7 @@ class CudaStreams:
 
     def mark(self) -> Event:
         """An event behind all that the using stream was given so far."""
-        event = Event()
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        return torch.cuda.current_stream(self._device).record_event()
 
 
 class Transfer:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from strata.pipeline.errors import BudgetError, NotThereYet, RecipeError
+from strata.pipeline.options import Options
 from strata.pipeline.plan import hardware, machine, memory
-from strata.pipeline.plan.choose import MemoisedCosts, cheapest_chain
+from strata.pipeline.plan.choose import cheapest_chain, evicted
 from strata.pipeline.plan.costs import RecipeCosts, kind
 from strata.pipeline.plan.plan import Plan, check_budget
-from strata.pipeline.plan.worth import evicted
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
@@ -25,21 +25,6 @@ from strata.store.feature_store import Place, is_url
 FEATURES = "features of x_1"
 """The ``sample`` of a machine whose rows were measured on features, which says how they pack."""
 ADVICE = "Run `calibrate`, or give --machine FILE"
-
-
-@dataclass(frozen=True)
-class CachingOptions:
-    """Options of the command line that decide what is cached; a default where there is none."""
-
-    store: Place = Path("features")
-    cache: str = "always"
-    machine: Path | None = None
-    problems: int = 1
-    disk_budget: int | None = None
-    gpu_memory: int | None = None
-    memory_budget: int | None = None
-    tier: str = "auto"
-    loader: str = "native"
 
 
 @dataclass(frozen=True)
@@ -56,7 +41,7 @@ class Caching:
     """How x_depth is stored where the recipe leaves that open; raw where nothing is said."""
 
 
-def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
+def caching(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     """Decide what a run writes on its way.
 
     Raises:
@@ -77,7 +62,7 @@ def caching(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
     return replace(how, said=(*how.said, said), profiles=profiles)
 
 
-def _depths(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
+def _depths(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     budget = options.disk_budget
     if options.cache == "always":
         return Caching(None, check_budget(plan, budget))
@@ -87,14 +72,14 @@ def _depths(recipe: Recipe, plan: Plan, options: CachingOptions) -> Caching:
     if options.cache == "never":
         return Caching((), False)
     found, disk = costs(recipe, plan, options), disk_budget(options)
-    best = cheapest_chain(MemoisedCosts(found), disk=disk)
+    best = cheapest_chain(found.table, disk=disk)
     depths = frozenset(node.depth for node in best.chain)
     cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
     said = f"--cache auto: worth caching on {found.machine.name}: {cached}"
-    return Caching(depths, bool(evicted(found, best, disk)), (said,))
+    return Caching(depths, bool(evicted(found.table, best, disk)), (said,))
 
 
-def disk_budget(options: CachingOptions) -> float:
+def disk_budget(options: Options) -> float:
     """Bytes that ``--disk-budget`` allows; infinite where nothing is said."""
     return math.inf if options.disk_budget is None else float(options.disk_budget)
 
@@ -102,14 +87,14 @@ def disk_budget(options: CachingOptions) -> float:
 def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
     """How x_1 … x_{J-1} are stored best, those first that are written on the way. The others are
     written by whoever asks for them: as if each were cached, too."""
-    table, between = MemoisedCosts(found), range(1, found.layers)
+    table, between = found.table, range(1, found.table.layers)
     must = frozenset(between if how.depths is None else how.depths)
     chosen = cheapest_chain(table, disk=disk, must=must, never=frozenset(between) - must)
     alone = (cheapest_chain(table, must=frozenset([depth])).form(depth) for depth in between)
     return {d: chosen.form(d) or form or "raw" for d, form in zip(between, alone, strict=True)}
 
 
-def costs(recipe: Recipe, plan: Plan, options: CachingOptions) -> RecipeCosts:
+def costs(recipe: Recipe, plan: Plan, options: Options) -> RecipeCosts:
     """The costs of a recipe on the machine that ``--machine`` describes, or else on this one,
     within the bounds on its memory.
 
@@ -146,7 +131,7 @@ def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
     return lines
 
 
-def known_machine(options: CachingOptions) -> machine.Machine | None:
+def known_machine(options: Options) -> machine.Machine | None:
     """The machine of ``--machine``, or the one whose disk the store is on; None: not calibrated,
     as object stores never are.
 

@@ -10,13 +10,9 @@ hold x_0 and two neighbours at a time, so a budget forbids links and changes not
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Protocol
-
-START = "raw"
-"""The form of x_0."""
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -28,44 +24,22 @@ class CachedDepth:
     """Profile of the level: ``raw``, ``lz4`` or ``zstd``."""
 
 
-class Costs(Protocol):
-    """Seconds and bytes, for layers 1 … ``layers``."""
-
-    @property
-    def layers(self) -> int: ...
-
-    def forms(self, depth: int) -> Sequence[str]:
-        """How x_depth may be stored."""
-        ...
-
-    def nbytes(self, node: CachedDepth) -> int:
-        """Bytes on disk of all levels of a depth."""
-        ...
-
-    def write(self, base: CachedDepth, node: CachedDepth) -> float:
-        """Seconds to compute a level from the one below and store it."""
-        ...
-
-    def solve(self, base: CachedDepth, j: int) -> float:
-        """Seconds of all problems at layer j, each reading ``base`` and computing x_{j-1} from
-        it."""
-        ...
+X0 = CachedDepth(0, "raw")
 
 
-class MemoisedCosts:
-    """Costs that are computed once each.
+@dataclass(frozen=True)
+class Costs:
+    """The table of what can be done in layers 1 … ``layers``, in bytes and seconds."""
 
-    Args:
-        problems: factor on the seconds of solving.
-    """
-
-    def __init__(self, costs: Costs, problems: int = 1) -> None:
-        self.layers, self._problems = costs.layers, problems
-        self.forms, self.nbytes = cache(costs.forms), cache(costs.nbytes)
-        self.write, self._solve = cache(costs.write), cache(costs.solve)
-
-    def solve(self, base: CachedDepth, j: int) -> float:
-        return self._problems * self._solve(base, j)
+    layers: int
+    nbytes: Mapping[CachedDepth, int]
+    """Bytes on disk of all levels of a depth, of x_0 and of every way to store x_1 … x_{J-1}."""
+    write: Mapping[tuple[CachedDepth, CachedDepth], float]
+    """Seconds to compute the levels of a depth from one below, and to store them."""
+    solve: Mapping[tuple[CachedDepth, int], float]
+    """Seconds of one problem at layer j, which reads a depth and computes x_{j-1} from it."""
+    problems: int = 1
+    """Solved at every depth, one after another."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +68,11 @@ def cheapest_chain(
         disk: bytes that x_0 and two neighbours may take together.
         must, never: depths that are cached, or are not, whatever it costs.
     """
-    start, end = CachedDepth(0, START), CachedDepth(costs.layers, "")
-    depths = (depth for depth in range(1, costs.layers) if depth not in never)
-    nodes = (CachedDepth(depth, form) for depth in depths for form in costs.forms(depth))
-    room, best = disk - costs.nbytes(start), [(start, 0, Chain(0.0, ()))]
+    end, best = CachedDepth(costs.layers, ""), [(X0, 0, Chain(0.0, ()))]
+    nodes = (node for node in costs.nbytes if node.depth and node.depth not in never)
+    room = disk - costs.nbytes[X0]
     for node in (*nodes, end):
-        nbytes = costs.nbytes(node) if node.depth < costs.layers else 0
+        nbytes = costs.nbytes.get(node, 0)
         ways = (
             _extended(costs, so_far, base, node)
             for base, below, so_far in best
@@ -116,11 +89,10 @@ def cheapest_chain(
 def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth) -> Chain:
     """A chain that goes on from ``base``: the layers up to that of ``node`` are solved, and it is
     written."""
-    seconds = so_far.seconds + sum(
-        costs.solve(base, j) for j in range(base.depth + 1, node.depth + 1)
-    )
-    seconds += costs.write(base, node) if node.depth < costs.layers else 0.0
-    return Chain(seconds, (*so_far.chain, node))
+    between = range(base.depth + 1, node.depth + 1)
+    solving = sum(costs.problems * costs.solve[base, j] for j in between)
+    writing = costs.write[base, node] if node.depth < costs.layers else 0.0
+    return Chain(so_far.seconds + solving + writing, (*so_far.chain, node))
 
 
 def other_decision(costs: Costs, best: Chain, depth: int, *, disk: float = math.inf) -> Chain:
@@ -129,3 +101,10 @@ def other_decision(costs: Costs, best: Chain, depth: int, *, disk: float = math.
     if best.form(depth):
         return cheapest_chain(costs, disk=disk, never=one)
     return cheapest_chain(costs, disk=disk, must=one)
+
+
+def evicted(costs: Costs, best: Chain, disk: float) -> dict[int, int]:
+    """Which level leaves the disk once which other is written, by depth; none where all fit."""
+    if sum(costs.nbytes[node] for node in (X0, *best.chain)) <= disk:
+        return {}
+    return {node.depth: above.depth for node, above in pairwise(best.chain)}

@@ -8,15 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from strata.pipeline.errors import BudgetError, NotThereYet, OptionRange
+from strata.pipeline.options import Options
 from strata.pipeline.plan import caching
-from strata.pipeline.plan.choose import MemoisedCosts, cheapest_chain
+from strata.pipeline.plan.choose import cheapest_chain
 from strata.pipeline.plan.plan import Plan, make_plan
 from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe.recipe import Recipe
 
 
 def saved(
-    recipe: Recipe, plan: Plan, data: dict[str, Any] | None, options: caching.CachingOptions
+    recipe: Recipe, plan: Plan, data: dict[str, Any] | None, options: Options
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The plan beside that of the same recipe without [compress]: for machines, and as lines for
     people; None where no filter is removed.
@@ -63,13 +64,13 @@ def _lines(plan: Plan, without: Plan, value: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _seconds(recipe: Recipe, plan: Plan, options: caching.CachingOptions) -> float | None:
+def _seconds(recipe: Recipe, plan: Plan, options: Options) -> float | None:
     """Seconds of the best run on a machine whose rates are known; else None."""
     try:
         known = caching.costs(recipe, plan, options)
     except (NotThereYet, BudgetError):
         return None
-    found = cheapest_chain(MemoisedCosts(known), disk=caching.disk_budget(options)).seconds
+    found = cheapest_chain(known.table, disk=caching.disk_budget(options)).seconds
     return found if found < math.inf else None
 
 

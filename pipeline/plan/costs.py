@@ -7,14 +7,14 @@ Reading, decoding, computing and writing overlap, so each step takes as long as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from itertools import accumulate
 
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.plan import tiers
-from strata.pipeline.plan.choose import CachedDepth
+from strata.pipeline.plan.choose import X0, CachedDepth, Costs
 from strata.pipeline.plan.machine import Machine, RowRate
 from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.recipe import ProblemSpec, Recipe
@@ -30,12 +30,7 @@ SCORE_ROWS = 8192
 """Most training rows that filters are judged on before some are removed."""
 
 
-def operations(recipe: Recipe, j: int) -> int:
-    """Multiply-adds of a forward pass of problem j, as it is solved, for one crop."""
-    return _operations(recipe, recipe.problems[j - 1])
-
-
-def _operations(recipe: Recipe, problem: ProblemSpec) -> int:
+def operations(recipe: Recipe, problem: ProblemSpec) -> int:
     """Multiply-adds of a forward pass of a problem for one crop."""
     layer, auxiliary = problem
     inputs = recipe.shape(layer.index - 1, recipe.augment.crop)
@@ -45,10 +40,11 @@ def _operations(recipe: Recipe, problem: ProblemSpec) -> int:
 def passes(recipe: Recipe, j: int) -> tuple[int, float]:
     """How often problem j goes through the training set, and how many of its first epochs that is
     worth in multiply-adds: fine-tuning after filters were removed takes fewer."""
-    epochs, whole = recipe.schedule.epochs, operations(recipe, j)
+    epochs = recipe.schedule.epochs
     if not recipe.compress:
         return epochs, float(epochs)
-    left = [_operations(recipe, problem) / whole for problem in recipe.fine_tuned(j)]
+    whole = operations(recipe, recipe.problems[j - 1])
+    left = [operations(recipe, problem) / whole for problem in recipe.fine_tuned(j)]
     tuned = recipe.compress.epochs
     return epochs + tuned * len(left), epochs + tuned * sum(left)
 
@@ -73,20 +69,8 @@ def level_geometry(recipe: Recipe, depth: int, rows: int, profile: str = "raw") 
 
 
 @dataclass(frozen=True)
-class Feeding:
-    """How often an epoch does each thing with a row that it reads, on average over the epochs."""
-
-    decoded: float
-    gathered: float
-    read: float
-    """From the disk."""
-    copied: float
-    """To the device."""
-
-
-@dataclass(frozen=True)
 class RecipeCosts:
-    """The costs of a recipe on a machine, from which ``choose.cheapest_chain`` chooses."""
+    """The costs of a recipe on a machine."""
 
     recipe: Recipe
     machine: Machine
@@ -101,12 +85,24 @@ class RecipeCosts:
     tier: str = "auto"
     """Where rows are held while a problem reads them, if that was asked for."""
 
-    @property
-    def layers(self) -> int:
-        return len(self.recipe.layers)
+    @cached_property
+    def table(self) -> Costs:
+        """Everything that can be done, in seconds and bytes, to choose from."""
+        layers, forms = len(self.recipe.layers), self.forms
+        nodes = [X0, *(CachedDepth(depth, form) for depth in range(1, layers) for form in forms)]
+        writes = [(base, node) for base in nodes for node in nodes if base.depth < node.depth]
+        solves = [(base, j) for base in nodes for j in range(base.depth + 1, layers + 1)]
+        return Costs(
+            layers,
+            {node: self.nbytes(node) for node in nodes},
+            {(base, node): self.write(base, node) for base, node in writes},
+            {(base, j): self.solve(base, j) for base, j in solves},
+            self.problems,
+        )
 
-    def forms(self, depth: int) -> Sequence[str]:
-        """How x_depth may be stored: as the recipe says, or with ``auto`` in every way that can be
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """How features may be stored: as the recipe says, or with ``auto`` in every way that can be
         read; not at all where draws are fresh."""
         profile = self.recipe.cache.profile
         if views.mode(self.recipe) == "fresh":
@@ -114,58 +110,41 @@ class RecipeCosts:
         every = ("raw",) if self._by_ffcv else PROFILES
         return every if profile == "auto" else (profile,)
 
-    def stored_as(self, profile: str) -> RecipeCosts:
-        """The costs of the same recipe with another profile."""
-        cache = replace(self.recipe.cache, profile=profile)
-        return replace(self, recipe=replace(self.recipe, cache=cache))
-
     def nbytes(self, node: CachedDepth) -> int:
         """Bytes on disk of all levels of x_depth."""
-        unpacked = sum(self._levels(node)) * self._row_bytes[node.depth]
-        return math.ceil(unpacked / self._rate(node).ratio)
-
-    # ---- writing --------------------------------------------------------------------------------
+        rows = self._views(node) * self.train + self.test
+        return math.ceil(rows * self._row_bytes(node) / self._rate(node).ratio)
 
     def write(self, base: CachedDepth, node: CachedDepth) -> float:
         """Seconds of computing all levels of a depth from a level below, and storing them."""
-        return sum(self.write_level(base, node, rows) for rows in self._levels(node))
+        rows = [*[self.train] * self._views(node), self.test]
+        return sum(self.write_level(base, node, n) for n in rows)
 
     def write_level(self, base: CachedDepth, node: CachedDepth, rows: int) -> float:
         """Seconds of one level of ``rows`` rows. The last shard is published when nothing is left
         to compute: of a level of one shard, nothing overlaps."""
-        machine, sizes = self.machine, self._row_bytes
-        below, above, shards = sizes[base.depth], sizes[node.depth], self._shards(node.depth, rows)
+        machine, rate, shards = self.machine, self._rate(node), self._level(node.depth, rows).shards
+        below, above = self._row_bytes(base), self._row_bytes(node)
         read = 0.0 if self._in_page_cache(base) else below / self._rate(base).ratio
-        host = below / self._decode(base) + above / self._rate(node).encode
         computing = rows * machine.seconds(
-            compute=self._forward(base.depth, node.depth),
-            host=host,
+            compute=self.forward(base.depth, node.depth),
+            host=below / self._decode(base) + above / rate.encode,
             disk=read / machine.disk_read,
             copy=(below + above) / machine.copy,
         )
-        nbytes = rows * above / self._rate(node).ratio
+        nbytes = rows * above / rate.ratio
         publishing = nbytes / machine.disk_write + shards * machine.publish_shard
         last = min(computing, publishing) / shards
         return max(computing, publishing) + last + machine.publish_level
 
-    # ---- solving --------------------------------------------------------------------------------
-
     def solve(self, base: CachedDepth, j: int) -> float:
-        """Seconds of all problems at layer j, each computing x_{j-1} from ``base``."""
-        below, (step, look) = self._forward(base.depth, j - 1), self._problems[j - 1]
-        epochs, worth = passes(self.recipe, j)
-        training = self.epoch(base, below + step * worth / epochs) * epochs
-        looking = self._rows_evaluated(j) * self._seconds(base, below + look)
-        return self.problems * (training + looking)
+        """Seconds of one problem at layer j that computes x_{j-1} from ``base``."""
+        epochs, step, look, rows = self._problems[j - 1]
+        below = self.forward(base.depth, j - 1)
+        looking = rows * self._row(base, below + look)
+        return self.epoch(base, below + step) * epochs + looking
 
-    @cached_property
-    def _problems(self) -> list[tuple[float, float]]:
-        """Seconds of one row of every problem, in training and in evaluation."""
-        rates = [self.machine.rates(kind(self.recipe, j)) for j in range(1, self.layers + 1)]
-        work = [operations(self.recipe, j) for j in range(1, self.layers + 1)]
-        return [(3 * n / r.train, n / r.forward) for n, r in zip(work, rates, strict=True)]
-
-    def epoch(self, base: CachedDepth, compute: float) -> float:
+    def epoch(self, base: CachedDepth, compute: float = 0.0) -> float:
         """Seconds of an epoch of one problem.
 
         Args:
@@ -173,44 +152,11 @@ class RecipeCosts:
         """
         batch = self.recipe.schedule.batch
         rows = batch * batch_count(self.train, batch, drop_last=True) or self.train
-        return rows * self._seconds(base, compute)
+        return rows * self._row(base, compute)
 
-    def reading(self, base: CachedDepth) -> float:
-        """Seconds of an epoch that does nothing but read."""
-        return self.epoch(base, 0.0)
-
-    def recomputing(self, base: CachedDepth, depth: int) -> float:
-        """Seconds of an epoch that does nothing but compute x_depth from a level below."""
-        return self.epoch(base, self._forward(base.depth, depth))
-
-    def _rows_evaluated(self, j: int) -> int:
-        """Rows that are read without training on them: test images after epochs and at the end, the
-        risk that picks the best iterate, and those that scales are chosen on, or filters."""
-        schedule, precision = self.recipe.schedule, self.recipe.cache.precision
-        every, removals = schedule.test_every, len(self.recipe.fine_tuned(j))
-        epochs, _ = passes(self.recipe, j)
-        tests = self.test * (1 + (epochs // every if every else 0) + 2 * removals)
-        risks = min(RISK_ROWS, self.train) * (epochs + 1 + removals) * (schedule.keep == "best")
-        scales = min(SCALE_ROWS, self.train) * precision.startswith("uint")
-        return tests + risks + scales + removals * min(SCORE_ROWS, self.train)
-
-    def _seconds(self, base: CachedDepth, compute: float) -> float:
-        """Seconds of one row that is read from ``base`` and computed on for ``compute`` seconds;
-        infinite where the tier asked for has no room."""
-        try:
-            how = self._feeding(base)
-        except BudgetError:
-            return math.inf
-        machine, nbytes = self.machine, self._row_bytes[base.depth]
-        decoded, gathered = how.decoded / self._decode(base), how.gathered / machine.gather
-        return machine.seconds(
-            compute=compute,
-            host=nbytes * (decoded + gathered),
-            disk=nbytes * how.read / self._rate(base).ratio / machine.disk_read,
-            copy=nbytes * how.copied / machine.copy,
-        )
-
-    # ---- where rows lie -------------------------------------------------------------------------
+    def forward(self, base: int, depth: int) -> float:
+        """Seconds of layers base + 1 … depth for one cached row."""
+        return self._forwards[depth] - self._forwards[base]
 
     def tier_of(self, node: CachedDepth) -> tiers.TierChoice:
         """Where the rows are while a problem reads them, as ``tiers.choose_tier`` chooses.
@@ -228,23 +174,79 @@ class RecipeCosts:
             memory_free=int(machine.memory),
         )
 
-    def _feeding(self, base: CachedDepth) -> Feeding:
-        """What is held is filled once with all views, if it is unpacked or copied; of raw rows in
-        the page cache only those are touched that are read. Every epoch over packed chunks decodes
-        all views, since it wants some rows of each."""
-        views, epochs, packed = self._views(base), self.recipe.schedule.epochs, base.form != "raw"
+    # ---- problems -------------------------------------------------------------------------------
+
+    @cached_property
+    def _problems(self) -> list[tuple[int, float, float, int]]:
+        """Epochs of every problem, seconds of a row in them on average, and in evaluation, and rows
+        that are evaluated."""
+        found = []
+        for j, problem in enumerate(self.recipe.problems, start=1):
+            work, rates = operations(self.recipe, problem), self.machine.rates(kind(self.recipe, j))
+            epochs, worth = passes(self.recipe, j)
+            step, rows = 3 * work / rates.train * worth / epochs, self._rows_evaluated(j, epochs)
+            found.append((epochs, step, work / rates.forward, rows))
+        return found
+
+    def _rows_evaluated(self, j: int, epochs: int) -> int:
+        """Rows that are read without training on them: test images after epochs and at the end, the
+        risk that picks the best iterate, and those that scales are chosen on, or filters."""
+        schedule, precision = self.recipe.schedule, self.recipe.cache.precision
+        every, removals = schedule.test_every, len(self.recipe.fine_tuned(j))
+        tests = self.test * (1 + (epochs // every if every else 0) + 2 * removals)
+        risks = min(RISK_ROWS, self.train) * (epochs + 1 + removals) * (schedule.keep == "best")
+        scales = min(SCALE_ROWS, self.train) * precision.startswith("uint")
+        return tests + risks + scales + removals * min(SCORE_ROWS, self.train)
+
+    @cached_property
+    def _forwards(self) -> list[float]:
+        """Seconds of layers 1 … depth for one cached row, by depth."""
+        side = views.cached_size(self.recipe)
+        seconds = (
+            layer.operations(self.recipe.shape(j - 1, side))
+            / self.machine.rates(kind(self.recipe, j)).forward
+            for j, layer in enumerate(self.recipe.layers, start=1)
+        )
+        return list(accumulate(seconds, initial=0.0))
+
+    # ---- rows -----------------------------------------------------------------------------------
+
+    def _row(self, base: CachedDepth, compute: float) -> float:
+        """Seconds of one row that is read from ``base`` and computed on for ``compute`` seconds;
+        infinite where the tier asked for has no room."""
+        try:
+            decoded, gathered, read, copied = self._fed(base)
+        except BudgetError:
+            return math.inf
+        machine, nbytes = self.machine, self._row_bytes(base)
+        return machine.seconds(
+            compute=compute,
+            host=nbytes * (decoded / self._decode(base) + gathered / machine.gather),
+            disk=nbytes * read / self._rate(base).ratio / machine.disk_read,
+            copy=nbytes * copied / machine.copy,
+        )
+
+    def _fed(self, base: CachedDepth) -> tuple[float, float, float, float]:
+        """How often an epoch decodes a row that it reads, gathers it, reads it from the disk, and
+        copies it to the device, on average over the epochs.
+
+        What is held is filled once with all views, if it is unpacked or copied; of raw rows in the
+        page cache only those are touched that are read. Every epoch over packed chunks decodes all
+        views, since it wants some rows of each.
+        """
+        count, packed = self._views(base), base.form != "raw"
         off_disk = 0.0 if self._in_page_cache(base) else 1.0
         if self._is_jpeg(base):
-            return Feeding(1.0, 0.0, 0.0, 1.0)
-        tier, once = self.tier_of(base).tier, views / epochs
+            return 1.0, 0.0, 0.0, 1.0
+        tier, once = self.tier_of(base).tier, count / self.recipe.schedule.epochs
         if tier == "device":
-            return Feeding(once, 0.0, once * off_disk, once)
+            return once, 0.0, once * off_disk, once
         if packed and tier == "memory":
-            return Feeding(once, max(0.0, 1 - once), 0.0, 1.0)
+            return once, max(0.0, 1 - once), 0.0, 1.0
         if packed:
-            return Feeding(views, 0.0, views * off_disk, 1.0)
+            return count, 0.0, count * off_disk, 1.0
         once = min(1.0, once)
-        return Feeding(once, 1 - once, off_disk, 1.0)
+        return once, 1 - once, off_disk, 1.0
 
     def _in_page_cache(self, node: CachedDepth) -> bool:
         """Do the files of x_depth stay in the page cache once they are written?"""
@@ -260,61 +262,25 @@ class RecipeCosts:
         """ffcv reads raw levels only, in place."""
         return self.loader == "ffcv" or self.recipe.data.jpeg > 0
 
-    # ---- rows -----------------------------------------------------------------------------------
-
     def _rate(self, node: CachedDepth) -> RowRate:
-        return self._rates[node.depth > 0, node.form]
-
-    @cached_property
-    def _rates(self) -> dict[tuple[bool, str], RowRate]:
-        precision, rate = self.recipe.cache.precision, self.machine.row_rate
-        features = {(True, profile): rate(profile, precision) for profile in PROFILES}
-        return {(False, "raw"): rate("raw", "uint8"), **features}
+        precision = self.recipe.cache.precision if node.depth else "uint8"
+        return self.machine.row_rate(node.form, precision)
 
     def _decode(self, node: CachedDepth) -> float:
         return self.machine.jpeg if self._is_jpeg(node) else self._rate(node).decode
 
-    def _forward(self, base: int, depth: int) -> float:
-        """Seconds of layers base + 1 … depth for one cached row."""
-        return self._forwards[depth] - self._forwards[base]
-
     @cached_property
-    def _forwards(self) -> list[float]:
-        """Seconds of layers 1 … depth for one cached row, by depth."""
-        side = views.cached_size(self.recipe)
-        seconds = (
-            layer.operations(self.recipe.shape(j - 1, side))
-            / self.machine.rates(kind(self.recipe, j)).forward
-            for j, layer in enumerate(self.recipe.layers, start=1)
-        )
-        return list(accumulate(seconds, initial=0.0))
+    def _level(self) -> Callable[[int, int], Geometry]:
+        """Shape and shards of a level, by its depth and number of rows."""
+        return cache(partial(level_geometry, self.recipe))
 
-    @cached_property
-    def _row_bytes(self) -> list[int]:
-        """Bytes of one row before packing, by depth."""
-        depths = range(self.layers + 1)
-        return [level_geometry(self.recipe, depth, 1).row_bytes for depth in depths]
-
-    @cached_property
-    def _shards(self) -> Callable[[int, int], int]:
-        """Shards of a level, by its depth and number of rows; the same in every profile."""
-
-        def shards(depth: int, rows: int) -> int:
-            return level_geometry(self.recipe, depth, rows).shards
-
-        return cache(shards)
+    def _row_bytes(self, node: CachedDepth) -> int:
+        """Bytes of one row before packing."""
+        return self._level(node.depth, 1).row_bytes
 
     def _unpacked(self, node: CachedDepth) -> int:
         """Bytes of the training rows that a problem reads, all views."""
-        return self._views(node) * self.train * self._row_bytes[node.depth]
+        return self._views(node) * self.train * self._row_bytes(node)
 
     def _views(self, node: CachedDepth) -> int:
-        return len(self._cached_views) if node.depth else 1
-
-    @cached_property
-    def _cached_views(self) -> tuple[str, ...]:
-        return views.train_views(self.recipe)
-
-    def _levels(self, node: CachedDepth) -> list[int]:
-        """Rows of every level of x_depth."""
-        return [*[self.train] * self._views(node), self.test]
+        return len(views.train_views(self.recipe)) if node.depth else 1

@@ -17,7 +17,6 @@ from strata.pipeline.errors import BudgetError
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.recipe.variants import Variant
 from strata.stages.network import footprint
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.spec import AuxiliarySpec
@@ -50,9 +49,8 @@ def peak(
             middle; None: x_{j-1} itself is read.
     """
     layer, auxiliary = recipe.problems[j - 1]
-    micro = -(-recipe.schedule.batch // accumulate)  # the feed makes no more of a batch at a time
     keep_best = recipe.schedule.keep == "best"
-    step = _step(recipe, j, device, accumulate, (layer, auxiliary), rows=micro, keep_best=keep_best)
+    step = peak_together(recipe, j, device, accumulate, [(layer, auxiliary, keep_best)])
     below = recipe.layers[j - 1 if base is None else base : j - 1]
     if step is None or accumulate == 1 or not below:
         return step
@@ -73,43 +71,37 @@ def peak(
 
 
 def peak_together(
-    recipe: Recipe, j: int, device: Device, accumulate: int, variants: Sequence[Variant]
-) -> int | None:
-    """Peak bytes of tensors while variants of layer j are solved together: the weights, momentum
-    and best iterate of all, and the step of the largest. None where it is not known of a block."""
-    held, largest = 0, 0
-    for one in variants:
-        keep, rows = one.schedule.keep == "best", recipe.schedule.batch  # it goes to the next, too
-        problem = one.layer, one.auxiliary
-        step = _step(recipe, j, device, accumulate, problem, rows=rows, keep_best=keep)
-        if step is None:
-            return None
-        own = footprint.held(*problem, keep_best=keep)
-        held, largest = held + own, max(largest, step - own)
-    return held + largest
-
-
-def _step(
     recipe: Recipe,
     j: int,
     device: Device,
     accumulate: int,
-    problem: tuple[AnyLayer | None, AuxiliarySpec],
-    *,
-    rows: int,
-    keep_best: bool,
+    problems: Sequence[tuple[AnyLayer | None, AuxiliarySpec, bool]],
 ) -> int | None:
-    """Peak bytes of a step of a problem on x_{j-1}, of which so many rows are there meanwhile."""
-    return footprint.solving(
-        *problem,
-        recipe.shape(j - 1, recipe.augment.crop),
-        batch=rows,
-        micro=-(-recipe.schedule.batch // accumulate),
-        divided=accumulate > 1,
-        compute=device.compute,
-        keep_best=keep_best,
-        at_once=device.cuda,
-    )
+    """Peak bytes of tensors while problems on x_{j-1} are solved together: the weights, momentum
+    and best iterate of all, and the step of the largest. None where it is not known of a block.
+
+    Args:
+        problems: of each the layer, if any, the classifier, and whether the best iterate is kept.
+    """
+    held, largest, batch = 0, 0, recipe.schedule.batch
+    micro = -(-batch // accumulate)
+    for layer, auxiliary, keep_best in problems:
+        step = footprint.solving(
+            layer,
+            auxiliary,
+            recipe.shape(j - 1, recipe.augment.crop),
+            batch=batch if len(problems) > 1 else micro,  # whole, it goes from one to the next
+            micro=micro,
+            divided=accumulate > 1,
+            compute=device.compute,
+            keep_best=keep_best,
+            at_once=device.cuda,
+        )
+        if step is None:
+            return None
+        own = footprint.held(layer, auxiliary, keep_best=keep_best)
+        held, largest = held + own, max(largest, step - own)
+    return held + largest
 
 
 def known_peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:

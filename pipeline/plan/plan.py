@@ -215,7 +215,7 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
         layer.parameters,
         auxiliary.parameters,
         epochs * max(1, batch_count(train, recipe.schedule.batch, drop_last=True)),
-        3.0 * operations(recipe, j) * worth * train,
+        3.0 * operations(recipe, recipe.problems[j - 1]) * worth * train,
         float(frozen * epochs * train),
         peak(recipe, j, named_device(recipe), recipe.schedule.accumulate),
     )

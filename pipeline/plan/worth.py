@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 from strata.pipeline.errors import BudgetError, RecipeError
 from strata.pipeline.plan.choose import (
-    START,
+    X0,
     CachedDepth,
     Chain,
-    MemoisedCosts,
+    Costs,
     cheapest_chain,
+    evicted,
     other_decision,
 )
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
@@ -52,9 +53,6 @@ class Depth:
     until: int | None = None
     """It leaves the disk once x_until is written; None: it stays."""
 
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "otherwise": _finite(self.otherwise)}
-
 
 @dataclass(frozen=True)
 class Way:
@@ -66,9 +64,6 @@ class Way:
     nbytes: int
     """Bytes on disk of the levels that are then worth caching."""
 
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "seconds": _finite(self.seconds)}
-
 
 @dataclass(frozen=True)
 class Worth:
@@ -77,31 +72,24 @@ class Worth:
     machine: str
     source: str
     problems: int
-    best: float
-    always: float
-    """Every depth cached, each in its cheapest form."""
-    never: float
+    seconds: dict[str, float]
+    """Of the ``best`` run, of one that caches ``always``, in the cheapest forms, or ``never``."""
     profiles: dict[str, float]
     """Seconds of the best run by profile, if all levels were stored in that one."""
     depths: tuple[Depth, ...]
-    ways: tuple[Way, ...] = ()
+    other_ways: tuple[Way, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        totals = {"best": self.best, "always": self.always, "never": self.never}
-        return {
-            "machine": self.machine,
-            "source": self.source,
-            "problems": self.problems,
-            "seconds": {name: _finite(value) for name, value in totals.items()},
-            "profiles": {name: _finite(value) for name, value in self.profiles.items()},
-            "depths": [depth.as_json() for depth in self.depths],
-            "other_ways": [way.as_json() for way in self.ways],
-        }
+        return _finite(asdict(self))
 
 
-def _finite(seconds: float) -> float | None:
+def _finite(value: Any) -> Any:
     """JSON has no infinity: None is what cannot be had."""
-    return seconds if seconds < math.inf else None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, tuple):
+        return [_finite(one) for one in value]
+    return None if value == math.inf else value
 
 
 def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:
@@ -110,80 +98,63 @@ def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:
     Args:
         disk: bytes that the run may take.
     """
-    of_one = MemoisedCosts(replace(costs, problems=1))
-    table, between = MemoisedCosts(of_one, costs.problems), range(1, costs.layers)
+    table, between = costs.table, range(1, costs.table.layers)
     best, every = cheapest_chain(table, disk=disk), frozenset(between)
-    fewest, leaving = _crossovers(of_one, disk), evicted(costs, best, disk)
+    fewest, leaving = _crossovers(table, disk), evicted(table, best, disk)
     depths: list[Depth] = []
     for depth in between if best.seconds < math.inf else ():
         other = other_decision(table, best, depth, disk=disk).seconds
         node = next((node for node in best.chain if node.depth == depth), None)
-        tier, reason = None, _reason(costs, table, best, depth, disk, other)
+        tier, reason = None, _reason(costs, best, depth, disk, other)
         with suppress(BudgetError):
             tier = costs.tier_of(node).tier if node else None
-        form, nbytes = (node.form, table.nbytes(node)) if node else (None, 0)
+        form, nbytes = (node.form, table.nbytes[node]) if node else (None, 0)
         facts = (other, fewest.get(depth), tier, reason, leaving.get(depth))
         depths.append(Depth(depth, form, nbytes, *facts))
-    stored = {name: MemoisedCosts(costs.stored_as(name)) for name in PROFILES}
-    return Worth(
-        costs.machine.name,
-        costs.machine.source,
-        costs.problems,
-        best.seconds,
-        cheapest_chain(table, disk=disk, must=every).seconds,
-        cheapest_chain(table, disk=disk, never=every).seconds,
-        {name: cheapest_chain(those, disk=disk).seconds for name, those in stored.items()},
-        tuple(depths),
-        tuple(_ways(costs, disk)),
-    )
+    stored = {name: _otherwise(costs, profile=name).table for name in PROFILES}
+    seconds = {
+        "best": best.seconds,
+        "always": cheapest_chain(table, disk=disk, must=every).seconds,
+        "never": cheapest_chain(table, disk=disk, never=every).seconds,
+    }
+    profiles = {name: cheapest_chain(those, disk=disk).seconds for name, those in stored.items()}
+    who = costs.machine.name, costs.machine.source, costs.problems
+    return Worth(*who, seconds, profiles, tuple(depths), tuple(_ways(costs, disk)))
 
 
-def evicted(costs: RecipeCosts, best: Chain, disk: float) -> dict[int, int]:
-    """Which level leaves the disk once which other is written, by depth; none where all fit."""
-    if sum(map(costs.nbytes, (CachedDepth(0, START), *best.chain))) <= disk:
-        return {}
-    return {node.depth: above.depth for node, above in pairwise(best.chain)}
-
-
-def _crossovers(of_one: MemoisedCosts, disk: float) -> dict[int, int]:
-    """For each depth the fewest problems with which it is cached.
-
-    Args:
-        of_one: costs of a run that solves one problem per depth.
-    """
+def _crossovers(table: Costs, disk: float) -> dict[int, int]:
+    """The fewest problems per depth with which each depth is cached."""
     found: dict[int, int] = {}
     for problems in range(1, MOST_PROBLEMS + 1):
-        if len(found) == of_one.layers - 1:
+        if len(found) == table.layers - 1:
             break
-        for node in cheapest_chain(MemoisedCosts(of_one, problems), disk=disk).chain:
+        for node in cheapest_chain(replace(table, problems=problems), disk=disk).chain:
             found.setdefault(node.depth, problems)
     return found
 
 
-def _reason(
-    costs: RecipeCosts, table: MemoisedCosts, best: Chain, depth: int, disk: float, other: float
-) -> str:
+def _reason(costs: RecipeCosts, best: Chain, depth: int, disk: float, other: float) -> str:
     """Why a depth is cached, or is not: by an epoch of the problem right above it.
 
     Args:
         other: seconds of the cheapest run that decides differently about ``depth``.
     """
-    forms, form = costs.forms(depth), best.form(depth)
-    if not forms:
+    table, form = costs.table, best.form(depth)
+    if not costs.forms:
         return "fresh draws cannot be cached"
     if not form and disk < math.inf and cheapest_chain(table).form(depth):
         return f"over the budget of {size(disk)}"
-    below = [node for node in best.chain if node.depth < depth]
-    base = below[-1] if below else CachedDepth(0, START)
-    wanted = [CachedDepth(depth, name) for name in ((form,) if form else forms)]
-    node = min(wanted, key=lambda n: table.write(base, n) + table.solve(n, depth + 1))
-    read, again = costs.reading(node), costs.recomputing(base, depth)
+    base = next((node for node in reversed(best.chain) if node.depth < depth), X0)
+    wanted = [CachedDepth(depth, name) for name in ((form,) if form else costs.forms)]
+    solving = {node: table.problems * table.solve[node, depth + 1] for node in wanted}
+    node = min(wanted, key=lambda n: table.write[base, n] + solving[n])
+    read, again = costs.epoch(node), costs.epoch(base, costs.forward(base.depth, depth))
     if read >= again and form:
         return f"it spares {_time(other - best.seconds)} in all"
     if read >= again:
         return f"computing {_time(again)} < reading {_time(read)} per epoch"
     faster = f"reading {_time(read)} < computing {_time(again)} per epoch"
-    return faster if form else f"{faster}, but writing takes {_time(table.write(base, node))}"
+    return faster if form else f"{faster}, but writing takes {_time(table.write[base, node])}"
 
 
 def _time(seconds: float) -> str:
@@ -197,9 +168,16 @@ def _ways(costs: RecipeCosts, disk: float) -> Iterator[Way]:
     every = VIEWS if own in (*VIEWS, 0) else (own, *VIEWS)
     precisions = PRECISIONS if precision in PRECISIONS else (precision, *PRECISIONS)
     for views, name in product(every, precisions):
-        augment = replace(recipe.augment, views=views, allow_single_view=True)
-        cache = replace(recipe.cache, precision=name)
         with suppress(RecipeError):  # a canvas that does not divide
-            other = replace(costs, recipe=replace(recipe, augment=augment, cache=cache))
-            best = cheapest_chain(MemoisedCosts(other), disk=disk)
-            yield Way(views, name, best.seconds, sum(map(other.nbytes, best.chain)))
+            table = _otherwise(costs, views, precision=name).table
+            best = cheapest_chain(table, disk=disk)
+            yield Way(views, name, best.seconds, sum(table.nbytes[node] for node in best.chain))
+
+
+def _otherwise(costs: RecipeCosts, views: int | str | None = None, **cache: str) -> RecipeCosts:
+    """The costs of the recipe with other views, or other keys in [cache]."""
+    recipe = replace(costs.recipe, cache=replace(costs.recipe.cache, **cache))
+    if views is not None:
+        augment = replace(recipe.augment, views=views, allow_single_view=True)
+        recipe = replace(recipe, augment=augment)
+    return replace(costs, recipe=recipe)

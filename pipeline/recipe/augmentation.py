@@ -50,21 +50,24 @@ def train_views(recipe: Recipe) -> tuple[str, ...]:
     return tuple(f"v{v}" for v in range(int(recipe.augment.views)))
 
 
-def clean_view(recipe: Recipe) -> str:
-    """Name of the training level that holds the un-augmented images: in canvas mode the plain
-    canvas; else one of its own, which only probes read."""
-    return "plain" if mode(recipe) == "canvas" else "clean"
+def views_at(recipe: Recipe, depth: int, split: str, *, clean: bool = False) -> tuple[str, ...]:
+    """Names of the views of x_depth that are levels of a split; none in fresh mode.
+
+    Args:
+        clean: only that of the un-augmented images: in canvas mode the plain canvas; else one of
+            its own, which only probes read.
+    """
+    if depth == 0 or split == "test":
+        return ("clean",)
+    if clean:
+        return ("plain" if mode(recipe) == "canvas" else "clean",)
+    return train_views(recipe)
 
 
-def clean_levels(recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    """(split, view) of the levels of x_j that hold the un-augmented images."""
-    return ("train", clean_view(recipe)), ("test", "clean")
-
-
-def levels_at(recipe: Recipe, depth: int) -> tuple[tuple[str, str], ...]:
-    """(split, view) of every level of x_depth, x_0 included."""
-    views = train_views(recipe) if depth else ("clean",)
-    return (*(("train", view) for view in views), ("test", "clean"))
+def levels_at(recipe: Recipe, depth: int, *, clean: bool = False) -> list[tuple[str, str]]:
+    """(split, view) of every level of x_depth, x_0 included. ``clean`` as in :func:`views_at`."""
+    splits = ("train", "test")
+    return [(s, view) for s in splits for view in views_at(recipe, depth, s, clean=clean)]
 
 
 def cached_size(recipe: Recipe) -> int:

@@ -19,20 +19,14 @@ from strata.pipeline.recipe.strict import require
 from strata.stages.errors import UnusableNetwork
 from strata.stages.network.blocks import AnyLayer, Block, Origin
 
-TORCHVISION = "torchvision:"
 VALUES = (bool, int, float, str)
 """What an argument may be."""
 
 
 @dataclass(frozen=True)
-class NamedNetwork:
+class NamedNetwork(Origin):
     """A network that something else than the recipe describes."""
 
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Arguments of the function that makes it."""
-    code: str | None = field(default=None, repr=False)
-    """Text of its Python file."""
     known: tuple[Block, ...] = field(default=(), repr=False, compare=False)
     """Its blocks, where a run has kept what they are."""
 
@@ -44,16 +38,6 @@ class NamedNetwork:
         """The entry in a table's column of layers."""
         return self.name
 
-    @property
-    def source(self) -> Origin:
-        """What is needed to make it anywhere."""
-        return Origin(self.name, tuple(sorted(self.arguments.items())), self.code)
-
-    @property
-    def file(self) -> str | None:
-        """Path of the Python file from the recipe; None for torchvision."""
-        return None if self.name.startswith(TORCHVISION) else self.name.rpartition(":")[0]
-
     def specs(self, channels: int, side: int) -> tuple[Block, ...]:
         """The blocks, for images of ``channels`` channels and ``side`` × ``side`` pixels. If they
         are not known, this makes them, and imports torch.
@@ -61,11 +45,11 @@ class NamedNetwork:
         Raises:
             RecipeError: the network cannot be had, or its blocks cannot be trained one by one.
         """
-        return self.known or _blocks(self.source, channels, side)
+        return self.known or _blocks(self, channels, side)
 
     def science(self) -> dict[str, Any]:
         """The network's part of ``Recipe.science``."""
-        parts = {"arguments": dict(self.arguments), "code": self.source.digest}
+        parts = {"arguments": dict(self.arguments), "code": self.digest}
         return {"name": self.name, **{key: value for key, value in parts.items() if value}}
 
 
@@ -110,7 +94,7 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
             f"'network.arguments.{key}' is {value!r}; it must be a number, a string, true or "
             "false, and weights are always random",
         )
-    network = NamedNetwork(name, arguments)
+    network = NamedNetwork(name, tuple(arguments.items()))
     return replace(network, code=_text(folder, network.file)) if network.file else network
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from strata.pipeline.recipe.strict import one_of, positive, require
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 DRAWS = ("flips", "stride")
 """Keys of [augment] that say how a fixed view is drawn beyond the seed."""
@@ -65,12 +65,21 @@ class NetworkTable:
         return str(self.layers)
 
     def specs(self, channels: int, side: int) -> tuple[LayerSpec, ...]:
-        """The layers, for images of so many channels, and of any side."""
-        return layer_specs(channels=channels, **dataclasses.asdict(self))
-
-    def science(self) -> dict[str, Any]:
-        """The network's part of ``Recipe.science``."""
-        return without_later_defaults(self)
+        """The J layers, for images of so many channels, and of any side. Output width equals input
+        width, or twice that after a P (Sec. 4, naming), if ``widths`` does not say it. The stem is
+        invertible whatever P is between layers."""
+        found: list[LayerSpec] = []
+        inputs, outputs = channels, self.width
+        for j in range(1, self.layers + 1):
+            times = self.stem if j == 1 else int((j - 1) in self.downsample)
+            if self.widths:
+                outputs = self.widths[j - 1]
+            elif j > 1:
+                outputs = inputs * (1 + times)
+            p = self.pool if j > 1 and times else "invertible"  # without P it is the same layer
+            found.append(LayerSpec(j, inputs, outputs, times, self.batch_norm, self.bias, p))
+            inputs = outputs
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -113,9 +122,20 @@ class AuxiliaryTable:
     def specs(
         self, layers: Sequence[AnyLayer], classes: int, side: int
     ) -> tuple[AuxiliarySpec, ...]:
-        """The auxiliary classifiers, where x_J has so many pixels a side."""
-        given = dataclasses.asdict(self)
-        return auxiliary_specs(layers, classes=classes, final_side=side, **given)
+        """The auxiliary classifiers, where x_J has ``side`` × ``side`` pixels. M̃ doubles with the
+        layers' width."""
+        extra = self.batch_norm, self.bias, self.half_resolution
+        widths = [self.width * layer.width // layers[0].width for layer in layers]
+        if self.final_width is not None:
+            widths[-1] = self.final_width
+        found = [
+            AuxiliarySpec(layer.width, self.k, width, classes, *extra)
+            for layer, width in zip(layers, widths, strict=True)
+        ]
+        if hidden := self.final_hidden:
+            vgg = {"k": 1 + len(hidden), "width": 0, "half_resolution": False, "side": side // 2}
+            found[-1] = dataclasses.replace(found[-1], hidden=hidden, **vgg)
+        return tuple(found)
 
 
 def without_later_defaults(table: Any) -> dict[str, Any]:

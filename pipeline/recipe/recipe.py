@@ -18,8 +18,8 @@ from strata.pipeline.recipe.named_network import NamedNetwork, named
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable, without_later_defaults
 from strata.pipeline.recipe.strict import read, require
 from strata.pipeline.recipe.tables import Augment, Cache, Claim, Compress, Data, Schedule
-from strata.stages.network.blocks import AnyLayer, Block
-from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape, scale_at, shape_at
+from strata.stages.network.blocks import AnyLayer, Block, scale_at, shape_at
+from strata.stages.network.spec import AuxiliarySpec, Shape
 
 ProblemSpec = tuple[AnyLayer, AuxiliarySpec]
 """Layer j and C_j."""
@@ -68,10 +68,11 @@ class Recipe:
         it is done only when somebody asks for them. Raises RecipeError."""
         a = self.augment
         self._check_divisible("augment.crop", a.crop, len(self.layers))
+        side = self.shape(len(self.layers), a.crop)[1]
         require(
-            self.final_side >= 2 or not self.auxiliary.final_hidden,
+            side >= 2 or not self.auxiliary.final_hidden,
             f"'auxiliary.final_hidden' begins with max pooling over 2×2 pixels, and x_J has "
-            f"{self.final_side}; enlarge 'augment.crop' or shorten {self.network.downsampled_by}",
+            f"{side}; enlarge 'augment.crop' or shorten {self.network.downsampled_by}",
         )
         if a.views == "canvas":
             self._check_divisible("the canvas", self.canvas, len(self.layers))
@@ -105,53 +106,49 @@ class Recipe:
         return (self.canvas - self.augment.crop) // 2
 
     @property
-    def final_side(self) -> int:
-        """Side of x_J as its classifier sees it, in pixels."""
-        return self.shape(len(self.layers), self.augment.crop)[1]
-
-    @property
     def is_random(self) -> bool:
         """Does augmentation draw anything?"""
         return self.augment.flip or self.canvas > self.augment.crop
 
     @cached_property
-    def _given(self) -> tuple[AnyLayer, ...]:
-        """The layers of [network], before any filter is removed."""
-        return self.network.specs(self.data.channels, self.augment.crop)
-
-    @cached_property
-    def layers(self) -> tuple[AnyLayer, ...]:
-        """The layers as they are kept: what x_1 … x_J are made with."""
-        if not self.compress:
-            return self._given
-        return self.compress.layers([one for one in self._given if isinstance(one, LayerSpec)])
-
-    @cached_property
-    def auxiliaries(self) -> tuple[AuxiliarySpec, ...]:
-        """The auxiliary classifiers C_1 … C_J as they are kept."""
-        found = self.auxiliary.specs(self._given, self.data.classes, self.final_side)
-        if not self.compress:
-            return found
-        pairs = zip(found, self.layers, strict=True)
-        return tuple(dataclasses.replace(c, channels=layer.width) for c, layer in pairs)
-
-    @cached_property
     def problems(self) -> tuple[ProblemSpec, ...]:
         """Layers and classifiers as they are solved: on x_{j-1} as it is kept, before [compress]
         removes filters of layer j itself."""
-        pairs = zip(self.layers, self.auxiliaries, strict=True)
-        if not self.compress:
-            return tuple(pairs)
-        both = zip(pairs, self._given, strict=True)
-        return tuple(with_width(pair, given.width) for pair, given in both)
+        channels, crop = self.data.channels, self.augment.crop
+        layers: list[AnyLayer] = list(self.network.specs(channels, crop))
+        side = shape_at(layers, len(layers), channels, crop)[1]
+        auxiliaries = self.auxiliary.specs(layers, self.data.classes, side)
+        if self.compress:
+            for j, below in enumerate(layers[:-1], start=1):
+                kept = min((below.width, *self.compress.widths(j, below.width)))
+                layers[j] = dataclasses.replace(layers[j], channels=kept)
+        return tuple(zip(layers, auxiliaries, strict=True))
 
     def fine_tuned(self, j: int) -> tuple[ProblemSpec, ...]:
         """Problem j after each removal of filters, as it is fine-tuned; the last is what is kept.
         Empty where none are removed."""
         if not self.compress:
             return ()
-        problem = self.problems[j - 1]
-        return tuple(with_width(problem, n) for n in self.compress.widths(j, problem[0].width))
+        layer, auxiliary = self.problems[j - 1]
+        return tuple(
+            (dataclasses.replace(layer, width=n), dataclasses.replace(auxiliary, channels=n))
+            for n in self.compress.widths(j, layer.width)
+        )
+
+    @cached_property
+    def _kept(self) -> tuple[ProblemSpec, ...]:
+        """Problems as they are left by [compress]."""
+        return tuple((one, *self.fine_tuned(j))[-1] for j, one in enumerate(self.problems, 1))
+
+    @cached_property
+    def layers(self) -> tuple[AnyLayer, ...]:
+        """The layers as they are kept: what x_1 … x_J are made with."""
+        return tuple(layer for layer, _ in self._kept)
+
+    @cached_property
+    def auxiliaries(self) -> tuple[AuxiliarySpec, ...]:
+        """The auxiliary classifiers C_1 … C_J as they are kept."""
+        return tuple(auxiliary for _, auxiliary in self._kept)
 
     def shape(self, depth: int, size: int) -> Shape:
         """Shape of x_depth for an image (crop or canvas) of side ``size``."""
@@ -159,21 +156,13 @@ class Recipe:
 
     def science(self) -> dict[str, Any]:
         """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
-        table = dataclasses.asdict(self)
-        del table["claim"], table["data"]["source"]
-        if not self.compress:
-            del table["compress"]
-        table["network"] = self.network.science()
-        return table | {
-            "augment": without_later_defaults(self.augment),
-            "auxiliary": without_later_defaults(self.auxiliary),
-        }
-
-
-def with_width(problem: ProblemSpec, width: int) -> ProblemSpec:
-    """A problem whose layer has ``width`` filters instead."""
-    layer, auxiliary = problem
-    return dataclasses.replace(layer, width=width), dataclasses.replace(auxiliary, channels=width)
+        tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del tables["claim"]
+        found = {name: without_later_defaults(t) for name, t in tables.items() if t is not None}
+        del found["data"]["source"]
+        if isinstance(self.network, NamedNetwork):
+            found["network"] = self.network.science()
+        return found
 
 
 def parse(text: str, name: str, folder: Path | None = None) -> Recipe:

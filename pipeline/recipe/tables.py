@@ -6,11 +6,9 @@ What a table cannot know of another is checked by ``recipe.Recipe``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from strata.pipeline.recipe.strict import one_of, positive, require
-from strata.stages.network.spec import LayerSpec
 from strata.stages.solve.schedule import SGDSchedule
 
 
@@ -139,15 +137,6 @@ class Compress:
         gone = solved - max(1, round(share * solved))
         after = {solved - round(gone * n / self.rounds) for n in range(1, self.rounds + 1)}
         return tuple(sorted(after - {solved}, reverse=True))
-
-    def layers(self, solved: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
-        """What is left of the layers; each sees the channels that are left of the one below."""
-        kept = [min((one.width, *self.widths(one.index, one.width))) for one in solved]
-        inputs = (solved[0].channels, *kept)
-        return tuple(
-            replace(one, channels=channels, width=width)
-            for one, channels, width in zip(solved, inputs, kept, strict=False)
-        )
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from strata.pipeline.errors import OptionRange, RecipeError
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.strict import did_you_mean
 from strata.pipeline.recipe.tables import Schedule
-from strata.stages.network.blocks import AnyLayer, Block
-from strata.stages.network.spec import AuxiliarySpec, described, scale_at
+from strata.stages.network.blocks import AnyLayer, Block, scale_at
+from strata.stages.network.spec import AuxiliarySpec, described
 
 M, K, AUXILIARY_M, SEED = "width", "auxiliary.k", "auxiliary.width", "seed"
 SCHEDULE = ("lr", "momentum", "nesterov", "weight_decay", "kind", "epochs", "decay", "every")

@@ -2,9 +2,10 @@
 
     DIR/model.pt2             the network as one file, for torch.export.load
         weights.safetensors   its state dict: parameters and buffers by plain names
+        model.onnx            the network in ONNX, where that is asked for
         export.json           what it is: input, classes, accuracies, digests
 
-The directory appears whole or not at all, and only after the program gave, on test images, what
+The directory appears whole or not at all, and only after the programs gave, on test images, what
 `evaluate` has of them.
 """
 
@@ -15,17 +16,17 @@ import json
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from strata.pipeline.errors import NotThereYet, OptionRange
 from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
@@ -41,56 +42,84 @@ from strata.stages.errors import UnusableNetwork
 from strata.stages.network.block_source import first_line
 from strata.stages.network.blocks import Block
 from strata.stages.network.featurize import Frozen, featurize
-from strata.stages.solve.evaluate import ensemble
+from strata.stages.solve.evaluate import ensemble as summed
 from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK
 from strata.store.files.publish import TEMPORARY, make_directory, replace
 from strata.store.fingerprint import sha256
 
-COMPARED = 256
-"""Test images on which an export is compared with the run."""
+COMPARED, FEW = 256, 8
+"""Test images on which an export is compared with the run, and its ONNX form with its program."""
 BITS = {"float32": 17, "float16": 11, "bfloat16": 8, "uint8": 8, "uint4": 4}
 """A precision's step is 2^-bits of the largest value; float32's is what other orders of sums make
 of it."""
-WEIGHTS, PROGRAM = "weights.safetensors", "model.pt2"
+WEIGHTS, PROGRAM, ONNX = "weights.safetensors", "model.pt2", "model.onnx"
 DESCRIPTION = "export.json"
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The part of a network that is to be exported."""
+def export(
+    found: Overview,
+    place: Path,
+    *,
+    layer: int | None = None,
+    features: bool = False,
+    ensemble: bool = False,
+    final: str | None = None,
+    onnx: bool = False,
+) -> tuple[dict[str, Any], list[str]]:
+    """Write layers 1 … ``layer`` of a run (None: all) and their classifier, those of all layers,
+    none, or the final one of that name into a new directory; with ``onnx`` in ONNX, too.
 
-    found: Overview
-    run: Run
-    j: int
-    """Layers 1 … j."""
-    features: bool
-    ensemble: bool
-    final: SweepResult | None
-    """Classifier that replaces that of layer j, which is the last."""
-
-    @property
-    def text(self) -> str:
-        """What it is, for people."""
-        layers = f"layers 1 … {self.j}" if self.j > 1 else "layer 1"
-        if self.features:
-            return f"{layers}, which give x_{self.j}"
-        own = f"the final classifier {self.final['name']}" if self.final else f"C_{self.j}"
-        return f"{layers} with {f'all classifiers up to {own}' if self.ensemble else own}"
-
-
-def wanted(
-    found: Overview, *, layer: int | None, features: bool, ensemble: bool, final: str | None
-) -> Wanted:
-    """The part of a network that flags ask for.
+    Returns:
+        What export.json says, and lines for people.
 
     Raises:
-        OptionRange: the flags exclude each other.
+        OptionRange: the flags exclude each other, the directory exists, or a package is missing.
         LayerRange, NotThereYet: there is no such layer, or it is not solved.
+        LevelDamaged: weights or images are not what their records speak of, or the network does
+            not give what `evaluate` has.
+        UnusableNetwork: torch cannot export code of others.
     """
+    if onnx and (missing := [name for name in ("onnx", "onnxscript") if not find_spec(name)]):
+        raise OptionRange(f"--onnx needs {' and '.join(missing)}: pip install 'strata[onnx]'")
+    if place.exists():
+        raise OptionRange(f"--to {place} exists already. Name a new directory, or remove it")
     if features and (ensemble or final):
         raise OptionRange("--features has no classifier: leave out --ensemble and --final")
     j = layer or len(found.recipe.layers)
+    run = _solved(found, j)
+    last = _final(run, j, final)
+    judged = evaluate(run, found.store)
+    layers = [frozen_layer(run, i, torch.device("cpu")) for i in range(1, j + 1)]
+    network = assemble(run, layers, features=features, ensemble=ensemble, final=last)
+    images = _images(found, run)
+    expected = _expected(run, network, layers, last, images)
+    value = _description(run, network, judged, list(expected.shape[1:]), ensemble, last)
+    programs = _programs(run, network, images, onnx)
+    names = [WEIGHTS, *programs]
+    with _new_directory(place) as partial:
+        weights.write(partial / WEIGHTS, network.state_dict())
+        for name, data in programs.items():
+            replace(partial, name, data)
+        program = torch.export.load(partial / PROGRAM).module()
+        with torch.no_grad():
+            given = program(images)
+        value["compared"] = said = _compared(run, given, expected, run.directory)
+        if onnx:
+            few = _run_onnx(partial / ONNX, images[:FEW])
+            said["onnx"] = _compared(run, few, given[:FEW], Path(PROGRAM))
+        value["files"] = {name: sha256((partial / name).read_bytes()) for name in names}
+        replace(partial, DESCRIPTION, (json.dumps(value, indent=1) + "\n").encode())
+    lines = [
+        f"exported {value['what']} to {place}: {', '.join((*names, DESCRIPTION))}",
+        f"on {said['images']} test images it is within {said['furthest']:.2g} of what the run has, "
+        f"of values up to {said['largest']:.3g}",
+    ]
+    return value, lines
+
+
+def _solved(found: Overview, j: int) -> Run:
+    """The run, whose layers 1 … j must be solved."""
     found.check_layer(j)
     run = found.existing()
     if run.solved() < j:
@@ -98,49 +127,7 @@ def wanted(
             f"layer {j} is not solved in {run.directory}. Run: strata train {found.name} "
             f"--layer {j}"
         )
-    return Wanted(found, run, j, features, ensemble, _final(run, j, final))
-
-
-def export(wanted: Wanted, place: Path) -> tuple[dict[str, Any], list[str]]:
-    """Write what is wanted into a new directory.
-
-    Returns:
-        What export.json says, and lines for people.
-
-    Raises:
-        OptionRange: the directory exists.
-        LevelDamaged: weights or images are not what their records speak of, or the network does
-            not give what `evaluate` has.
-    """
-    if place.exists():
-        raise OptionRange(f"--to {place} exists already. Name a new directory, or remove it")
-    run = wanted.run
-    judged = evaluate(run, wanted.found.store)
-    layers = [frozen_layer(run, j, torch.device("cpu")) for j in range(1, wanted.j + 1)]
-    network = assemble(
-        run,
-        layers,
-        features=wanted.features,
-        ensemble=wanted.ensemble,
-        final=wanted.final,
-    )
-    images = _images(wanted)
-    expected = _expected(wanted, layers, images)
-    with _new_directory(place) as partial:
-        weights.write(partial / WEIGHTS, network.state_dict())
-        replace(partial, PROGRAM, _traced(wanted, network, images))
-        program = torch.export.load(partial / PROGRAM).module()
-        value = _description(wanted, network, judged, list(expected.shape[1:]))
-        value["compared"] = said = _compared(wanted, program, images, expected)
-        files = {name: sha256((partial / name).read_bytes()) for name in (WEIGHTS, PROGRAM)}
-        value["files"] = files
-        replace(partial, DESCRIPTION, (json.dumps(value, indent=1) + "\n").encode())
-    lines = [
-        f"exported {wanted.text} to {place}: {', '.join((*files, DESCRIPTION))}",
-        f"on {said['images']} test images it is within {said['furthest']:.2g} of what the run has, "
-        f"of values up to {said['largest']:.3g}",
-    ]
-    return value, lines
+    return run
 
 
 def _final(run: Run, j: int, name: str | None) -> SweepResult | None:
@@ -177,17 +164,25 @@ def _new_directory(place: Path) -> Iterator[Path]:
 
 
 def _description(
-    wanted: Wanted, network: ExportedNetwork, judged: dict[str, Any], shape: list[int]
+    run: Run,
+    network: ExportedNetwork,
+    judged: dict[str, Any],
+    shape: list[int],
+    ensemble: bool,
+    final: SweepResult | None,
 ) -> dict[str, Any]:
-    run, recipe, j = wanted.run, wanted.run.recipe, wanted.j
-    data = run.data()
+    """What export.json says before anything is compared."""
+    recipe, data, j = run.recipe, run.data(), network.depth
     assert data is not None
     accuracy = judged["layers"][j - 1]
-    if wanted.final:
-        accuracy = next(one for one in judged["finals"] if one["name"] == wanted.final["name"])
-    tested = accuracy["ensemble"]["logits"] if wanted.ensemble else accuracy["test"]
+    if final:
+        accuracy = next(one for one in judged["finals"] if one["name"] == final["name"])
+    own = f"the final classifier {final['name']}" if final else f"C_{j}"
+    ending = f" with {f'all classifiers up to {own}' if ensemble else own}"
+    what = f"layers 1 … {j}" if j > 1 else "layer 1"
+    tested = accuracy["ensemble"]["logits"] if ensemble else accuracy["test"]
     return {
-        "what": wanted.text,
+        "what": what + (ending if network.powers else f", which give x_{j}"),
         "recipe": {"name": run.name, "seed": run.seed, **recipe.science()},
         "input": {
             "shape": ["n", recipe.data.channels, "height", "width"],
@@ -199,8 +194,8 @@ def _description(
             "cropped to": recipe.augment.crop,
         },
         "output": {"shape": ["n", *shape], "dtype": "float32", "weights": network.powers},
-        "classes": None if wanted.features else data["classes"],
-        "test": None if wanted.features else {"images": judged["samples"], **tested},
+        "classes": data["classes"] if network.powers else None,
+        "test": {"images": judged["samples"], **tested} if network.powers else None,
         "trained": {
             "data": data["digest"],
             "features": run.nodes()[j].fingerprint,
@@ -208,82 +203,113 @@ def _description(
                 {name: (run.layer(i) or {})[name] for name in ("weights", "auxiliary")}
                 for i in range(1, j + 1)
             ],
-            "final": wanted.final and {k: wanted.final[k] for k in ("name", "auxiliary")},
+            "final": final and {k: final[k] for k in ("name", "auxiliary")},
         },
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
 
-def _traced(wanted: Wanted, network: ExportedNetwork, images: Tensor) -> bytes:
-    """The network by torch.export, for any number of images of any one size.
-
-    Raises:
-        UnusableNetwork: torch.export does not take code of others.
-    """
-    some = images[:2].expand(2, -1, -1, -1)  # of one image, torch takes the number for a constant
-    shapes = ({0: Dim("n"), 2: Dim("height"), 3: Dim("width")},)
-    buffer = io.BytesIO()
+def _programs(run: Run, network: ExportedNetwork, images: Tensor, onnx: bool) -> dict[str, bytes]:
+    """The network as one file by torch.export, by its name, and if wanted another one in ONNX."""
     try:
-        with torch.no_grad():
-            program = torch.export.export(network, (some,), dynamic_shapes=shapes)
-        with warnings.catch_warnings():
-            # Kernels that lie channels last are whole all the same; they are read back, compared.
-            warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
-            torch.export.save(program, buffer)
+        program = _traced(network, images)
+        return {PROGRAM: _saved(program), **({ONNX: _as_onnx(program)} if onnx else {})}
     except Exception as error:
-        if not isinstance(wanted.run.recipe.layers[0], Block):
+        if not isinstance(run.recipe.layers[0], Block):
             raise
         raise UnusableNetwork(
-            f"network {wanted.run.recipe.network.said} cannot be exported: torch.export does not "
+            f"network {run.recipe.network.said} cannot be exported: torch.export does not "
             f"take one of its blocks: {type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def _traced(network: ExportedNetwork, images: Tensor) -> ExportedProgram:
+    """The network by torch.export, for any number of images of any one size."""
+    some = images[:2].expand(2, -1, -1, -1)  # of one image, torch takes the number for a constant
+    shapes = ({0: Dim("n"), 2: Dim("height"), 3: Dim("width")},)
+    with torch.no_grad():
+        program = torch.export.export(network, (some,), dynamic_shapes=shapes)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # which names files of this machine
+    return program
+
+
+def _saved(program: ExportedProgram) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # Kernels that lie channels last are whole all the same; they are read back, compared.
+        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+        torch.export.save(program, buffer)
     return buffer.getvalue()
+
+
+def _as_onnx(program: ExportedProgram) -> bytes:
+    with warnings.catch_warnings():
+        # torch and onnxscript use what newer versions of themselves will not.
+        warnings.simplefilter("ignore")
+        found = torch.onnx.export(program, dynamo=True, output_names=["result"], verbose=False)
+    assert found is not None
+    return found.model_proto.SerializeToString()
 
 
 # ---- does it give what the run has? --------------------------------------------------------------
 
 
-def _images(wanted: Wanted) -> Tensor:
+def _images(found: Overview, run: Run) -> Tensor:
     """The first test images as they are stored, uint8 (n, C, y, x)."""
-    key = next(key for key in keys_at(wanted.run, 0) if key.split == "test")
-    level = wanted.found.store.open(key)
+    key = next(key for key in keys_at(run, 0) if key.split == "test")
+    level = found.store.open(key)
     return torch.from_numpy(level.read(0, min(COMPARED, len(level))).copy())
 
 
-def _expected(wanted: Wanted, layers: Sequence[Frozen], images: Tensor) -> Tensor:
+def _expected(
+    run: Run,
+    network: ExportedNetwork,
+    layers: Sequence[Frozen],
+    final: SweepResult | None,
+    images: Tensor,
+) -> Tensor:
     """What the run has of these images: logits that were kept, or x_j."""
-    run, j = wanted.run, wanted.j
-    if not wanted.features:
-        places = [run.layer_directory(i) for i in range(1, j + 1)]
-        if wanted.final:
-            places[-1] = run.sweep_directory(j + 1) / wanted.final["name"]
+    if network.powers:
+        places = [run.layer_directory(i) for i in range(1, network.depth + 1)]
+        if final:
+            places[-1] = run.sweep_directory(network.depth + 1) / final["name"]
         logits = [np.load(place / LOGITS) for place in places]
-        kept = ensemble(logits) if wanted.ensemble else logits[-1]
+        kept = summed(logits) if len(network.powers) > 1 else logits[-1]
         return torch.from_numpy(kept[: len(images)].astype(np.float32))
     x = image_views(run.recipe, images, level_draws(run.recipe, run.seed, "clean", len(images)))
     x = featurize(layers, x, block=run.recipe.cache.block, compute=torch.float32)
     return x.to(torch.float32)
 
 
-@torch.no_grad()
-def _compared(
-    wanted: Wanted, program: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor
-) -> dict[str, Any]:
-    """How far the results are from those of the run, on the first test images.
+def _run_onnx(path: Path, images: Tensor) -> Tensor:
+    """Results of a program in ONNX, by the reference that its makers give."""
+    from onnx.reference import ReferenceEvaluator  # pyright: ignore[reportMissingImports]
+
+    (result,) = ReferenceEvaluator(str(path)).run(None, {"images": images.numpy()})
+    return torch.from_numpy(result)
+
+
+def _compared(run: Run, given: Tensor, expected: Tensor, whose: Path) -> dict[str, Any]:
+    """How far results of the first test images are from those that they should be.
+
+    Args:
+        whose: the latter are, for messages.
 
     Raises:
         LevelDamaged: further than the precisions of the run explain.
     """
-    furthest = float((program(images) - expected).abs().max())
+    furthest = float((given - expected).abs().max())
     largest = float(expected.abs().max())
-    run = wanted.run
     bits = min(BITS[name] for name in (run.recipe.cache.precision, run.compute, "float32"))
     bound = 8 * largest * 2.0**-bits
     # With data.jpeg, the run saw other pixels: those that ffcv decodes.
-    if not furthest <= bound and not run.recipe.data.jpeg:
+    if not furthest <= bound and not (run.recipe.data.jpeg and whose == run.directory):
         raise LevelDamaged(
-            f"the exported network is {furthest:.3g} away from what {run.directory} has, of values "
+            f"the exported network is {furthest:.3g} away from what {whose} has, of values "
             f"up to {largest:.3g}; rounding explains {bound:.3g}"
         )
-    return {"images": len(images), "furthest": furthest, "largest": largest, "bound": bound}
+    return {"images": len(given), "furthest": furthest, "largest": largest, "bound": bound}

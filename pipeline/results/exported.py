@@ -22,9 +22,10 @@ from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.sweep_results import AUXILIARY, SweepResult
 from strata.stages.data import augment
 from strata.stages.features.quantise import FLOATS, Codec, Floats
+from strata.stages.network.blocks import scale_at
 from strata.stages.network.featurize import Frozen
-from strata.stages.network.network import Auxiliary, blank_auxiliary
-from strata.stages.network.spec import AuxiliarySpec, scale_at
+from strata.stages.network.network import Auxiliary, build_auxiliary
+from strata.stages.network.spec import AuxiliarySpec
 
 
 class Rounding(nn.Module):
@@ -192,6 +193,6 @@ def assemble(
 
 def _classifier(spec: AuxiliarySpec, path: Path, digest: str) -> Auxiliary:
     """A classifier from its weights, which must have that digest."""
-    module = blank_auxiliary(spec)
+    module = build_auxiliary(spec, None)
     module.load_state_dict(weights.read_checked(path, digest))
     return module

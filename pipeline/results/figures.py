@@ -73,95 +73,12 @@ def human_percent(fraction: float | None, test_rows: int) -> str:
     return f"{100 * fraction:.{2 if test_rows >= FINE else 1}f} %"
 
 
-def accuracy_against_depth(report: Report) -> str:
-    """Draw test accuracy after each layer, with the ensemble's and the claim's; empty if none."""
-    layers = report["layers"]
-    if not layers:
-        return ""
-    rows = report["data"]["test"]
-    spoken = [f"layer {one['layer']} {human_percent(one['test']['top1'], rows)}" for one in layers]
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        _accuracy_lines(axes, layers, rows)
-        _claim_lines(axes, report["claim"])
-        depth_axis(axes)
-        axes.set_ylabel("Test accuracy (%)")
-        axes.set_xlim(layers[0]["layer"] - 0.5, layers[-1]["layer"] + 0.5)
-        figure.legend(loc="outside upper left", ncols=2)
-
-    return draw("depth", (6.6, 3.7), f"Test top-1 against depth: {', '.join(spoken)}", paint)
-
-
-def training_curves(report: Report) -> str:
-    """Draw loss and accuracy by epoch, one layer after another; empty if none."""
-    layers = [one for one in report["layers"] if one["epochs"]]
-    if not layers:
-        return ""
-    epochs = sum(len(one["epochs"]) for one in layers)
-    label = f"Training loss and accuracy over {epochs} epochs of {len(layers)} layers"
-
-    def paint(figure: Figure) -> None:
-        loss, accuracy = figure.subplots(2, 1, sharex=True)
-        _layer_bands([loss, accuracy], layers)
-        _curve(loss, layers, "train_loss", 1, OCHRE, "training")
-        _curve(accuracy, layers, "train_top1", 100, OCHRE, "training")
-        _curve(accuracy, layers, "test_top1", 100, BLUE, "test")
-        loss.set_ylabel("Loss (nats)")
-        loss.set_ylim(bottom=0)
-        accuracy.set_ylabel("Top-1 accuracy (%)")
-        accuracy.set_xlabel("Epoch, counted through all layers")
-        accuracy.locator_params(axis="x", integer=True, min_n_ticks=1)
-        accuracy.set_xlim(0.5, epochs + 0.5)
-        handles, names = accuracy.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=2)
-
-    return draw("training", (6.6, 4.6), label, paint)
-
-
-def cost_per_step(report: Report) -> str:
-    """Draw the time and the bytes each step took as horizontal bars; empty if no step ran."""
-    steps = report["steps"]
-    if not steps:
-        return ""
-    longest = max(steps, key=lambda one: one["seconds"])
-    label = f"Seconds and bytes of {len(steps)} steps; the longest is {longest['step']}"
-
-    def paint(figure: Figure) -> None:
-        time, space = figure.subplots(1, 2, sharey=True)
-        _bars(time, "Time", [one["seconds"] for one in steps], OCHRE)
-        _bars(space, "Written", [one["bytes"] for one in steps], BLUE)
-        names = [drawable(one["step"], str(place)) for place, one in enumerate(steps, 1)]
-        time.set_yticks(range(len(steps)), names)
-        time.set_ylim(len(steps) - 0.4, -0.6)
-
-    return draw("cost", (6.6, 0.9 + 0.23 * len(steps)), label, paint)
-
-
-def confusion(report: Report) -> str:
-    """Draw the confusion matrix, coloured by the share of the true class; empty if none."""
-    if not report["confusion"]:
-        return ""
-    counts = np.asarray(report["confusion"]["matrix"], dtype=float)
-    classes = report["data"]["classes"]
-    label = f"Confusion matrix over {len(classes)} classes, {report['confusion']['of']}"
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        (_counted_cells if len(counts) <= ANNOTATED else _plain_cells)(axes, counts)
-        _class_names(axes, classes)
-        axes.set(aspect="equal", xlabel="Predicted class", ylabel="True class")
-
-    return draw("confusion", (6.0, 5.4), label, paint)
-
-
-def draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figure], None]) -> str:
-    """Draw a figure as SVG text.
+def draw(paint: Callable[[Figure, Any], str], shown: Any) -> str:
+    """Draw a figure as SVG text; empty where there is nothing to see.
 
     Args:
-        name: prefix of the ids of its elements.
-        size: width and height in inches.
-        label: what it shows, for those who do not see it.
+        paint: puts ``shown`` on a figure. Returns what is to be seen, for those who do not see it;
+            empty if nothing is. The name of the function is the prefix of the elements' ids.
     """
     from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -170,16 +87,86 @@ def draw(name: str, size: tuple[float, float], label: str, paint: Callable[[Figu
     text = io.StringIO()
     # Starting from "default" keeps a user's own matplotlibrc out of the picture.
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(layout="constrained")
         FigureCanvasSVG(figure)
-        paint(figure)
+        if not (label := paint(figure, shown)):
+            return ""
         # Metadata would put the clock and links to vocabularies into the file.
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=nothing)
     parts = r"^.*?(?=<svg)|<!--.*?-->\s*|<style.*?</style>"
     svg = re.sub(parts, "", text.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{paint.__name__}-", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
+
+
+def depth(figure: Figure, report: Report) -> str:
+    """Paint test accuracy after each layer, with the ensemble's and the claim's."""
+    layers, rows = report["layers"], report["data"]["test"]
+    if not layers:
+        return ""
+    figure.set_size_inches(6.6, 3.7)
+    axes = figure.subplots()
+    _accuracy_lines(axes, layers, rows)
+    _claim_lines(axes, report["claim"])
+    depth_axis(axes)
+    axes.set_ylabel("Test accuracy (%)")
+    axes.set_xlim(layers[0]["layer"] - 0.5, layers[-1]["layer"] + 0.5)
+    figure.legend(loc="outside upper left", ncols=2)
+    spoken = [f"layer {one['layer']} {human_percent(one['test']['top1'], rows)}" for one in layers]
+    return f"Test top-1 against depth: {', '.join(spoken)}"
+
+
+def training(figure: Figure, report: Report) -> str:
+    """Paint loss and accuracy by epoch, one layer after another."""
+    layers = [one for one in report["layers"] if one["epochs"]]
+    if not layers:
+        return ""
+    epochs = sum(len(one["epochs"]) for one in layers)
+    figure.set_size_inches(6.6, 4.6)
+    loss, accuracy = figure.subplots(2, 1, sharex=True)
+    _layer_bands([loss, accuracy], layers)
+    _curve(loss, layers, "train_loss", 1, OCHRE, "training")
+    _curve(accuracy, layers, "train_top1", 100, OCHRE, "training")
+    _curve(accuracy, layers, "test_top1", 100, BLUE, "test")
+    loss.set_ylabel("Loss (nats)")
+    loss.set_ylim(bottom=0)
+    accuracy.set_ylabel("Top-1 accuracy (%)")
+    accuracy.set_xlabel("Epoch, counted through all layers")
+    accuracy.locator_params(axis="x", integer=True, min_n_ticks=1)
+    accuracy.set_xlim(0.5, epochs + 0.5)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return f"Training loss and accuracy over {epochs} epochs of {len(layers)} layers"
+
+
+def cost(figure: Figure, report: Report) -> str:
+    """Paint the time and the bytes each step took as horizontal bars."""
+    steps = report["steps"]
+    if not steps:
+        return ""
+    figure.set_size_inches(6.6, 0.9 + 0.23 * len(steps))
+    time, space = figure.subplots(1, 2, sharey=True)
+    _bars(time, "Time", [one["seconds"] for one in steps], OCHRE)
+    _bars(space, "Written", [one["bytes"] for one in steps], BLUE)
+    names = [drawable(one["step"], str(place)) for place, one in enumerate(steps, 1)]
+    time.set_yticks(range(len(steps)), names)
+    time.set_ylim(len(steps) - 0.4, -0.6)
+    longest = max(steps, key=lambda one: one["seconds"])
+    return f"Seconds and bytes of {len(steps)} steps; the longest is {longest['step']}"
+
+
+def confusion(figure: Figure, report: Report) -> str:
+    """Paint the confusion matrix, coloured by the share of the true class."""
+    if not report["confusion"]:
+        return ""
+    counts = np.asarray(report["confusion"]["matrix"], dtype=float)
+    classes = report["data"]["classes"]
+    figure.set_size_inches(6.0, 5.4)
+    axes = figure.subplots()
+    (_counted_cells if len(counts) <= ANNOTATED else _plain_cells)(axes, counts)
+    _class_names(axes, classes)
+    axes.set(aspect="equal", xlabel="Predicted class", ylabel="True class")
+    return f"Confusion matrix over {len(classes)} classes, {report['confusion']['of']}"
 
 
 def depth_axis(axes: Axes) -> None:
@@ -213,11 +200,12 @@ def _claim_lines(axes: Axes, claim: Report) -> None:
 
 def _layer_bands(panels: list[Axes], layers: list[Report]) -> None:
     start = 0.5
+    for axes in panels:
+        axes.grid(axis="y")
     for place, one in enumerate(layers):
         end = start + len(one["epochs"])
         for axes in panels:
             axes.axvspan(start, end, color="#f3f4f6", alpha=place % 2, linewidth=0, zorder=0)
-            axes.grid(axis="y")
         name = f"layer {one['layer']}" if len(layers) <= 6 else f"{one['layer']}"
         top = panels[0].get_xaxis_transform()
         panels[0].text((start + end) / 2, 1.02, name, transform=top, ha="center", color=SLATE)

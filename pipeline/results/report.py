@@ -1,20 +1,22 @@
-"""The report of a run: report.json, all that figures and tables need, and report.html."""
+"""The report of a run: report.json, all that figures and tables need, and report.html, one page
+that needs nothing but itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from strata.pipeline.plan import compression
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.results import separability
-from strata.pipeline.results.page import render
+from strata.pipeline.results import figures, separability
+from strata.pipeline.results.figures import Report, human_bytes, human_percent, human_seconds
 from strata.pipeline.results.status import status
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import source_name
@@ -24,10 +26,12 @@ from strata.store.files.publish import replace
 
 DATA = ("digest", "train", "test", "classes", "broken", "broken_count")
 """Fields of what is known of the images that a report shows."""
+PAINTERS = (figures.depth, separability.probes, figures.training, figures.cost, figures.confusion)
+LISTED = 200  # broken files and classes shown by name before the page only counts them
 
 
-def write_report(overview: Overview) -> Path:
-    """Write report.json and report.html into the run. Returns the page's path.
+def write_report(overview: Overview) -> Report:
+    """Write report.json and report.html into the run; returns what the first one holds.
 
     Raises:
         NotThereYet: nothing has been solved.
@@ -35,10 +39,10 @@ def write_report(overview: Overview) -> Path:
     run, report = overview.existing(), collect(overview)
     replace(run.directory, "report.json", (json.dumps(report, indent=1) + "\n").encode())
     replace(run.directory, "report.html", render(report).encode())
-    return run.directory / "report.html"
+    return report
 
 
-def collect(overview: Overview) -> dict[str, Any]:
+def collect(overview: Overview) -> Report:
     """Everything a report shows. Raises NotThereYet if no layer is solved."""
     run = overview.existing()
     data, evaluation, states = run.data(), overview.evaluation(), status(overview)
@@ -70,7 +74,7 @@ def collect(overview: Overview) -> dict[str, Any]:
     }
 
 
-def _layer(run: Run, j: int, evaluation: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
     record = run.layer(j)
     assert record is not None
     lines = (run.layer_directory(j) / CURVE).read_text("utf-8").splitlines()
@@ -96,7 +100,7 @@ def _layer(run: Run, j: int, evaluation: dict[str, Any], state: dict[str, Any]) 
     }
 
 
-def _steps(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _steps(layers: list[Report]) -> list[Report]:
     """Solving and writing in the order they happen."""
     steps = []
     for layer in layers:
@@ -108,7 +112,7 @@ def _steps(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return steps
 
 
-def _outcomes(run: Run) -> Iterator[dict[str, Any]]:
+def _outcomes(run: Run) -> Iterator[Report]:
     """What every step was expected to take, and took, in the order they happen."""
     for j in range(1, run.solved() + 1):
         for name, record in ((f"solve layer {j}", run.layer(j)), (f"write x_{j}", run.features(j))):
@@ -117,6 +121,90 @@ def _outcomes(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _own_version() -> str:
-    with suppress(PackageNotFoundError):
+    try:
         return version("strata")
-    return "not installed"
+    except PackageNotFoundError:
+        return "not installed"
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def render(report: Report) -> str:
+    """Return the page of a report, finished or not; the same report gives the same page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        bytes=human_bytes,
+        seconds=human_seconds,
+        percent=lambda fraction: human_percent(fraction, report["data"]["test"]),
+        count=_formatter("{:,.0f}"),
+        loss=_formatter("{:.3f}"),
+    )
+    return environment.get_template("report.html.j2").render(
+        r=report,
+        claims=list(_claims(report)),
+        recipe={name: list(_settings(group)) for name, group in report["recipe"].items()},
+        mistakes=list(_mistakes(report)),
+        pool=-(-len(report["data"]["classes"]) // figures.POOLED),
+        # matplotlib escapes the text of its SVG, so it goes into the page as it is.
+        figures={paint.__name__: Markup(figures.draw(paint, report)) for paint in PAINTERS},
+        listed=LISTED,
+    )
+
+
+def _formatter(form: str) -> Callable[[float | None], str]:
+    return lambda number: "—" if number is None else form.format(number)
+
+
+def _claims(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    """What is claimed: its name, the claim, what the run reached, and the difference."""
+    claim, last = report["claim"], (report["layers"] or [None])[-1]
+    own, joint = (last["test"], last["ensemble"]["probabilities"]) if last else ({}, {})
+    for who, field, found in (("Last layer", "last", own), ("Ensemble", "ensemble", joint)):
+        for best, key in ((1, field), (5, f"{field}_top5")):
+            if claim[key] is not None:
+                share = found.get(f"top{best}")
+                got = human_percent(share, report["data"]["test"])
+                gap = "—" if share is None else f"{100 * share - claim[key]:+.1f} points"
+                gap = gap.replace("-", "\N{MINUS SIGN}")
+                yield f"{who}, top-{best}", f"{claim[key]:g} %", got, gap
+
+
+def _mistakes(report: Report, most: int = 3) -> Iterator[tuple[str, str, int]]:
+    """The commonest confusions, as (true class, predicted class, times)."""
+    if report["confusion"]:
+        names = [n.strip() or f"class {place}" for place, n in enumerate(report["data"]["classes"])]
+        wrong = np.array(report["confusion"]["matrix"])
+        np.fill_diagonal(wrong, 0)
+        for cell in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+            row, column = divmod(int(cell), len(wrong))
+            if times := int(wrong[row, column]):
+                yield names[row], names[column], times
+
+
+def _settings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of a recipe's table, tables inside it included."""
+    if isinstance(value, dict) and (value or not name):
+        for key, inner in value.items():
+            yield from _settings(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name or "value", _setting(value)
+
+
+def _setting(value: Any) -> str:
+    if value is None or value in ([], {}, ""):
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_setting, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

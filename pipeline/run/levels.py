@@ -27,11 +27,7 @@ def keys_at(run: Run, depth: int, *, clean: bool = False) -> list[LevelKey]:
     if depth >= len(nodes):
         return []
     name = nodes[depth].fingerprint
-    wanted = (
-        augmentation.clean_levels(run.recipe)
-        if clean and depth
-        else augmentation.levels_at(run.recipe, depth)
-    )
+    wanted = augmentation.levels_at(run.recipe, depth, clean=clean)
     return [LevelKey(depth, name, split, view) for split, view in wanted]
 
 

@@ -40,5 +40,5 @@ def recalled(directory: Path, recipe: Recipe) -> Recipe:
     network, found = recipe.network, record.whole(directory / NETWORK)
     if not isinstance(network, NamedNetwork) or found is None:
         return recipe
-    known = tuple(Block.of_json(one, network.source) for one in found["blocks"])
+    known = tuple(Block.of_json(one, network) for one in found["blocks"])
     return replace(recipe, network=replace(network, known=known))

@@ -7,11 +7,10 @@ without them there is no expectation, and none is made up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from strata.pipeline.plan import memory
-from strata.pipeline.plan.choose import START, CachedDepth
+from strata.pipeline.plan.choose import X0, CachedDepth
 from strata.pipeline.plan.costs import RecipeCosts, level_geometry
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import levels
@@ -82,11 +81,12 @@ def _costs(session: Session) -> RecipeCosts | None:
     if rates is None or data is None:
         return None
     counts = data["train"], data["test"]
-    costs = RecipeCosts(session.run.recipe, rates, *counts)
-    return replace(costs, loader=session.loader, tier=session.tier)
+    how = {"loader": session.loader, "tier": session.tier}
+    return RecipeCosts(session.run.recipe, rates, *counts, **how)
 
 
 def _stored(session: Session, depth: int) -> CachedDepth:
     """x_depth, as its levels are stored."""
-    there = levels.profile_at(session.run, session.store, depth) if depth else START
-    return CachedDepth(depth, there or "raw")
+    if depth == 0:
+        return X0
+    return CachedDepth(depth, levels.profile_at(session.run, session.store, depth) or "raw")

@@ -80,10 +80,10 @@ def find(
         RecipeError: unknown recipe, or one that cannot be.
         RunConflict: the directory was made with another recipe or seed.
     """
-    name, text = builtin.text_of(recipe)
-    loaded = parse(text, name, builtin.folder_of(recipe))
+    name, text, folder = builtin.text_of(recipe)
+    loaded = parse(text, name, folder)
     place = directory or Path("runs") / name / str(seed)
-    run = rundir.find_matching(place, loaded, seed)
+    run = rundir.find_matching(place, loaded, seed, text)
     if run is not None:  # the same network, and perhaps it knows its blocks
         loaded = replace(loaded, network=run.recipe.network)
     loaded.check_layers()

@@ -57,7 +57,10 @@ def read(path: Path) -> Any:
 
 def whole(path: Path) -> Any:
     """The body of a record if it and its files are what they were; else None."""
-    return None if not path.exists() or any(damage(path)) else read(path)
+    try:
+        return None if any(damage(path)) else read(path)
+    except FileNotFoundError:
+        return None
 
 
 def believed(path: Path, made_of: Mapping[str, Any]) -> Any:
@@ -73,7 +76,11 @@ def agrees(found: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
 
 
 def damage(path: Path) -> Iterator[tuple[Path, str]]:
-    """What is not as it was of a record and of the files beside it, and what is wrong with it."""
+    """What is not as it was of a record and of the files beside it, and what is wrong with it.
+
+    Raises:
+        FileNotFoundError: there is no record.
+    """
     try:
         files = unseal(path).get("files", {})
     except LevelDamaged:

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import RunConflict
+from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import network_record, record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
@@ -200,8 +201,12 @@ def write_curve(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
     publish.replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
 
 
-def find(directory: Path) -> Run | None:
+def find(directory: Path, known: Mapping[str, Recipe] | None = None) -> Run | None:
     """The run in a directory, or None.
+
+    Args:
+        known: recipes by their TOML, as they were read already; unless they name a file, of which
+            the run has a copy of its own.
 
     Raises:
         RunConflict: its recipe was edited since it was made.
@@ -209,8 +214,10 @@ def find(directory: Path) -> Run | None:
     facts = record.read(directory / RUN)
     if facts is None:
         return None
-    recipe = parse((directory / "recipe.toml").read_text("utf-8"), facts["recipe"], directory)
-    recipe = network_record.recalled(directory, recipe)
+    text = (directory / "recipe.toml").read_text("utf-8")
+    recipe = (known or {}).get(text)
+    if recipe is None or isinstance(recipe.network, NamedNetwork):
+        recipe = network_record.recalled(directory, parse(text, facts["recipe"], directory))
     if edited := differences(facts["science"], recipe.science()):
         raise RunConflict(
             f"{directory / 'recipe.toml'}, or a file it names, was edited since the run was made: "
@@ -219,13 +226,16 @@ def find(directory: Path) -> Run | None:
     return Run(directory, facts["recipe"], recipe, facts)
 
 
-def find_matching(directory: Path, wanted: Recipe, seed: int) -> Run | None:
+def find_matching(directory: Path, wanted: Recipe, seed: int, text: str = "") -> Run | None:
     """The run in a directory, or None; a directory made from another recipe or seed is refused.
+
+    Args:
+        text: TOML that ``wanted`` was read from.
 
     Raises:
         RunConflict: names the fields that differ.
     """
-    if (run := find(directory)) is None:
+    if (run := find(directory, {text: wanted})) is None:
         return None
     asked = {**wanted.science(), "seed": seed}
     if found := differences({**run.recipe.science(), "seed": run.seed}, asked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from strata.pipeline.errors import NotThereYet
 from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.options import Options
 from strata.pipeline.plan import hardware, memory
+from strata.pipeline.plan.caching import known_machine
 from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.plan.machine import Machine
 from strata.pipeline.progress import Reporter, size
@@ -33,6 +37,11 @@ if TYPE_CHECKING:
 
 READ_THREADS = 2
 """Threads that decode images."""
+TOLD = (
+    *("data_root", "download", "skip_broken", "tier", "loader"),
+    *("gpu_memory", "memory_budget"),
+)
+"""Fields of a session that are options of the command line."""
 
 
 class Crew(Protocol):
@@ -169,44 +178,41 @@ def patience(session: Session) -> Callable[[str], None]:
 
 def open_session(
     overview: Overview,
+    options: Options,
     *,
-    seed: int,
-    device_name: str,
-    source: str | None,
     report: Reporter,
-    gpu_memory: int | None = None,
     ranks: Ranks | None = None,
     **rest: Any,
 ) -> Session:
-    """Take up the run that a command speaks of, or make it.
+    """Take up the run that a command speaks of, or make it; a new one divides its steps so that
+    they fit into ``--gpu-memory``, and keeps to that.
 
     Args:
-        source: other images than the recipe names; None for the run's own.
-        gpu_memory: bytes; a new run divides its steps so that they fit, and keeps to that.
         ranks: who solves layers together; None: this process alone.
-        rest: the other fields of :class:`Session`.
+        rest: fields of :class:`Session` that no option sets.
 
     Raises:
         DeviceError: the device, or the recipe's precision on it, is not to be had.
-        BudgetError: a step does not fit into ``gpu_memory``; gives both numbers.
+        BudgetError: a step does not fit into ``--gpu-memory``; gives both numbers.
     """
-    chosen = device.pick(device_name)
-    run = overview.run
+    chosen, cap, run = device.pick(options.device), options.gpu_memory, overview.run
     if run is None:
-        facts = _facts_of_new_run(overview.recipe, chosen, gpu_memory, report)
+        facts = _facts_of_new_run(overview.recipe, chosen, cap, report)
         who = overview.directory, overview.name, overview.text
-        run = rundir.create(*who, seed, source, facts, overview.recipe)
-    elif (wanted := source or _known_source(overview, run)) != run.source:
+        run = rundir.create(*who, options.seed, options.data, facts, overview.recipe)
+    elif (wanted := options.data or _known_source(overview, run)) != run.source:
         run = rundir.with_source(run, wanted)
     device.check(run.compute, chosen)
-    if gpu_memory is not None:
+    if cap is not None:
         there = memory.Device(run.compute, chosen.type == "cuda")
-        memory.check(run.recipe, there, run.accumulate, gpu_memory)
-        device.limit_memory(chosen, gpu_memory)
+        memory.check(run.recipe, there, run.accumulate, cap)
+        device.limit_memory(chosen, cap)
     if chosen.type == "cpu":
         hardware.keep_freed_memory()
-    who = {"gpu_memory": gpu_memory, "ranks": ranks or Ranks()}
-    return Session(run, overview.store, chosen, report, **who, **rest)
+    with suppress(NotThereYet):  # another machine's: who needs them is told so
+        rest["rates"] = known_machine(options)
+    rest |= {name: getattr(options, name) for name in TOLD}
+    return Session(run, overview.store, chosen, report, ranks=ranks or Ranks(), **rest)
 
 
 def _facts_of_new_run(

@@ -20,14 +20,12 @@ from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import record
-from strata.pipeline.run.record import CURVE, RESULT
-from strata.pipeline.run.rundir import LOGITS, Run
+from strata.pipeline.run.record import RESULT
+from strata.pipeline.run.rundir import Run
 from strata.stages.errors import Diverged, StageError
 from strata.store.errors import LevelDamaged
 
 WEIGHTS, AUXILIARY = "weights.safetensors", "auxiliary.safetensors"
-FILES = (WEIGHTS, AUXILIARY, CURVE, LOGITS)
-"""Files of a variant that its result has the hashes of."""
 
 SweepResult = Mapping[str, Any]
 """Body of result.json; ``diverged`` is None, or epoch and last finite loss."""

@@ -149,7 +149,7 @@ def _layer_rate(recipe: Recipe, j: int, device: torch.device, compute: torch.dty
         featurize([frozen], x, block=len(x), compute=compute)
         devices.finish(device)
 
-    trained = 3 * operations(recipe, j) * len(x) / seconds(train)
+    trained = 3 * operations(recipe, (layer, auxiliary)) * len(x) / seconds(train)
     problem.eval()
     with torch.no_grad():
         maps = run_layer(problem.layer, x, compute).float().cpu()

@@ -104,7 +104,7 @@ def keep(session: Session, j: int, one: SweepResult) -> None:
     source, directory = run.sweep_directory(j) / one["name"], run.layer_directory(j)
     path = source / sweep_results.WEIGHTS
     layer = read_layer(run.recipe.layers[j - 1], path, one["weights"], session.device)
-    for name in sweep_results.FILES:
+    for name in one["files"]:
         replace(make_directory(directory), name, (source / name).read_bytes())
     quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
     # Seconds were shared with other variants: nothing was expected of them.

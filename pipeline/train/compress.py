@@ -20,14 +20,14 @@ from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.plan.costs import SCORE_ROWS
 from strata.pipeline.recipe.recipe import ProblemSpec
 from strata.pipeline.train.loop import batches_of, top1_on_test, train
-from strata.pipeline.train.solving import Note, Solving, give_up
+from strata.pipeline.train.solving import Solving, give_up
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem, build_problem
 from strata.stages.solve.prune import narrowed, strongest, taylor
 from strata.stages.solve.solve import Solver
 
 
-def take_up(solving: Solving, note: Note) -> None:
+def take_up(solving: Solving, note: dict[str, Any]) -> None:
     """Make the problem that a checkpoint is about: after a removal, that of the kept filters."""
     if found := note.get("compression"):
         specs = solving.session.run.recipe.fine_tuned(solving.j)[len(found["removals"]) - 1]

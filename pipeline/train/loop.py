@@ -185,14 +185,15 @@ def risks(those: Sequence[Solving], feed: ProblemFeed) -> list[float]:
     """Empirical risk of the present iterates on a fixed part of the un-augmented training set."""
     if not those:
         return []
-    rows = generator("risk rows", feed.seed).permutation(len(feed.ids))[:RISK_ROWS]
+    session = those[0].session
+    rows = generator("risk rows", session.run.seed).permutation(len(feed.ids))[:RISK_ROWS]
     rows.sort()
 
     def found() -> list[float]:
         logits = _logits(those, (x for x, _ in feed.fixed(rows)))
         return [cross_entropy(z, feed.labels[rows]) for z in logits]
 
-    return those[0].session.ranks.by_leader(found)
+    return session.ranks.by_leader(found)
 
 
 def _judge(those: Iterable[Solving], feed: ProblemFeed) -> dict[Solving, float]:

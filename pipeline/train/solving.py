@@ -29,9 +29,6 @@ CHECKPOINT_SECONDS = 20.0
 SAY_SECONDS = 2.0
 """Time between two lines about epochs; all epochs are in epochs.jsonl."""
 
-Note = dict[str, Any]
-"""What a checkpoint says beside its tensors, as JSON."""
-
 
 @dataclass(eq=False)
 class Solving:
@@ -53,7 +50,7 @@ class Solving:
     history: list[dict[str, Any]] = field(default_factory=list)
     saved_at: float = field(default_factory=time.monotonic)
     said_at: float = -SAY_SECONDS
-    good: tuple[dict[str, Tensor], Note] | None = None
+    good: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     """State at the end of the last epoch, for when the next one diverges."""
     before: int = 0
     """Epochs in the history that an earlier solver did; see compress.py."""
@@ -78,7 +75,7 @@ class Solving:
     @property
     def kept_epoch(self) -> int | None:
         """The epoch whose iterate is the result, counted over the whole history."""
-        own = self.solver.kept_epoch
+        own = self.at.best_epoch if self.keeps_best else self.at.epoch
         return None if own is None else self.before + own
 
     @property
@@ -117,12 +114,12 @@ class Solving:
         if self.session.ranks.leads:
             weights.write(self.checkpoint, self.solver.tensors(), self.note())
 
-    def note(self) -> Note:
-        """The state that is not tensors."""
+    def note(self) -> dict[str, Any]:
+        """The state that is not tensors, as JSON: what a checkpoint says beside them."""
         note = {**self.solver.snapshot(), "history": self.history, **self.made_of}
         return note | ({"compression": self.compression} if self.compression else {})
 
-    def load(self, fit: Callable[[Solving, Note], None] | None = None) -> bool:
+    def load(self, fit: Callable[[Solving, dict[str, Any]], None] | None = None) -> bool:
         """Go on from the checkpoint, if there is one that is believed; says whether it was.
 
         Args:

@@ -23,7 +23,6 @@ from strata.stages.faking import faked
 from strata.stages.memory import TensorBytes
 from strata.stages.network.block_source import construct, digest, first_line
 from strata.stages.network.blocks import Block, MemoryPeaks, Origin, Pair
-from strata.stages.network.cutting import Named
 from strata.stages.network.spec import Shape
 
 PIXELS = 16
@@ -37,11 +36,12 @@ def read_blocks(source: Origin, shape: Shape) -> tuple[Block, ...]:
 
     Raises UnusableNetwork where it cannot be made or cut, or a block is not what layers can be.
     """
-    made, blocks = construct(source, None), []
-    _check_apart(source, made)
+    blocks: list[Block] = []
+    owner: dict[int, int] = {}
     known: dict[tuple[str, Shape], dict[str, Any]] = {}
-    for index, (name, module) in enumerate(made, start=1):
+    for index, (name, module) in enumerate(construct(source, None), start=1):
         title = f"network {source.name}: block {index}, {name},"
+        _check_apart(module, index, owner, title)
         key = digest(source, module), shape
         if key not in known:  # many networks have the same block many times
             known[key] = _figures(module, shape, title)
@@ -69,26 +69,23 @@ def _figures(module: nn.Module, shape: Shape, title: str) -> dict[str, Any]:
     }
 
 
-def _check_apart(source: Origin, made: Sequence[Named]) -> None:
-    """Refuse blocks that share weights or have none, and tensors that would not be kept."""
-    owner: dict[int, int] = {}
-    for index, (name, module) in enumerate(made, start=1):
-        title = f"network {source.name}: block {index}, {name},"
-        for parameter in module.parameters():
-            if owner.setdefault(id(parameter), index) != index:
-                raise UnusableNetwork(
-                    f"{title} shares weights with block {owner[id(parameter)]}, which is trained "
-                    "alone"
-                )
-        if not any(p.requires_grad for p in module.parameters()):
+def _check_apart(module: nn.Module, index: int, owner: dict[int, int], title: str) -> None:
+    """Refuse a block that has no weights, or shares them, and tensors that would not be kept.
+
+    ``owner`` has the block of every parameter, by id; those of this one are noted.
+    """
+    for parameter in module.parameters():
+        if (other := owner.setdefault(id(parameter), index)) != index:
             raise UnusableNetwork(
-                f"{title} has no weights to train: make it a part of the next one"
+                f"{title} shares weights with block {other}, which is trained alone"
             )
-        if loose := _loose(module):
-            raise UnusableNetwork(
-                f"{title} has the tensor {loose} beside its parameters and buffers, so it would "
-                "not be kept with them: use register_buffer, persistent"
-            )
+    if not any(p.requires_grad for p in module.parameters()):
+        raise UnusableNetwork(f"{title} has no weights to train: make it a part of the next one")
+    if loose := _loose(module):
+        raise UnusableNetwork(
+            f"{title} has the tensor {loose} beside its parameters and buffers, so it would "
+            "not be kept with them: use register_buffer, persistent"
+        )
 
 
 def _loose(module: nn.Module) -> str | None:
@@ -200,7 +197,7 @@ def memory_peaks(module: nn.Module, shape: Shape, compute: torch.dtype) -> Memor
         few, more = (_steps(module, (rows, *shape), compute) for rows in (FEW, MORE))
     except Exception:  # whatever code of others does
         return None
-    if any(len(a) != len(b) for a, b in zip(few, more, strict=True)):
+    if [len(log) for log in few] != [len(log) for log in more]:
         return None
     (kept,), training, backward, frozen = map(_pairs, few, more)
     return MemoryPeaks(kept, training, backward, frozen)
@@ -220,46 +217,44 @@ def _pairs(few: Sequence[int], more: Sequence[int]) -> tuple[Pair, ...]:
 
 
 class _Logged(TensorBytes):
-    """Bytes after every call that showed tensors."""
+    """Bytes after every call that showed tensors, without those of some that others count."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Sequence[Tensor]) -> None:
         super().__init__(torch.device("cpu"))
-        self.log: list[int] = []
+        super().see(held)
+        self.held, self.log = self.now, list[int]()
 
     def see(self, values: Any) -> None:
         super().see(values)
-        self.log.append(self.now)
+        self.log.append(self.now - self.held)
 
-    def started(self, held: Sequence[Tensor]) -> int:
-        """Bytes of what others count, weights and input; the log begins after it."""
-        self.see(held)
-        self.log = []
-        return self.now
+    def taken(self) -> list[int]:
+        """The log so far; another one begins."""
+        log, self.log = self.log, []
+        return log
 
 
-def _steps(
-    module: nn.Module, shape: Sequence[int], compute: torch.dtype
-) -> tuple[list[int], list[int], list[int], list[int]]:
+def _steps(module: nn.Module, shape: Sequence[int], compute: torch.dtype) -> list[list[int]]:
     """Bytes kept after a forward pass; during it; during the backward pass; without a gradient."""
     half = torch.autocast("cpu", compute, enabled=compute != torch.float32)
     module.train()
-    with faked(module, shape) as (state, x), _Logged() as counted:
-        held = counted.started([*state.values(), x])
+    with faked(module, shape) as (state, x), _Logged([*state.values(), x]) as counted:
         with half:
             y = functional_call(module, state, (x,))
-        kept, training = counted.now - held, counted.log
-        counted.log = []
+        kept, training = [counted.now - counted.held], counted.taken()
         # As the classifier's backward pass does: a gradient of the output, which itself may go.
         total = (y * torch.ones_like(y)).sum()
         del y
-        counted.log = []
+        counted.taken()
         total.backward()
-        backward = counted.log
+        backward = counted.taken()
     module.eval()
-    with faked(module, shape) as (state, x), _Logged() as counted, torch.no_grad():
-        before = counted.started([*state.values(), x])
-        with half:
-            functional_call(module, state, (x,))
+    with (
+        faked(module, shape) as (state, x),
+        _Logged([*state.values(), x]) as counted,
+        torch.no_grad(),
+        half,
+    ):
+        functional_call(module, state, (x,))
     module.train()
-    training, backward = ([n - held for n in log] for log in (training, backward))
-    return [kept], training, backward, [n - before for n in counted.log]
+    return [kept, training, backward, counted.log]

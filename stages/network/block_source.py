@@ -1,5 +1,16 @@
 """Blocks of a network that a Python file or torchvision makes: modules, one after another.
 
+A file gives blocks. A model of torchvision is cut into a chain of them, read off from a forward
+pass: its modules in the order in which they are called, as long as each sees what the one before it
+gave. ``Sequential`` is opened up; any other module (a residual block, a dense block) stays whole.
+Then a block is
+
+    pooling that lies before it · a part with weights · norms and activations that follow it
+
+so pooling opens the next block, as P does in a layer (Sec. 4.3, VGG). From the first part on that
+is shown or gives no map any more, a model is its own classifier; that is left out, since every
+block has an auxiliary classifier instead. So is pooling that closes the last block.
+
 A constructor draws its weights from torch's own generator. As long as it runs, that generator goes
 on from a given seed, and afterwards from where it was; where weights are loaded later, it is not
 asked at all. Weights are always random, never pretrained.
@@ -16,21 +27,28 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from strata.stages.errors import UnusableNetwork
+from strata.stages.faking import faked
 from strata.stages.network.blocks import Block, Origin
-from strata.stages.network.cutting import Named, cut
 
-TORCHVISION = "torchvision:"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+Named = tuple[str, nn.Module]
+"""A module and what it is called in its model."""
+SIDE = 224
+"""Of the image that is shown to the model, in pixels: it has no content, so it costs nothing."""
+OPENING = ("pooling", "dropout", "pixelshuffle")
+"""Modules of torch.nn that belong to the block after them."""
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # pyright: ignore
 
 
 def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
@@ -39,17 +57,18 @@ def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
     Raises UnusableNetwork also where one of them is no longer the block that was read.
     """
     source = blocks[0].source
-    made = construct(source, seed)
+    made, found = dict(enumerate(construct(source, seed), start=1)), []
     for block in blocks:
-        name, module = made[block.index - 1] if block.index <= len(made) else ("", None)
-        if module is None or digest(source, module) != block.digest:
+        name, module = made.get(block.index, ("missing", nn.Identity()))
+        if digest(source, module) != block.digest:
             raise _unusable(
                 source,
-                f"block {block.index}, {name or 'missing'} here, is not what the run was made with "
+                f"block {block.index}, {name} here, is not what the run was made with "
                 f"({block.name}, {block.digest[:12]}). Is this another version of torchvision, or "
                 "of what the file imports?",
             )
-    return [made[block.index - 1][1] for block in blocks]
+        found.append(module)
+    return found
 
 
 def construct(source: Origin, seed: int | None) -> list[Named]:
@@ -58,10 +77,10 @@ def construct(source: Origin, seed: int | None) -> list[Named]:
     ``seed`` is that of torch's draws, which give the same weights on every machine; None, for
     weights to be loaded, draws nothing. Raises UnusableNetwork where it cannot be made or cut.
     """
-    with _drawing(seed), _errors_named(source):
-        if source.name.startswith(TORCHVISION):
-            return cut(_torchvision(source), source.name)
-        return _of_file(source)
+    draws = _NoDraws() if seed is None else nullcontext()
+    with torch.random.fork_rng(devices=[]), draws, _errors_named(source):
+        torch.default_generator.manual_seed(seed or 0)
+        return _of_file(source) if source.file else _cut(_torchvision(source), source.name)
 
 
 def digest(source: Origin, module: nn.Module) -> str:
@@ -69,7 +88,7 @@ def digest(source: Origin, module: nn.Module) -> str:
     state = [[n, list(t.shape), str(t.dtype)] for n, t in module.state_dict().items()]
     said = {
         "name": source.name,
-        "arguments": source.arguments,
+        "arguments": sorted(source.arguments),
         "code": source.digest or _code_of(module),
         "structure": ADDRESS.sub("", str(module)),
         "state": state,
@@ -92,10 +111,10 @@ def _unusable(source: Origin, text: str) -> UnusableNetwork:
 def _torchvision(source: Origin) -> nn.Module:
     from torchvision import models
 
-    name, known = source.name.removeprefix(TORCHVISION), models.list_models(module=models)
+    name, known = source.name.removeprefix("torchvision:"), models.list_models(module=models)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f". Did you mean {TORCHVISION}{near[0]}?" if near else ""
+        hint = f". Did you mean torchvision:{near[0]}?" if near else ""
         raise _unusable(source, f"torchvision has no such classifier{hint}")
     return models.get_model(name, weights=None, **dict(source.arguments))
 
@@ -129,23 +148,10 @@ def _executed(source: Origin, path: str) -> ModuleType:
     return module
 
 
-@contextmanager
-def _drawing(seed: int | None) -> Iterator[None]:
-    """Torch's generator of the CPU stands at a seed, and afterwards where it was."""
-    with torch.random.fork_rng(devices=[]):
-        if seed is None:
-            with _NoDraws():
-                yield
-        else:
-            torch.default_generator.set_state(torch.Generator().manual_seed(seed).get_state())
-            yield
-
-
 class _NoDraws(TorchFunctionMode):
-    """What would be drawn is its mean: drawing is most of the time that a large network takes.
+    """What would be drawn is 0: drawing is most of the time that a large network takes.
 
-    ``uniform_(a, b)`` and ``normal_(mean, std)`` are functions of nn.init and methods of tensors,
-    with other names for the same arguments.
+    ``uniform_`` and ``normal_`` are functions of nn.init and methods of tensors.
     """
 
     def __torch_function__(
@@ -154,11 +160,8 @@ class _NoDraws(TorchFunctionMode):
         kwargs = kwargs or {}
         if func.__name__ not in ("uniform_", "normal_"):
             return func(*args, **kwargs)
-        named = (value for name, value in kwargs.items() if name != "generator")
-        tensor, *numbers = *args, *named
-        first, second = [*numbers, *(0.0, 1.0)[len(numbers) :]][:2]
         with torch.no_grad():
-            return tensor.fill_((first + second) / 2 if func.__name__ == "uniform_" else first)
+            return (args[0] if args else kwargs["tensor"]).zero_()
 
 
 @contextmanager
@@ -169,16 +172,101 @@ def _errors_named(source: Origin) -> Iterator[None]:
     except UnusableNetwork:
         raise
     except Exception as error:
-        path, where = source.name.rpartition(":")[0], ""
         frames = traceback.walk_tb(error.__traceback__)
-        lines = [line for frame, line in frames if frame.f_code.co_filename == path]
+        lines = [line for frame, line in frames if frame.f_code.co_filename == source.file]
         if isinstance(error, SyntaxError):
-            where = f"line {error.lineno}, "
-        elif lines and source.code:
-            where = f"line {lines[-1]}, "
+            lines = [error.lineno]
+        where = f"line {lines[-1]}, " if lines else ""
         raise _unusable(source, f"{where}{type(error).__name__}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 200 characters."""
     return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+# ---- cutting ------------------------------------------------------------------------------------
+
+
+def _cut(model: nn.Module, name: str) -> list[Named]:
+    """The blocks of a model for images of three channels, each with its name and class.
+
+    Raises UnusableNetwork, with the model's ``name`` and the module, where it is no chain.
+    """
+    blocks: list[list[Named]] = []
+    opening: list[Named] = []
+    for path, part in _trunk(model, name):
+        begins = _weighted(part) and not isinstance(part, NORMS)
+        if type(part).__module__ in {f"torch.nn.modules.{kind}" for kind in OPENING}:
+            opening.append((path, part))
+        elif begins or not blocks:
+            blocks.append([*opening, (path, part)])
+            opening = []
+        else:
+            (opening or blocks[-1]).append((path, part))
+    return [_joined(parts) for parts in blocks]
+
+
+def _weighted(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _joined(parts: Sequence[Named]) -> Named:
+    path, main = next((one for one in parts if _weighted(one[1])), parts[0])
+    module = main if len(parts) == 1 else nn.Sequential(*(part for _, part in parts))
+    return f"{path} ({type(main).__name__})", module
+
+
+def _trunk(model: nn.Module, name: str) -> list[Named]:
+    """The modules from the image to the last map."""
+    calls: list[tuple[str, nn.Module, tuple[Any, ...], Any]] = []
+    model.eval()
+    with faked(model, (1, 3, SIDE, SIDE)) as (state, last):
+        hooks = [
+            part.register_forward_hook(lambda *call, path=path: calls.append((path, *call)))
+            for path, part in _units(model)
+        ]
+        try:
+            functional_call(model, state, (last,))
+        finally:
+            for hook in hooks:
+                hook.remove()
+    model.train()
+    parts: list[Named] = []
+    for path, module, inputs, output in calls:
+        if not inputs or inputs[0] is not last or not _is_map(output):
+            break
+        parts.append((path, module))
+        last = output
+    stray = (
+        f"{path} ({type(module).__name__})"
+        for path, module, _, output in calls[len(parts) :]
+        if _weighted(module) and not _is_flat(output)
+    )
+    where = next(stray, None if parts else "its first part")
+    if where:
+        after = f" ({parts[-1][0]})" if parts else ""
+        raise UnusableNetwork(
+            f"network {name} cannot be cut into blocks: {where} does not see the map that the part "
+            f"before it gave{after}, or gives none. Name a Python file with blocks of your own"
+        )
+    return parts
+
+
+def _is_map(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1
+
+
+def _is_flat(output: Any) -> bool:
+    """One value of every feature or class."""
+    return isinstance(output, Tensor) and output.numel() == output.shape[:2].numel()
+
+
+def _units(module: nn.Module, path: str = "") -> Iterator[Named]:
+    """Modules that are not opened up, in the order of their definition. Lists are: nobody calls
+    them."""
+    for name, child in module.named_children():
+        if type(child).forward in (nn.Sequential.forward, nn.Module.forward):
+            yield from _units(child, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", child

@@ -8,7 +8,7 @@ only its figures, so that planning needs no torch once they are known.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import prod
@@ -30,6 +30,11 @@ class Origin:
     """Arguments of the function that makes the network."""
     code: str | None = field(default=None, repr=False)
     """Text of the Python file."""
+
+    @property
+    def file(self) -> str | None:
+        """Path of the Python file from the recipe; None for torchvision."""
+        return None if self.name.startswith("torchvision:") else self.name.rpartition(":")[0]
 
     @property
     def digest(self) -> str | None:
@@ -120,7 +125,10 @@ class Block:
 
     @classmethod
     def of_json(cls, found: Mapping[str, Any], source: Origin) -> Block:
-        known = {name: found[name] and _peaks(found[name]) for name in ("whole", "half")}
+        known = {
+            name: found[name] and MemoryPeaks(**{k: _tuples(v) for k, v in found[name].items()})
+            for name in ("whole", "half")
+        }
         return cls(**{**found, **known, "source": source})
 
 
@@ -128,7 +136,18 @@ AnyLayer = LayerSpec | Block
 """What layer j is, of any network."""
 
 
-def _peaks(found: Mapping[str, Any]) -> MemoryPeaks:
-    (a, b), rest = found["kept"], ("training", "backward", "frozen")
-    pairs = {name: tuple((a, b) for a, b in found[name]) for name in rest}
-    return MemoryPeaks((a, b), **pairs)
+def scale_at(layers: Sequence[AnyLayer], depth: int) -> int:
+    """How many pixels of x_0 one pixel of x_depth spans: 2^(downsamplings so far)."""
+    return prod(layer.factor for layer in layers[:depth])
+
+
+def shape_at(layers: Sequence[AnyLayer], depth: int, channels: int, size: int) -> Shape:
+    """Shape of x_depth when x_0 is (channels, size, size)."""
+    shape: Shape = (channels, size, size)
+    for layer in layers[:depth]:
+        shape = layer.output(shape)
+    return shape
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

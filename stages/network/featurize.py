@@ -6,7 +6,7 @@ each layer the values are rounded to the form the level is stored in, whether or
 so x_j computed from a cached x_{j-1} equals x_j computed from the images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,39 +33,27 @@ def featurize(
     *,
     block: int,
     compute: torch.dtype,
-) -> Float[Tensor, "b c2 h2 w2"]:
+    encode: bool = False,
+) -> Shaped[Tensor, "b c2 h2 w2"]:
     """Apply frozen layers to a batch of any number of rows.
 
     Args:
         x: features of some depth, in any float dtype, or normalised images.
         block: rows in every forward pass.
         compute: dtype of the convolutions.
+        encode: give the form in which the last layer's output is stored.
 
     Returns:
         The representation, (B, C', H', W'), rounded to what the last layer is stored as: its codec
-        encodes it without a further loss.
+        encodes it without a further loss. Or its stored form.
 
     Raises:
         NotFinite: a value is NaN or does not fit; names channel and sample.
     """
-    return _in_blocks(layers, x, block, compute, layers[-1].stored.rounded) if layers else x
-
-
-@torch.no_grad()
-def encoded(
-    layers: Sequence[Frozen], x: Float[Tensor, "b c h w"], *, block: int, compute: torch.dtype
-) -> Shaped[Tensor, "b c2 h2 w2"]:
-    """The stored form of what :func:`featurize` gives; arguments and errors as there."""
-    return _in_blocks(layers, x, block, compute, layers[-1].stored.encode)
-
-
-def _in_blocks(
-    layers: Sequence[Frozen],
-    x: Tensor,
-    block: int,
-    compute: torch.dtype,
-    finish: Callable[[Tensor], Tensor],
-) -> Tensor:
+    if not layers:
+        return x
+    *below, last = layers
+    finish = last.stored.encode if encode else last.stored.rounded
     blocks = []
     for first in range(0, len(x), block):
         part = x[first : first + block]
@@ -73,9 +61,9 @@ def _in_blocks(
         if rows < block:
             part = torch.cat([part, part.new_zeros((block - rows, *part.shape[1:]))])
         try:
-            for frozen in layers[:-1]:
+            for frozen in below:
                 part = frozen.stored.rounded(run_layer(frozen.layer, part, compute))
-            part = finish(run_layer(layers[-1].layer, part, compute))
+            part = finish(run_layer(last.layer, part, compute))
         except NotFinite as error:
             error.sample += first
             raise

@@ -11,7 +11,7 @@ classifier is VGG's own: max pooling and fully connected layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -23,6 +23,7 @@ from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S", LayerSpec, AuxiliarySpec)
 
 
 class Layer(nn.Module):
@@ -82,58 +83,50 @@ class Problem(nn.Module):
 
 
 def build_parts(
-    layers: Sequence[AnyLayer], auxiliary: AuxiliarySpec, seed: int
+    layers: Sequence[AnyLayer], auxiliary: AuxiliarySpec, seed: int | None
 ) -> tuple[list[nn.Module], Auxiliary]:
-    """Freshly initialised layers and a classifier, drawn one after another from one generator.
+    """Layers and a classifier, initialised one after another from one generator.
 
-    The same seed gives the same weights on every machine. Blocks of a named network are initialised
-    as its own constructor does it. Raises UnusableNetwork where one is not the block that was read.
+    The same seed gives the same weights on every machine; None, for weights to be loaded, draws
+    nothing. Blocks of a named network are initialised as its own constructor does it. Raises
+    UnusableNetwork where one is not the block that was read.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     if blocks := [layer for layer in layers if isinstance(layer, Block)]:
         made = block_modules(blocks, seed)
     else:
-        made = [initialise(blank_layer(layer), generator) for layer in layers]
-    return made, initialise(blank_auxiliary(auxiliary), generator)
+        made = [_made(Layer, layer, generator) for layer in layers]
+    return made, _made(Auxiliary, auxiliary, generator)
 
 
-def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int) -> Problem:
-    """A freshly initialised problem. Seed and errors as in :func:`build_parts`."""
+def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int | None) -> Problem:
+    """One problem. Seed and errors as in :func:`build_parts`."""
     (made,), classifier = build_parts([layer], auxiliary, seed)
     return Problem(made, classifier)
 
 
-def build_auxiliary(spec: AuxiliarySpec, seed: int) -> Auxiliary:
-    """A freshly initialised classifier of features that stay as they are."""
-    return build_parts([], spec, seed)[1]
-
-
-def build_layer(spec: AnyLayer, seed: int) -> nn.Module:
-    """A freshly initialised layer. Seed and errors as in :func:`build_parts`."""
+def build_layer(spec: AnyLayer, seed: int | None) -> nn.Module:
+    """One layer. Seed and errors as in :func:`build_parts`."""
     if isinstance(spec, Block):
         return block_modules([spec], seed)[0]
-    return initialise(blank_layer(spec), torch.Generator().manual_seed(seed))
+    return _made(Layer, spec, _generator(seed))
 
 
-def blank_layer(spec: AnyLayer) -> nn.Module:
-    """A layer whose weights are to be loaded or initialised; no generator is touched."""
-    if isinstance(spec, Block):
-        return block_modules([spec], None)[0]
+def build_auxiliary(spec: AuxiliarySpec, seed: int | None) -> Auxiliary:
+    """One classifier, of features that stay as they are. Seed as in :func:`build_parts`."""
+    return _made(Auxiliary, spec, _generator(seed))
+
+
+def _generator(seed: int | None) -> torch.Generator | None:
+    return None if seed is None else torch.Generator().manual_seed(seed)
+
+
+def _made(kind: Callable[[S], M], spec: S, generator: torch.Generator | None) -> M:
+    """A module with PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
     with torch.device("meta"):
-        layer = Layer(spec)
-    return layer.to_empty(device="cpu")
-
-
-def blank_auxiliary(spec: AuxiliarySpec) -> Auxiliary:
-    """A classifier whose weights are to be loaded or initialised; no generator is touched."""
-    with torch.device("meta"):
-        auxiliary = Auxiliary(spec)
-    return auxiliary.to_empty(device="cpu")
-
-
-def initialise(module: M, generator: torch.Generator) -> M:
-    """The module, with PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
-    for part in module.modules():
+        module = kind(spec)
+    module.to_empty(device="cpu")
+    for part in module.modules() if generator else ():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             bound = 1 / math.sqrt(part.weight[0].numel())
             for values in (part.weight, part.bias):

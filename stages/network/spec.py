@@ -8,11 +8,9 @@ and x_3 are downsampled before the next layer, so layers 3 and 4 begin with P an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 Shape = tuple[int, int, int]
 """(channel, y, x)."""
@@ -21,16 +19,6 @@ KERNEL = 9
 """Weights of a 3×3 kernel."""
 UNNAMED = {"described": False}
 """Metadata of a field that does not decide about values, so that no fingerprint has it."""
-
-
-class PlannedLayer(Protocol):
-    """Layer j of any network, as far as arithmetic over LayerSpecs and Blocks alike asks."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def factor(self) -> int: ...
-    def output(self, shape: Shape) -> Shape: ...
 
 
 @dataclass(frozen=True)
@@ -145,78 +133,3 @@ def described(spec: Any) -> dict[str, Any]:
         for field in dataclasses.fields(spec)
         if getattr(spec, field.name) != field.default and field.metadata != UNNAMED
     }
-
-
-def layer_specs(
-    *,
-    channels: int,
-    layers: int,
-    width: int,
-    downsample: Sequence[int],
-    stem: int,
-    batch_norm: bool,
-    bias: bool,
-    pool: str = "invertible",
-    widths: Sequence[int] = (),
-) -> tuple[LayerSpec, ...]:
-    """The J layers. Output width equals input width, or twice that after a P (Sec. 4, naming);
-    ``widths`` are those of all layers where they follow another rule. The stem is invertible
-    whatever P is between layers."""
-    specs: list[LayerSpec] = []
-    inputs, outputs = channels, width
-    for j in range(1, layers + 1):
-        times = stem if j == 1 else int((j - 1) in downsample)
-        if widths:
-            outputs = widths[j - 1]
-        elif j > 1:
-            outputs = inputs * (1 + times)
-        p = pool if j > 1 and times else "invertible"  # without P it is the same layer
-        specs.append(LayerSpec(j, inputs, outputs, times, batch_norm, bias, p))
-        inputs = outputs
-    return tuple(specs)
-
-
-def auxiliary_specs(
-    layers: Sequence[PlannedLayer],
-    *,
-    k: int,
-    width: int,
-    final_width: int | None,
-    classes: int,
-    batch_norm: bool,
-    bias: bool,
-    half_resolution: bool = False,
-    final_hidden: Sequence[int] = (),
-    final_side: int = 0,
-) -> tuple[AuxiliarySpec, ...]:
-    """One auxiliary classifier per layer; M̃ doubles with the width, M̃_f is the last one's.
-
-    With ``final_hidden``, hidden fully connected layers, the last one is VGG's; it then needs
-    ``final_side``, the side of x_J in pixels.
-    """
-    specs = []
-    for layer in layers:
-        scaled = width * layer.width // layers[0].width
-        if layer is layers[-1] and final_width is not None:
-            scaled = final_width
-        specs.append(
-            AuxiliarySpec(layer.width, k, scaled, classes, batch_norm, bias, half_resolution)
-        )
-    if final_hidden:
-        hidden, side = tuple(final_hidden), final_side // 2
-        last = dataclasses.replace(specs[-1], k=1 + len(hidden), width=0, half_resolution=False)
-        specs[-1] = dataclasses.replace(last, hidden=hidden, side=side)
-    return tuple(specs)
-
-
-def scale_at(layers: Sequence[PlannedLayer], depth: int) -> int:
-    """How many pixels of x_0 one pixel of x_depth spans: 2^(downsamplings so far)."""
-    return prod(layer.factor for layer in layers[:depth])
-
-
-def shape_at(layers: Sequence[PlannedLayer], depth: int, channels: int, size: int) -> Shape:
-    """Shape of x_depth when x_0 is (channels, size, size)."""
-    shape: Shape = (channels, size, size)
-    for layer in layers[:depth]:
-        shape = layer.output(shape)
-    return shape

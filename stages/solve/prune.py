@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.network import Problem, blank_auxiliary, blank_layer
+from strata.stages.network.network import Problem, build_problem
 from strata.stages.network.spec import AuxiliarySpec
 from strata.stages.solve.ranks import Ranks
 
@@ -79,7 +79,7 @@ def narrowed(problem: Problem, layer: AnyLayer, auxiliary: AuxiliarySpec, kept: 
     ``layer`` and ``auxiliary`` are of the narrower problem, with as many filters as are ``kept``:
     their numbers, int64, ascending.
     """
-    found = Problem(blank_layer(layer), blank_auxiliary(auxiliary))
+    found = build_problem(layer, auxiliary, None)
     # Kernels, biases and batch norm by filter; what batch norm counts is one number for all.
     layer_state = problem.layer.state_dict()
     found.layer.load_state_dict(

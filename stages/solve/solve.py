@@ -195,12 +195,6 @@ class Solver(Generic[Trainable]):
             self.progress.best_risk, self.progress.best_epoch = risk, self.progress.epoch
             self.best = {n: t.detach().clone() for n, t in self.problem.state_dict().items()}
 
-    @property
-    def kept_epoch(self) -> int | None:
-        """Epoch whose iterate :meth:`finish` gives."""
-        done = self.progress
-        return done.best_epoch if self.schedule.keep == "best" else done.epoch
-
     def finish(self) -> Trainable:
         """The problem at the iterate the schedule keeps, in eval mode."""
         if self.schedule.keep == "best":

@@ -27,6 +27,7 @@ class Descriptors:
     def __init__(self, levels: Sequence[Level]) -> None:
         self._levels = tuple(levels)
         self._open = lru_cache(KEPT_OPEN)(self._opened)
+        self._path = lru_cache(KEPT_OPEN)(lambda view, shard: self._levels[view].path(shard))
 
     def read(self, view: int, shard: int, offset: int, parts: Sequence[Any]) -> None:
         """Fill some buffers, one after another, from a shard.
@@ -38,7 +39,7 @@ class Descriptors:
             LevelDamaged: the shard is missing or ends before.
             StoreRefused: the file system does not let us, for example for an I/O error.
         """
-        wanted, path = sum(map(len, parts)), self._levels[view].path(shard)
+        wanted, path = sum(map(len, parts)), self._path(view, shard)
         while True:
             with present(path, "its commit lists it"):
                 file = self._open(view, shard)  # held: if not kept, it closes when we forget it
@@ -56,7 +57,7 @@ class Descriptors:
 
     def fetch(self, view: int, shard: int, offset: int, nbytes: int) -> None:
         """Let the kernel begin to read, and do not wait."""
-        with present(self._levels[view].path(shard), "its commit lists it"):
+        with present(self._path(view, shard), "its commit lists it"):
             file = self._open(view, shard)
             file.fetch(offset, nbytes)
 
@@ -79,15 +80,17 @@ class ReadRows(RowSource):
     def take(self, rows: Rows, out: np.ndarray) -> None:
         """Rows that lie one after another are read at once."""
         order = np.lexsort((rows.row, rows.view))
-        view = rows.view[order]
-        shard, local = np.divmod(rows.row[order], self.geometry.shard_rows)
-        apart = (np.diff(view) != 0) | (np.diff(shard) != 0) | (np.diff(local) != 1)
+        view, row = rows.view[order], rows.row[order]
+        shard, local = np.divmod(row, self.geometry.shard_rows)
+        apart = (np.diff(row) != 1) | (local[1:] == 0) | (np.diff(view) != 0)
         edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)]
+        offset = local * self.geometry.row_bytes
+        begins = list(zip(view.tolist(), shard.tolist(), offset.tolist(), strict=True))
+        places = order.tolist()
         for begin, end in pairwise(edges):
             for at in range(begin, end, BUFFERS):
-                parts = [out[i] for i in order[at : min(end, at + BUFFERS)].tolist()]
-                offset = int(local[at]) * self.geometry.row_bytes
-                self._files.read(int(view[at]), int(shard[at]), offset, parts)
+                parts = [out[i] for i in places[at : min(end, at + BUFFERS)]]
+                self._files.read(*begins[at], parts)
         self._checks.check(rows.view, rows.row, out)
 
     def close(self) -> None:

@@ -21,15 +21,6 @@ def generator(*words: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key_of(*words)))
 
 
-def epoch_order(rows: int, seed: int, depth: int, epoch: int) -> np.ndarray:
-    """The order in which epoch ``epoch`` of problem ``depth + 1`` visits the rows of x_depth.
-
-    Returns:
-        int64 (rows,), a permutation.
-    """
-    return generator("epoch order", seed, depth, epoch).permutation(rows)
-
-
 POOL_BYTES = 112 << 20
 """Where rows are drawn in blocks, so many bytes of them are mixed at least, and at most twice."""
 
@@ -55,9 +46,10 @@ class Mixing:
         return 1 if self.block == 1 else max(1, self.rows // self.pool)
 
     def order(self, seed: int, depth: int, epoch: int) -> np.ndarray:
-        """The order in which an epoch visits the rows: int64 (rows,), a permutation."""
+        """The order in which epoch ``epoch`` of problem ``depth + 1`` visits the rows of x_depth:
+        int64 (rows,), a permutation."""
         if self.windows == 1:
-            return epoch_order(self.rows, seed, depth, epoch)
+            return generator("epoch order", seed, depth, epoch).permutation(self.rows)
         blocks = generator("block order", seed, depth, epoch).permutation(
             -(-self.rows // self.block)
         )

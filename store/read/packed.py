@@ -37,15 +37,10 @@ class Chunks:
         files = levels[0].files
         self._index = lru_cache(INDICES_KEPT)(self._read_index)
         self._files, self._memory = Descriptors(levels), local()
-        self._mapped, self._by_map = mapped and files.mapped, files.mapped
+        self._mapped = mapped and files.mapped
         self._fetched = np.zeros((len(levels), self.count), bool)
         self._map = lru_cache(files.maps_kept)(self._mapped_shard)
         self.close = self._files.close
-
-    def rows(self, chunk: int) -> tuple[int, int]:
-        """Number of a chunk's first row, and one past the last."""
-        first = chunk * self.geometry.chunk_rows
-        return first, min(first + self.geometry.chunk_rows, self.geometry.rows)
 
     def decode(self, view: int, chunk: int, out: np.ndarray) -> None:
         """Decode a chunk; rows past the level's last are poison.
@@ -105,14 +100,11 @@ class Chunks:
         return np.asarray(self.levels[view].mapped(shard))
 
     def _read_index(self, view: int, shard: int) -> np.ndarray:
-        """Where a shard's chunks lie; read from its end alone where a map costs more than pages."""
+        """Where a shard's chunks lie, which its last bytes say."""
         level = self.levels[view]
         nbytes = level.shards[shard]["nbytes"]
-        if self._by_map:
-            end = self._mapped_shard(view, shard)
-        else:
-            end = np.zeros(min(nbytes, index_bytes(self.geometry)), np.uint8)
-            self._files.read(view, shard, nbytes - len(end), [end])
+        end = np.zeros(min(nbytes, index_bytes(self.geometry)), np.uint8)
+        self._files.read(view, shard, nbytes - len(end), [end])
         try:
             return read_index(self.geometry, end, self.geometry.rows_in(shard), nbytes)
         except BadChunk as error:
@@ -133,12 +125,13 @@ class LoadedRows(RowSource):
             LevelDamaged: as :meth:`take` of the others.
         """
         self.geometry, checks = same_geometry(levels), Checks(levels)
-        row_bytes = self.geometry.row_bytes
+        row_bytes, each = self.geometry.row_bytes, self.geometry.chunk_rows
         self._rows = aligned(len(levels) * self.geometry.rows * row_bytes).reshape(-1, row_bytes)
         chunks = Chunks(levels, mapped=False)
 
         def load(view: int, chunk: int) -> int:
-            rows = Rows.of(np.arange(*chunks.rows(chunk)), view)
+            last = min((chunk + 1) * each, self.geometry.rows)
+            rows = Rows.of(np.arange(chunk * each, last), view)
             out = self._rows[self._places(rows)[0] :][: len(rows)]
             chunks.decode_some(view, rows.row, out)
             checks.check(rows.view, rows.row, out)

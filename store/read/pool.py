@@ -191,7 +191,7 @@ class Decoding:
     def close(self) -> None:
         """Let go whoever waits, and give the memory back when no task writes to it any more."""
         with self._changed:
-            self._failed = self._failed or Left()
+            self._failed = self._failed or RuntimeError("the epoch was left")
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._ended == self._handed_out)
         self._pool.spare = self._memory
@@ -222,7 +222,3 @@ class Decoding:
                 self._changed.wait_for(lambda: self._failed or reached())
             if not reached() and self._failed is not None:
                 raise self._failed.with_traceback(None)  # of whoever failed, not of who waited
-
-
-class Left(Exception):
-    """The epoch was left; nobody waits for this task any more."""

@@ -17,7 +17,7 @@ from command import Result, depths, environment, recipe, shards
 from runs import inside
 
 from strata import cli
-from strata.pipeline.commands.lifecycle import Options
+from strata.pipeline.options import Options
 from strata.pipeline.recipe.builtin import names
 
 TODO = [
@@ -340,7 +340,7 @@ OPTIONS = {
     "probe": WORK | LAYER | {"--kind", "--p", "--of", "--transfer", "--materialize"},
     "statistics": WHERE | LAYER | CLUSTER | {"--split", "--channels"},
     "evaluate": WHERE,
-    "export": WHERE | LAYER | {"--to", "--ensemble", "--features", "--final"},
+    "export": WHERE | LAYER | {"--to", "--ensemble", "--features", "--final", "--onnx"},
     "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--sweeps", "--dry-run", "--yes"},
     "verify": WORK | LAYER | CLUSTER | {"--deep", "--repair"},

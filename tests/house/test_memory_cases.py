@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,17 +15,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import memory_cases as m
 
-from strata.stages.network.spec import auxiliary_specs, layer_specs
+from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
 
 CPU = torch.device("cpu")
 PAGE = (ROOT / "docs/memory.md").read_text("utf-8")
 
 
 def small(*, batch_norm: bool, k: int) -> m.Net:
-    common: dict[str, Any] = {"batch_norm": batch_norm, "bias": True}
-    layers = layer_specs(channels=3, layers=3, width=8, downsample=[1], stem=0, **common)
-    rest: dict[str, Any] = {"width": 8, "final_width": None, "classes": 10}
-    return m.Net(layers, auxiliary_specs(layers, k=k, **rest, **common), canvas=40)
+    layers = NetworkTable(3, 8, downsample=(1,), batch_norm=batch_norm).specs(3, m.SIDE)
+    auxiliary = AuxiliaryTable(k=k, width=8, batch_norm=batch_norm)
+    return m.Net(layers, auxiliary.specs(layers, classes=10, side=m.SIDE // 2), canvas=40)
 
 
 CASES = [

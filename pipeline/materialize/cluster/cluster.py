@@ -13,7 +13,6 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from strata.pipeline.errors import ClusterError, OptionRange
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster.tasks import WORKERS_S, WorkerTask, call
-from strata.pipeline.plan.caching import CachingOptions
+from strata.pipeline.options import Options
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.stores import check_several
 
@@ -45,16 +44,7 @@ START = (
 )
 
 
-@dataclass(frozen=True)
-class ClusterOptions(CachingOptions):
-    """Options of the command line that decide who writes levels."""
-
-    device: str = "auto"
-    workers: int | None = None
-    scheduler: str | None = None
-
-
-def check(options: ClusterOptions, *, reads: bool = False) -> None:
+def check(options: Options, *, reads: bool = False) -> None:
     """Refuse flags that exclude each other; ``reads``: nothing will be written. Raises
     OptionRange."""
     if options.workers is None and options.scheduler is None:
@@ -69,7 +59,7 @@ def check(options: ClusterOptions, *, reads: bool = False) -> None:
 
 @contextmanager
 def crew(
-    options: ClusterOptions, report: Reporter, stop: Interruptions, *, reads: bool = False
+    options: Options, report: Reporter, stop: Interruptions, *, reads: bool = False
 ) -> Iterator[Workers | None]:
     """The workers that ``--workers`` or ``--scheduler`` ask for; None: neither was given. Raises as
     :func:`check`, which explains ``reads``."""

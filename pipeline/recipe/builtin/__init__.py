@@ -18,18 +18,19 @@ def names() -> list[str]:
     return sorted(found, key=lambda name: (name != DEFAULT, name))
 
 
-def text_of(recipe: str) -> tuple[str, str]:
-    """Name and TOML text of a built-in recipe, or of a path to a TOML file.
+def text_of(recipe: str) -> tuple[str, str, Path]:
+    """Name and TOML text of a built-in recipe, or of a path to a TOML file, and the folder where a
+    Python file lies that it names.
 
     Raises:
         RecipeError: there is neither; suggests the nearest name.
     """
     if recipe in names():
-        return recipe, (FOLDER / f"{recipe}.toml").read_text("utf-8")
+        return recipe, (FOLDER / f"{recipe}.toml").read_text("utf-8"), FOLDER
     path = Path(recipe)
     if path.suffix == ".toml":
         try:
-            return path.stem, path.read_text("utf-8")
+            return path.stem, path.read_text("utf-8"), path.parent
         except OSError as error:
             raise RecipeError(f"cannot read recipe {recipe}: {error.strerror}") from None
     raise RecipeError(
@@ -37,12 +38,7 @@ def text_of(recipe: str) -> tuple[str, str]:
     )
 
 
-def folder_of(recipe: str) -> Path:
-    """The folder of a recipe, where a Python file lies that it names."""
-    return FOLDER if recipe in names() else Path(recipe).parent
-
-
 def load(recipe: str) -> tuple[str, Recipe]:
     """Name and recipe, from a built-in name or a path."""
-    name, text = text_of(recipe)
-    return name, parse(text, name, folder_of(recipe))
+    name, text, folder = text_of(recipe)
+    return name, parse(text, name, folder)

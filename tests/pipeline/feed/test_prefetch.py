@@ -130,13 +130,14 @@ def test_closing_in_the_middle_of_an_epoch(rows: RowSource) -> None:
     reader = Reader(rows, 2)
     parts = parts_of(120, 4)
     epoch = reader.batches(*divided(SHAPE, parts))
-    first = next(epoch)
+    first, not_begun = next(epoch), reader.batches(*divided(SHAPE, parts))
     reader.close()
     reader.close()
     assert set(threading.enumerate()) <= before
     assert first.tobytes() == expected(rows.geometry, 2, parts[0])
-    with pytest.raises(ValueError, match="closed"):
-        list(epoch)
+    for late in (epoch, not_begun):
+        with pytest.raises(ValueError, match="closed"):
+            list(late)
     with pytest.raises(ValueError, match="closed"):
         reader.batches(*divided(SHAPE, parts))
 

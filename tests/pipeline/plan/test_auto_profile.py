@@ -11,7 +11,8 @@ from runs import Place, here, open_run, tiny
 
 from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.materialize.materialize import materialize
-from strata.pipeline.plan.caching import CachingOptions, caching
+from strata.pipeline.options import Options
+from strata.pipeline.plan.caching import caching
 from strata.pipeline.plan.plan import make_plan
 from strata.pipeline.progress import Reporter
 from strata.pipeline.recipe.recipe import parse
@@ -135,7 +136,7 @@ def test_every_depth_has_a_profile_whatever_is_cached(tmp_path: Path, cache: str
     """Also those that are not written on the way: somebody may ask for them."""
     recipe = parse(text(layers=4), "tiny")
     slow = machine(tmp_path, disk_read=1e4, disk_write=1e4, memory=1e5)
-    options = CachingOptions(cache=cache, machine=slow, store=tmp_path)
+    options = Options(cache=cache, machine=slow, store=tmp_path)
     found = caching(recipe, make_plan(recipe), options)
     assert found.profiles == {1: "zstd", 2: "zstd", 3: "zstd"}
     by_ffcv = replace(options, loader="ffcv")

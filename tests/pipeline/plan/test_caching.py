@@ -11,7 +11,8 @@ from root import MACHINES
 from runs import inside, tiny
 
 from strata.pipeline.errors import BudgetError, NotThereYet
-from strata.pipeline.plan.caching import CachingOptions, caching
+from strata.pipeline.options import Options
+from strata.pipeline.plan.caching import caching
 from strata.pipeline.plan.machine import load
 from strata.pipeline.plan.plan import make_plan
 from strata.pipeline.recipe.builtin import load as load_recipe
@@ -94,9 +95,9 @@ def test_auto_wants_to_know_the_machine(tmp_path: Path) -> None:
 # ---- budgets ------------------------------------------------------------------------------------
 
 
-def asked(cache: str, budget: float | None, **more: Any) -> CachingOptions:
+def asked(cache: str, budget: float | None, **more: Any) -> Options:
     there = MACHINES / "card-8gb.toml"
-    return CachingOptions(**{"cache": cache, "disk_budget": budget, "machine": there, **more})
+    return Options(**{"cache": cache, "disk_budget": budget, "machine": there, **more})
 
 
 def test_a_budget_is_kept_in_every_mode() -> None:

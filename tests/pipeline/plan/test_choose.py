@@ -5,56 +5,41 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import examples
 
-from strata.pipeline.plan.choose import START, CachedDepth, Chain, cheapest_chain, other_decision
+from strata.pipeline.plan.choose import (
+    X0,
+    CachedDepth,
+    Chain,
+    Costs,
+    cheapest_chain,
+    other_decision,
+)
 
 FORMS = ("raw", "zstd")
 
 
-@dataclass
-class Drawn:
-    """Costs that mean nothing."""
-
-    layers: int
-    sizes: dict[CachedDepth, int]
-    writing: dict[tuple[CachedDepth, CachedDepth], int]
-    solving: dict[tuple[CachedDepth, int], int]
-
-    def forms(self, depth: int) -> tuple[str, ...]:
-        return FORMS
-
-    def nbytes(self, node: CachedDepth) -> int:
-        return self.sizes[node]
-
-    def write(self, base: CachedDepth, node: CachedDepth) -> float:
-        return self.writing[base, node]
-
-    def solve(self, base: CachedDepth, j: int) -> float:
-        return self.solving[base, j]
-
-
 def nodes(layers: int) -> list[CachedDepth]:
     cached = itertools.product(range(1, layers), FORMS)
-    return [CachedDepth(0, START), *(CachedDepth(depth, form) for depth, form in cached)]
+    return [X0, *(CachedDepth(depth, form) for depth, form in cached)]
 
 
 @st.composite
-def drawn_costs(draw: st.DrawFn) -> Drawn:
+def drawn_costs(draw: st.DrawFn) -> Costs:
     layers = draw(st.integers(1, 4))
     number, there = st.integers(0, 20), nodes(layers)
     pairs = [(a, b) for a in there for b in there if a.depth < b.depth]
     problems = [(a, j) for a in there for j in range(a.depth + 1, layers + 1)]
-    return Drawn(
+    return Costs(
         layers,
         {node: draw(number) for node in there},
         {pair: draw(number) for pair in pairs},
         {problem: draw(number) for problem in problems},
+        draw(st.sampled_from([1, 3])),
     )
 
 
@@ -64,27 +49,27 @@ def chains(layers: int) -> Iterator[tuple[CachedDepth, ...]]:
         yield tuple(CachedDepth(d, form) for d, form in enumerate(decisions, start=1) if form)
 
 
-def simulated(costs: Drawn, chain: tuple[CachedDepth, ...], disk: float) -> float:
+def simulated(costs: Costs, chain: tuple[CachedDepth, ...], disk: float) -> float:
     """Seconds of a run that goes layer by layer, and keeps what is read next and nothing else."""
-    planned, held, seconds = {node.depth: node for node in chain}, CachedDepth(0, START), 0.0
-    used = costs.sizes[held]
+    planned, held, seconds = {node.depth: node for node in chain}, X0, 0.0
+    used = costs.nbytes[held]
     if used > disk:
         return math.inf
     for j in range(1, costs.layers + 1):
-        seconds += costs.solve(held, j)
+        seconds += costs.problems * costs.solve[held, j]
         if j in planned:
-            seconds += costs.write(held, planned[j])
-            both = used + costs.sizes[planned[j]]
+            seconds += costs.write[held, planned[j]]
+            both = used + costs.nbytes[planned[j]]
             if both > disk:
                 return math.inf
-            used = both - (costs.sizes[held] if held.depth else 0)
+            used = both - (costs.nbytes[held] if held.depth else 0)
             held = planned[j]
     return seconds
 
 
 @settings(max_examples=examples(300), deadline=None)
 @given(drawn_costs(), st.one_of(st.just(math.inf), st.integers(0, 60)))
-def test_no_chain_is_cheaper(costs: Drawn, disk: float) -> None:
+def test_no_chain_is_cheaper(costs: Costs, disk: float) -> None:
     best = cheapest_chain(costs, disk=disk)
     assert best.seconds == min(simulated(costs, chain, disk) for chain in chains(costs.layers))
     assert best.seconds == simulated(costs, best.chain, disk)
@@ -93,7 +78,7 @@ def test_no_chain_is_cheaper(costs: Drawn, disk: float) -> None:
 @settings(max_examples=examples(200), deadline=None)
 @given(drawn_costs(), st.one_of(st.just(math.inf), st.integers(0, 60)), st.data())
 def test_the_other_decision_is_the_best_of_those(
-    costs: Drawn, disk: float, data: st.DataObject
+    costs: Costs, disk: float, data: st.DataObject
 ) -> None:
     best = cheapest_chain(costs, disk=disk)
     depth = data.draw(st.integers(1, max(1, costs.layers - 1)))
@@ -113,7 +98,7 @@ def test_a_level_may_leave_once_the_next_is_there() -> None:
     """Room for x_0 and two of three levels is enough."""
     chain = [CachedDepth(d, "raw") for d in (1, 2, 3)]
     there = nodes(4)
-    costs = Drawn(
+    costs = Costs(
         4,
         dict.fromkeys(there, 10),
         {(a, b): 1 for a in there for b in there if a.depth < b.depth},
@@ -126,6 +111,6 @@ def test_a_level_may_leave_once_the_next_is_there() -> None:
 
 @pytest.mark.parametrize("disk", [0, 9])
 def test_without_room_for_the_images_there_is_nothing(disk: int) -> None:
-    costs = Drawn(1, {CachedDepth(0, START): 10}, {}, {(CachedDepth(0, START), 1): 5})
+    costs = Costs(1, {X0: 10}, {}, {(X0, 1): 5})
     assert cheapest_chain(costs, disk=disk) == Chain(math.inf, ())
     assert cheapest_chain(costs, disk=10) == Chain(5.0, ())

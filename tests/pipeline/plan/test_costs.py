@@ -14,7 +14,7 @@ from runs import inside
 
 from strata.pipeline.commands.plan_tables import crossover
 from strata.pipeline.errors import RecipeError
-from strata.pipeline.plan.choose import START, CachedDepth, cheapest_chain
+from strata.pipeline.plan.choose import X0, CachedDepth, cheapest_chain
 from strata.pipeline.plan.costs import RecipeCosts
 from strata.pipeline.plan.machine import JPEG_GUESS, Machine, RowRate, load
 from strata.pipeline.plan.plan import make_plan
@@ -24,7 +24,6 @@ from strata.pipeline.recipe.augmentation import train_views
 from strata.pipeline.recipe.recipe import Recipe
 from strata.store.level.layout import geometry
 
-X0 = CachedDepth(0, START)
 FLAT = Machine("flat", "a test", "cpu", *[1.0] * 10, publish_shard=1e-30, publish_level=1e-30)
 """One of everything in a second, and nothing for a file by itself."""
 
@@ -124,7 +123,7 @@ def test_where_rows_lie_decides_what_an_epoch_pays(
         found = costs(machine=machine)
         assert found.tier_of(node).tier == tier
         row = 2 * math.prod(recipe().shape(1, recipe().canvas))
-        assert found.reading(node) * epochs == pytest.approx(rows * 49_920 * row)
+        assert found.epoch(node) * epochs == pytest.approx(rows * 49_920 * row)
 
 
 def test_a_level_costs_its_files_and_the_publishing_of_its_last_shard() -> None:
@@ -146,9 +145,9 @@ def test_images_are_decoded_from_jpeg_whenever_they_are_read() -> None:
     found = costs(machine=replace(FLAT, **fast_but("decode_jpeg"), decode_jpeg=1.0))
     jpeg = replace(found, recipe=replace(found.recipe, data=replace(found.recipe.data, jpeg=90)))
     pixels = 3 * 32 * 32
-    assert jpeg.reading(X0) == pytest.approx(49_920 * pixels)
+    assert jpeg.epoch(X0) == pytest.approx(49_920 * pixels)
     assert jpeg.write(X0, CachedDepth(1, "raw")) == pytest.approx(110_000 * pixels)
-    assert found.reading(X0) < 1
+    assert found.epoch(X0) < 1
     assert replace(FLAT, decode_jpeg=None).jpeg == JPEG_GUESS
 
 
@@ -167,30 +166,30 @@ def test_what_the_host_does_competes_with_computing_on_a_cpu(device: str, second
 def test_nothing_is_better_than_the_best(name: str, machine: str) -> None:
     found = costs(name, load(MACHINES / f"{machine}.toml"))
     worth = weigh(found)
-    assert worth.best <= min(worth.always, worth.never)
-    assert [d.depth for d in worth.depths] == list(range(1, found.layers))
+    assert worth.seconds["best"] <= min(worth.seconds.values())
+    assert [d.depth for d in worth.depths] == list(range(1, found.table.layers))
     for depth in worth.depths:
-        assert depth.otherwise >= worth.best
+        assert depth.otherwise >= worth.seconds["best"]
         fewest = depth.from_problems
         if fewest is None:
             assert depth.form is None
             continue
-        assert cheapest_chain(replace(found, problems=fewest)).form(depth.depth)
+        assert cheapest_chain(replace(found.table, problems=fewest)).form(depth.depth)
         for fewer in range(1, fewest):
-            assert cheapest_chain(replace(found, problems=fewer)).form(depth.depth) is None
+            assert cheapest_chain(replace(found.table, problems=fewer)).form(depth.depth) is None
 
 
 def test_a_slow_disk_is_not_worth_reading_and_a_slow_core_is_not_worth_using() -> None:
     even = replace(FLAT, **dict.fromkeys(RATES, 1e12))
-    assert not cheapest_chain(costs(machine=replace(even, disk_write=1.0))).chain
-    deep = cheapest_chain(costs(machine=replace(even, forward=1.0))).chain
+    assert not cheapest_chain(costs(machine=replace(even, disk_write=1.0)).table).chain
+    deep = cheapest_chain(costs(machine=replace(even, forward=1.0)).table).chain
     assert [node.depth for node in deep] == list(range(1, len(recipe().layers)))
 
 
 def test_less_disk_costs_more_time() -> None:
     found, seconds = costs("cifar10-k1", load(MACHINES / "card-8gb.toml")), []
     for disk in (math.inf, 100e9, 60e9, 20e9, 1e9):
-        seconds.append(weigh(found, disk).best)
+        seconds.append(weigh(found, disk).seconds["best"])
     assert seconds == sorted(seconds)
     assert seconds[0] < seconds[-1] < math.inf
     assert weigh(found, 1e6).as_json()["seconds"]["best"] is None
@@ -202,7 +201,7 @@ def test_fresh_draws_cannot_be_cached() -> None:
         found, recipe=replace(found.recipe, augment=replace(found.recipe.augment, views=0))
     )
     worth = weigh(fresh)
-    assert worth.best == worth.never
+    assert worth.seconds["best"] == worth.seconds["never"]
     assert worth.as_json()["seconds"]["always"] is None
 
 
@@ -255,7 +254,7 @@ def test_a_plan_for_a_machine_that_is_not_here(tmp_path: Path) -> None:
 def test_where_reading_wins_is_one_sentence() -> None:
     def said(*depths: tuple[str | None, int | None]) -> str:
         rows = [Depth(d, form, 0, 1.0, n) for d, (form, n) in enumerate(depths, start=1)]
-        return crossover(Worth("here", "guess", 1, 1.0, 1.0, 1.0, {"raw": 1.0}, tuple(rows)))
+        return crossover(Worth("here", "guess", 1, {"best": 1.0}, {"raw": 1.0}, tuple(rows)))
 
     assert said(("raw", 1), ("raw", 1)) == "Reading wins from x_1 on."
     assert said((None, None), ("raw", 1), ("raw", 1)) == "Reading wins from x_2 on."

@@ -17,16 +17,15 @@ from root import MACHINES
 from runs import here, tiny
 from sizes import examples
 
-from strata.pipeline.plan.choose import START, CachedDepth, Chain, cheapest_chain
+from strata.pipeline.plan.choose import X0, CachedDepth, Chain, cheapest_chain, evicted
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
 from strata.pipeline.plan.machine import Machine, load
 from strata.pipeline.plan.tiers import CACHE_SHARE, DEVICE_SHARE, MEMORY_SHARE
-from strata.pipeline.plan.worth import PRECISIONS, VIEWS, evicted, weigh
+from strata.pipeline.plan.worth import PRECISIONS, VIEWS, weigh
 from strata.pipeline.recipe.builtin import load as load_recipe
 from strata.pipeline.recipe.recipe import Recipe, parse
 
 LAPTOP = load(MACHINES / "laptop.toml")
-X0 = CachedDepth(0, START)
 
 
 def open_recipe(**changes: object) -> Recipe:
@@ -62,8 +61,8 @@ def chains(layers: int) -> Iterator[tuple[CachedDepth, ...]]:
 def simulated(costs: RecipeCosts, chain: tuple[CachedDepth, ...], disk: float) -> float:
     """Seconds of a run that goes layer by layer, and keeps what is read next and nothing else."""
     planned, held, seconds = {node.depth: node for node in chain}, X0, 0.0
-    for j in range(1, costs.layers + 1):
-        seconds += costs.solve(held, j)
+    for j in range(1, costs.table.layers + 1):
+        seconds += costs.problems * costs.solve(held, j)
         if node := planned.get(j):
             used = {X0, held, node}
             if sum(map(costs.nbytes, used)) > disk:
@@ -76,15 +75,17 @@ def simulated(costs: RecipeCosts, chain: tuple[CachedDepth, ...], disk: float) -
 @settings(max_examples=examples(60), deadline=None)
 @given(drawn_costs(), st.one_of(st.just(math.inf), st.integers(0, 30_000_000)))
 def test_no_chain_of_profiles_is_cheaper(costs: RecipeCosts, disk: float) -> None:
-    best = cheapest_chain(costs, disk=disk)
-    least = min(simulated(costs, chain, disk) for chain in chains(costs.layers))
+    best = cheapest_chain(costs.table, disk=disk)
+    least = min(simulated(costs, chain, disk) for chain in chains(costs.table.layers))
     assert best.seconds == pytest.approx(least)
     assert simulated(costs, best.chain, disk) == pytest.approx(least)
     worth = weigh(costs, disk)
-    assert worth.best == pytest.approx(least)
+    assert worth.seconds["best"] == pytest.approx(least)
     assert [d.form for d in worth.depths if d.form] == [node.form for node in best.chain]
     for depth in worth.depths:
-        others = [c for c in chains(costs.layers) if _caches(c, depth.depth) != bool(depth.form)]
+        others = [
+            c for c in chains(costs.table.layers) if _caches(c, depth.depth) != bool(depth.form)
+        ]
         other = min((simulated(costs, chain, disk) for chain in others), default=math.inf)
         assert depth.otherwise == pytest.approx(other)
 
@@ -109,7 +110,7 @@ def test_rows_lie_where_there_is_room(costs: RecipeCosts, form: str) -> None:
         expected = "memory" if nbytes <= share * costs.machine.memory else "disk"
     assert costs.tier_of(node).tier == expected
     roomy = replace(costs, machine=replace(costs.machine, memory=1e30))
-    if form == "raw" and costs.layers > 1:
+    if form == "raw" and costs.table.layers > 1:
         assert roomy.solve(node, 2) <= costs.solve(node, 2) * (1 + 1e-9)
 
 
@@ -121,9 +122,9 @@ def test_auto_takes_at_every_depth_the_profile_that_is_cheapest() -> None:
         costs = RecipeCosts(open_recipe(views="2"), machine, 1437, 360)
         worth = weigh(costs)
         assert {d.form for d in worth.depths} == {form}
-        assert worth.best == pytest.approx(worth.profiles[form])
-        assert worth.best == pytest.approx(min(worth.profiles.values()))
-    assert RecipeCosts(open_recipe(), LAPTOP, 10, 10, loader="ffcv").forms(1) == ("raw",)
+        assert worth.seconds["best"] == pytest.approx(worth.profiles[form])
+        assert worth.seconds["best"] == pytest.approx(min(worth.profiles.values()))
+    assert RecipeCosts(open_recipe(), LAPTOP, 10, 10, loader="ffcv").forms == ("raw",)
 
 
 def test_a_tier_that_was_asked_for_and_has_no_room_is_no_way() -> None:
@@ -157,30 +158,30 @@ def test_every_depth_has_its_reason() -> None:
 
 def test_a_level_leaves_once_the_next_is_written_where_not_all_fit() -> None:
     costs = k1(load(MACHINES / "card-8gb.toml"))
-    best = cheapest_chain(costs)
+    best = cheapest_chain(costs.table)
     nodes = [X0, *best.chain]
     whole = sum(map(costs.nbytes, nodes))
-    assert evicted(costs, best, whole) == {}
-    assert evicted(costs, best, whole - 1) == {2: 3, 3: 4}
+    assert evicted(costs.table, best, whole) == {}
+    assert evicted(costs.table, best, whole - 1) == {2: 3, 3: 4}
     assert [d.until for d in weigh(costs, whole - 1).depths] == [None, 3, 4, None]
-    assert evicted(costs, Chain(0.0, ()), 0) == {}
+    assert evicted(costs.table, Chain(0.0, ()), 0) == {}
 
 
 def test_other_ways_are_shown_and_never_taken() -> None:
     costs = k1(LAPTOP)
     worth = weigh(costs)
-    assert [(way.views, way.precision) for way in worth.ways] == list(
+    assert [(way.views, way.precision) for way in worth.other_ways] == list(
         itertools.product(VIEWS, PRECISIONS)
     )
-    own = next(w for w in worth.ways if (w.views, w.precision) == ("canvas", "float16"))
-    assert own.seconds == worth.best
+    own = next(w for w in worth.other_ways if (w.views, w.precision) == ("canvas", "float16"))
+    assert own.seconds == worth.seconds["best"]
     assert own.nbytes == sum(d.nbytes for d in worth.depths)
-    by_precision = [w.nbytes for w in worth.ways if w.views == "canvas"]
+    by_precision = [w.nbytes for w in worth.other_ways if w.views == "canvas"]
     assert by_precision[0] == pytest.approx(2 * by_precision[1], rel=1e-3)
     three = replace(
         costs, recipe=replace(costs.recipe, augment=replace(costs.recipe.augment, views=3))
     )
-    assert {way.views for way in weigh(three).ways} == {3, *VIEWS}
+    assert {way.views for way in weigh(three).other_ways} == {3, *VIEWS}
 
 
 def test_plan_says_it_to_people_and_to_machines(tmp_path: Path) -> None:

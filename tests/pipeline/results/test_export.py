@@ -185,6 +185,46 @@ def test_the_program_takes_images_of_another_size(exported: Exported) -> None:
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=0.1)
 
 
+# ---- in ONNX -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_onnx_gives_the_logits_of_the_program(exported: Exported, mode: str) -> None:
+    """For any number of images of any size, but where a pixel falls on the other side of a step."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    place, more = exported.places[mode], ["--ensemble"] if mode == "canvas" else []
+    out = place.root / "in-onnx"
+    done = place.do("export", "--to", out, "--onnx", *more)
+    assert done.rc == 0, done.err
+    said = json.loads((out / "export.json").read_text())
+    bound = said["compared"]["bound"]
+    assert said["compared"]["onnx"]["furthest"] <= said["compared"]["onnx"]["bound"]
+    assert set(said["files"]) == {"model.pt2", "weights.safetensors", "model.onnx"}
+    for name in ("model.pt2", "model.onnx"):
+        assert b"site-packages" not in (out / name).read_bytes()
+    session = runtime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    program = torch.export.load(out / "model.pt2").module()
+    small = images(place)[:BLOCK]
+    large = np.random.default_rng(0).integers(0, 256, (5, 1, 17, 24), dtype=np.uint8)
+    for some in (small, small[:1], small[:7], large):
+        (found,) = session.run(None, {"images": some})
+        with torch.no_grad():
+            expected = program(torch.from_numpy(some)).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+        np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+
+
+def test_onnx_without_its_packages_is_one_line(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strata.pipeline.results.export.find_spec", lambda name: None)
+    before = set(place.root.iterdir())
+    done = place.do("export", "--to", place.root / "new", "--onnx")
+    assert (done.rc, "pip install 'strata[onnx]'" in done.error) == (2, True)
+    assert set(place.root.iterdir()) == before
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from strata.pipeline.results import figures, page
+from strata.pipeline.results import figures
+from strata.pipeline.results.report import render
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("$x")</script>'
@@ -43,7 +44,7 @@ def _layer(number: int, top5: float | None) -> dict[str, Any]:
         "epochs": [_epoch(number, epoch) for epoch in range(1, 9)],
         "solve_seconds": 75.2,
         "samples_per_second": 1234.5,
-        "peak_memory_bytes": None,
+        **dict.fromkeys(("peak_memory_bytes", "compression", "quantiser")),
         "levels": [
             {"level": name, "state": "complete", "rows": rows, "bytes": size, "seconds": 0.5}
             for name, rows, size in levels
@@ -138,7 +139,7 @@ REPORTS = {
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
-    return {name: page.render(report) for name, report in REPORTS.items()}
+    return {name: render(report) for name, report in REPORTS.items()}
 
 
 class _Balance(HTMLParser):
@@ -192,14 +193,23 @@ def test_figures_are_xml_with_a_label(pages: dict[str, str], name: str) -> None:
     assert len(drawn) == expected.get(name, 5)
 
 
+@pytest.mark.parametrize("name", ["one layer", "full"])
+def test_curves_stand_before_lines_across_whatever_the_number_of_layers(
+    pages: dict[str, str], name: str
+) -> None:
+    drawn = re.search(r"<svg(?:(?!</svg>).)*training-figure.*?</svg>", pages[name], flags=re.DOTALL)
+    assert drawn is not None
+    assert drawn[0].count(figures.STYLE["grid.color"]) >= 6
+
+
 def test_same_report_gives_the_same_page(pages: dict[str, str]) -> None:
-    assert page.render(copy.deepcopy(REPORTS["full"])) == pages["full"]
+    assert render(copy.deepcopy(REPORTS["full"])) == pages["full"]
 
 
 def test_rendering_leaves_the_report_alone() -> None:
     report = _report(layers=1)
     before = copy.deepcopy(report)
-    page.render(report)
+    render(report)
     assert report == before
 
 
@@ -216,13 +226,13 @@ def test_headline_and_claim(pages: dict[str, str]) -> None:
 def test_many_test_images_earn_a_second_decimal() -> None:
     report = _report(layers=1)
     report["data"]["test"] = 10_000
-    assert "91.23 %" in page.render(report)
+    assert "91.23 %" in render(report)
 
 
 def test_without_claim_the_section_is_left_out() -> None:
     report = _report(layers=1)
     report["claim"] = dict.fromkeys(report["claim"], None) | {"text": ""}
-    assert "Claim" not in page.render(report)
+    assert "Claim" not in render(report)
 
 
 def test_unfinished_run_says_so(pages: dict[str, str]) -> None:
@@ -232,10 +242,10 @@ def test_unfinished_run_says_so(pages: dict[str, str]) -> None:
 
 def test_what_codes_lose_is_told_only_of_codes() -> None:
     report = _report()
-    assert "Signal to noise" not in page.render(report)
+    assert "Signal to noise" not in render(report)
     lost = {"median_snr_db": 45.12, "worst_channel": 6, "worst_snr_db": 41.5}
     report["layers"][1]["quantiser"] = lost | {"clipped": 0.00012, "dead": 2, "channels": 64}
-    told = page.render(report)
+    told = render(report)
     assert all(text in told for text in ("45.12 dB", "6: 41.5 dB", "0.012 %", "2 of 64"))
 
 

@@ -50,7 +50,7 @@ def test_it_is_not_believed_of_anything_else(path: Path, other: dict[str, Any]) 
 
 
 def test_what_is_damaged_is_named(path: Path) -> None:
-    flip(path.parent / "weights.safetensors")
+    flip(path.parent / "weights.safetensors", 0)
     (path.parent / "test_logits.npy").unlink()
     assert dict(record.damage(path)) == {
         path.parent / "weights.safetensors": "it is not what result.json says: its sha256 differs",

@@ -7,6 +7,7 @@ import pytest
 from runs import tiny
 
 from strata.pipeline.materialize.images import ensure_images
+from strata.pipeline.options import Options
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run import overview, record
 from strata.pipeline.run.session import Session, open_session
@@ -22,7 +23,7 @@ def text(tmp_path: Path) -> Path:
 
 def opened(text: Path, source: str | None = None) -> Session:
     found = overview.find(str(text), text.parent / "run", text.parent / "store", 0)
-    return open_session(found, seed=0, device_name="cpu", source=source, report=Reporter())
+    return open_session(found, Options(device="cpu", data=source), report=Reporter())
 
 
 def test_a_mistaken_source_is_forgotten(text: Path) -> None:

@@ -16,7 +16,7 @@ from runs import Place, here, open_run, tiny
 from spoil import TEXT, flip
 
 from strata.pipeline.feed.problem_feed import clean_batches
-from strata.pipeline.results import separability
+from strata.pipeline.results import figures, separability
 from strata.pipeline.run import probe_results, weights
 from strata.pipeline.run.probe_results import Kind
 from strata.stages.solve.baseline import build_end_to_end
@@ -280,10 +280,10 @@ def _report(*kinds: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kinds", [["linear"], ["cnn-1", "cnn-2"], ["linear", "cnn-1"]])
 def test_the_figure_speaks_its_values(kinds: list[str]) -> None:
-    svg = separability.separability(_report(*kinds))
+    svg = figures.draw(separability.probes, _report(*kinds))
     assert svg.startswith("<svg")
     assert svg.count("x_1 60.0 %, x_2 70.0 %") == len(kinds)
-    assert separability.separability({"probes": []}) == ""
+    assert figures.draw(separability.probes, {"probes": []}) == ""
 
 
 def test_kinds_are_in_the_order_of_their_hidden_layers() -> None:

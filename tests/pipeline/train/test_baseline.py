@@ -16,8 +16,9 @@ from interrupted import signalled
 from runs import here, inside, tiny
 from torch import Tensor, nn
 
+from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
 from strata.stages.network.network import Layer
-from strata.stages.network.spec import AuxiliarySpec, LayerSpec, auxiliary_specs, layer_specs
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 from strata.stages.solve.baseline import EndToEnd, build_end_to_end
 from strata.stages.solve.schedule import SGDSchedule
 from strata.stages.solve.solve import Solver
@@ -30,11 +31,9 @@ BATCH = 16
 
 
 def specs(*, batch_norm: bool) -> tuple[tuple[LayerSpec, ...], AuxiliarySpec]:
-    layers = layer_specs(
-        channels=3, layers=4, width=8, downsample=[2], stem=0, batch_norm=batch_norm, bias=True
-    )
-    rest: dict[str, Any] = {"final_width": None, "classes": 10, "bias": True}
-    return layers, auxiliary_specs(layers, k=2, width=8, batch_norm=batch_norm, **rest)[-1]
+    layers = NetworkTable(4, 8, downsample=(2,), batch_norm=batch_norm).specs(3, 16)
+    auxiliary = AuxiliaryTable(k=2, width=8, batch_norm=batch_norm)
+    return layers, auxiliary.specs(layers, classes=10, side=8)[-1]
 
 
 def solver(

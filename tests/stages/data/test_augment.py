@@ -17,9 +17,9 @@ from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import lineage
 from strata.stages.data import augment
 from strata.stages.features.quantise import Floats
+from strata.stages.network.blocks import scale_at
 from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.network.network import build_problem
-from strata.stages.network.spec import scale_at
 
 TOML = """
 [data]

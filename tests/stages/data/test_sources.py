@@ -182,7 +182,7 @@ def test_torchvision_without_files(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", zoo._SETS)
 def test_every_data_set_of_the_table_takes_its_arguments(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="is not under|needs a package"):
+    with pytest.raises(DataError, match=r"is not under|needs a package"):
         open_source(f"torchvision:{name}", root=tmp_path)
 
 

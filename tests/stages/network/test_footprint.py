@@ -13,7 +13,7 @@ from strata.pipeline.recipe.augmentation import cached_size
 from strata.pipeline.recipe.builtin import text_of
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.stages.memory import watched
-from strata.stages.network.featurize import Frozen, encoded
+from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.network.footprint import applying, solving
 from strata.stages.network.network import build_auxiliary, build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
@@ -21,7 +21,7 @@ from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 def narrowed(name: str, width: int) -> Recipe:
     """A recipe's network with fewer channels."""
-    _, text = text_of(name)
+    _, text, _ = text_of(name)
     network: Any = parse(text, name).network
     before = f"width = {network.width}"
     return parse(text.replace(before, f"width = {width}"), name)
@@ -88,7 +88,7 @@ def test_p_several_times_holds_two_of_its_outputs(times: int) -> None:
     frozen = Frozen(build_problem(layer, auxiliary, 0).layer.eval(), coded("float32", 8))
     x = torch.zeros(rows, *shape)
     with watched(CPU, [x, *frozen.layer.parameters()]) as peak:
-        encoded([frozen], x, block=rows, compute=torch.float32)
+        featurize([frozen], x, block=rows, compute=torch.float32, encode=True)
     found = applying([layer], shape, block=rows, images=True)
     assert found == pytest.approx(peak.nbytes, rel=0.04)
 
@@ -114,7 +114,7 @@ def test_a_forward_pass_takes_what_was_predicted(
             stored = layers[first - 1].stored.encode(x)
             x = layers[first - 1].stored.decode(stored, shape[2])
         with watched(CPU, [stored, x, *weights]) as peak:
-            encoded(some, x, block=block, compute=torch.float32)
+            featurize(some, x, block=block, compute=torch.float32, encode=True)
         specs = recipe.layers[first:last]
         found = applying(specs, shape, block=block, precision=precision, images=first == 0)
         assert found == pytest.approx(peak.nbytes, rel=0.15), f"x_{first} to x_{last}"

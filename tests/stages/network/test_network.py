@@ -11,21 +11,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from strata.pipeline.recipe.builtin import load, names
+from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
+from strata.stages.network.blocks import scale_at
 from strata.stages.network.network import (
     Auxiliary,
     Layer,
-    Problem,
-    blank_auxiliary,
-    blank_layer,
+    build_auxiliary,
+    build_layer,
     build_problem,
 )
-from strata.stages.network.spec import (
-    AuxiliarySpec,
-    LayerSpec,
-    auxiliary_specs,
-    layer_specs,
-    scale_at,
-)
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 BUILT_IN = [pytest.param(name, id=name) for name in names()]
 
@@ -62,7 +57,7 @@ def test_p_gives_the_four_decimated_copies() -> None:
 @pytest.mark.parametrize("side", [2, 3, 7, 8, 14])
 def test_a_averages_the_four_quadrants(side: int) -> None:
     """A x is 2×2 whatever the size; for even sizes each value is the mean of one quadrant."""
-    auxiliary = blank_auxiliary(AuxiliarySpec(3, 1, 0, 10, False, True))
+    auxiliary = build_auxiliary(AuxiliarySpec(3, 1, 0, 10, False, True), None)
     x = seeded(2, 3, side, side)
     averaged = auxiliary.average(x)
     assert averaged.shape == (2, 3, 2, 2)
@@ -78,7 +73,7 @@ def test_planned_shapes_and_parameters_are_the_modules(name: str) -> None:
     for size in (recipe.augment.crop, recipe.canvas):
         x = torch.empty(2, recipe.data.channels, size, size, device="meta")
         for j, (spec, aux) in enumerate(zip(recipe.layers, recipe.auxiliaries, strict=True), 1):
-            layer = blank_layer(spec).to("meta")
+            layer = build_layer(spec, None).to("meta")
             with torch.device("meta"):
                 auxiliary = Auxiliary(aux)
             x = layer(x)
@@ -94,7 +89,7 @@ def test_planned_operations_are_what_torch_counts(name: str) -> None:
     _, recipe = load(name)
     for j, (spec, aux) in enumerate(zip(recipe.layers, recipe.auxiliaries, strict=True), 1):
         inputs = recipe.shape(j - 1, recipe.augment.crop)
-        problem = Problem(blank_layer(spec), blank_auxiliary(aux)).to("meta").eval()
+        problem = build_problem(spec, aux, None).to("meta").eval()
         with FlopCounterMode(display=False) as counter:
             problem(torch.empty(1, *inputs, device="meta"))
         planned = spec.operations(inputs) + aux.operations(spec.output(inputs))
@@ -115,21 +110,16 @@ def test_numbering_is_the_papers() -> None:
 
 
 def test_auxiliary_width_doubles_with_the_layers_and_the_last_can_differ() -> None:
-    layers = layer_specs(
-        channels=3, layers=3, width=128, downsample=(1,), stem=0, batch_norm=True, bias=False
-    )
-    specs = auxiliary_specs(
-        layers, k=3, width=256, final_width=64, classes=10, batch_norm=True, bias=True
-    )
+    layers = NetworkTable(3, 128, downsample=(1,), batch_norm=True, bias=False).specs(3, 32)
+    table = AuxiliaryTable(k=3, width=256, final_width=64, batch_norm=True)
+    specs = table.specs(layers, classes=10, side=16)
     assert [s.width for s in specs] == [256, 512, 64]
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_identity_layer_starts_at_the_previous_risk(k: int) -> None:
     """Prop. 3.1: with P = Id and θ̃ = identity, z_{j+1} = z_j, because ρ(x) = x for x ≥ 0."""
-    first, second = layer_specs(
-        channels=3, layers=2, width=8, downsample=(), stem=0, batch_norm=False, bias=True
-    )
+    first, second = NetworkTable(layers=2, width=8).specs(3, 8)
     aux = AuxiliarySpec(8, k, 8, 10, False, True)
     before, after = build_problem(first, aux, 1).eval(), build_problem(second, aux, 2).eval()
     assert isinstance(after.layer, Layer)

@@ -21,11 +21,11 @@ from strata.stages.errors import UnusableNetwork
 from strata.stages.memory import watched
 from strata.stages.network.block_reading import read_blocks
 from strata.stages.network.block_source import construct, digest
-from strata.stages.network.blocks import Block, Origin
-from strata.stages.network.featurize import Frozen, encoded
+from strata.stages.network.blocks import Block, Origin, scale_at, shape_at
+from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.network.footprint import applying, solving
-from strata.stages.network.network import blank_layer, build_problem
-from strata.stages.network.spec import AuxiliarySpec, described, scale_at, shape_at
+from strata.stages.network.network import build_layer, build_problem
+from strata.stages.network.spec import AuxiliarySpec, described
 from strata.stages.solve.baseline import build_end_to_end
 
 CODE = """
@@ -140,7 +140,7 @@ def test_figures_are_those_of_the_modules(resnet, residual) -> None:
     for blocks in (resnet, residual):
         shape = (blocks[0].channels, blocks[0].side, blocks[0].side)
         for block in blocks:
-            module = blank_layer(block).eval()
+            module = build_layer(block, None).eval()
             with FlopCounterMode(display=False) as counter:
                 x = module(torch.zeros(1, *shape))
             assert block.operations(shape) == counter.get_total_flops() // 2
@@ -167,14 +167,14 @@ def test_a_fingerprint_has_what_decides_about_values(residual: tuple[Block, ...]
         "arguments": replace(residual[1].source, arguments=(("width", 16), ("channels", 2))),
     }
     for source in changed.values():
-        assert digest(source, blank_layer(residual[1])) != residual[1].digest
+        assert digest(source, build_layer(residual[1], None)) != residual[1].digest
     again = read_blocks(residual[0].source, (1, 32, 32))
     assert [block.digest for block in again] == [block.digest for block in residual]
 
 
 def test_weights_of_another_block_are_not_loaded_into_this_one(residual) -> None:
     with pytest.raises(UnusableNetwork, match="another version"):
-        blank_layer(replace(residual[1], digest="0" * 64))
+        build_layer(replace(residual[1], digest="0" * 64), None)
 
 
 # ---- refused -------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_a_forward_pass_takes_what_was_predicted(residual, precision: str) -> No
     rows, side = 64, 24
     for first in range(3):
         some, shape = residual[first:], shape_at(residual, first, 1, side)
-        modules = [blank_layer(b).eval().to(memory_format=torch.channels_last) for b in some]
+        modules = [build_layer(b, None).eval().to(memory_format=torch.channels_last) for b in some]
         codecs = [coded(precision, b.width) for b in some]
         layers = [Frozen(*pair) for pair in zip(modules, codecs, strict=True)]
         weights = [p for frozen in layers for p in frozen.layer.parameters()]
@@ -361,7 +361,7 @@ def test_a_forward_pass_takes_what_was_predicted(residual, precision: str) -> No
             stored = below.encode(x)
             x = below.decode(stored, shape[2])
         with watched(CPU, [stored, x, *weights]) as peak:
-            encoded(layers, x, block=rows, compute=torch.float32)
+            featurize(layers, x, block=rows, compute=torch.float32, encode=True)
         found = applying(some, shape, block=rows, precision=precision, images=first == 0)
         assert found == pytest.approx(peak.nbytes, rel=0.15), f"x_{first}"
 

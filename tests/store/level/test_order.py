@@ -17,9 +17,14 @@ from strata.store.errors import LevelDamaged
 from strata.store.files.publish import sealed, unseal
 from strata.store.fingerprint import canonical, differences, digest_arrays, fingerprint
 from strata.store.level.layout import CHUNK_BYTES, PRECISIONS, geometry
-from strata.store.read.order import batch_count, batches, epoch_order, generator, key_of
+from strata.store.read.order import Mixing, batch_count, batches, generator, key_of
 
 QUICK = settings(max_examples=examples(50), deadline=None)
+
+
+def epoch_order(rows: int, seed: int, depth: int, epoch: int) -> np.ndarray:
+    return Mixing(rows).order(seed, depth, epoch)
+
 
 # --- orders --------------------------------------------------------------------------------------
 
