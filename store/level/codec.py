@@ -224,6 +224,6 @@ def decode(
     index = read_index(geometry, shard, rows).tolist()
     index = index if chunk is None else [index[chunk]]
     out = np.empty((len(index), geometry.chunk_rows, *geometry.stored), geometry.dtype)
-    for chunk, (at, nbytes) in zip(out, index, strict=True):
-        unpack(geometry, shard[at : at + nbytes], chunk)
+    for piece, (at, nbytes) in zip(out, index, strict=True):
+        unpack(geometry, shard[at : at + nbytes], piece)
     return out.reshape(-1, *geometry.stored)[:rows]
