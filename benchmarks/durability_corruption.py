@@ -161,7 +161,7 @@ def measure(cases: int, seed: int) -> dict[str, Any]:
         place = Path(top)
         recipe = durability_kills.RECIPE.replace("epochs = 2", "epochs = 1")
         (place / "tiny.toml").write_text(recipe + 'precision = "uint8"\n')
-        lifecycle.perform(OPTIONS, write=3)
+        lifecycle.perform(lifecycle.find(OPTIONS), OPTIONS, write=3)
         whole, rows = everything(place), rows_of(place)
         for case in range(cases):
             kind = draw.choices(list(DAMAGE), WEIGHTS)[0]

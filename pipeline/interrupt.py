@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
+from typing import Self
 
 
 class Interruptions:
-    """Whether somebody asked us to stop."""
+    """Whether somebody asked us to stop. As a context it catches SIGINT and SIGTERM for the block;
+    a second signal stops without waiting."""
 
     def __init__(self, *, passed_on: bool = False) -> None:
         """
         Args:
-            passed_on: a second signal may be the first one once more.
+            passed_on: by torchrun, which hands on the Ctrl-C that the terminal has sent us already:
+                then a second signal says nothing new.
         """
         self.asked, self._passed_on = False, passed_on
 
@@ -24,27 +25,17 @@ class Interruptions:
         if self.asked:
             raise KeyboardInterrupt
 
+    def __enter__(self) -> Self:
+        here = threading.current_thread() is threading.main_thread()
+        caught = (signal.SIGINT, signal.SIGTERM) if here else ()
+        self._before = {number: signal.signal(number, self._ask) for number in caught}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and not self._passed_on:  # the second time, at once
             raise KeyboardInterrupt
         self.asked = True
-
-
-@contextmanager
-def interruptions(*, passed_on: bool = False) -> Iterator[Interruptions]:
-    """Catch SIGINT and SIGTERM for the block; a second signal stops without waiting.
-
-    Args:
-        passed_on: by torchrun, which hands on the Ctrl-C that the terminal has sent us already:
-            then a second signal says nothing new.
-    """
-    stop = Interruptions(passed_on=passed_on)
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {s: signal.signal(s, stop._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

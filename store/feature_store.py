@@ -8,15 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strata.store.errors import LevelAbsent, LevelDamaged, refusals
+from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusals
 from strata.store.files.files import DISK, Files, WholeFiles
 from strata.store.files.publish import unseal
 from strata.store.fingerprint import fingerprint
-from strata.store.level.codec import profile_of
+from strata.store.level.codec import geometry_of_zarr
 from strata.store.level.layout import Geometry, LevelKey, depth_directory, lock_path
-from strata.store.level.level import CHECKSUMS, COMMIT, RECEIPTS, SHARDS, Level, read_commit
-from strata.store.write.mandate import SharedWriter
-from strata.store.write.writer import INTENT, LINEAGE, ZARR, LevelWriter
+from strata.store.level.level import (
+    CHECKSUMS,
+    COMMIT,
+    RECEIPTS,
+    SHARDS,
+    Level,
+    geometry_of,
+    read_commit,
+)
+from strata.store.write.shard import ZARR
+from strata.store.write.writer import INTENT, LINEAGE, LevelWriter
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,14 @@ class Store:
             return complete(read_commit(directory, key, self.files))
         return partial(directory, self.files)
 
-    def profile(self, key: LevelKey) -> str | None:
-        """The profile of a level that is there or was begun; None: there is nothing, or what there
+    def geometry(self, key: LevelKey) -> Geometry | None:
+        """The geometry of a level that is there or was begun; None: there is nothing, or what there
         is cannot be read."""
+        directory = key.directory(self.root)
+        with suppress(LevelAbsent, LevelConflict, LevelDamaged):
+            return geometry_of(read_commit(directory, key, self.files))
         with suppress(FileNotFoundError, LevelDamaged):
-            return profile_of(self.files.read(key.directory(self.root) / ZARR))
+            return geometry_of_zarr(self.files.read(directory / ZARR))
         return None
 
     def open(self, key: LevelKey) -> Level:
@@ -68,8 +79,7 @@ class Store:
     def writer(
         self, key: LevelKey, geometry: Geometry, lineage: Sequence[Mapping[str, Any]]
     ) -> LevelWriter:
-        kind = SharedWriter if self.remote else LevelWriter
-        return kind(self.root, key, geometry, lineage, self.files)
+        return LevelWriter(self.root, key, geometry, lineage, self.files)
 
     def remove(self, depth: int, fingerprint: str) -> int:
         """Remove every level of one lineage at one depth; commits go first, so none is half valid.

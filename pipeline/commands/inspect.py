@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from strata.pipeline.commands import lifecycle, tables
 from strata.pipeline.commands.lifecycle import Answer
-from strata.pipeline.interrupt import interruptions
+from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.options import Options
 from strata.pipeline.recipe import builtin
@@ -49,7 +49,7 @@ def statistics(options: Options) -> Answer:
 
     found, report = lifecycle.find(options), lifecycle.reporting(options)
     keys = chosen(found, options.layer, options.split, report)
-    with interruptions() as stop, cluster.crew(options, report, stop, reads=True) as crew:
+    with Interruptions() as stop, cluster.crew(options, report, stop, reads=True) as crew:
         levels = statistics(found, keys, report, stop, crew)
     table = tables.of_statistics(f"levels of {found.directory}", levels, options.channels)
     return Answer({"run": str(found.directory), "levels": levels}, (table,))

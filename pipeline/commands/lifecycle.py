@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.options import Options
 from strata.pipeline.plan import plan
@@ -59,40 +60,37 @@ def names_other_images(options: Options, found: Overview) -> bool:
 
 
 def missing(
-    options: Options, found: Overview | None = None, **goal: int
-) -> tuple[Overview, tuple[plan.Step, ...], Caching]:
-    """The run, the steps that it still needs, and what these cache; says what is there already.
+    found: Overview, options: Options, **goal: int
+) -> tuple[tuple[plan.Step, ...], Caching]:
+    """The steps that a run still needs, and what these cache; says what is there already.
 
     Args:
-        found: the run, where it was looked up.
         goal: ``solve`` or ``write``, as of :func:`plan.steps`.
     """
     cluster.check(options)
-    found = found or find(options)
     found.check_layer(max(goal.values()))
     how = caching(found.recipe, plan.make_plan(found.recipe, found.data()), options)
     have = found.inventory()
     for line in (*plan.skipped(have, **goal), *how.said):
         reporting(options).say(line)
-    return found, plan.steps(have, cached=how.depths, **goal), how
+    return plan.steps(have, cached=how.depths, **goal), how
 
 
-def perform(
-    options: Options, found: Overview | None = None, **goal: int
-) -> tuple[Overview, list[str]]:
+def perform(found: Overview, options: Options, **goal: int) -> tuple[Overview, list[str]]:
     """Do what is missing: the run as it then is, and what was done. Where nothing is missing, torch
     is not even imported. Args: as of :func:`missing`."""
     done: list[str] = []
     with launch.ranks(options.device) if launch.together() else nullcontext() as ranks:
         if ranks and not ranks.leads:
             options = replace(options, as_json=True)
-        found, todo, how = missing(options, found, **goal)
+        todo, how = missing(found, options, **goal)
         if ranks:
             ranks.wait()  # all have seen the same, before the leader changes it
         if todo or names_other_images(options, found):
             from strata.pipeline.train.algorithm import make
 
             with at_work(found, options, how.profiles, ranks) as session:
+                # Decided again, since another process may have had the run meanwhile.
                 done = [str(s) for s in make(session, evict=how.evict, cached=how.depths, **goal)]
                 found = replace(found, run=session.run)
         elif found.run:
@@ -118,7 +116,6 @@ def at_work(
     Raises:
         OptionRange: torchrun has started several processes, and ``ranks`` is None.
     """
-    from strata.pipeline.interrupt import interruptions
     from strata.pipeline.run.session import open_session, patience
     from strata.store.files.lock import hold
 
@@ -126,7 +123,7 @@ def at_work(
     if ranks is None:
         launch.refuse_ranks()
     follows, report = ranks is not None and not ranks.leads, reporting(options)
-    with interruptions(passed_on=launch.together()) as stop:
+    with Interruptions(passed_on=launch.together()) as stop:
         if ranks and follows:
             ranks.wait()  # until the leader has the run
             found = find(options)

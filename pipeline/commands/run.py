@@ -16,14 +16,16 @@ from strata.pipeline.run.rundir import Run
 
 def train(options: Options) -> Answer:
     """Solve layer j, and whatever it needs first."""
-    return lifecycle.done_answer(*lifecycle.perform(options, solve=options.j))
+    found = lifecycle.find(options)
+    return lifecycle.done_answer(*lifecycle.perform(found, options, solve=options.j))
 
 
 def materialize(options: Options) -> Answer:
     """Write x_j, and whatever it needs first; with ``--dry-run`` only say what that is."""
+    found = lifecycle.find(options)
     if not options.dry_run:
-        return lifecycle.done_answer(*lifecycle.perform(options, write=options.j))
-    todo = [str(step) for step in lifecycle.missing(options, write=options.j)[1]]
+        return lifecycle.done_answer(*lifecycle.perform(found, options, write=options.j))
+    todo = [str(step) for step in lifecycle.missing(found, options, write=options.j)[0]]
     lines = [f"would {step}" for step in todo] or [f"x_{options.j} is complete: nothing to do"]
     return Answer({"todo": todo}, tuple(lines))
 
@@ -31,7 +33,7 @@ def materialize(options: Options) -> Answer:
 def run(options: Options) -> Answer:
     """Solve every layer, evaluate, and write the report if anything has changed."""
     found = lifecycle.find(options)
-    found, done = lifecycle.perform(options, found, solve=len(found.recipe.layers))
+    found, done = lifecycle.perform(found, options, solve=len(found.recipe.layers))
     page = found.directory / "report.html"
     if ranks.leads() and (done or not page.exists()):
         from strata.pipeline.results.report import write_report

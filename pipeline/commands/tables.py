@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from rich.table import Column, Table
@@ -103,17 +104,12 @@ def _figures(found: Mapping[str, float]) -> list[str]:
 
 def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
     """One row per level, and the sums; the ratio is that of the values' bytes to those on disk."""
-    columns = ("", "level", "state", "rows", "on disk", "ratio", "used by")
-    rows = (
-        (
-            *(level[name] for name in ("depth", "level", "state")),
-            f"{level['rows']:,}",
-            size(level["bytes"]),
-            f"{level['value_bytes'] / level['bytes']:.2f}" if level["value_bytes"] else "",
-            ", ".join(level["runs"]) or "nobody",
-        )
-        for level in found["levels"]
-    )
+    columns, rows = ("", "level", "state", "rows", "on disk", "ratio", "used by"), list[Row]()
+    for one in found["levels"]:
+        ratio = f"{one['value_bytes'] / one['bytes']:.2f}" if one["value_bytes"] else ""
+        numbers = f"{one['rows']:,}", size(one["bytes"]), ratio
+        users = ", ".join(one["runs"]) or "nobody"
+        rows.append((one["depth"], one["level"], one["state"], *numbers, users))
     summary = (
         f"{size(found['total_bytes'])} in all, {size(found['quarantine_bytes'])} of it in "
         f"quarantine, {size(found['beton_bytes'])} in copies for ffcv"
@@ -127,16 +123,12 @@ def of_evaluation(result: Mapping[str, Any]) -> Table:
     """Every layer and every final classifier, alone and in an ensemble with those below."""
     columns = ("layer", "test loss", "top-1", "top-5", "ensemble, logits")
     more = ("ensemble, probabilities", "ensemble, top-5")
-    rows = (
-        (
-            f"{one['layer']}" + (f", final {one['name']}" if "name" in one else ""),
-            f"{one['test']['loss']:.4f}",
-            *_accuracy(one["test"]),
-            percent(one["ensemble"]["logits"]["top1"]),
-            *_accuracy(one["ensemble"]["probabilities"]),
-        )
-        for one in (*result["layers"], *result.get("finals", ()))
-    )
+    rows = list[Row]()
+    for one in (*result["layers"], *result.get("finals", ())):
+        name = f"{one['layer']}" + (f", final {one['name']}" if "name" in one else "")
+        alone = f"{one['test']['loss']:.4f}", *_accuracy(one["test"])
+        ensemble, logits = one["ensemble"], percent(one["ensemble"]["logits"]["top1"])
+        rows.append((name, *alone, logits, *_accuracy(ensemble["probabilities"])))
     return table(*columns, *more, title=f"{result['samples']:,} test images", rows=rows)
 
 
@@ -149,11 +141,10 @@ def of_probes(title: str, results: Sequence[ProbeResult]) -> Table:
     kinds = sorted({Kind.of(one["kind"]) for one in results})
     found = {(one["layer"], one["kind"]): one for one in results}
     heads = [(f"{kind.name}, test", "train", *["C"] * (not kind.hidden)) for kind in kinds]
-    rows = (
-        (f"x_{j}", *(cell for kind in kinds for cell in _probe(found.get((j, kind.name)), kind)))
-        for j in sorted({one["layer"] for one in results})
-    )
-    return table("x_j", *(head for some in heads for head in some), title=title, rows=rows)
+    depths = sorted({one["layer"] for one in results})
+    cells = ([_probe(found.get((j, kind.name)), kind) for kind in kinds] for j in depths)
+    rows = ((f"x_{j}", *chain(*some)) for j, some in zip(depths, cells, strict=True))
+    return table("x_j", *chain(*heads), title=title, rows=rows)
 
 
 def _probe(one: ProbeResult | None, kind: Kind) -> Row:
@@ -167,10 +158,8 @@ def _probe(one: ProbeResult | None, kind: Kind) -> Row:
 
 def of_baseline(record: Mapping[str, Any], greedy: Mapping[str, Any] | None, name: str) -> Table:
     """End to end beside layer by layer, where that was done."""
-    shown = table(
-        *("", "top-1", "top-5", "training", "images/s", "peak of tensors"),
-        rows=_compared(record, greedy),
-    )
+    columns = ("", "top-1", "top-5", "training", "images/s", "peak of tensors")
+    shown = table(*columns, rows=_compared(record, greedy))
     if greedy is None:
         shown.caption = f"`run {name}` solves the same network layer by layer"
     return shown
@@ -195,18 +184,13 @@ def of_sweep(title: str, ranked: Sequence[SweepResult], kept: str | None) -> Tab
         kept: name of the variant that is the run's layer j.
     """
     columns = ("variant", "test top-1", "train loss", "training risk", "parameters", "epoch")
-    total = sum(result["seconds"] for result in ranked) or 1.0
-    rows = (
-        (
-            result["name"],
-            *_judged(result),
-            f"{result['parameters']:,} + {result['auxiliary_parameters']:,}",
-            "" if result["diverged"] else result["kept_epoch"],
-            f"{duration(result['seconds'])}, {100 * result['seconds'] / total:.0f} %",
-            "kept" if result["name"] == kept else "",
-        )
-        for result in ranked
-    )
+    total, rows = sum(one["seconds"] for one in ranked) or 1.0, list[Row]()
+    for one in ranked:
+        parameters = f"{one['parameters']:,} + {one['auxiliary_parameters']:,}"
+        epoch = "" if one["diverged"] else one["kept_epoch"]
+        time = f"{duration(one['seconds'])}, {100 * one['seconds'] / total:.0f} %"
+        mark = "kept" if one["name"] == kept else ""
+        rows.append((one["name"], *_judged(one), parameters, epoch, time, mark))
     return table(*columns, "time", "", title=title, rows=rows)
 
 

@@ -3,29 +3,42 @@ computing it again."""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.commands import lifecycle
 from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.commands.storage import level_state
+from strata.pipeline.errors import ClusterError
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster import cluster
+from strata.pipeline.materialize.cluster.submit import in_order
 from strata.pipeline.options import Options
-from strata.pipeline.progress import Reporter, size
+from strata.pipeline.progress import Reporter, Tick, size
 from strata.pipeline.run import levels, network_record, probe_results, sweep_results
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.record import DATA, FEATURES, RUN
 from strata.pipeline.run.rundir import BASELINE, NETWORK, TRANSFER, Run
+from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import LevelDamaged
 from strata.store.feature_store import Store
-from strata.store.level.layout import LevelKey
-from strata.store.level.level import COMMIT
-from strata.store.write.verify import Damage, check_level, level_directories, put_back
+from strata.store.fingerprint import sha256
+from strata.store.level.layout import LevelKey, lock_path
+from strata.store.level.level import COMMIT, SHARDS, commit_of
+from strata.store.write.unfinished import HASH_THREADS
+from strata.store.write.verify import (
+    Damage,
+    check_level,
+    check_shard,
+    forget_damage,
+    level_directories,
+    put_back,
+)
 
 if TYPE_CHECKING:
     from strata.pipeline.run.session import Session
@@ -110,35 +123,63 @@ def check(
     """
     if layer:
         overview.check_layer(layer)
-    root, files, run = overview.store.root, overview.store.files, overview.run
-    found = level_directories(root, files)
+    store, run = overview.store, overview.run
+    found = level_directories(store.root, store.files)
     if layer is not None:
         found = [d for d in found if d.parent.name.startswith(f"x_{layer}-")]
-    states = {directory: level_state(directory, files)[0] for directory in found}
+    states = {directory: level_state(directory, store.files)[0] for directory in found}
     nbytes = sum(state.nbytes for state in states.values())
     damaged: dict[Path, Damage] = {}  # by path, since levels of one x_depth share intent.json
     if deep and crew is not None:
         crew.begin()
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
-        how: Any = {"deep": deep, "files": files, "tick": lambda done: tick(done // MB)}
-        if deep and crew is not None:
-            from strata.pipeline.materialize.cluster.checks import hashing
-
-            how["hashing"] = hashing(crew, overview.store, how["tick"])
         for directory in found:
-            for damage in check_level(root, directory, **how):
+            wrong = check_level(store.root, directory, files=store.files)
+            if deep and states[directory].state == "complete" and not any(d.belongs for d in wrong):
+                wrong += _hashed(store, directory, wrong, crew, tick)
+            for damage in wrong:
                 damaged[damage.path] = damaged.pop(damage.path, damage)
-    partial = tuple(d for d, s in states.items() if s.state in ("partial", "absent"))
+    unfinished = tuple(d for d, s in states.items() if s.state in ("partial", "absent"))
     places = (f"layer_{layer}", f"sweep_{layer}/*") if layer else ()
     of_run = tuple(run.damaged(*places)) if run else ()
-    return Findings(len(found), nbytes, partial, tuple(damaged.values()), of_run)
+    return Findings(len(found), nbytes, unfinished, tuple(damaged.values()), of_run)
+
+
+def _hashed(
+    store: Store, directory: Path, wrong: Sequence[Damage], crew: cluster.Workers | None, tick: Tick
+) -> Iterator[Damage]:
+    """The damaged shards among those of the right size, by their hashes."""
+    data, bad = store.files.read(directory / COMMIT), {damage.shard for damage in wrong}
+    shards = commit_of(directory, store.files)[SHARDS]
+    task = partial(hashing, StoreAddress.of(store), directory.absolute(), sha256(data))
+    todo = [shard for shard in range(len(shards)) if shard not in bad]
+    for shard, damage in zip(todo, in_order(crew, task, todo, HASH_THREADS), strict=True):
+        tick(int(shards.sizes[shard]) // MB)
+        if damage:
+            yield replace(damage, path=directory / damage.path.name, level=directory)
+
+
+@contextmanager
+def hashing(
+    store: StoreAddress, directory: Path, commit: str
+) -> Iterator[Callable[[int], Damage | None]]:
+    """The task that checks the shards of a level by their hashes. Raises ClusterError: the commit
+    that is here has another sha256 than the one that the command sees."""
+    files = store.files
+    found = ""
+    with suppress(OSError):
+        found = sha256(files.read(directory / COMMIT))
+    if found != commit:
+        raise ClusterError(f"{directory} is, here, not the level that the command sees")
+    shards = commit_of(directory, files)[SHARDS]
+    yield lambda shard: check_shard(directory, shards[shard], deep=True, files=files)
 
 
 def repair(session: Session, findings: Findings) -> list[str]:
     """Mend what this run can make again: layers by solving them, or from the variant that they were
-    taken from; levels by computing the damaged shards, and those of levels that are not finished,
-    as an interrupted repair leaves them. From below upwards, because each depth is made from the
-    one below. Damage of other runs' levels is left.
+    taken from; levels by forgetting the damaged shards and writing what is missing, also of levels
+    that are not finished, as an interrupted repair leaves them. From below upwards, because each
+    depth is made from the one below. Damage of other runs' levels is left.
 
     Returns:
         One line for everything that was mended.
@@ -168,7 +209,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
             keep(session, depth, one) if one else make(session, solve=depth)
         lines += _mend_depth(session, depth, where)
     for network in probe_results.networks(run):
-        own = dataclasses.replace(session, run=network)
+        own = replace(session, run=network)
         for depth in range(network.solved() + 1):
             lines += _mend_depth(own, depth, where)
     if run.evaluation() is None and run.solved():
@@ -205,29 +246,29 @@ def _forget(run: Run, damaged: Sequence[tuple[Path, str]]) -> set[int]:
 
 
 def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[str]:
-    """Write again what is damaged or missing of x_depth, in those of the run's levels that lie in
-    one of the directories."""
+    """Forget what is damaged of x_depth, in those of the run's levels that lie in one of the
+    directories, and write what is missing of them."""
     from strata.pipeline.materialize.images import ensure_images
     from strata.pipeline.materialize.materialize import write
+    from strata.pipeline.run.session import patience
 
-    root, files = session.store.root, session.store.files
-    keys = [k for k in levels.all_at(session.run, depth) if k.directory(root) in where]
-    damaged = {k: check_level(root, k.directory(root), deep=True, files=files) for k in keys}
-    before = {
-        key: _content_root(session.store, key)
-        for key in keys
-        if damaged[key] or not files.exists(key.directory(root) / COMMIT)
-    }
-    if not before:
-        return []
-    if depth == 0:
-        ensure_images(session, damaged)
-    else:
-        write(session, list(before), damaged)
+    store, before, damaged = session.store, {}, {}
+    keys = [k for k in levels.all_at(session.run, depth) if k.directory(store.root) in where]
+    for key in keys:
+        was, directory = _content_root(store, key), key.directory(store.root)
+        lock = lock_path(store.root, depth, key.fingerprint)
+        with store.files.lock(lock, key.label, patience(session)):
+            names = [d.path.name for d in forget_damage(store.root, directory, store.files)]
+        if not store.files.exists(directory / COMMIT):
+            before[key], damaged[key] = was, names
+    if depth == 0 and before:
+        ensure_images(session)
+    elif before:
+        write(session, list(before))
     lines = []
     for key, was in before.items():
-        names = ", ".join(damage.path.name for damage in damaged[key]) or "what was missing"
-        values = OTHER_VALUES if was != _content_root(session.store, key) else SAME_VALUES
+        names = ", ".join(damaged[key]) or "what was missing"
+        values = OTHER_VALUES if was != _content_root(store, key) else SAME_VALUES
         lines.append(f"mended {key.label}: {names} ({values if was else NO_VALUES})")
     return lines
 

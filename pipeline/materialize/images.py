@@ -6,28 +6,34 @@ level is a shuffled one.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strata.pipeline.errors import RunConflict, remedy
-from strata.pipeline.materialize.cluster import tasks
-from strata.pipeline.materialize.cluster.checks import examined
-from strata.pipeline.materialize.level import ComputeLock, ShardRows, locked_writer, write_level
-from strata.pipeline.materialize.timing import Timing
+from strata.pipeline.errors import ClusterError, RunConflict, remedy
+from strata.pipeline.materialize.cluster.submit import in_order
+from strata.pipeline.materialize.level import (
+    RunAddress,
+    ShardRows,
+    locked_writer,
+    publishing,
+    write_level,
+)
+from strata.pipeline.materialize.timing import Done, Timing
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import record
-from strata.pipeline.run.levels import geometry_at, have_images, stamp
+from strata.pipeline.run.levels import have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
 from strata.stages.data.images import (
     SPLITS,
+    Examined,
     Source,
     check_labels,
     examine,
@@ -43,27 +49,22 @@ from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey, geometry
 from strata.store.parallel import map_in_threads
 from strata.store.read.order import generator
-from strata.store.write.mandate import Mandate
-from strata.store.write.verify import Damage
 
+SPAN = 512
+"""Images that workers examine in one task."""
 NAMED_BROKEN = 20
 """Broken images kept by name in data.json; all are counted."""
 
 
-def ensure_images(
-    session: Session, damaged: Mapping[LevelKey, Sequence[Damage]] | None = None
-) -> None:
+def ensure_images(session: Session) -> None:
     """Make x_0 complete, or find that it is.
-
-    Args:
-        damaged: files of committed levels to write again.
 
     Raises:
         DataError: the images or labels cannot be used; names the first that is at fault.
         RunConflict: the images are not those that the run was made from.
     """
     known = session.run.data()
-    if not damaged and have_images(session.run, session.store):
+    if have_images(session.run, session.store):
         return
     with open_source(
         session.run.source, root=session.data_root, download=session.download
@@ -79,8 +80,7 @@ def ensure_images(
         facts = {k: v for k, v in found.items() if k != "kept"}
         record.write(session.run.directory / DATA, facts)
         for split in SPLITS:
-            again = (damaged or {}).get(session.key(0, split, "clean"), ())
-            _write_split(session, source, split, found, again)
+            _write_split(session, source, split, found)
 
 
 def _survey(session: Session, source: Source) -> dict[str, Any]:
@@ -110,8 +110,9 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
     total = sum(source.count(split) for split in SPLITS)
     if session.crew is not None:
         session.crew.begin()
-        task = tasks.SurveyTask(tasks.RunAddress.of(session), signature)
-        findings = examined(session.crew, source, task)
+        address = RunAddress.of(session)
+        task = partial(examination, address.source, address.data_root, signature)
+        findings = in_order(session.crew, task, list(spans(source, SPAN)), READ_THREADS)
     else:
         findings = map_in_threads(
             lambda span: examine(source, *span), spans(source), READ_THREADS, waiting=READ_THREADS
@@ -141,6 +142,18 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
     }
 
 
+@contextmanager
+def examination(
+    source: str, data_root: Path, signature: str
+) -> Iterator[Callable[[Any], Examined]]:
+    """The task of workers that hash and decode spans of images, to say which can be used. Raises
+    ClusterError: there are other files, by their signature, than the command sees."""
+    with open_source(source, root=data_root) as opened:
+        if opened.signature() != signature:
+            raise ClusterError(f"{source} holds, here, other files than the command sees")
+        yield lambda span: examine(opened, *span)
+
+
 @dataclass(frozen=True)
 class ImageShards:
     """The rows of x_0 of one split, in a seeded random order, decoded from their source."""
@@ -154,13 +167,13 @@ class ImageShards:
     threads: int = READ_THREADS
     work = "decoding"
 
-    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
+    def shards(self, todo: Sequence[int], timing: Timing) -> ShardRows:
         """uint8 images of each shard; see ``level.ShardSource``."""
         with ThreadPoolExecutor(self.threads) as pool:
             for shard in todo:
                 first, last = self.shape.shard_range(shard)
                 images = np.empty((last - first, *self.shape.sample), np.uint8)
-                with lock:
+                with timing.computing():
                     for row, image in enumerate(pool.map(self._pixels, self.samples[first:last])):
                         images[row] = image
                         timing.tick(1)
@@ -182,27 +195,39 @@ def order_of_rows(key: LevelKey, found: Mapping[str, Any]) -> np.ndarray:
     return kept[shuffled]
 
 
-def _write_split(
-    session: Session,
-    source: Source,
-    split: str,
-    found: Mapping[str, Any],
-    damaged: Sequence[Damage],
-) -> None:
+def _write_split(session: Session, source: Source, split: str, found: Mapping[str, Any]) -> None:
     """Write x_0 of one split."""
     key, data = session.key(0, split, "clean"), session.run.recipe.data
     samples = order_of_rows(key, found)
     shard_bytes = session.run.recipe.cache.shard_mb << 20
     sample = (data.channels, data.size, data.size)
-    shape = geometry_at(session.store, key) or geometry(len(samples), sample, "uint8", shard_bytes)
-    rows = ImageShards(session.run.recipe, source, split, samples, shape)
     arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
-    begun = time.monotonic()
-    with locked_writer(session, key, shape, damaged) as writer:
-        if writer is None:
-            return
-        memo, task = _memo(session, found["signature"]).absolute(), None
-        if session.crew is not None:
-            address, mandate = tasks.RunAddress.of(session), Mandate.of(writer)
-            task = tasks.ImagesTask(address, mandate, memo, found["digest"])
-        write_level(session, writer, rows, task, begun, parent=None, arrays=arrays)
+    shape = geometry(len(samples), sample, "uint8", shard_bytes)
+    with locked_writer(session, key, shape) as writer:
+        if writer is not None:
+            shape, memo = writer.geometry, _memo(session, found["signature"]).absolute()
+            rows = ImageShards(session.run.recipe, source, split, samples, shape)
+            task = partial(image_shards, RunAddress.of(session), key, shape, memo, found["digest"])
+            write_level(session, writer, rows, task, parent=None, arrays=arrays)
+
+
+@contextmanager
+def image_shards(
+    address: RunAddress, key: LevelKey, shape: Geometry, memo: Path, digest: str
+) -> Iterator[Callable[[int], Done]]:
+    """The task of workers that publish shards of x_0.
+
+    Args:
+        memo: the record of the survey.
+        digest: of all good images.
+
+    Raises:
+        ClusterError: the record is of other images than the command knows.
+    """
+    run, writer = address.begun(key, shape)
+    found = unseal(memo, writer.files)
+    if found["digest"] != digest:
+        raise ClusterError(f"{memo} is, here, of other images")
+    with open_source(address.source, root=address.data_root) as source:
+        rows = ImageShards(run.recipe, source, key.split, order_of_rows(key, found), shape)
+        yield publishing(writer, rows)

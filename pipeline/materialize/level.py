@@ -1,4 +1,4 @@
-"""Write one level, shard by shard: what images and features share.
+"""Write one level, shard by shard: what images and features share, here and in workers.
 
 The next shard is computed while the last ones are published. Memory is bounded by a few shards, a
 killed process loses those at work, and of two processes that want the same level one writes and the
@@ -8,23 +8,32 @@ other waits.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from strata.pipeline.materialize.cluster.submit import publish
-from strata.pipeline.materialize.cluster.tasks import WorkerTask
-from strata.pipeline.materialize.timing import Timing, WorkersTiming, limit
+from strata.pipeline.errors import ClusterError, one_line
+from strata.pipeline.materialize.cluster.submit import Dispatch, refusal
+from strata.pipeline.materialize.timing import NAMED, Done, Timing, limit
 from strata.pipeline.progress import duration, size
-from strata.pipeline.run import levels
+from strata.pipeline.run import levels, rundir
+from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session, patience
+from strata.pipeline.run.stores import StoreAddress
 from strata.store.level.layout import Geometry, LevelKey
-from strata.store.write.verify import Damage, mend
+from strata.store.write.shard import Published, ShardWriter
+from strata.store.write.unfinished import unsettled
 from strata.store.write.writer import LevelWriter
 
-ComputeLock = AbstractContextManager[object]
+if TYPE_CHECKING:
+    from strata.pipeline.materialize.cluster.worker import Failed, Task
+
+ROUNDS = 3
+"""How often a shard is asked for that a worker has published and that is not to be seen here."""
 ShardRows = Iterator[tuple[int, np.ndarray]]
 """Numbers of shards, and their stored elements, (rows, channel, y, x)."""
 
@@ -35,53 +44,41 @@ class ShardSource(Protocol):
     work: str
     """Its name, for people: ``forward pass``."""
 
-    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
-        """The rows of some shards, in this order; ticks as rows are done.
-
-        Args:
-            lock: held while a shard is computed, from when its first rows are there: so of several
-                threads one computes, and the next one has read.
-        """
+    def shards(self, todo: Sequence[int], timing: Timing) -> ShardRows:
+        """The rows of some shards, in this order; ticks as rows are done. A shard is computed when
+        it is its turn (``timing.computing``), from when its first rows are there: so of several
+        threads one computes, and the next one has read."""
         ...
 
 
 @contextmanager
-def locked_writer(
-    session: Session, key: LevelKey, shape: Geometry, damaged: Sequence[Damage] = ()
-) -> Iterator[LevelWriter | None]:
+def locked_writer(session: Session, key: LevelKey, shape: Geometry) -> Iterator[LevelWriter | None]:
     """The writer of a level that is locked and begun; None if there is nothing to do, perhaps
     because another process wrote the level while we waited for it.
 
     Args:
-        damaged: files of a committed level to write again.
+        shape: of a level that is new; one that is there, or was begun, goes on as it was.
     """
     levels.refer_to(session.run, session.store)
+    shape = session.store.geometry(key) or shape
     writer = session.store.writer(key, shape, session.run.lineage(key.depth))
     with writer.lock(patience(session)):
-        if damaged:
-            mend(writer, damaged)
-        elif levels.is_current(session.store, key):
+        if levels.is_current(session.store, key):
             yield None
             return
-        elif writer.committed():
+        if writer.committed():
             session.store.remove_level(key)  # made from a level below that has changed since
         writer.begin()
         yield writer
 
 
 def write_level(
-    session: Session,
-    writer: LevelWriter,
-    source: ShardSource,
-    task: WorkerTask | None,
-    begun: float,
-    **commit: Any,
+    session: Session, writer: LevelWriter, source: ShardSource, task: Task, **commit: Any
 ) -> dict[str, Any]:
     """Write what is missing of a level that is locked and begun, and commit it.
 
     Args:
-        task: tells workers to do what ``source`` does; None: there are no workers.
-        begun: when work on the level began, by the monotonic clock.
+        task: what workers do in place of ``source``: it gives the function of :func:`publishing`.
         commit: parent, arrays and tool, as :meth:`LevelWriter.commit` takes them.
 
     Returns:
@@ -92,19 +89,19 @@ def write_level(
         DiskFull, StoreRefused: every finished shard is kept.
         KeyboardInterrupt: somebody asked to stop; finished shards are kept.
     """
+    begun = time.monotonic()
     todo, shape, label = writer.missing(), writer.geometry, writer.key.label
-    rows = sum(last - first for first, last in map(shape.shard_range, todo))
+    rows = sum(map(shape.rows_in, todo))
     crew = session.crew if todo else None
     if crew is not None:
         crew.begin()
     with session.report.task(f"writing {label}", rows, "images") as tick:
-        if crew is not None and task is not None:
-            timing = WorkersTiming(source.work, len(todo), tick)
-            nbytes = publish(session, writer, task, todo, timing)
+        timing = Timing(source.work, shape.row_bytes, tick, shards=len(todo))
+        if crew is not None:
+            nbytes = _by_workers(session, writer, task, todo, timing)
         else:
-            timing = Timing(source.work, shape.row_bytes, tick)
-            shards = source.shards(todo, timing, nullcontext())
-            nbytes = writer.fill(_until_stopped(session, timing.publishing(shards)))
+            shards = timing.publishing(source.shards(todo, timing))
+            nbytes = writer.fill(_until_stopped(session, shards))
     level = writer.commit(**commit)
     seconds, shares = time.monotonic() - begun, timing.shares
     session.report.say(
@@ -126,3 +123,113 @@ def _until_stopped(session: Session, shards: ShardRows) -> ShardRows:
     for shard in shards:
         yield shard
         session.stop.check()
+
+
+# ---- by workers ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunAddress:
+    """Paths by which a worker finds what a run is made of. All of it must be on a shared file
+    system, but for a store in a bucket."""
+
+    run: Path
+    store: StoreAddress
+    source: str
+    """The images, as a recipe names them, with an absolute path."""
+    data_root: Path
+    """Directory of torchvision's data sets."""
+
+    @classmethod
+    def of(cls, session: Session) -> RunAddress:
+        run, source = session.run.directory.absolute(), session.run.source
+        kind, _, path = source.partition(":")
+        if kind in ("imagefolder", "npz"):
+            source = f"{kind}:{Path(path).expanduser().absolute()}"
+        return cls(run, StoreAddress.of(session.store), source, session.data_root.absolute())
+
+    def begun(self, key: LevelKey, shape: Geometry) -> tuple[Run, ShardWriter]:
+        """The run, which must give a level its name (so its recipe, layers and scales are those
+        that the command knows), and a writer of the level's shards, which must be begun. Raises
+        ClusterError, StoreRefused: it is not so, here."""
+        store = self.store.open()
+        writer = ShardWriter(store.root, key, shape, store.files)
+        writer.expect_begun()
+        run = rundir.find(self.run)
+        if run is None:
+            raise ClusterError(f"there is no run in {self.run} here: it must lie on a shared disk")
+        nodes = run.nodes()
+        if key.depth >= len(nodes) or nodes[key.depth].fingerprint != key.fingerprint:
+            raise ClusterError(
+                f"the run in {self.run} is, here, not the one that x_{key.depth} is of"
+            )
+        return run, writer
+
+
+def publishing(writer: ShardWriter, source: ShardSource) -> Callable[[int], Done]:
+    """A function of a worker that computes a shard and publishes it, unless another has."""
+    from strata.pipeline.materialize.cluster.worker import this_worker
+
+    worker, shape = this_worker(), writer.geometry
+
+    def publish(shard: int) -> Done:
+        first, last = shape.shard_range(shard)
+        timing = Timing(source.work, shape.row_bytes, lock=worker.computing)
+        published, seconds = writer.done(shard), {}
+        if published is None:
+            for _, rows in timing.publishing(source.shards([shard], timing)):
+                published = writer.put(shard, rows, worker.threads)
+            seconds = timing.seconds
+        assert published is not None
+        return Done(worker.label, last - first, published, seconds, timing.peak_bytes)
+
+    return publish
+
+
+def _by_workers(
+    session: Session, writer: LevelWriter, task: Task, todo: Sequence[int], timing: Timing
+) -> int:
+    """Let workers publish shards of a level that is locked; returns their bytes.
+
+    Raises:
+        DiskFull, StoreRefused: of a worker; nothing more is begun, finished shards are kept.
+        ClusterError: names the shards that failed, once all others are finished.
+    """
+    from strata.pipeline.materialize.cluster.worker import Failed
+
+    published: dict[int, Published] = {}
+    failed: dict[int, Failed] = {}
+    for _ in range(ROUNDS):
+        dispatch = Dispatch(session.crew, task, gpu=writer.key.depth > 0)
+        for shard, answer in dispatch.answers(todo):
+            if isinstance(answer, Done):
+                published[shard] = answer.published
+                timing.done(answer)
+            elif answer.for_all:
+                raise refusal(answer)
+            else:
+                failed[shard] = answer
+        todo = unsettled(writer, published.values())
+        if not todo:
+            break
+    unseen = Failed("a worker", ClusterError("it was published, and is not to be seen here"))
+    failed |= dict.fromkeys(todo, unseen)
+    writer.sweep()  # what workers that died were at
+    session.report.say(f"  {timing.workers()}")
+    if failed:
+        raise _named(writer, failed, len(published) - len(todo))
+    return sum(one.nbytes for one in published.values())
+
+
+def _named(writer: LevelWriter, failed: dict[int, Failed], finished: int) -> ClusterError:
+    named = []
+    for shard, why in sorted(failed.items())[:NAMED]:
+        first, last = writer.geometry.shard_range(shard)
+        said = one_line(why.error) if str(why.error) else type(why.error).__name__
+        named.append(f"shard {shard} (rows {first}…{last - 1}, on {why.worker}): {said}")
+    rest = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+    noun = "shard" if len(failed) == 1 else "shards"
+    return ClusterError(
+        f"{len(failed)} {noun} of {writer.key.label} failed, {finished} are finished and kept. "
+        f"{'; '.join(named)}{rest}. Mend that and repeat the command: only these are missing"
+    )

@@ -6,8 +6,9 @@ encodes them, and finished shards are hashed and published while the next ones a
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,21 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strata.pipeline.errors import ClusterError
 from strata.pipeline.feed.buffers import Ring, host_memory
 from strata.pipeline.feed.features import Features, features, level_draws, naming_rows, nearest
-from strata.pipeline.materialize.cluster import tasks
-from strata.pipeline.materialize.level import ComputeLock, ShardRows, locked_writer, write_level
-from strata.pipeline.materialize.timing import Timing
+from strata.pipeline.materialize.level import (
+    RunAddress,
+    ShardRows,
+    locked_writer,
+    publishing,
+    write_level,
+)
+from strata.pipeline.materialize.timing import Done, Timing
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.run import device, levels, outcome, record
-from strata.pipeline.run.rundir import FEATURES
+from strata.pipeline.run import device as devices
+from strata.pipeline.run import levels, outcome, record
+from strata.pipeline.run.rundir import FEATURES, Run
 from strata.pipeline.run.session import Session
 from strata.stages.memory import watched
 from strata.store.errors import DiskFull
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.read.rows import Rows
-from strata.store.write.mandate import Mandate
-from strata.store.write.verify import Damage
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 SPARE_BYTES = 64 << 20
@@ -54,47 +60,76 @@ def materialize(session: Session, j: int, *, clean: bool = False) -> None:
     write(session, missing)
 
 
-def write(
-    session: Session,
-    keys: Sequence[LevelKey],
-    damaged: Mapping[LevelKey, Sequence[Damage]] | None = None,
-) -> None:
-    """Write levels of one x_j, and keep a record of them.
-
-    Args:
-        damaged: of levels that are committed, the files to write again.
-    """
+def write(session: Session, keys: Sequence[LevelKey]) -> None:
+    """Write what is missing of levels of one x_j, and keep a record of them."""
     if not keys:
         return
     written, depth = {}, keys[0].depth
     base = nearest(session, depth - 1, keys[0].split, clean=keys[0].view == "clean")
     for key in keys:
-        begun = time.monotonic()
-        shape = levels.geometry_at(session.store, key) or session.geometry(depth, key.split)
-        with locked_writer(session, key, shape, (damaged or {}).get(key, ())) as writer:
+        with locked_writer(session, key, session.geometry(depth, key.split)) as writer:
             if writer is not None:
-                written[key.name] = _write(session, writer, begun)
+                written[key.name] = _write(session, writer)
     if written:
         _record(session, keys, written, base)
 
 
-def _write(session: Session, writer: LevelWriter, begun: float) -> dict[str, Any]:
+def _write(session: Session, writer: LevelWriter) -> dict[str, Any]:
     """Write a level that is locked and begun, from the nearest level below, which is only now known
     to stay."""
-    key = writer.key
+    key, shape, crew = writer.key, writer.geometry, session.crew
     source = features(session, key.depth, key.split, clean=key.view == "clean")
-    rows = FeatureShards(session, key, writer.geometry, source)
-    base = source.levels[rows.view]
-    return write_level(
-        session,
-        writer,
-        rows,
-        tasks.features(session, base, Mandate.of(writer)) if session.crew else None,
-        begun,
-        parent=levels.parent_of(base.key, base.content_root),
-        arrays={n: t.cpu().numpy() for n, t in source.layers[-1].stored.tensors().items()},
-        tool=device.versions(),
+    rows = FeatureShards(session, key, shape, source)
+    base = levels.parent_of(rows.level.key, rows.level.content_root)
+    weights = _layer_digests(session.run, source.base, key.depth)
+    device = crew.device if crew else "cpu"
+    task = partial(
+        feature_shards, RunAddress.of(session), key, shape, source.base, base, weights, device
     )
+    arrays = {name: t.cpu().numpy() for name, t in source.layers[-1].stored.tensors().items()}
+    versions = devices.versions()
+    return write_level(session, writer, rows, task, parent=base, arrays=arrays, tool=versions)
+
+
+@contextmanager
+def feature_shards(
+    address: RunAddress,
+    key: LevelKey,
+    shape: Geometry,
+    depth: int,
+    base: dict[str, Any],
+    weights: tuple[str, ...],
+    device: str,
+) -> Iterator[Callable[[int], Done]]:
+    """The task of workers that publish shards of a level of x_j.
+
+    Args:
+        depth, base: of the level to read: its depth, and what a commit says of it.
+        weights: digests of the layers in between, lowest first.
+        device: as the command was told.
+
+    Raises:
+        ClusterError: layers or level below are not those that the command knows.
+    """
+    from strata.pipeline.materialize.cluster.worker import this_worker
+
+    (run, writer), chosen = address.begun(key, shape), this_worker().device(device)
+    if _layer_digests(run, depth, key.depth) != weights:
+        raise ClusterError(f"the layers in {address.run} have, here, other weights")
+    devices.check(run.compute, chosen)
+    session = Session(run, address.store.open(), chosen)
+    source = features(session, key.depth, key.split, base=depth, clean=key.view == "clean")
+    rows = FeatureShards(session, key, shape, source)
+    if levels.parent_of(rows.level.key, rows.level.content_root) != base:
+        label = rows.level.key.label
+        raise ClusterError(f"{label} has, here, other values than the command knows")
+    yield publishing(writer, rows)
+
+
+def _layer_digests(run: Run, base: int, depth: int) -> tuple[str, ...]:
+    """Digests of the weights of the layers between x_base and x_depth, lowest first."""
+    records = (run.layer(j) for j in range(base + 1, depth + 1))
+    return tuple(record["weights"] for record in records if record is not None)
 
 
 def _check_space(session: Session, j: int, missing: list[LevelKey]) -> None:
@@ -140,13 +175,14 @@ class FeatureShards:
 
     def __init__(self, session: Session, key: LevelKey, shape: Geometry, source: Features) -> None:
         self.session, self.key, self.shape, self.source = session, key, shape, source
-        self.view = "clean" if source.base == 0 else key.view
-        """View of the level that is read."""
+        self._view = "clean" if source.base == 0 else key.view
+        self.level = source.levels[self._view]
+        """The level that is read."""
         self._ids = session.images()[key.split].array("sample_id")
         samples = int(self._ids.max()) + 1
         self._draws = level_draws(session.run.recipe, session.run.seed, key.view, samples)
 
-    def shards(self, todo: Sequence[int], timing: Timing, lock: ComputeLock) -> ShardRows:
+    def shards(self, todo: Sequence[int], timing: Timing) -> ShardRows:
         """Stored elements of each shard; see ``level.ShardSource``. Their memory is used again once
         they are published."""
         shape, session, block = self.shape, self.session, self.session.run.recipe.cache.block
@@ -156,7 +192,7 @@ class FeatureShards:
         ]
         memory = host_memory(session.device)
         ring = Ring(shape.shard_rows * shape.row_bytes, PUBLISHERS + 1, memory)
-        with self.source.delivery([self.view], once=True) as delivery:
+        with self.source.delivery([self._view], once=True) as delivery:
             every = [part for parts in blocks for part in parts]
             rows = Rows.of(np.concatenate([*every, np.arange(0)]))
             coming = timing.reading(delivery.batches(rows, [len(part) for part in every]))
@@ -166,12 +202,12 @@ class FeatureShards:
                 out = whole.view(shape.dtype).reshape(-1, *shape.stored)
                 del whole
                 here = chain([next(coming)], coming)
-                with lock:
+                with timing.computing():
                     for part, stored in zip(parts, here, strict=False):
                         target = out[part[0] - first : part[-1] + 1 - first]
                         self._fill(target, part, stored, timing)
                         del target
-                    device.finish(session.device)
+                    devices.finish(session.device)
                 yield shard, out
                 del out
 

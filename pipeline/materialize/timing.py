@@ -1,19 +1,22 @@
-"""Clocks that tell where the time of writing a level goes: reading, computing, or publishing.
+"""A clock that tells where the time of writing a level goes: reading, computing, or publishing.
 
-The three work at the same time, so the thread in the middle says which of them limits: it waits for
-what is slower than itself. Where all share the same cores, what waits longest is still what to
-look at first.
+In one process the three work at the same time, so the thread in the middle says which of them
+limits: it waits for what is slower than itself. Where all share the same cores, what waits longest
+is still what to look at first. Of workers the time of all of them is added up.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
-from strata.pipeline.materialize.cluster.tasks import Done
 from strata.pipeline.progress import Tick, size
+from strata.store.write.shard import Published
 
 T = TypeVar("T")
 NOTE_SECONDS = 0.5
@@ -22,20 +25,45 @@ NAMED = 5
 """Workers, and shards that failed, that are named, of however many."""
 
 
-class Timing:
-    """The clock of one level that this process writes. Times are in seconds."""
+@dataclass(frozen=True)
+class Done:
+    """A shard that a worker has published, and what that took."""
 
-    def __init__(self, work: str, row_bytes: int, tick: Tick) -> None:
+    worker: str
+    rows: int
+    published: Published
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds by part of the work: reading, forward pass, publishing."""
+    peak_bytes: int = 0
+    """Most bytes of tensors on the device, where they were counted."""
+
+
+class Timing:
+    """The clock of one level. Times are in seconds."""
+
+    def __init__(
+        self,
+        work: str,
+        row_bytes: int,
+        tick: Tick = lambda done, note="": None,
+        *,
+        shards: int = 0,
+        lock: AbstractContextManager[object] | None = None,
+    ) -> None:
         """
         Args:
-            work: what the thread in the middle does: ``forward pass``.
+            work: what is done between reading and publishing: ``forward pass``.
             row_bytes: of one row, uncompressed.
             tick: of the task that people see.
+            shards: that workers are to publish.
+            lock: held while a shard is computed: of several threads one computes at a time.
         """
         self._work, self._row_bytes, self._tick = work, row_bytes, tick
+        self._shards, self._lock = shards, lock or nullcontext()
         self._begun = self._noted = time.perf_counter()
         self._waited = {"reading": 0.0, "publishing": 0.0}
-        self._rows, self._note = 0, ""
+        self._of_workers, self._rows = Counter[str](), Counter[str]()
+        self._count, self._note = 0, ""
         self.peak_bytes = 0
         """Most bytes of tensors on the device, where they were counted."""
 
@@ -50,6 +78,14 @@ class Timing:
                 return
             yield batch
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute one shard, once it is our turn; the wait for that counts as nothing."""
+        asked = time.perf_counter()
+        with self._lock:
+            self._begun += time.perf_counter() - asked
+            yield
+
     def publishing(self, shards: Iterable[T]) -> Iterator[T]:
         """Pass shards on; the time until the next is asked for counts as publishing."""
         for shard in shards:
@@ -58,56 +94,25 @@ class Timing:
             self._waited["publishing"] += time.perf_counter() - begun
 
     def tick(self, rows: int) -> None:
-        """Count rows that are computed."""
-        self._rows += rows
-        now = time.perf_counter()
-        if now - self._noted > NOTE_SECONDS:
-            self._noted = now
-            rate = self._rows * self._row_bytes / (now - self._begun)
-            self._note = f"{size(rate)}/s, {limit(self.shares)} limits"
-        self._tick(rows, self._note)
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of the time so far that each part kept the others waiting; they add up to 1."""
-        whole = max(time.perf_counter() - self._begun, 1e-9)
-        waited = {name: seconds / whole for name, seconds in self._waited.items()}
-        return {self._work: 1 - sum(waited.values()), **waited}
-
-
-class WorkersTiming:
-    """The clock of one level that many workers write: where the time of all of them went, who did
-    how much, and what people see of it."""
-
-    def __init__(self, work: str, shards: int, tick: Tick) -> None:
-        """
-        Args:
-            work: what is done between reading and publishing: ``forward pass``.
-            shards: that are to be written.
-            tick: of the task that people see.
-        """
-        self._shards, self._tick = shards, tick
-        self._begun = self._noted = time.perf_counter()
-        self._seconds = {work: 1e-9}
-        self._rows: dict[str, int] = {}
-        self._nbytes = self._count = 0
-        self._note = ""
-        self.peak_bytes = 0
-        """Most bytes of tensors on the device of any worker."""
+        """Count rows that are computed here."""
+        self._advance("", rows, lambda rate: f"{rate}, {limit(self.shares)} limits")
 
     def done(self, shard: Done) -> None:
         """Count a shard that a worker has published."""
-        self._rows[shard.worker] = self._rows.get(shard.worker, 0) + shard.rows
         self.peak_bytes = max(self.peak_bytes, shard.peak_bytes)
-        for part, taken in shard.seconds.items():
-            self._seconds[part] = self._seconds.get(part, 0.0) + taken
-        self._nbytes, self._count = self._nbytes + shard.nbytes, self._count + 1
+        self._of_workers.update(shard.seconds)
+        self._count += 1
+        count = f"shard {self._count} of {self._shards}"
+        self._advance(shard.worker, shard.rows, lambda rate: f"{count}, {rate}, {self.workers()}")
+
+    def _advance(self, worker: str, rows: int, note: Callable[[str], str]) -> None:
+        self._rows[worker] += rows
         now = time.perf_counter()
         if now - self._noted > NOTE_SECONDS:
             self._noted = now
-            rate = size(self._nbytes / (now - self._begun))
-            self._note = f"shard {self._count} of {self._shards}, {rate}/s, {self.workers()}"
-        self._tick(shard.rows, self._note)
+            rate = self._rows.total() * self._row_bytes / (now - self._begun)
+            self._note = note(f"{size(rate)}/s")
+        self._tick(rows, self._note)
 
     def workers(self) -> str:
         """Images per second of every worker: ``"images/s by worker: 0 512, 1 498"``"""
@@ -117,10 +122,18 @@ class WorkersTiming:
         return f"images/s by worker: {named}{' …' if len(self._rows) > NAMED else ''}"
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part: of what workers have published, or of this process so far."""
+        if self._of_workers:
+            return dict(self._of_workers)
+        working = time.perf_counter() - self._begun - sum(self._waited.values())
+        return {self._work: max(working, 1e-9), **self._waited}
+
+    @property
     def shares(self) -> dict[str, float]:
-        """Share of the workers' time that each part took; they add up to 1."""
-        whole = sum(self._seconds.values())
-        return {part: taken / whole for part, taken in self._seconds.items()}
+        """Share of the time that each part took, or kept the others waiting; they add up to 1."""
+        seconds = self.seconds
+        return {part: taken / sum(seconds.values()) for part, taken in seconds.items()}
 
 
 def limit(shares: Mapping[str, float]) -> str:

@@ -180,7 +180,7 @@ class RecipeCosts:
     def _problems(self) -> list[tuple[int, float, float, int]]:
         """Epochs of every problem, seconds of a row in them on average, and in evaluation, and rows
         that are evaluated."""
-        found = []
+        found: list[tuple[int, float, float, int]] = []
         for j, problem in enumerate(self.recipe.problems, start=1):
             work, rates = operations(self.recipe, problem), self.machine.rates(kind(self.recipe, j))
             epochs, worth = passes(self.recipe, j)

@@ -54,20 +54,26 @@ def peak(
     below = recipe.layers[j - 1 if base is None else base : j - 1]
     if step is None or accumulate == 1 or not below:
         return step
-    made = footprint.applying(
-        below,
-        recipe.shape(j - 1 - len(below), augmentation.cached_size(recipe)),
-        block=recipe.cache.block,
-        compute=device.compute,
-        precision=recipe.cache.precision,
-        images=base == 0,
-    )
+    made = computing(recipe, j - 1 - len(below), j - 1, device)
     if made is None:
         return None
     held = footprint.held(layer, auxiliary, keep_best=keep_best)
     gradients = footprint.FLOAT * (layer.parameters + auxiliary.parameters)
     frozen = footprint.FLOAT * sum(other.parameters for other in below)
     return max(step + frozen, held + gradients + made)
+
+
+def computing(recipe: Recipe, base: int, depth: int, device: Device) -> int | None:
+    """Peak bytes of tensors while x_depth is computed from x_base by frozen layers. None where it
+    is not known of a block."""
+    return footprint.applying(
+        recipe.layers[base:depth],
+        recipe.shape(base, augmentation.cached_size(recipe)),
+        block=recipe.cache.block,
+        compute=device.compute,
+        precision=recipe.cache.precision,
+        images=base == 0,
+    )
 
 
 def peak_together(
@@ -124,10 +130,13 @@ def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
     return tuple(_micro_batches(recipe, j, device, cap) for j in range(1, len(recipe.layers) + 1))
 
 
-def largest_peak(recipe: Recipe, cap: int) -> int:
-    """Bytes of tensors of the largest problem, divided to fit into ``cap``. Raises as fit does."""
-    device = named_device(recipe)
-    counts = enumerate(fit(recipe, device, cap), start=1)
+def largest_peak(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> int:
+    """Bytes of tensors of the largest problem. Raises BudgetError if one is not known.
+
+    Args:
+        accumulate: micro-batches per step of every layer.
+    """
+    counts = enumerate(accumulate, start=1)
     return max(known_peak(recipe, j, device, count) for j, count in counts)
 
 

@@ -7,7 +7,7 @@ stored. Views and precision change what is learned; what others would cost is sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -80,16 +80,13 @@ class Worth:
     other_ways: tuple[Way, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        return _finite(asdict(self))
+        found = asdict(self, dict_factory=_finite)
+        return found | {name: _finite(found[name].items()) for name in ("seconds", "profiles")}
 
 
-def _finite(value: Any) -> Any:
+def _finite(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """JSON has no infinity: None is what cannot be had."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, tuple):
-        return [_finite(one) for one in value]
-    return None if value == math.inf else value
+    return {name: None if value == math.inf else value for name, value in fields}
 
 
 def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:

@@ -10,10 +10,9 @@ from typing import Any
 from strata.pipeline.plan.plan import Inventory
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run.rundir import Run
-from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused
+from strata.store.errors import StoreRefused
 from strata.store.feature_store import LevelState, Store
-from strata.store.level.layout import Geometry, LevelKey
-from strata.store.level.level import geometry_of, read_commit
+from strata.store.level.layout import LevelKey
 from strata.store.level.references import refer, reference
 
 
@@ -58,21 +57,13 @@ def parent_of(key: LevelKey, content_root: str) -> dict[str, Any]:
     return {**asdict(key), "content_root": content_root}
 
 
-def geometry_at(store: Store, key: LevelKey) -> Geometry | None:
-    """Geometry of a level that is committed; another run may have made it with shards of another
-    size."""
-    with suppress(LevelAbsent, LevelDamaged):
-        return geometry_of(read_commit(key.directory(store.root), key, store.files))
-    return None
-
-
 def profile_at(run: Run, store: Store, depth: int) -> str | None:
     """How the levels of x_depth are stored that are there or were begun; None: there are none.
 
     A level that was begun goes on as it was, and views of one depth are best alike.
     """
-    found = (store.profile(key) for key in keys_at(run, depth))
-    return next(filter(None, found), None)
+    found = (store.geometry(key) for key in keys_at(run, depth))
+    return next((geometry.profile for geometry in found if geometry), None)
 
 
 def missing_at(run: Run, store: Store, depth: int, *, clean: bool = False) -> list[LevelKey]:

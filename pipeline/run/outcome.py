@@ -12,10 +12,8 @@ from typing import Any
 from strata.pipeline.plan import memory
 from strata.pipeline.plan.choose import X0, CachedDepth
 from strata.pipeline.plan.costs import RecipeCosts, level_geometry
-from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import levels
 from strata.pipeline.run.session import Session
-from strata.stages.network import footprint
 from strata.store.level.layout import LevelKey
 
 Outcome = dict[str, Any]
@@ -55,14 +53,7 @@ def of_writing(session: Session, keys: Sequence[LevelKey], base: int) -> dict[st
         base: depth of the levels that it is computed from.
     """
     recipe, costs, j = session.run.recipe, _costs(session), keys[0].depth
-    peak = footprint.applying(
-        recipe.layers[base:j],
-        recipe.shape(base, augmentation.cached_size(recipe)),
-        block=recipe.cache.block,
-        compute=session.run.compute,
-        precision=recipe.cache.precision,
-        images=base == 0,
-    )
+    peak = memory.computing(recipe, base, j, session.room)
     data = session.run.data()
     assert data is not None
     rows = [data[key.split] for key in keys]
@@ -81,8 +72,8 @@ def _costs(session: Session) -> RecipeCosts | None:
     if rates is None or data is None:
         return None
     counts = data["train"], data["test"]
-    how = {"loader": session.loader, "tier": session.tier}
-    return RecipeCosts(session.run.recipe, rates, *counts, **how)
+    recipe, loader, tier = session.run.recipe, session.loader, session.tier
+    return RecipeCosts(recipe, rates, *counts, loader=loader, tier=tier)
 
 
 def _stored(session: Session, depth: int) -> CachedDepth:

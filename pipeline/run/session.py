@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 
@@ -32,9 +32,6 @@ from strata.store.feature_store import Store
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import Level
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
 READ_THREADS = 2
 """Threads that decode images."""
 TOLD = (
@@ -42,40 +39,6 @@ TOLD = (
     *("gpu_memory", "memory_budget"),
 )
 """Fields of a session that are options of the command line."""
-
-
-class Crew(Protocol):
-    """Workers of a Dask cluster, as whoever gives them work knows them."""
-
-    report: Reporter
-    stop: Interruptions
-
-    @property
-    def where(self) -> str:
-        """Which scheduler it is, for messages."""
-        ...
-
-    @property
-    def client(self) -> Client:
-        """The connection. Raises ClusterError: there is no scheduler, or no worker that fits."""
-        ...
-
-    @property
-    def on_gpu(self) -> bool:
-        """Do the workers offer GPUs?"""
-        ...
-
-    def begin(self) -> None:
-        """Have workers, which may take some seconds. Raises as :attr:`client`."""
-        ...
-
-    def count(self) -> int:
-        """Workers there are now. Raises OSError if nobody answers."""
-        ...
-
-    def submit(self, task: Any, item: Any, *, gpu: bool) -> Future:
-        """Have a worker do one item of a task; see materialize/cluster/worker.py:serve."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -105,8 +68,9 @@ class Session:
     """Most bytes of the host's memory for levels; None: what is free."""
     ranks: Ranks = field(default_factory=Ranks)
     """Processes that solve layers together."""
-    crew: Crew | None = None
-    """Workers that levels are written with; None: this process alone."""
+    crew: Any = None
+    """Workers that levels are written with (pipeline/materialize/cluster/cluster.py, a room above);
+    None: this process alone."""
 
     @cached_property
     def compute(self) -> torch.dtype:
@@ -132,9 +96,8 @@ class Session:
         """What the largest problem leaves of ``gpu_memory``."""
         if self.gpu_memory is None:
             return None
-        recipe, counts = self.run.recipe, enumerate(self.run.accumulate, 1)
-        peaks = (memory.known_peak(recipe, j, self.room, count) for j, count in counts)
-        return max(0, self.gpu_memory - max(peaks))
+        peak = memory.largest_peak(self.run.recipe, self.room, self.run.accumulate)
+        return max(0, self.gpu_memory - peak)
 
     def _memory_bytes_for_rows(self) -> int | None:
         """This rank's part of the memory budget, or of the machine's memory."""

@@ -6,22 +6,23 @@ are merged in the order of shards, so that they are the same to the last digit w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial, reduce
 from typing import Any
 
-from strata.pipeline.errors import NotThereYet
+from strata.pipeline.errors import ClusterError, NotThereYet
 from strata.pipeline.feed.level_feed import moments_of
 from strata.pipeline.interrupt import Interruptions
-from strata.pipeline.materialize.cluster.checks import counted
+from strata.pipeline.materialize.cluster.cluster import Workers
+from strata.pipeline.materialize.cluster.submit import in_order
 from strata.pipeline.progress import Reporter, Tick
 from strata.pipeline.run import levels
 from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.session import Crew
+from strata.pipeline.run.stores import StoreAddress
 from strata.stages.features.moments import Moments
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import Level
-from strata.store.parallel import map_in_threads
 
 HEADS = ("mean", "deviation", "minimum", "maximum", "zeros")
 THREADS = 2
@@ -33,7 +34,7 @@ def statistics(
     keys: Sequence[LevelKey],
     report: Reporter,
     stop: Interruptions,
-    crew: Crew | None = None,
+    crew: Workers | None = None,
 ) -> list[dict[str, Any]]:
     """Mean, deviation, extremes and zeros of the channels of some levels, over every row.
 
@@ -51,23 +52,33 @@ def statistics(
     for key in keys:
         level = found.store.open(key)
         with report.task(key.label, len(level), "rows") as tick:
-            if crew:
-                shards = counted(crew, found.store, level)
-            else:
-                shards = map_in_threads(moments_of(level), range(level.geometry.shards), THREADS)
-            moments = reduce(Moments.merged, _watched(shards, level, stop, tick))
+            task = partial(moments, StoreAddress.of(found.store), key, level.content_root)
+            shards = in_order(crew, task, range(level.geometry.shards), THREADS)
+            channels = reduce(Moments.merged, _watched(shards, level, stop, tick))
         measured.append(
             {
                 "level": key.label,
                 "depth": key.depth,
                 "split": key.split,
                 "view": key.view,
-                "dead": moments.dead,
-                "all": _figures(moments.together())[0],
-                "channels": _figures(moments),
+                "dead": channels.dead,
+                "all": _figures(channels.together())[0],
+                "channels": _figures(channels),
             }
         )
     return measured
+
+
+@contextmanager
+def moments(
+    store: StoreAddress, key: LevelKey, content_root: str
+) -> Iterator[Callable[[int], Moments]]:
+    """The task that computes the moments of the channels of a level, shard by shard. Raises
+    ClusterError: the level has, here, other values than the command knows."""
+    level = store.open().open(key)
+    if level.content_root != content_root:
+        raise ClusterError(f"{key.label} has, here, other values than the command knows")
+    yield moments_of(level)
 
 
 def chosen(

@@ -19,25 +19,16 @@ POSITION = 8
 """Bytes of where in its 2×2 pixels max pooling found a value."""
 
 
-@dataclass(frozen=True)
-class _Held:
-    """Bytes of a value in a precision, beside what the convolutions make."""
-
-    read: float
-    """Bytes as the input of a forward pass: as it is stored, and as float32."""
-    between: int
-    """Bytes between two frozen layers."""
-    rounding: int
-    """New bytes while a layer's output is brought into the precision."""
-
-
 HELD = {
-    "float32": _Held(8, 4, 0),
-    "float16": _Held(6, 2, 2),
-    "bfloat16": _Held(6, 2, 2),
-    "uint8": _Held(5, 4, 8),
-    "uint4": _Held(5.5, 4, 8),
+    "float32": (8, 4, 0),
+    "float16": (6, 2, 2),
+    "bfloat16": (6, 2, 2),
+    "uint8": (5, 4, 8),
+    "uint4": (5.5, 4, 8),
 }
+"""Bytes of a value in a precision, beside what the convolutions make: as the input of a forward
+pass (as it is stored, and as float32), between two frozen layers, and new ones while a layer's
+output is brought into the precision."""
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value that a convolution makes, by its dtype."""
 
@@ -139,19 +130,19 @@ def applying(
         images: the input is images, in float32.
     """
     width, parameters, peak = ACTIVATION_BYTES[compute], 0, 0
-    stored = HELD[precision]
-    whole = round((FLOAT if images else stored.read) * block * prod(shape))
+    read, between, rounding = HELD[precision]
+    whole = round((FLOAT if images else read) * block * prod(shape))
     for number, layer in enumerate(layers):
         inputs, outputs = block * prod(shape), width * block * prod(layer.output(shape))
-        held = whole + stored.between * inputs * (number > 0)
-        copied = FLOAT * (images if number == 0 else stored.between < FLOAT) * inputs
+        held = whole + between * inputs * (number > 0)
+        copied = FLOAT * (images if number == 0 else between < FLOAT) * inputs
         if isinstance(layer, LayerSpec):
             work = _convolving(layer, shape, block, width)
         elif peaks := layer.memory(compute):
             work = layer.nbytes(peaks.frozen, shape, block)
         else:
             return None
-        rounded = held + outputs + stored.rounding * outputs // width
+        rounded = held + outputs + rounding * outputs // width
         peak = max(peak, held + copied + work, rounded)
         parameters += layer.parameters
         shape = layer.output(shape)

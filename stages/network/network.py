@@ -92,10 +92,9 @@ def build_parts(
     UnusableNetwork where one is not the block that was read.
     """
     generator = _generator(seed)
-    if blocks := [layer for layer in layers if isinstance(layer, Block)]:
-        made = block_modules(blocks, seed)
-    else:
-        made = [_made(Layer, layer, generator) for layer in layers]
+    blocks = [layer for layer in layers if isinstance(layer, Block)]
+    made = block_modules(blocks, seed) if blocks else []
+    made += [_made(Layer, layer, generator) for layer in layers if isinstance(layer, LayerSpec)]
     return made, _made(Auxiliary, auxiliary, generator)
 
 

@@ -85,14 +85,23 @@ def _zarr_codecs(geometry: Geometry) -> Any:
     return [blosc, Crc32cCodec()]
 
 
-def profile_of(metadata: bytes) -> str:
-    """The profile of a level by its ``zarr.json``. Raises LevelDamaged if it is none of ours."""
+def geometry_of_zarr(metadata: bytes) -> Geometry:
+    """The geometry of a level by its ``zarr.json``. Raises LevelDamaged if it is none of ours."""
     try:
-        (sharding,) = json.loads(metadata)["codecs"]
-        names = {codec["name"] for codec in sharding["configuration"]["codecs"]}
+        found = json.loads(metadata)
+        (sharding,) = (codec["configuration"] for codec in found["codecs"])
+        names = {codec["name"] for codec in sharding["codecs"]}
+        rows, channels, height, width = found["shape"]
+        return Geometry(
+            rows,
+            (channels, height, found["attributes"].get("width", width)),
+            found["attributes"]["precision"],
+            chunk_rows=sharding["chunk_shape"][0],
+            shard_rows=found["chunk_grid"]["configuration"]["chunk_shape"][0],
+            profile="zstd" if "zstd" in names else "lz4" if "blosc" in names else "raw",
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise LevelDamaged(f"zarr.json is none of a level: {error!r}") from None
-    return "zstd" if "zstd" in names else "lz4" if "blosc" in names else "raw"
 
 
 @cache

@@ -1,22 +1,23 @@
 """Is every file of a level what its commit says? And how a damaged level is made whole again.
 
 Structure is fast: every small file by its hash, every shard by its size. ``deep`` hashes the shards
-too. A file that is wrong is named; nothing is changed until :func:`mend` is asked to.
+too. A file that is wrong is named; nothing is changed until :func:`forget_damage` is asked to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
-from strata.store.files.publish import make_directory, present, read_hashed, unseal
+from strata.store.files.publish import make_directory, present, read_hashed, replace, unseal
 from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import (
@@ -26,18 +27,16 @@ from strata.store.level.level import (
     SHARDS,
     check_size,
     commit_of,
+    geometry_of,
     receipt_path,
 )
 from strata.store.parallel import map_in_threads
+from strata.store.write.shard import ZARR, ShardWriter, forget_shard
 from strata.store.write.unfinished import HASH_THREADS
-from strata.store.write.writer import INTENT, LINEAGE, ZARR, LevelWriter
+from strata.store.write.writer import INTENT, LINEAGE
 
 QUARANTINE = "quarantine"
 NOT_ITSELF = "it does not match its own sha256, or is of another kind"
-
-_Tick = Callable[[int], None]
-Hashing = Callable[[Path, Sequence[dict[str, Any]]], Iterable["Damage | None"]]
-"""Checks shards of a level by hash: its directory, and what its commit says of each of them."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,12 @@ def level_directories(root: Path, files: Files = DISK) -> list[Path]:
 
 
 def check_level(
-    root: Path,
-    directory: Path,
-    *,
-    deep: bool = False,
-    files: Files = DISK,
-    tick: _Tick = lambda nbytes: None,
-    hashing: Hashing | None = None,
+    root: Path, directory: Path, *, deep: bool = False, files: Files = DISK
 ) -> list[Damage]:
     """Every damaged file of a committed level; of one without a commit none, since it is not done.
 
     Args:
-        deep: hash the shards, too.
-        tick: called with the bytes of every shard that was hashed.
-        hashing: who hashes the shards of a ``deep`` check; None: we do.
+        deep: hash the shards, too. Those of a level whose commit cannot be read are always hashed.
     """
     if not files.exists(directory / COMMIT):
         return []
@@ -83,7 +74,7 @@ def check_level(
         body = commit_of(directory, files)
     except LevelDamaged:
         damage = Damage(directory / COMMIT, NOT_ITSELF, directory)
-        return [damage, *_check_intent(directory, files), *_by_receipts(directory, files, tick)]
+        return [damage, *_check_intent(directory, files), *_by_receipts(directory, files)]
     key = LevelKey(**body["level"])
     if key.directory(root) != directory:
         what = f"it holds {key.label} of {key.fingerprint[:12]}, which belongs elsewhere"
@@ -91,7 +82,7 @@ def check_level(
     return [
         *_check_intent(directory, files),
         *_small_files(directory, body, files),
-        *_shards(directory, body["shards"], deep, files, tick, hashing),
+        *_shards(directory, body[SHARDS], deep, files),
     ]
 
 
@@ -127,25 +118,12 @@ def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterato
 
 
 def _shards(
-    directory: Path,
-    entries: Sequence[dict[str, Any]],
-    deep: bool,
-    files: Files,
-    tick: _Tick,
-    hashing: Hashing | None = None,
-) -> list[Damage]:
+    directory: Path, entries: Sequence[dict[str, Any]], deep: bool, files: Files
+) -> Iterator[Damage]:
     """Shards by size, and ``deep`` by hash."""
-    if deep and hashing is not None:
-        return [damage for damage in hashing(directory, entries) if damage]
     sizes = files.sizes(directory)
-
-    def check(entry: dict[str, Any]) -> Damage | None:
-        damage = check_shard(directory, entry, deep=deep, files=files, sizes=sizes)
-        if deep and damage is None:
-            tick(entry["nbytes"])
-        return damage
-
-    return list(filter(None, map_in_threads(check, entries, HASH_THREADS if deep else 1)))
+    check = partial(check_shard, directory, deep=deep, files=files, sizes=sizes)
+    yield from filter(None, map_in_threads(check, entries, HASH_THREADS if deep else 1))
 
 
 def check_shard(
@@ -180,7 +158,7 @@ def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None 
     return Damage(path, str(error).removeprefix(f"{path} "), directory, shard)
 
 
-def _by_receipts(directory: Path, files: Files, tick: _Tick) -> list[Damage]:
+def _by_receipts(directory: Path, files: Files) -> list[Damage]:
     """The shards of a level whose commit cannot be read, always by hash."""
     entries, damaged = [], []
     for name in files.names(directory / RECEIPTS):
@@ -189,7 +167,7 @@ def _by_receipts(directory: Path, files: Files, tick: _Tick) -> list[Damage]:
             entries.append(unseal(path, files, CHECKSUMS))
         except LevelDamaged:
             damaged.append(Damage(path, NOT_ITSELF, directory))
-    return damaged + _shards(directory, entries, True, files, tick)
+    return [*damaged, *_shards(directory, entries, True, files)]
 
 
 # ---- making it whole --------------------------------------------------------------------------
@@ -250,22 +228,30 @@ def _move(path: Path, target: Path, files: Files) -> None:
         files.sync_directory(target.parent)
 
 
-def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
-    """Make of a damaged level one that ``begin``, ``missing``, ``put`` and ``commit`` finish.
+def forget_damage(root: Path, directory: Path, files: Files = DISK) -> list[Damage]:
+    """Make of a damaged level one that is not finished, for a writer to go on with; returns what
+    was damaged. Nobody else may be writing.
 
     The commit goes before the first shard does, so that no reader meets a level in repair, and
-    after the damaged small files: nobody looks for damage in a level without a commit, and
-    ``begin`` would take one of those for another level's. Damaged shards go to quarantine. A
-    receipt alone is written again from its shard, if the commit vouches for that. The level must be
-    locked, and not yet begun: its ``zarr.json`` may be among the damaged.
+    after the damaged small files: nobody looks for damage in a level without a commit, and a writer
+    would take one of those for another level's. Of these ``zarr.json``, which says how the level
+    was begun, is written again if the commit can be read. Damaged shards go to quarantine. A
+    receipt alone is written again from its shard, if the commit vouches for that.
     """
-    files, directory = writer.files, writer.directory
-    known: Sequence[dict[str, Any]] = ()
+    damaged = check_level(root, directory, deep=True, files=files)
+    if not damaged:
+        return []
+    writer, known = None, ()
     with contextlib.suppress(LevelDamaged, FileNotFoundError):
-        known = commit_of(directory, files)[SHARDS]
+        body = commit_of(directory, files)
+        writer = ShardWriter(root, LevelKey(**body["level"]), geometry_of(body), files)
+        known = body[SHARDS]
     make_directory(directory / RECEIPTS, files)
     small = {d.path for d in damaged if d.shard is None and d.path.name != COMMIT}
     for path in (*sorted(small), directory / COMMIT):
+        if writer is not None and path.name == ZARR:
+            replace(directory, ZARR, writer.metadata, files)
+            continue
         with refusals(path):
             with contextlib.suppress(FileNotFoundError):
                 files.unlink(path)
@@ -274,10 +260,11 @@ def mend(writer: LevelWriter, damaged: Sequence[Damage]) -> None:
     for damage in damaged:
         if damage.shard is not None:
             if files.exists(damage.path):
-                set_aside(writer.root, damage.path, files)
+                set_aside(root, damage.path, files)
             with refusals(damage.path):
-                writer.forget(damage.shard)
-        elif damage.path.parent.name == RECEIPTS:
+                forget_shard(directory, damage.shard, files)
+        elif writer is not None and damage.path.parent.name == RECEIPTS:
             shard = int(damage.path.stem)
-            if shard < len(known) and shard not in bad:
+            if shard not in bad:
                 writer.adopt(shard, known[shard]["sha256"])
+    return damaged

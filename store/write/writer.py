@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,38 +11,33 @@ from typing import Any
 import numpy as np
 
 from strata.store.errors import LevelConflict, LevelDamaged, refusals
-from strata.store.files.files import DISK, Files
+from strata.store.files.files import DISK, Files, WholeFiles
 from strata.store.files.publish import (
     TEMPORARY,
-    Buffers,
-    joined,
     make_directory,
     npy,
     opened,
     put_exclusive,
     replace,
     sealed,
-    unseal,
 )
 from strata.store.fingerprint import sha256
-from strata.store.level.codec import CODEC_THREADS, decode, encode, zarr_metadata
 from strata.store.level.layout import Geometry, LevelKey, lock_path, shard_name
 from strata.store.level.level import (
-    CHECKSUMS,
     COMMIT,
     FORMAT,
     RECEIPTS,
     SHARDS,
     Level,
     check_size,
-    receipt_of,
     receipt_path,
 )
 from strata.store.level.shard_table import Entry, ShardTable
 from strata.store.parallel import lower_priority, map_in_threads
-from strata.store.write.unfinished import unfinished
+from strata.store.write.shard import ZARR, ShardWriter, forget_shard
+from strata.store.write.unfinished import unfinished, unvouched
 
-INTENT, ZARR = "intent.json", "zarr.json"
+INTENT = "intent.json"
 LINEAGE = "lineage"
 """Field by which an intent is told from other records."""
 PUBLISHERS = 2
@@ -51,7 +45,7 @@ PUBLISHERS = 2
 disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
 
 
-class LevelWriter:
+class LevelWriter(ShardWriter):
     """The half-written level: knows which shards are still missing, and how to add one.
 
     Everything that looks, removes or commits wants the level :meth:`locked`.
@@ -71,10 +65,8 @@ class LevelWriter:
             lineage: what made x_0 … x_depth, readable, kept as ``intent.json``; the last of them
                 hashes to ``key.fingerprint``.
         """
-        self.root, self.key, self.geometry, self.files = root, key, geometry, files
-        self.directory = key.directory(root)
+        super().__init__(root, key, geometry, files)
         self.intent = sealed({LINEAGE: list(lineage)})
-        self.metadata = zarr_metadata(geometry, key)
 
     @contextlib.contextmanager
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -133,11 +125,16 @@ class LevelWriter:
     def missing(self) -> list[int]:
         """Shards that are to be written: see :mod:`strata.store.write.unfinished`. What a killed
         writer left half done is removed."""
-        self.sweep()
         with refusals(self.directory):
-            missing, begun = unfinished(self.directory, self.geometry, self.files, self.is_whole)
+            if isinstance(self.files, WholeFiles):
+                missing, begun = unvouched(self)
+            else:
+                self.sweep()
+                missing, begun = unfinished(
+                    self.directory, self.geometry, self.files, self.is_whole
+                )
             for shard in begun:
-                self.forget(shard)
+                forget_shard(self.directory, shard, self.files)
         return missing
 
     def sweep(self) -> None:
@@ -147,21 +144,6 @@ class LevelWriter:
                 for name in self.files.names(directory):
                     if name.startswith(TEMPORARY):
                         self.files.unlink(directory / name)
-
-    def is_whole(self, shard: int) -> bool:
-        """Does a shard lie on disk as its receipt says?"""
-        path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
-        with contextlib.suppress(FileNotFoundError, LevelDamaged):
-            return sha256(self.files.read(data)) == unseal(path, self.files, CHECKSUMS)["sha256"]
-        return False
-
-    def forget(self, shard: int) -> None:
-        """Remove a shard and its receipt, the receipt first: it must never vouch for nothing."""
-        for path in (receipt_path(self.directory, shard), self.directory / shard_name(shard)):
-            with contextlib.suppress(FileNotFoundError):
-                self.files.unlink(path)
-
-    # ---- one shard ------------------------------------------------------------------------------
 
     def fill(self, produced: Iterable[tuple[int, np.ndarray]]) -> int:
         """Publish shards while the next ones are made, a few at a time.
@@ -176,81 +158,14 @@ class LevelWriter:
         Raises:
             DiskFull, StoreRefused: of the first shard that was refused; the others are kept.
         """
-        sizes = map_in_threads(  # one more shard is made while all publishers work
+        published = map_in_threads(  # one more shard is made while all publishers work
             lambda one: self.put(*one),
             produced,
             PUBLISHERS,
             waiting=PUBLISHERS,
             initializer=lower_priority,
         )
-        return sum(sizes)
-
-    def put(self, shard: int, rows: np.ndarray) -> int:
-        """Publish one shard and its receipt.
-
-        Args:
-            rows: (rows of the shard, channel, y, x) of stored elements, in the level's dtype.
-
-        Returns:
-            Bytes of the shard.
-
-        Raises:
-            DiskFull, StoreRefused: nothing of this shard is left behind.
-            ValueError: shape or dtype is not the level's.
-        """
-        self.check_rows(shard, rows)
-        path = receipt_path(self.directory, shard)
-        if self.files.exists(path):  # somebody finished it since we asked what is missing
-            return unseal(path, self.files)["nbytes"]
-        return self.publish(shard, rows)["nbytes"]
-
-    def publish(self, shard: int, rows: np.ndarray, threads: int = CODEC_THREADS) -> Any:
-        """Have a shard of these rows and its receipt on disk; returns the receipt's content."""
-        data = encode(self.geometry, rows, threads)
-        # Hashing takes about as long as writing and syncing does, on another core.
-        with ThreadPoolExecutor(1) as pool:
-            receipt = pool.submit(receipt_of, self.geometry, shard, data, rows)
-            self._have(shard_name(shard), data)
-        self.vouch(shard, receipt.result())
-        return receipt.result()
-
-    def check_rows(self, shard: int, rows: np.ndarray) -> None:
-        """Are these, by their shape and dtype, the rows of a shard? Raises ValueError."""
-        expected = (self.geometry.rows_in(shard), *self.geometry.stored)
-        if rows.shape != expected or rows.dtype != self.geometry.dtype:
-            raise ValueError(
-                f"shard {shard} wants {expected} {self.geometry.dtype}, "
-                f"got {rows.shape} {rows.dtype}"
-            )
-
-    def adopt(self, shard: int, digest: str | None = None) -> bool:
-        """Vouch for a shard that lies there. False: it cannot be read, or has another sha256."""
-        path = self.directory / shard_name(shard)
-        count = self.geometry.rows_in(shard)
-        with refusals(path):
-            try:
-                data = self.files.read(path)
-                rows = decode(self.geometry, np.frombuffer(data, np.uint8), count)
-            except (FileNotFoundError, ValueError):  # BadChunk, or bytes that are no such array
-                return False
-        if digest is not None and sha256(data) != digest:
-            return False
-        self.vouch(shard, receipt_of(self.geometry, shard, [data], rows))
-        return True
-
-    def vouch(self, shard: int, receipt: Any) -> None:
-        """Publish the receipt of a shard that is on disk. One that is there and says something else
-        speaks of another shard, which was there once."""
-        self._have(f"{RECEIPTS}/{receipt_path(self.directory, shard).name}", sealed(receipt))
-
-    def _have(self, name: str, data: Buffers) -> None:
-        """Have exactly ``data`` under ``name``: what is recorded must be what is on disk."""
-        path = self.directory / name
-        if not put_exclusive(path.parent, path.name, data, self.files):
-            with contextlib.suppress(FileNotFoundError):
-                if self.files.read(path) == joined(data):
-                    return
-            replace(path.parent, path.name, data, self.files)
+        return sum(one.nbytes for one in published)
 
     # ---- the whole level ------------------------------------------------------------------------
 
@@ -273,7 +188,7 @@ class LevelWriter:
         shards = ShardTable.of(self.geometry, self._entries())
         small = {f"{name}.npy": npy(array) for name, array in (arrays or {}).items()}
         for name, data in small.items():
-            self._have(name, data)
+            self.have(self.directory / name, data)
         body = {
             "format": FORMAT,
             "level": asdict(self.key),
@@ -306,7 +221,7 @@ class LevelWriter:
                 found, path = self._entry(shard), self.directory / shard_name(shard)
                 check_size(path, found.nbytes, sizes.get(path.name))
             except LevelDamaged as error:
-                self.forget(shard)
+                forget_shard(self.directory, shard, self.files)
                 error.add_note("It was removed: repeat the command, which makes it again")
                 raise
             return found

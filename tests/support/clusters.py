@@ -12,24 +12,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import pytest
 from command import environment
 from distributed import Client
 from root import PYTHONPATH
 from runs import Place
 
-from strata.pipeline.feed.features import features
 from strata.pipeline.interrupt import Interruptions
-from strata.pipeline.materialize.cluster import tasks
+from strata.pipeline.materialize import materialize
 from strata.pipeline.materialize.cluster.cluster import Workers
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.session import Session
-from strata.store.write.mandate import Mandate
+from strata.store.level.layout import LevelKey
 
-ANSWER_BYTES, ORDER_BYTES = 1_000, 4_000
+ANSWER_BYTES, TASK_BYTES = 1_000, 4_000
 """Most that one shard may put on the wire."""
 PATIENCE = 120.0
 """A busy machine takes long to start workers."""
@@ -154,16 +156,30 @@ def without(place: Place, *depths: int) -> None:
             shutil.rmtree(directory)
 
 
-def order_for(place: Place, view: str = "plain") -> tuple[tasks.FeaturesTask, int]:
-    """What workers are told of x_1 train, begun anew, and its number of shards."""
+def task_for(place: Place, view: str = "plain") -> tuple[partial[Any], int]:
+    """The task of workers that publish x_1 train, begun anew, and its number of shards."""
     session = session_of(place)
-    level = session.key(1, "train", view)
-    shape = session.geometry(1, "train")
-    base = features(session, 1, "train", base=0).levels["clean"]
-    writer = session.store.writer(level, shape, session.run.lineage(1))
-    with writer.locked():
-        writer.missing()
-    return tasks.features(session, base, Mandate.of(writer)), shape.shards
+    key = session.key(1, "train", view)
+    return task_of(session, key), session.geometry(1, "train").shards
+
+
+def task_of(session: Session, key: LevelKey) -> partial[Any]:
+    """What the command gives to workers for a level of x_1, which is begun."""
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(materialize, "write_level", lambda *given, **commit: seen.append(given))
+        with materialize.locked_writer(session, key, session.geometry(1, key.split)) as writer:
+            assert writer is not None
+            writer.missing()
+            materialize._write(session, writer)
+    return seen[0][3]
+
+
+def told(task: partial[Any], **other: Any) -> partial[Any]:
+    """A task that is told something else."""
+    names = list(signature(task.func).parameters)
+    given = dict(zip(names, task.args, strict=True)) | other
+    return partial(task.func, *(given[name] for name in names))
 
 
 def finished(place: Place, depth: int, name: str) -> dict[str, tuple[int, int]]:

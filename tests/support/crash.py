@@ -30,8 +30,8 @@ from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level import codec
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import COMMIT, Level, receipt_path, shard_name
-from strata.store.write import writer
-from strata.store.write.verify import QUARANTINE, check_level, mend
+from strata.store.write import shard as shard_module
+from strata.store.write.verify import QUARANTINE, forget_damage
 from strata.store.write.writer import INTENT, ZARR, LevelWriter
 
 PROMISES = {
@@ -143,10 +143,8 @@ class Trial:
         shape = self.case.geometry
         writer = self.writer(ROOT, KEY, shape, LINEAGE, self.disk)
         with writer.lock():
-            found = check_level(ROOT, self.directory, deep=True, files=self.disk)
-            if found:
-                mend(writer, found)
-            elif writer.committed() and self.disk.random.random() < 0.5:
+            damaged = forget_damage(ROOT, self.directory, self.disk)
+            if not damaged and writer.committed() and self.disk.random.random() < 0.5:
                 return False  # somebody finished it; the other half of the time we look closer
             writer.begin()
             for shard in writer.missing():
@@ -211,7 +209,7 @@ class Trial:
 @contextlib.contextmanager
 def inline() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for module in (codec, parallel, writer):
+        for module in (codec, parallel, shard_module):
             stack.enter_context(patch.object(module, "ThreadPoolExecutor", Inline))
         yield
 

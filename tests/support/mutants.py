@@ -21,6 +21,7 @@ from strata.store.fingerprint import sha256
 from strata.store.level.codec import encode
 from strata.store.level.level import Level, receipt_of, receipt_path, shard_name
 from strata.store.level.shard_table import Entry
+from strata.store.write.shard import Published
 from strata.store.write.writer import LevelWriter
 
 
@@ -70,11 +71,12 @@ class LateFileSync(SimulatedDisk):
 
 
 class ReceiptFirst(LevelWriter):
-    def put(self, shard: int, rows: np.ndarray) -> int:
+    def put(self, shard: int, rows: np.ndarray, threads: int = 1) -> Published:
         data = b"".join(encode(self.geometry, rows))
-        self.vouch(shard, receipt_of(self.geometry, shard, [data], rows))
-        self._have(shard_name(shard), data)
-        return len(data)
+        receipt = receipt_of(self.geometry, shard, [data], rows)
+        self.vouch(shard, receipt)
+        self.have(self.directory / shard_name(shard), data)
+        return Published.by(receipt)
 
 
 class CommitWithoutSync(LevelWriter):
@@ -109,8 +111,12 @@ class _Publishing(SimulatedDisk):
 class CommitBeforeReceipts(LevelWriter):
     """The receipts are kept in memory until the commit is there."""
 
-    def vouch(self, shard: int, receipt: Any) -> None:
+    def put(self, shard: int, rows: np.ndarray, threads: int = 1) -> Published:
+        data = b"".join(encode(self.geometry, rows))
+        self.have(self.directory / shard_name(shard), data)
+        receipt = receipt_of(self.geometry, shard, [data], rows)
         self.__dict__.setdefault("kept", {})[shard] = receipt
+        return Published.by(receipt)
 
     def _entry(self, shard: int) -> Entry:
         body = self.__dict__.get("kept", {}).get(shard)
@@ -121,7 +127,7 @@ class CommitBeforeReceipts(LevelWriter):
     def commit(self, *arguments: Any, **named: Any) -> Level:
         level = super().commit(*arguments, **named)
         for shard, receipt in self.__dict__.get("kept", {}).items():
-            super().vouch(shard, receipt)
+            self.vouch(shard, receipt)
         return level
 
 

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from strata.pipeline.errors import ClusterError, OptionRange
 from strata.pipeline.interrupt import Interruptions
-from strata.pipeline.materialize.cluster.tasks import WORKERS_S, WorkerTask, call
 from strata.pipeline.options import Options
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.stores import check_several
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
-CONNECT_S, ANSWER_S = 10.0, 120.0
-"""Seconds that a scheduler, and every worker's first answer are waited for."""
+CONNECT_S, WORKERS_S, ANSWER_S = 10.0, 30.0, 120.0
+"""Seconds that a scheduler, a first worker, and every worker's first answer are waited for."""
 ONE_HEAP = ("MALLOC_ARENA_MAX", "1")
 """A variable for a worker's environment, since it computes in threads: glibc gives each a heap of
 its own, which cannot grow beyond 64 MiB. Larger tensors then come from the kernel, page by page,
@@ -88,10 +86,9 @@ class Workers:
             workers: to start on this machine; None: those of ``scheduler``, an address.
             device: ``auto``, ``cpu`` or ``cuda``, as the command was told.
         """
-        self.report, self.stop = report, stop
-        self._workers, self._scheduler, self._device = workers, scheduler, device
+        self.report, self.stop, self.device = report, stop, device
+        self._workers, self._scheduler = workers, scheduler
         self._open = ExitStack()
-        self._client: Client | None = None
 
     @property
     def where(self) -> str:
@@ -102,27 +99,24 @@ class Workers:
         """Have workers, which may take some seconds."""
         _ = self.client
 
-    @property
+    @cached_property
     def client(self) -> Client:
         """A connection to workers that run what we run. Raises ClusterError: there is no scheduler,
         no worker, or one with other versions."""
-        if self._client is None:
-            self._open.enter_context(_quiet())
-            client = self._connected() if self._scheduler else self._started()
-            try:
-                there = _first_workers(client, self._scheduler)
-                from strata.pipeline.materialize.cluster.worker import WorkerState
+        self._open.enter_context(_quiet())
+        client = self._connected() if self._scheduler else self._started()
+        try:
+            there = _first_workers(client, self._scheduler)
+            from strata.pipeline.materialize.cluster.worker import WorkerState
 
-                client.register_plugin(WorkerState())
-                self.report.say(f"{len(there)} workers at {client.scheduler_info()['address']}")
-            except BaseException:
-                self.close()
-                raise
-            self._client = client
-        return self._client
+            client.register_plugin(WorkerState(self._threads()))
+            self.report.say(f"{len(there)} workers at {client.scheduler_info()['address']}")
+        except BaseException:
+            self.close()
+            raise
+        return client
 
-    @cached_property
-    def threads(self) -> int | None:
+    def _threads(self) -> int | None:
         """Threads that a worker computes with; None: as many as it has slots, which whoever started
         it chose."""
         if self._scheduler:
@@ -136,17 +130,7 @@ class Workers:
     def on_gpu(self) -> bool:
         """Do workers offer GPUs, as the resource that Dask knows by that name?"""
         workers = self.client.scheduler_info()["workers"].values()
-        return self._device != "cpu" and any(w["resources"].get("GPU") for w in workers)
-
-    def submit(self, task: WorkerTask, item: Any, *, gpu: bool) -> Future:
-        """Have a worker do one item of a task; see :func:`worker.serve`."""
-        from strata.pipeline.materialize.cluster.worker import serve
-
-        device, resources = ("cuda", {"GPU": 1}) if gpu else ("cpu", None)
-        function = pickle.dumps(serve)
-        return self.client.submit(
-            call, function, task, item, device, self.threads, pure=False, resources=resources
-        )
+        return self.device != "cpu" and any(w["resources"].get("GPU") for w in workers)
 
     def count(self) -> int:
         """Workers there are now. Raises OSError if nobody answers."""
@@ -155,14 +139,13 @@ class Workers:
     def close(self) -> None:
         """Let the workers go: those that were started here end."""
         self._open.close()
-        self._client = None
 
     def _started(self) -> Client:
         import dask.config
         import torch
         from distributed import Client, LocalCluster
 
-        gpus = torch.cuda.device_count() if self._device != "cpu" else 0
+        gpus = torch.cuda.device_count() if self.device != "cpu" else 0
         settings = {
             "distributed.scheduler.allowed-failures": DEATHS,
             f"distributed.nanny.pre-spawn-environ.{ONE_HEAP[0]}": ONE_HEAP[1],
@@ -245,7 +228,7 @@ def _first_workers(client: Client, address: str | None) -> list[str]:
     there, start = list(client.scheduler_info()["workers"]), START.format(address=address)
     if not there:
         raise ClusterError(f"the scheduler has had no workers for {WORKERS_S:.0f} s. {start}")
-    asked = {w: client.submit(call, pickle.dumps(facts), workers=[w], pure=False) for w in there}
+    asked = {w: client.submit(facts, workers=[w], pure=False) for w in there}
     with suppress(TimeoutError), client.as_current():
         wait(list(asked.values()), timeout=ANSWER_S)
     ours = facts()

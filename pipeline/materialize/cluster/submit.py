@@ -7,35 +7,29 @@ when its worker dies. An item whose workers die is given up after some deaths, t
 
 from __future__ import annotations
 
+import pickle
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
-from itertools import chain, islice
-from queue import Empty, SimpleQueue
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from strata.pipeline.errors import ClusterError, one_line
-from strata.pipeline.materialize.cluster import tasks
-from strata.pipeline.materialize.cluster.tasks import WORKERS_S, Done, Failed, WorkerTask
-from strata.pipeline.materialize.timing import NAMED, WorkersTiming
-from strata.pipeline.run.session import Crew, Session
+from strata.pipeline.materialize.cluster.cluster import WORKERS_S, Workers
 from strata.store.errors import StoreRefused
-from strata.store.write.mandate import Published, unsettled
-from strata.store.write.writer import LevelWriter
+from strata.store.parallel import map_in_threads
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Future
+
+    from strata.pipeline.materialize.cluster.worker import Failed, Task
 
 WINDOW = 3
 """Items under way for every worker: one computes, one is published, one waits."""
-POLL_S = 0.2
+POLL_S = 0.02
 """Between two looks at Ctrl-C while nothing comes."""
 LOOK_S = 5.0
-"""Between two looks at whether there are workers, while nothing comes."""
-ROUNDS = 3
-"""How often a shard is asked for that a worker has published and that is not to be seen here."""
+"""Between two looks at whether there are workers."""
 ACCIDENTS = 4
 """Workers that refuse: so many, and it is not they but the store."""
 
@@ -44,20 +38,54 @@ class WorkersDied(ClusterError):
     """Workers die of one item, again and again."""
 
 
+def in_order(crew: Workers | None, task: Task, items: Sequence[Any], threads: int) -> Iterator[Any]:
+    """What a task says of every item, in their order: here in some threads, or by workers. What
+    those could not do is done here, where an error has its own name and exit code.
+
+    Args:
+        items: different from each other.
+
+    Raises:
+        ClusterError: there are no workers, or they do not see what the command sees.
+    """
+    if crew is None:
+        with task() as work:
+            yield from map_in_threads(work, items, threads)
+        return
+    from strata.pipeline.materialize.cluster.worker import Failed
+
+    waiting: dict[Any, Any] = {}
+    due = iter(items)
+    first = next(due, None)
+    with ExitStack() as opened:
+        here = None
+        for item, answer in Dispatch(crew, task).answers(items):
+            if isinstance(answer, Failed):
+                if answer.for_all:
+                    raise refusal(answer)
+                here = here or opened.enter_context(task())
+                answer = here(item)
+            waiting[item] = answer
+            while first in waiting:
+                yield waiting.pop(first)
+                first = next(due, None)
+
+
 class Dispatch:
     """Items of one task, under way."""
 
-    def __init__(self, crew: Crew, task: WorkerTask) -> None:
-        self._crew, self._task = crew, task
-        self._client: Client = crew.client
-        self._finished: SimpleQueue[Future] = SimpleQueue()
+    def __init__(self, crew: Workers, task: Task, *, gpu: bool = False) -> None:
+        """
+        Args:
+            gpu: give the items to workers with a GPU alone, where there are any.
+        """
+        self._crew, self._client, self._task = crew, crew.client, pickle.dumps(task)
+        self._resources = {"GPU": 1} if gpu and crew.on_gpu else None
         self._under_way: dict[Future, Any] = {}
-        self._again: deque[Any] = deque()
         self._refusing: set[str] = set()
         """Workers that cannot get at the files."""
         self._workers = max(1, crew.count())
-        self._gpu = isinstance(task, tasks.FeaturesTask) and crew.on_gpu
-        self._heard = self._looked = time.monotonic()
+        self._seen = self._looked = time.monotonic()
         self.most = 0
         """Items that were under way at once."""
 
@@ -70,75 +98,58 @@ class Dispatch:
         """
         killed: list[Any] = []
         try:
-            for item, answer in self._in_a_window(iter(items)):
-                if isinstance(answer, Failed) and isinstance(answer.error, WorkersDied):
+            for item, answer in self._in_a_window(items):
+                if isinstance(getattr(answer, "error", None), WorkersDied):
                     killed.append(item)
                 else:
                     yield item, answer
-            # Dask suspects all that a dead worker was given: alone, it is seen who kills.
-            yield from self._in_a_window(iter(killed), alone=True)
+            for item in killed:  # Dask suspects all that a dead worker was given: alone, it is seen
+                yield from self._in_a_window([item])
         finally:
             with suppress(Exception):  # the scheduler may be gone
                 self._client.cancel(list(self._under_way), force=True)
 
-    def _in_a_window(
-        self, coming: Iterator[Any], *, alone: bool = False
-    ) -> Iterator[tuple[Any, Any]]:
-        self._submit(coming, alone)
-        while self._under_way:
-            self._look()
-            future = self._next()
+    def _in_a_window(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        from distributed import as_completed
+
+        from strata.pipeline.materialize.cluster.worker import serve
+
+        coming, again, done = iter(items), list[Any](), as_completed(loop=self._client.loop)
+        while True:
+            while len(self._under_way) < WINDOW * self._workers:
+                if (item := again.pop() if again else next(coming, None)) is None:
+                    break
+                future = self._client.submit(
+                    serve, self._task, item, pure=False, resources=self._resources
+                )
+                self._under_way[future] = item
+                done.add(future)
+            if not self._under_way:
+                return
+            self.most = max(self.most, len(self._under_way))
+            while not done.has_ready():
+                self._look()
+                time.sleep(POLL_S)
+            future = next(done)
             item, answer = self._under_way[future], self._answer(future)
             del self._under_way[future]
             future.release()
-            if others := isinstance(answer, Failed) and self._others_may(answer):
-                self._again.append(item)
-            self._submit(coming, alone)
-            if not others:
+            if self._others_may(answer):
+                again.append(item)
+            else:
                 yield item, answer
-
-    def _others_may(self, failed: Failed) -> bool:
-        """Is it one of several workers that cannot get at the files? It answers late, so that it is
-        given little; others do that."""
-        if not (failed.for_all and tasks.one_machine_alone(failed.error)):
-            return False
-        known = failed.worker in self._refusing
-        self._refusing.add(failed.worker)
-        others = len(self._refusing) < min(self._workers, ACCIDENTS)
-        if others and not known:
-            self._crew.report.say(
-                f"the worker {failed.worker} refuses, and others do its part: {failed.error}"
-            )
-        return others
-
-    def _submit(self, coming: Iterator[Any], alone: bool) -> None:
-        room = max(0, (1 if alone else WINDOW * self._workers) - len(self._under_way))
-        again = [self._again.popleft() for _ in range(min(room, len(self._again)))]
-        for item in chain(again, islice(coming, room - len(again))):
-            future = self._crew.submit(self._task, item, gpu=self._gpu)
-            self._under_way[future] = item
-            future.add_done_callback(self._finished.put)
-        self.most = max(self.most, len(self._under_way))
-
-    def _next(self) -> Future:
-        """The next future that is done."""
-        while True:
-            self._crew.stop.check()
-            with suppress(Empty):
-                future = self._finished.get(timeout=POLL_S)
-                self._heard = time.monotonic()
-                return future
-            self._look()
 
     def _answer(self, future: Future) -> Any:
         from distributed import KilledWorker
 
+        from strata.pipeline.materialize.cluster.worker import Failed
+
         while True:
-            self._crew.stop.check()
+            self._look()
             try:
-                return future.result(timeout=POLL_S)
-            except TimeoutError:
-                self._look()
+                return future.result(timeout=LOOK_S)
+            except TimeoutError:  # whoever has it is gone: it is done again
+                continue
             except CancelledError:
                 raise self._lost() from None
             except KilledWorker as error:
@@ -147,8 +158,23 @@ class Dispatch:
             except Exception as error:
                 return Failed("a worker", error)
 
+    def _others_may(self, answer: Any) -> bool:
+        """Is it one of several workers that cannot get at the files? It answers late, so that it is
+        given little; others do that."""
+        if not getattr(answer, "alone", False):
+            return False
+        known = answer.worker in self._refusing
+        self._refusing.add(answer.worker)
+        others = len(self._refusing) < min(self._workers, ACCIDENTS)
+        if others and not known:
+            self._crew.report.say(
+                f"the worker {answer.worker} refuses, and others do its part: {answer.error}"
+            )
+        return others
+
     def _look(self) -> None:
-        """Is there still somebody to wait for?"""
+        """Does somebody ask us to stop, and is there still somebody to wait for?"""
+        self._crew.stop.check()
         if self._client.status not in ("running", "connecting"):
             raise self._lost()
         now = time.monotonic()
@@ -158,8 +184,8 @@ class Dispatch:
         with suppress(OSError):
             there = self._crew.count()
         if there:
-            self._workers, self._heard = there, now
-        elif now - self._heard > WORKERS_S:
+            self._workers, self._seen = there, now
+        elif now - self._seen > WORKERS_S:
             raise ClusterError(
                 f"all workers are gone, for {WORKERS_S:.0f} s. Start some and repeat the command: "
                 "what is finished is kept"
@@ -171,48 +197,8 @@ class Dispatch:
         )
 
 
-# ---- writing a level ----------------------------------------------------------------------------
-
-
-def publish(
-    session: Session,
-    writer: LevelWriter,
-    task: WorkerTask,
-    todo: Sequence[int],
-    timing: WorkersTiming,
-) -> int:
-    """Let workers publish shards of a level that is locked; returns their bytes.
-
-    Raises:
-        DiskFull, StoreRefused: of a worker; nothing more is begun, finished shards are kept.
-        ClusterError: names the shards that failed, once all others are finished.
-    """
-    assert session.crew is not None
-    published: dict[int, Published] = {}
-    failed: dict[int, Failed] = {}
-    for _ in range(ROUNDS):
-        for shard, answer in Dispatch(session.crew, task).answers(todo):
-            if isinstance(answer, Done):
-                published[shard] = Published(shard, answer.nbytes, answer.sha256)
-                timing.done(answer)
-            elif answer.for_all:
-                raise refusal(answer)
-            else:
-                failed[shard] = answer
-        todo = unsettled(writer, published.values())
-        if not todo:
-            break
-    unseen = Failed("a worker", ClusterError("it was published, and is not to be seen here"))
-    failed |= dict.fromkeys(todo, unseen)
-    writer.sweep()  # what workers that died were at
-    session.report.say(f"  {timing.workers()}")
-    if failed:
-        raise _named(writer, failed, len(published) - len(todo))
-    return sum(one.nbytes for one in published.values())
-
-
 def refusal(failed: Failed) -> Exception:
-    """The error to raise where a worker refuses every shard: its disk's, or a ClusterError."""
+    """The error to raise where a worker refuses every item: its disk's, or a ClusterError."""
     if isinstance(failed.error, StoreRefused):
         failed.error.add_note(
             f"So says the worker {failed.worker}: mend that or stop it, and repeat the command; "
@@ -221,18 +207,4 @@ def refusal(failed: Failed) -> Exception:
         return failed.error
     return ClusterError(
         f"the worker {failed.worker} refuses: {one_line(failed.error)}. What is finished is kept"
-    )
-
-
-def _named(writer: LevelWriter, failed: dict[int, Failed], finished: int) -> ClusterError:
-    named = []
-    for shard, why in sorted(failed.items())[:NAMED]:
-        first, last = writer.geometry.shard_range(shard)
-        said = one_line(why.error) if str(why.error) else type(why.error).__name__
-        named.append(f"shard {shard} (rows {first}…{last - 1}, on {why.worker}): {said}")
-    rest = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-    noun = "shard" if len(failed) == 1 else "shards"
-    return ClusterError(
-        f"{len(failed)} {noun} of {writer.key.label} failed, {finished} are finished and kept. "
-        f"{'; '.join(named)}{rest}. Mend that and repeat the command: only these are missing"
     )

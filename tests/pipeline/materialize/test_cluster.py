@@ -7,30 +7,38 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clusters import (
     ANSWER_BYTES,
-    ORDER_BYTES,
+    TASK_BYTES,
     Cluster,
     cluster,
     crew_of,
-    order_for,
     session_of,
+    task_for,
+    told,
     without,
 )
 from command import PETS, pets, recipe
 from runs import Place, here
 from spoil import flip, named
 
+from strata.pipeline.commands.verify import hashing
 from strata.pipeline.errors import ClusterError, one_line
 from strata.pipeline.materialize.cluster import cluster as cluster_module
-from strata.pipeline.materialize.cluster import tasks, worker
+from strata.pipeline.materialize.cluster import worker
 from strata.pipeline.materialize.cluster.submit import WINDOW, Dispatch
+from strata.pipeline.materialize.cluster.worker import Failed
+from strata.pipeline.materialize.timing import Done
 from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import DiskFull, StoreRefused
+from strata.store.fingerprint import sha256
 from strata.store.level.layout import LevelKey
+from strata.store.level.level import COMMIT
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +138,11 @@ def test_damage_is_mended_by_workers(dask: Cluster, place: Place, sound: Place) 
 
 
 def test_a_level_that_workers_do_not_see_is_not_called_damaged(dask: Cluster, place: Place) -> None:
-    level = session_of(place).store.open(key(place, 1, "test"))
     with crew_of(dask.address) as crew:
         address = StoreAddress(str(place.store))
-        order = tasks.HashTask(address, place.root / "not here", "0" * 64)
-        (answer,) = (answer for _, answer in Dispatch(crew, order).answers(level.shards[:1]))
-    assert isinstance(answer, tasks.Failed)
+        task = partial(hashing, address, place.root / "not here", "0" * 64)
+        (answer,) = (answer for _, answer in Dispatch(crew, task).answers([0]))
+    assert isinstance(answer, Failed)
     assert answer.for_all
     assert "not the level that the command sees" in one_line(answer.error)
 
@@ -174,74 +181,76 @@ def key(place: Place, depth: int, split: str, view: str = "clean") -> LevelKey:
 
 
 @pytest.fixture
-def begun(place: Place) -> tuple[Place, tasks.FeaturesTask, int]:
+def begun(place: Place) -> tuple[Place, partial[Any], int]:
     without(place, 1)
-    return place, *order_for(place)
+    return place, *task_for(place)
 
 
-Begun = tuple[Place, tasks.FeaturesTask, int]
+Begun = tuple[Place, partial[Any], int]
 
 
-def refused(dask: Cluster, order: tasks.FeaturesTask) -> str:
-    """What all workers say of an order; there must be nothing that they did."""
+def refused(dask: Cluster, task: partial[Any]) -> str:
+    """What all workers say of a task; there must be nothing that they did."""
     with crew_of(dask.address) as crew:
-        answers = [answer for _, answer in Dispatch(crew, order).answers(range(2))]
-    assert all(isinstance(answer, tasks.Failed) and answer.for_all for answer in answers)
-    assert not list(order.mandate.key.directory(order.mandate.root).glob("c.*"))
+        answers = [answer for _, answer in Dispatch(crew, task).answers(range(2))]
+    assert all(isinstance(answer, Failed) and answer.for_all for answer in answers)
+    address, key = task.args[:2]
+    assert not list(key.directory(Path(address.store.place)).glob("c.*"))
     return one_line(answers[0].error)
 
 
 def test_weights_that_changed_under_a_worker_are_refused(dask: Cluster, begun: Begun) -> None:
-    place, order, _ = begun
+    place, task, _ = begun
     path = place.run / "layer_1/weights.safetensors"
     flip(path)
-    assert f"{path} has digest" in refused(dask, order)
+    assert f"{path} has digest" in refused(dask, task)
 
 
 def test_a_layer_that_was_solved_again_is_refused(dask: Cluster, begun: Begun) -> None:
-    place, order, _ = begun
+    place, task, _ = begun
     shutil.rmtree(place.run / "layer_1")
     assert place.do("train", "--layer", 1).rc == 0  # the same weights, so still the same level
     with crew_of(dask.address) as crew:
-        answers = [answer for _, answer in Dispatch(crew, order).answers([0])]
-    assert isinstance(answers[0], tasks.Done)
-    other = replace(order, weights=("0" * 64,))
-    assert "other weights" in refused_order(dask, other)
-    root = replace(order, content_root="0" * 64)
-    assert "other values" in refused_order(dask, root)
+        answers = [answer for _, answer in Dispatch(crew, task).answers([0])]
+    assert isinstance(answers[0], Done)
+    other = told(task, weights=("0" * 64,))
+    assert "other weights" in refused_item(dask, other)
+    root = told(task, base=task.args[4] | {"content_root": "0" * 64})
+    assert "other values" in refused_item(dask, root)
 
 
-def refused_order(dask: Cluster, order: tasks.FeaturesTask) -> str:
+def refused_item(dask: Cluster, task: partial[Any]) -> str:
     with crew_of(dask.address) as crew:
-        ((_, answer),) = Dispatch(crew, order).answers([1])
+        ((_, answer),) = Dispatch(crew, task).answers([1])
     assert answer.for_all
     return one_line(answer.error)
 
 
 @pytest.mark.slow
 def test_workers_that_do_not_see_the_store_say_so(dask: Cluster, begun: Begun) -> None:
-    _, order, _ = begun
-    elsewhere = replace(order.mandate, root=order.mandate.root / "elsewhere")
-    assert "the store must lie where all can see it" in refused_order(
-        dask, replace(order, mandate=elsewhere)
+    _, task, _ = begun
+    address = task.args[0]
+    store = StoreAddress(f"{address.store.place}/elsewhere")
+    assert "the store must lie where all can see it" in refused_item(
+        dask, told(task, address=replace(address, store=store))
     )
-    place = replace(order.place, run=order.place.run / "elsewhere")
-    assert "there is no run in" in refused_order(dask, replace(order, place=place))
+    elsewhere = replace(address, run=address.run / "elsewhere")
+    assert "there is no run in" in refused_item(dask, told(task, address=elsewhere))
 
 
 # ---- what is on the wire, and how much is under way ---------------------------------------------
 
 
 def test_receipts_come_back_and_no_arrays(dask: Cluster, begun: Begun) -> None:
-    _, order, shards = begun
-    assert len(pickle.dumps(order)) < ORDER_BYTES
+    _, task, shards = begun
+    assert len(pickle.dumps(task)) < TASK_BYTES
     with crew_of(dask.address) as crew:
-        answers = dict(Dispatch(crew, order).answers(range(shards)))
+        answers = dict(Dispatch(crew, task).answers(range(shards)))
         assert not crew.client.futures, "every future is let go"
     assert sorted(answers) == list(range(shards))
     for answer in answers.values():
-        assert isinstance(answer, tasks.Done)
-        assert answer.nbytes > 100 * ANSWER_BYTES
+        assert isinstance(answer, Done)
+        assert answer.published.nbytes > 100 * ANSWER_BYTES
         assert len(pickle.dumps(answer)) < ANSWER_BYTES
 
 
@@ -250,9 +259,9 @@ def test_files_of_a_run_that_a_worker_cannot_reach_are_refused(
     dask: Cluster, begun: Begun, tmp_path: Path
 ) -> None:
     """As if its file system were gone: here the system says no to the name."""
-    _, order, _ = begun
-    nowhere = replace(order.place, run=tmp_path / ("x" * 300))
-    said = refused(dask, replace(order, place=nowhere))
+    _, task, _ = begun
+    nowhere = replace(task.args[0], run=tmp_path / ("x" * 300))
+    said = refused(dask, told(task, address=nowhere))
     assert said.startswith(f"the file system refuses {nowhere.run}/run.json: file name too long")
 
 
@@ -260,43 +269,36 @@ def test_four_machines_that_cannot_reach_the_files_are_no_accident(
     dask: Cluster, begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of nine, which this machine has not."""
-    _, order, _ = begun
+    _, task, _ = begun
     with crew_of(dask.address) as crew:
         monkeypatch.setattr(crew, "count", lambda: 9)
-        spread = Dispatch(crew, order)
-        refusals = [tasks.Failed(name, StoreRefused("gone"), for_all=True) for name in "aabcd"]
+        spread = Dispatch(crew, task)
+        refusals = [Failed(name, StoreRefused("gone"), for_all=True) for name in "aabcd"]
         assert [spread._others_may(one) for one in refusals] == [True] * 4 + [False]
-        full = tasks.Failed("e", DiskFull("x_1", 2, 1), for_all=True)
+        full = Failed("e", DiskFull("x_1", 2, 1), for_all=True)
         assert not spread._others_may(full), "a disk that is full is everybody's"
 
 
 def test_a_window_of_items_is_under_way(dask: Cluster, begun: Begun) -> None:
     place, _, _ = begun
     level = session_of(place).store.open(key(place, 0, "train"))
-    commit = cluster_commit(level.directory)
+    commit = sha256((level.directory / COMMIT).read_bytes())
+    task = partial(hashing, StoreAddress(str(place.store)), level.directory, commit)
     with crew_of(dask.address) as crew:
-        spread = Dispatch(crew, commit)
+        spread = Dispatch(crew, task)
         asked = 0
 
-        def items() -> Iterator[dict[str, object]]:
+        def items() -> Iterator[int]:
             nonlocal asked
             for _ in range(100):
                 asked += 1
-                yield level.shards[0]
+                yield 0
 
         for done, (_, answer) in enumerate(spread.answers(items()), 1):
             assert answer is None, "nothing is wrong"
             assert asked - done <= 2 * WINDOW
     assert spread.most == 2 * WINDOW
     assert asked == 100
-
-
-def cluster_commit(directory: Path) -> tasks.HashTask:
-    from strata.store.fingerprint import sha256
-    from strata.store.level.level import COMMIT
-
-    commit = sha256((directory / COMMIT).read_bytes())
-    return tasks.HashTask(StoreAddress(str(directory.parent.parent)), directory, commit)
 
 
 # ---- no cluster to work with --------------------------------------------------------------------

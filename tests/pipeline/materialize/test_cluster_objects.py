@@ -7,25 +7,24 @@ import pickle
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from clusters import ANSWER_BYTES, ORDER_BYTES, Cluster, cluster, crew_of, until
+from clusters import ANSWER_BYTES, TASK_BYTES, Cluster, cluster, crew_of, task_of, until
 from command import environment, start
 from remote import TEXT, Remote, both, levels, local_levels
 from runs import Place, here, made
 from s3_server import Road, connect, new_bucket, road, serving, use
 
-from strata.pipeline.feed.features import features
 from strata.pipeline.materialize.cluster.submit import Dispatch
-from strata.pipeline.materialize.cluster.tasks import Done, FeaturesTask
-from strata.pipeline.materialize.cluster.tasks import features as features_order
+from strata.pipeline.materialize.timing import Done
 from strata.pipeline.run import rundir
 from strata.pipeline.run.session import Session
 from strata.pipeline.run.stores import StoreAddress, open_store
 from strata.store.level.level import Level
-from strata.store.write.mandate import Mandate
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +149,12 @@ def test_a_worker_is_killed(dask: Cluster, empty: Remote, way: Road, local: Plac
     assert levels(empty.objects) == x_1
 
 
-def order_for(place: Remote, cache: Path) -> tuple[FeaturesTask, Level]:
+def task_for(place: Remote, cache: Path) -> tuple[partial[Any], Level]:
     """What workers are told of x_1 train, begun, and the level that they read."""
     store, run = open_store(place.store, f"{cache}:50MB"), rundir.find(place.run)
     assert run is not None
     session = Session(run, store, torch.device("cpu"))
-    base = features(session, 1, "train", base=0).levels["clean"]
-    shape = session.geometry(1, "train")
-    writer = store.writer(session.key(1, "train", "plain"), shape, run.lineage(1))
-    with writer.locked():
-        return features_order(session, base, Mandate.of(writer)), base
+    return task_of(session, session.key(1, "train", "plain")), session.images()["train"]
 
 
 @pytest.mark.slow
@@ -170,18 +165,18 @@ def test_what_workers_are_told_and_through_which_cache_they_read(
     assert empty.do("train", "--layer", 1).rc == 0
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "our-own-id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "our-own-secret")
-    order, base = order_for(empty, tmp_path / "copies")
-    told = pickle.dumps(order)
-    assert len(told) < ORDER_BYTES
+    task, base = task_for(empty, tmp_path / "copies")
+    told = pickle.dumps(task)
+    assert len(told) < TASK_BYTES
     assert empty.store.encode() in told
     assert b"our-own" not in told
     assert not (tmp_path / "copies").exists()
     with crew_of(dask.address) as crew:
-        answers = dict(Dispatch(crew, order).answers(range(order.mandate.geometry.shards)))
+        answers = dict(Dispatch(crew, task).answers(range(task.args[2].shards)))
     assert len(answers) > 1
     for answer in answers.values():
         assert isinstance(answer, Done)
-        assert len(pickle.dumps(answer)) < ANSWER_BYTES < answer.nbytes
+        assert len(pickle.dumps(answer)) < ANSWER_BYTES < answer.published.nbytes
     copies = {path.name for path in (tmp_path / "copies").iterdir()}
     assert {facts["sha256"] for facts in base.shards} <= copies
 
@@ -223,7 +218,7 @@ def test_workers_without_credentials_say_so(
 def test_a_store_of_one_writer_is_not_given_to_workers(
     empty: Remote, words: tuple[object, ...]
 ) -> None:
-    """tests/test_mandate_objects.py has what would become of it."""
+    """tests/store/s3/test_shard_objects.py has what would become of it."""
     command, *more = words
     store = ("--store", f"{empty.store}?writers=1", "--workers", 2)
     said = here(command, *empty.options, *more, *store)

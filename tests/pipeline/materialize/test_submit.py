@@ -19,9 +19,9 @@ from clusters import (
     crew_of,
     finished,
     go_on,
-    order_for,
     session_of,
     stop,
+    task_for,
     until,
     without,
 )
@@ -29,8 +29,9 @@ from command import CLI, environment, start
 from runs import Place, made, tiny
 
 from strata.pipeline.errors import one_line
-from strata.pipeline.materialize.cluster import tasks
 from strata.pipeline.materialize.cluster.submit import Dispatch
+from strata.pipeline.materialize.cluster.worker import Failed
+from strata.pipeline.materialize.timing import Done
 from strata.store.level.level import COMMIT
 
 TEXT = tiny(flip="false", layers=1, downsample="[]", epochs=1).replace("width = 8", "width = 64")
@@ -124,17 +125,17 @@ def test_the_command_is_killed(dask: Cluster, place: Place, sound: Place) -> Non
 
 def test_a_shard_that_kills_its_workers_is_given_up(dask: Cluster, place: Place) -> None:
     until(lambda: len(dask.pids()) == 2)
-    order, shards = order_for(place)
+    task, shards = task_for(place)
     items = [0, Deadly(), *range(1, shards)]
     with crew_of(dask.address) as crew:
-        answers = dict(Dispatch(crew, order).answers(items))
+        answers = dict(Dispatch(crew, task).answers(items))
     failed = answers.pop(items[1])
-    assert isinstance(failed, tasks.Failed)
+    assert isinstance(failed, Failed)
     assert not failed.for_all
     assert "workers died of it, 2 of them" in one_line(failed.error)
     assert sorted(answers) == list(range(shards))
-    assert all(isinstance(answer, tasks.Done) for answer in answers.values())
-    assert session_of(place).store.state(order.mandate.key).rows == 1437
+    assert all(isinstance(answer, Done) for answer in answers.values())
+    assert session_of(place).store.state(task.args[1]).rows == 1437
 
 
 def test_ctrl_c_in_the_middle(place: Place, sound: Place) -> None:

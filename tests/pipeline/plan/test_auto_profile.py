@@ -21,7 +21,7 @@ from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
 from strata.pipeline.train.train import solve
 from strata.store.errors import LevelDamaged
-from strata.store.level.codec import profile_of
+from strata.store.level.codec import geometry_of_zarr
 
 AUTO = 'profile = "auto"\n'
 
@@ -101,7 +101,10 @@ def test_a_level_that_was_begun_goes_on_as_it_was(tmp_path: Path) -> None:
     assert other.geometry(1, "train").profile == "zstd"
     assert other.geometry(2, "train").profile == "raw"
     materialize(other, 1)
-    profiles = {other.store.profile(key) for key in levels.keys_at(other.run, 1)}
+    profiles = {
+        other.store.geometry(key).profile  # pyright: ignore
+        for key in levels.keys_at(other.run, 1)
+    }
     assert profiles == {"zstd"}
     other.store.remove(1, other.run.nodes()[1].fingerprint)
     materialize(other, 1)
@@ -114,10 +117,13 @@ def test_run_writes_what_is_cheapest_and_says_so(tmp_path: Path) -> None:
     slow = machine(tmp_path, disk_read=1e4, disk_write=1e4, memory=1e5)
     said = place.do("train", "--layer", 2, "--machine", slow)
     assert "'cache.profile' is auto: x_1 zstd, x_2 zstd" in said.err
-    assert profile_of((place.level(1, "train.plain") / "zarr.json").read_bytes()) == "zstd"
+    assert (
+        geometry_of_zarr((place.level(1, "train.plain") / "zarr.json").read_bytes()).profile
+        == "zstd"
+    )
     fast = place.do("run", "--machine", MACHINES / "card-8gb.toml")
     assert fast.rc == 0, fast.err
-    assert profile_of((place.level(1, "test") / "zarr.json").read_bytes()) == "zstd"
+    assert geometry_of_zarr((place.level(1, "test") / "zarr.json").read_bytes()).profile == "zstd"
 
 
 def test_without_rates_it_is_raw_and_says_so(tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def test_without_rates_it_is_raw_and_says_so(tmp_path: Path) -> None:
     assert said.rc == 0, said.err
     assert "'cache.profile' is auto, and that means raw: nothing is known" in said.err
     assert "Run `calibrate`" in said.err
-    assert profile_of((place.level(1, "test") / "zarr.json").read_bytes()) == "raw"
+    assert geometry_of_zarr((place.level(1, "test") / "zarr.json").read_bytes()).profile == "raw"
     assert "Which levels" in here("plan", *place.options).out
 
 
@@ -148,4 +154,4 @@ def test_every_depth_has_a_profile_whatever_is_cached(tmp_path: Path, cache: str
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"codecs": [1, 2]}', b'{"codecs": [{}]}'])
 def test_what_is_no_zarr_has_no_profile(data: bytes) -> None:
     with pytest.raises(LevelDamaged, match=r"zarr\.json is none of a level"):
-        profile_of(data)
+        geometry_of_zarr(data)

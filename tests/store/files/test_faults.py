@@ -21,7 +21,7 @@ from strata.store.files.files import Files
 from strata.store.files.publish import TEMPORARY, make_directory
 from strata.store.level.layout import Geometry
 from strata.store.level.level import COMMIT, RECEIPTS, Level, receipt_path, shard_name
-from strata.store.write.verify import QUARANTINE, check_level, mend
+from strata.store.write.verify import QUARANTINE, forget_damage
 from strata.store.write.writer import ZARR, LevelWriter
 
 TINY = Geometry(5, (1, 2, 2), "float32", chunk_rows=1, shard_rows=2)
@@ -124,7 +124,7 @@ def repair(root: Path, files: Files) -> None:
     """As ``write``, of a level that may be damaged."""
     writer = LevelWriter(root, KEY, TINY, [INTENT], files)
     with writer.lock():
-        mend(writer, check_level(root, writer.directory, deep=True, files=files))
+        forget_damage(root, writer.directory, files)
     write(root, files)
 
 

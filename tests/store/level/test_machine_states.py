@@ -26,7 +26,7 @@ from strata.store.files.publish import TEMPORARY
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import COMMIT, Level, receipt_path, shard_name
-from strata.store.write.verify import check_level, level_directories, mend, put_back
+from strata.store.write.verify import check_level, forget_damage, level_directories, put_back
 from strata.store.write.writer import INTENT, ZARR, LevelWriter
 
 ROOT = Path("/store")
@@ -207,9 +207,7 @@ class Levels(RuleBasedStateMachine):
     def mend(self, key: LevelKey) -> None:
         writer = self.writer(key)
         with writer.lock():
-            found = check_level(ROOT, writer.directory, deep=True, files=self.disk)
-            if found:
-                mend(writer, found)
+            forget_damage(ROOT, writer.directory, self.disk)
         self.fill(key, 9, commit=True)
         for model in self.model.values():
             model.damaged = {path for path in model.damaged if path.name != INTENT}

@@ -41,7 +41,7 @@ from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
 from strata.store.read.rows import Rows, RowSource, TakenRows
 from strata.store.s3.objects import key_of
-from strata.store.write.verify import check_level, mend
+from strata.store.write.verify import check_level, forget_damage
 
 
 @pytest.fixture(scope="module")
@@ -278,11 +278,10 @@ def test_damage_is_found_and_mended(bucket: str) -> None:
     broken = [level.path(1), receipt_path(level.directory, 2), level.directory / "labels.npy"]
     for path in broken:
         flip(store, path)
-    found = check_level(store.root, level.directory, deep=True, files=store.files)
-    assert {damage.path for damage in found} == set(broken)
     writer = store.writer(KEY, shape(), [INTENT])
     with writer.lock():
-        mend(writer, found)
+        found = forget_damage(store.root, level.directory, store.files)
+        assert {damage.path for damage in found} == set(broken)
         writer.begin()
         todo = writer.missing()
         assert todo == [1]

@@ -21,6 +21,7 @@ from strata.store.files.publish import TEMPORARY
 from strata.store.level.layout import Geometry
 from strata.store.level.level import shard_name
 from strata.store.parallel import NICENESS
+from strata.store.write.shard import Published
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
 SHAPE = replace(SMALL, rows=40)  # ten shards
@@ -72,9 +73,9 @@ def test_those_who_publish_step_back_and_nobody_else(tmp_path: Path) -> None:
     found: set[int] = set()
 
     class Looking(LevelWriter):
-        def put(self, shard: int, rows: np.ndarray) -> int:
+        def put(self, shard: int, rows: np.ndarray, threads: int = 1) -> Published:
             found.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-            return super().put(shard, rows)
+            return super().put(shard, rows, threads)
 
     before = os.getpriority(os.PRIO_PROCESS, 0)
     writer = Looking(tmp_path, KEY, SHAPE, [INTENT])
@@ -89,12 +90,12 @@ def test_what_is_made_waits_for_what_is_published(tmp_path: Path) -> None:
     alive, most, lock = 0, 0, Lock()
 
     class Counting(LevelWriter):
-        def put(self, shard: int, rows: np.ndarray) -> int:
+        def put(self, shard: int, rows: np.ndarray, threads: int = 1) -> Published:
             nonlocal alive
-            nbytes = super().put(shard, rows)
+            published = super().put(shard, rows, threads)
             with lock:
                 alive -= 1
-            return nbytes
+            return published
 
     def counted() -> Iterator[tuple[int, np.ndarray]]:
         nonlocal alive, most
@@ -114,10 +115,10 @@ def test_all_who_publish_are_at_work_while_the_next_shard_is_made(tmp_path: Path
     together = Barrier(PUBLISHERS + 1, timeout=30)
 
     class Meeting(LevelWriter):
-        def put(self, shard: int, rows: np.ndarray) -> int:
+        def put(self, shard: int, rows: np.ndarray, threads: int = 1) -> Published:
             if shard < PUBLISHERS:
                 together.wait()
-            return super().put(shard, rows)
+            return super().put(shard, rows, threads)
 
     def meeting() -> Iterator[tuple[int, np.ndarray]]:
         for shard, rows in produced():

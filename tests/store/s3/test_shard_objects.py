@@ -1,4 +1,4 @@
-"""Mandates on a real S3 server: workers, strays and writers agree on what is in the bucket."""
+"""Several writers on a real S3 server: workers and strays agree on what is in the bucket."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from strata.store.feature_store import Store
 from strata.store.files.publish import unseal
 from strata.store.fingerprint import sha256
 from strata.store.level.level import Level, receipt_path, shard_name
-from strata.store.write.mandate import Mandate, Published, unsettled
+from strata.store.write.shard import Published, ShardWriter
+from strata.store.write.unfinished import unsettled
 from strata.store.write.verify import check_level
 from strata.store.write.writer import LevelWriter
 
@@ -66,6 +67,11 @@ def begun(bucket: str, **how: Any) -> LevelWriter:
     return writer
 
 
+def other(store: Store) -> ShardWriter:
+    """A writer of shards of that level, as a worker with a client of its own has it."""
+    return ShardWriter(store.root, KEY, shape(), store.files)
+
+
 def part(shard: int, more: int = 0) -> np.ndarray:
     """Rows of a shard, as a device with other low bits would have them."""
     return VALUES[slice(*shape().shard_range(shard))] + np.float32(more)
@@ -86,12 +92,12 @@ def damage(store: Store) -> list[Any]:
     return check_level(store.root, KEY.directory(store.root), deep=True, files=store.files)
 
 
-def test_a_level_by_mandate_is_that_of_a_disk(bucket: str, tmp_path: Path) -> None:
+def test_a_level_by_others_is_that_of_a_disk(bucket: str, tmp_path: Path) -> None:
     writer = begun(bucket)
-    worker, mandate = connect(bucket).files, Mandate.of(writer)
-    mandate.check(worker)
-    said = [mandate.publish(k, part(k), worker) for k in range(SHARDS)]
-    assert said == [mandate.done(k, worker) for k in range(SHARDS)]
+    worker = other(connect(bucket))
+    worker.expect_begun()
+    said = [worker.put(k, part(k)) for k in range(SHARDS)]
+    assert said == [worker.done(k) for k in range(SHARDS)]
     assert unsettled(writer, said) == []
     committed(writer)
     write(Store(tmp_path / "store"))
@@ -103,12 +109,12 @@ def test_a_level_by_mandate_is_that_of_a_disk(bucket: str, tmp_path: Path) -> No
 
 
 def test_workers_with_other_low_bits_say_the_same_of_one_shard(bucket: str) -> None:
-    mandate, gate = Mandate.of(begun(bucket)), threading.Barrier(6)
-    clients = [connect(bucket) for _ in range(6)]
+    begun(bucket)
+    gate, clients = threading.Barrier(6), [connect(bucket) for _ in range(6)]
 
     def race(i: int) -> Published:
         gate.wait()
-        return mandate.publish(1, part(1, i % 3), clients[i].files)
+        return other(clients[i]).put(1, part(1, i % 3))
 
     with ThreadPoolExecutor(6) as pool:
         said = set(pool.map(race, range(6)))
@@ -122,12 +128,10 @@ def test_a_command_with_workers_and_one_without_end_with_one_level(bucket: str) 
 
     def with_workers() -> Level:
         writer = begun(bucket)
-        mandate, files = Mandate.of(writer), [connect(bucket).files for _ in range(2)]
+        others = [other(connect(bucket)) for _ in range(2)]
         gate.wait()
         with ThreadPoolExecutor(2) as workers:
-            said = workers.map(
-                lambda k: mandate.publish(k, part(k, k % 2), files[k % 2]), range(SHARDS)
-            )
+            said = workers.map(lambda k: others[k % 2].put(k, part(k, k % 2)), range(SHARDS))
             assert unsettled(writer, said) == []
         return committed(writer)
 
@@ -147,11 +151,10 @@ def test_a_lost_answer_to_the_second_worker_leaves_the_first_ones_shard(
     bucket: str, way: Road
 ) -> None:
     writer = begun(bucket)
-    mandate = Mandate.of(writer)
-    first = mandate.publish(0, part(0), connect(bucket).files)
+    first = other(connect(bucket)).put(0, part(0))
     writer.files.unlink(receipt_path(writer.directory, 0))  # as if it were not written yet
     way.lost += [r"PUT .*/c\.0"]
-    assert mandate.publish(0, part(0, 1), connect(bucket).files) == first
+    assert other(connect(bucket)).put(0, part(0, 1)) == first
     assert not way.lost
     assert agrees(connect(bucket), 0)
 
@@ -160,9 +163,10 @@ def test_a_lost_answer_to_the_second_worker_leaves_the_first_ones_shard(
 
 
 @contextmanager
-def slow(mandate: Mandate, files: Any, what: str) -> Iterator[Future[Published]]:
+def slow(store: Store, what: str) -> Iterator[Future[Published]]:
     """A worker with other low bits. An object of its shard 0 is on its way to the server for the
     whole block, and then arrives."""
+    files: Any = store.files
     under_way, go_on, put = threading.Event(), threading.Event(), files.bucket._put
 
     def late(key: str, data: bytes, mode: Any) -> str:
@@ -173,7 +177,7 @@ def slow(mandate: Mandate, files: Any, what: str) -> Iterator[Future[Published]]
 
     files.bucket._put = late
     with ThreadPoolExecutor(1) as pool:
-        stray = pool.submit(mandate.publish, 0, part(0, 1), files)
+        stray = pool.submit(other(store).put, 0, part(0, 1))
         try:
             assert under_way.wait(60)
             yield stray
@@ -184,9 +188,8 @@ def slow(mandate: Mandate, files: Any, what: str) -> Iterator[Future[Published]]
 
 def test_a_shard_without_a_receipt_yet_is_vouched_for_as_it_is(bucket: str) -> None:
     writer = begun(bucket)
-    mandate = Mandate.of(writer)
-    with slow(mandate, connect(bucket).files, "/receipts/") as stray:
-        said = mandate.publish(0, part(0), connect(bucket).files)
+    with slow(connect(bucket), "/receipts/") as stray:
+        said = other(connect(bucket)).put(0, part(0))
         assert agrees(connect(bucket), 0)
     assert stray.result() == said
     assert agrees(connect(bucket), 0)
@@ -195,9 +198,9 @@ def test_a_shard_without_a_receipt_yet_is_vouched_for_as_it_is(bucket: str) -> N
 
 def test_a_slow_worker_changes_nothing_of_a_committed_level(bucket: str) -> None:
     writer = begun(bucket)
-    mandate, files = Mandate.of(writer), connect(bucket).files
-    with slow(mandate, connect(bucket).files, "/c.0."):
-        assert unsettled(writer, [mandate.publish(k, part(k), files) for k in range(SHARDS)]) == []
+    worker = other(connect(bucket))
+    with slow(connect(bucket), "/c.0."):
+        assert unsettled(writer, [worker.put(k, part(k)) for k in range(SHARDS)]) == []
         committed(writer)
         before = contents(connect(bucket))
     assert contents(connect(bucket)) == before
@@ -208,10 +211,10 @@ def test_where_a_server_overwrites_it_would(bucket: str, way: Road) -> None:
     """So a store that is said to have one writer is not given to workers."""
     way.stripped = ("if-none-match", "if-match")
     writer = begun(bucket, conditional=False)
-    mandate, files = Mandate.of(writer), connect(bucket, conditional=False).files
-    with slow(mandate, connect(bucket, conditional=False).files, "/c.0."):
+    worker = other(connect(bucket, conditional=False))
+    with slow(connect(bucket, conditional=False), "/c.0."):
         for k in range(SHARDS):
-            mandate.publish(k, part(k), files)
+            worker.put(k, part(k))
         committed(writer)
     path = writer.directory / shard_name(0)
     assert path in {found.path for found in damage(connect(bucket))}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ from strata.store.feature_store import Store
 from strata.store.files.files import Files
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.level.level import Level, receipt_path, shard_name
-from strata.store.write.mandate import Mandate, Published, unsettled
+from strata.store.write.shard import Published, ShardWriter
+from strata.store.write.unfinished import unsettled
 from strata.store.write.writer import LevelWriter
 
 PROFILES = pytest.mark.parametrize("profile", ["raw", "zstd"])
@@ -38,11 +39,16 @@ def part(rows: np.ndarray, writer: LevelWriter, shard: int) -> np.ndarray:
 
 
 def finish(writer: LevelWriter, rows: np.ndarray) -> Level:
-    """All shards by mandate, and the commit."""
-    mandate = Mandate.of(writer)
+    """All shards by another process, and the commit."""
     for shard in range(writer.geometry.shards):
-        mandate.publish(shard, part(rows, writer, shard))
+        other(writer).put(shard, part(rows, writer, shard))
     return writer.commit(None)
+
+
+def other(writer: LevelWriter, files: Files | None = None, **changed: Any) -> ShardWriter:
+    """A writer of shards of the same level, as another process has it."""
+    facts = {"root": writer.root, "key": writer.key, "geometry": writer.geometry} | changed
+    return ShardWriter(**facts, files=files or Files())
 
 
 def agrees(writer: LevelWriter, shard: int) -> bool:
@@ -53,9 +59,9 @@ def agrees(writer: LevelWriter, shard: int) -> bool:
 
 
 @PROFILES
-def test_a_level_by_mandate_is_the_level_by_its_writer(tmp_path: Path, profile: str) -> None:
+def test_a_level_by_others_is_the_level_by_its_writer(tmp_path: Path, profile: str) -> None:
     shape, rows, found = replace(SMALL, profile=profile), drawn(SMALL), []
-    for name in ("own", "mandated"):
+    for name in ("own", "others"):
         writer = Store(tmp_path / name).writer(KEY, shape, [INTENT])
         with writer.locked():
             if name == "own":
@@ -69,32 +75,24 @@ def test_a_level_by_mandate_is_the_level_by_its_writer(tmp_path: Path, profile: 
     assert len(found[0]) == 2 * SMALL.shards + 2
 
 
-def test_a_mandate_is_small_and_travels(writer: LevelWriter) -> None:
-    mandate = Mandate.of(writer)
-    data = pickle.dumps(mandate)
-    assert len(data) < 1000
-    assert pickle.loads(data) == mandate
-    mandate.check()
-
-
 def test_a_second_try_publishes_nothing(writer: LevelWriter) -> None:
-    rows, mandate = drawn(SMALL), Mandate.of(writer)
-    assert mandate.done(0) is None
-    first = mandate.publish(0, part(rows, writer, 0))
+    rows, second = drawn(SMALL), other(writer)
+    assert second.done(0) is None
+    first = second.put(0, part(rows, writer, 0))
     before = (writer.directory / shard_name(0)).stat().st_ino
-    assert mandate.done(0) == first
-    assert mandate.publish(0, part(rows + 1, writer, 0)) == first, "others' bytes came too late"
+    assert second.done(0) == first
+    assert second.put(0, part(rows + 1, writer, 0)) == first, "others' bytes came too late"
     assert (writer.directory / shard_name(0)).stat().st_ino == before
 
 
 @pytest.mark.parametrize("kinds", [1, 3])
 def test_racers_with_other_bytes_agree_on_one_shard(writer: LevelWriter, kinds: int) -> None:
     """Two devices may round differently; whoever is first is right, and all say the same of it."""
-    mandate, gate, rows = Mandate.of(writer), Barrier(8), drawn(SMALL)
+    second, gate, rows = other(writer), Barrier(8), drawn(SMALL)
 
     def race(number: int) -> Published:
         gate.wait()
-        return mandate.publish(1, part(rows + number % kinds, writer, 1))
+        return second.put(1, part(rows + number % kinds, writer, 1))
 
     with ThreadPoolExecutor(8) as pool:
         said = set(pool.map(race, range(8)))
@@ -118,27 +116,27 @@ class Between(Files):
 
 def test_a_stray_whose_shard_was_removed_leaves_no_receipt_in_the_way(writer: LevelWriter) -> None:
     """A worker of a killed command goes on while the next one takes stock and begins anew."""
-    rows, mandate = drawn(SMALL), Mandate.of(writer)
+    rows, second = drawn(SMALL), other(writer)
     stray = Between(lambda: writer.missing())
-    mandate.publish(0, part(rows + 1, writer, 0), stray)
+    other(writer, stray).put(0, part(rows + 1, writer, 0))
     assert not (writer.directory / shard_name(0)).exists(), "the stray's shard went with the stock"
-    assert mandate.done(0) is None
-    mandate.publish(0, part(rows, writer, 0))
+    assert second.done(0) is None
+    second.put(0, part(rows, writer, 0))
     assert agrees(writer, 0)
     level = finish(writer, rows)
     np.testing.assert_array_equal(level.read(0, len(level)), rows)
 
 
 def test_a_stray_that_comes_late_does_not_unsettle_the_shard(writer: LevelWriter) -> None:
-    rows, mandate = drawn(SMALL), Mandate.of(writer)
+    rows, second = drawn(SMALL), other(writer)
 
     def meanwhile() -> None:
         writer.missing()
-        mandate.publish(0, part(rows, writer, 0))
+        second.put(0, part(rows, writer, 0))
 
-    said = mandate.publish(0, part(rows + 1, writer, 0), Between(meanwhile))
+    said = other(writer, Between(meanwhile)).put(0, part(rows + 1, writer, 0))
     assert agrees(writer, 0), "the stray says what lies there, not what it made"
-    assert said == mandate.done(0)
+    assert said == second.done(0)
     assert unsettled(writer, [said]) == []
 
 
@@ -153,8 +151,8 @@ def test_half_a_shard_is_replaced(tmp_path: Path, profile: str) -> None:
 
 
 def test_what_is_not_to_be_seen_here_is_unsettled(writer: LevelWriter) -> None:
-    rows, mandate = drawn(SMALL), Mandate.of(writer)
-    said = [mandate.publish(s, part(rows, writer, s)) for s in range(SMALL.shards)]
+    rows, second = drawn(SMALL), other(writer)
+    said = [second.put(s, part(rows, writer, s)) for s in range(SMALL.shards)]
     assert unsettled(writer, said) == []
     receipt_path(writer.directory, 0).unlink()
     (writer.directory / shard_name(1)).write_bytes(b"other")
@@ -163,14 +161,13 @@ def test_what_is_not_to_be_seen_here_is_unsettled(writer: LevelWriter) -> None:
 
 
 def test_a_store_that_is_not_shared_is_named(writer: LevelWriter, tmp_path: Path) -> None:
-    elsewhere = replace(Mandate.of(writer), root=tmp_path / "elsewhere")
+    other(writer).expect_begun()
     with pytest.raises(StoreRefused, match=r"elsewhere.*zarr\.json here.*all can see it"):
-        elsewhere.check()
-    other = replace(Mandate.of(writer), geometry=replace(SMALL, profile="lz4"))
+        other(writer, root=tmp_path / "elsewhere").expect_begun()
     with pytest.raises(LevelConflict, match="another level"):
-        other.check()
+        other(writer, geometry=replace(SMALL, profile="lz4")).expect_begun()
 
 
 def test_rows_of_another_shape_are_refused(writer: LevelWriter) -> None:
     with pytest.raises(ValueError, match="shard 0 wants"):
-        Mandate.of(writer).publish(0, drawn(SMALL)[:1])
+        other(writer).put(0, drawn(SMALL)[:1])
