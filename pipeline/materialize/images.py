@@ -47,6 +47,7 @@ from strata.store.errors import LevelDamaged
 from strata.store.files.publish import make_directory, replace, sealed, unseal
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey, geometry
+from strata.store.parallel import map_in_threads
 from strata.store.read.order import generator
 
 SPAN = 512
@@ -107,14 +108,15 @@ def _memo(session: Session, signature: str) -> Path:
 
 def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any]:
     total = sum(source.count(split) for split in SPLITS)
-    by_workers = None
     if session.crew is not None:
         session.crew.begin()
-        items = list(spans(source, SPAN))
         address = RunAddress.of(session)
         task = partial(examination, address.source, address.data_root, signature)
-        found = in_order(session.crew, task, items, READ_THREADS)
-        by_workers = ((split, s.start, f) for (split, s), f in zip(items, found, strict=True))
+        findings = in_order(session.crew, task, list(spans(source, SPAN)), READ_THREADS)
+    else:
+        findings = map_in_threads(
+            lambda span: examine(source, *span), spans(source), READ_THREADS, waiting=READ_THREADS
+        )
     advice = "Mend or remove them, or pass --skip-broken to leave them out"
     with session.report.task("reading images", total, "images") as tick, remedy(DataError, advice):
 
@@ -122,13 +124,8 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
             session.stop.check()
             tick(images)
 
-        result = survey(
-            source,
-            skip_broken=session.skip_broken,
-            tick=done,
-            workers=READ_THREADS,
-            examined=by_workers,
-        )
+        skip = session.skip_broken
+        result = survey(source, skip_broken=skip, tick=done, examined=findings)
     if result.broken:
         session.report.say(
             f"left out {len(result.broken)} broken images, the first: {result.broken[0].name}"

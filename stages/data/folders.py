@@ -18,7 +18,7 @@ from typing import IO, Any, Self, cast
 import numpy as np
 from PIL import Image
 
-from strata.stages.data.sources import SPLITS, Source, decoded, short_reason, stamp
+from strata.stages.data.sources import SPLITS, Source, short_reason, stamp
 from strata.stages.errors import BrokenImage, DataError
 
 _SUFFIXES = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
@@ -59,11 +59,10 @@ class ImageFolder(Source):
     def _read(self, file: str) -> bytes:
         """The bytes of one file. Raises OSError."""
 
-    def image(self, split: str, i: int) -> Image.Image:
-        data = self.content(split, i)
-        if not data:
+    def _open(self, split: str, i: int) -> Image.Image:
+        if not (data := self.content(split, i)):
             raise BrokenImage(self.name(split, i), "the file is empty")
-        return decoded(self.name(split, i), lambda: Image.open(io.BytesIO(data)))
+        return Image.open(io.BytesIO(data))
 
 
 def open_imagefolder(path: Path) -> ImageFolder:

@@ -6,12 +6,9 @@ A data source is named by a word: digits, torchvision:NAME, imagefolder:PATH or 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -172,35 +169,30 @@ def survey(
     source: Source,
     *,
     skip_broken: bool,
-    tick: Callable[[int], None] | None = None,
-    workers: int = 2,
-    examined: Iterable[tuple[str, int, Examined]] | None = None,
+    tick: Callable[[int], None] = lambda samples: None,
+    examined: Iterable[Examined] | None = None,
 ) -> Survey:
-    """Hash and decode every sample once, in `workers` threads.
+    """Hash and decode every sample once.
 
-    `examined` is that work, done elsewhere: split, first index and findings of all `spans`, in
-    their order. `tick` is called in the calling thread with the number of samples done since its
-    last call. Memory is bounded by a line for each sample and the images in the threads. Raises
-    DataError for broken images, all of them counted first, unless `skip_broken`, and when leaving
-    them out empties a split or a class of train.
+    `examined` is that work, done by others: the findings on all `spans`, in their order. `tick` is
+    called with the number of samples done since its last call. Memory is bounded by a line for each
+    sample and what `examined` holds. Raises DataError for broken images, all of them counted first,
+    unless `skip_broken`, and when leaving them out empties a split or a class of train.
     """
-    if examined is None:
-        examined = _examined_in_threads(source, workers)
+    samples = ((split, i) for split, span in spans(source) for i in span)
     lines: list[bytes] = []
     kept: dict[str, list[int]] = {split: [] for split in SPLITS}
     broken: list[Broken] = []
-    for split, start, findings in examined:
-        labels = source.labels(split)
-        for i, finding in enumerate(findings, start):
+    for findings in examined or (examine(source, *span) for span in spans(source)):
+        for finding, (split, i) in zip(findings, samples, strict=False):
             if isinstance(finding, Broken):
                 broken.append(finding)
                 continue
             kept[split].append(i)
             # No name holds a NUL, so no two lists of samples give the same lines.
-            line = f"{split}\0{labels[i]}\0{source.name(split, i)}\0{finding}\n"
+            line = f"{split}\0{source.labels(split)[i]}\0{source.name(split, i)}\0{finding}\n"
             lines.append(line.encode("utf-8", "surrogateescape"))
-        if tick is not None:
-            tick(len(findings))
+        tick(len(findings))
     if broken and not skip_broken:
         noun = "image" if len(broken) == 1 else "images"
         named = ", ".join(f"{one.name} ({one.reason})" for one in broken[:_NAMED])
@@ -219,20 +211,6 @@ def spans(source: Source, length: int = _CHUNK) -> Iterator[tuple[str, range]]:
     for split in SPLITS:
         for start in range(0, source.count(split), length):
             yield split, range(start, min(start + length, source.count(split)))
-
-
-def _examined_in_threads(source: Source, workers: int) -> Iterator[tuple[str, int, Examined]]:
-    """(split, first index, findings) chunk by chunk in sample order, few of them under way."""
-    coming = spans(source)
-    waiting: deque[tuple[str, int, Future[Examined]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="survey") as pool:
-        while True:
-            for split, span in islice(coming, 2 * workers - len(waiting)):
-                waiting.append((split, span.start, pool.submit(examine, source, split, span)))
-            if not waiting:
-                return
-            split, start, future = waiting.popleft()
-            yield split, start, future.result()
 
 
 def examine(source: Source, split: str, span: range) -> Examined:

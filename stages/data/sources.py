@@ -9,7 +9,7 @@ import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -67,8 +67,31 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def _open(self, split: str, i: int) -> Image.Image:
+        """Sample `i`, which need not be decoded yet. Raises nearly anything on damaged data."""
+
     def image(self, split: str, i: int) -> Image.Image:
-        """Sample `i`, fully decoded, in its own mode and size. Raises BrokenImage."""
+        """Sample `i`, fully decoded, in its own mode and size.
+
+        Raises BrokenImage, with its name and a short reason, for whatever is wrong with it.
+        """
+        # Each of Pillow's own warnings is either followed by an error here or harmless. Not in
+        # warnings.catch_warnings, which swaps what is the process's under other threads' feet.
+        if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            image = self._open(split, i)
+            if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or np.inf):
+                reason = f"{image.width} x {image.height} pixels, the bound is {limit} in all"
+                raise BrokenImage(self.name(split, i), reason)
+            image.load()
+        except (BrokenImage, MemoryError):
+            raise
+        except Exception as error:  # decoders do
+            unknown = isinstance(error, UnidentifiedImageError)
+            reason = "not an image in a known format" if unknown else short_reason(error)
+            raise BrokenImage(self.name(split, i), reason) from error
+        return image
 
     @abstractmethod
     def signature(self) -> str:
@@ -102,30 +125,6 @@ def stamp(words: Iterable[str], paths: Iterable[Path]) -> str:
             state = "missing"
         digest.update(f"\0{path}\0{state}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def decoded(name: str, load: Callable[[], Image.Image]) -> Image.Image:
-    """The image that `load` opens, fully decoded.
-
-    Raises BrokenImage, with `name` and a short reason, for whatever is wrong with it.
-    """
-    # Each of Pillow's own warnings is either followed by an error here or harmless. Not within
-    # warnings.catch_warnings, which swaps what is the process's under the feet of other threads.
-    if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        image = load()
-        if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or np.inf):
-            reason = f"{image.width} x {image.height} pixels, the bound is {limit} in all"
-            raise BrokenImage(name, reason)
-        image.load()
-    except (BrokenImage, MemoryError):
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged data
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not an image in a known format" if unknown else short_reason(error)
-        raise BrokenImage(name, reason) from error
-    return image
 
 
 def short_reason(error: BaseException) -> str:
@@ -183,7 +182,7 @@ class Arrays(Source):
     def content(self, split: str, i: int) -> bytes:
         return array_bytes(self._images[split][i])
 
-    def image(self, split: str, i: int) -> Image.Image:
+    def _open(self, split: str, i: int) -> Image.Image:
         return image_from(self._images[split][i])
 
     def signature(self) -> str:

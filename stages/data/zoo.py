@@ -15,7 +15,6 @@ from strata.stages.data.sources import (
     Source,
     array_bytes,
     channels_last,
-    decoded,
     image_from,
     short_reason,
     stamp,
@@ -83,8 +82,8 @@ class TorchvisionSource(Source):
         except OSError as error:
             raise BrokenImage(self.name(split, i), short_reason(error)) from error
 
-    def image(self, split: str, i: int) -> Image.Image:
-        return decoded(self.name(split, i), lambda: _as_image(self._sets[split][i][0]))
+    def _open(self, split: str, i: int) -> Image.Image:
+        return _as_image(self._sets[split][i][0])
 
     def signature(self) -> str:
         paths = {path for part in self._sets.values() for path in self._files(part)}

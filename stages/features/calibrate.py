@@ -20,7 +20,9 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -122,33 +124,38 @@ def calibrate(
         NotFinite: a value is NaN or infinite; its sample is counted over all batches.
         ValueError: there is not one row.
     """
-    seen = _gather(batches, precision)
-    channels = range(len(seen.smallest))
-    ends = [_ends(seen, c, percentile, HEADROOM[precision]) for c in channels]
-    quantiser = _quantiser(precision, ends)
-    there = quantiser.to(seen.device)
-    return Calibration(quantiser, tuple(_judge(seen, c, ends[c], there) for c in channels))
+    parts, extremes, device = _gather(batches, precision)
+
+    def channel(c: int) -> Tensor:
+        """What was looked at of one channel, (n,), on the maps' device."""
+        return torch.cat([part[:, c].flatten() for part in parts]).to(device)
+
+    channels = range(len(extremes))
+    typical = np.array([_typical(channel(c), extremes[c], percentile) for c in channels])
+    # How far the codes of each channel reach below and above 0.
+    near = extremes <= HEADROOM[precision] * typical
+    reach = np.where(near, extremes, typical)
+    quantiser = _quantiser(precision, reach)
+    there = quantiser.to(device)
+    found = (
+        Channel(
+            minimum=-float(extremes[c, 0]),
+            maximum=float(extremes[c, 1]),
+            low=-float(typical[c, 0]),
+            high=float(typical[c, 1]),
+            **_quality(channel(c), there, c),
+            dead=not reach[c].any(),
+        )
+        for c in channels
+    )
+    return Calibration(quantiser, tuple(found))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What is kept of the calibration rows."""
-
-    parts: list[Tensor]
-    """Per batch, the pixels that are looked at: (B, C, P), on the CPU."""
-    smallest: list[float]
-    """Per channel over all pixels; at most 0."""
-    largest: list[float]
-    """Per channel over all pixels; at least 0."""
-    device: torch.device
-    """Where the maps were, and where a channel at a time is looked at."""
-
-    def channel(self, c: int) -> Tensor:
-        """Values of channel c, (n,)."""
-        return torch.cat([part[:, c].flatten() for part in self.parts]).to(self.device)
-
-
-def _gather(batches: Iterable[Tensor], precision: str) -> _Seen:
+def _gather(
+    batches: Iterable[Tensor], precision: str
+) -> tuple[list[Tensor], np.ndarray, torch.device]:
+    """Pixels that are looked at, (B, C, P) each and on the CPU; how far all values reach below and
+    above 0, float64 (C, 2); the maps' device."""
     parts, lows, highs, row, device = [], [], [], 0, torch.device("cpu")
     for x in batches:
         device = x.device
@@ -165,7 +172,7 @@ def _gather(batches: Iterable[Tensor], precision: str) -> _Seen:
         raise ValueError("there is nothing to calibrate on")
     smallest = torch.stack(lows).amin(0).clamp(max=0)
     largest = torch.stack(highs).amax(0).clamp(min=0)
-    return _Seen(parts, smallest.tolist(), largest.tolist(), device)
+    return parts, torch.stack([-smallest, largest], 1).double().numpy(), device
 
 
 def _thinned(x: Tensor, first: int) -> Tensor:
@@ -178,77 +185,43 @@ def _thinned(x: Tensor, first: int) -> Tensor:
     return x.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))
 
 
-@dataclass(frozen=True)
-class _Ends:
-    """Magnitudes in one channel: the percentiles, and how far the codes reach."""
+def _typical(values: Tensor, extremes: np.ndarray, percentile: float) -> list[float]:
+    """Percentiles of the magnitudes below and above 0.
 
-    low: float
-    high: float
-    below: float
-    above: float
-
-    @property
-    def width(self) -> float:
-        """0 for a dead channel."""
-        return self.below + self.above
-
-
-def _ends(seen: _Seen, c: int, percentile: float, headroom: float) -> _Ends:
-    values = seen.channel(c)
-    low = _typical(-values, -seen.smallest[c], percentile)
-    high = _typical(values, seen.largest[c], percentile)
-    reach = [
-        largest if largest <= headroom * typical else typical
-        for typical, largest in ((low, -seen.smallest[c]), (high, seen.largest[c]))
-    ]
-    return _Ends(low, high, *reach)
-
-
-def _typical(values: Tensor, largest: float, percentile: float) -> float:
-    """Percentile of the values above 0.
-
-    It is one of them, rounded down: below 100 it is never the largest of several, so that even in
-    a channel of a few values one outlier is seen as one.
+    Each is one of the values, rounded down: below 100 it is never the largest of several, so that
+    even in a channel of a few values one outlier is seen as one.
     """
-    values = values[values > 0]
-    if not len(values):
-        return largest  # 0, or a value on a pixel that was not looked at
-    index = int(percentile / 100 * (len(values) - 1))
-    return values.kthvalue(index + 1).values.item()
+    found = []
+    for magnitudes, largest in zip((-values, values), extremes.tolist(), strict=True):
+        above = magnitudes[magnitudes > 0]
+        index = int(percentile / 100 * (len(above) - 1))
+        # Without any: 0, or a value on a pixel that was not looked at.
+        found.append(above.kthvalue(index + 1).values.item() if len(above) else largest)
+    return found
 
 
-def _quantiser(precision: str, ends: list[_Ends]) -> Quantiser:
-    """Scales and zero points over the channels' ends. Dead channels get the widest one's, and scale
-    1 if there is nothing to go by."""
-    widest, top = max(ends, key=lambda e: e.width), LEVELS[precision]
-    bounds = torch.finfo(torch.float32)
-    scales, zeros = [], []
-    for e in (e if e.width else widest for e in ends):
-        # So that neither the scale is subnormal nor a decoded value infinite.
-        scale = min(max(e.width / top, bounds.tiny), bounds.max / (top + 2)) if e.width else 1.0
-        scales.append(scale)
-        zeros.append(min(top, round(e.below / scale)))
-    return Quantiser(
-        precision,
-        torch.tensor(scales, dtype=torch.float32),
-        torch.tensor(zeros, dtype=torch.uint8),
-    )
+def _quantiser(precision: str, reach: np.ndarray) -> Quantiser:
+    """Scales and zero points for how far each channel's codes reach, (C, 2). Dead channels get the
+    widest one's, and scale 1 if there is nothing to go by."""
+    width, top, bounds = reach.sum(1), LEVELS[precision], torch.finfo(torch.float32)
+    reach = np.where(width[:, None] > 0, reach, reach[width.argmax()])
+    width = reach.sum(1)
+    # So that neither the scale is subnormal nor a decoded value infinite.
+    scale = (width / top).clip(bounds.tiny, bounds.max / (top + 2))
+    scale[width == 0] = 1.0
+    zero = (reach[:, 0] / scale).round().clip(max=top)
+    return Quantiser(precision, torch.from_numpy(scale).float(), torch.from_numpy(zero).byte())
 
 
-def _judge(seen: _Seen, c: int, ends: _Ends, quantiser: Quantiser) -> Channel:
-    """Channel c through the quantiser that was chosen."""
-    x = seen.channel(c).view(1, 1, 1, -1)
+def _quality(values: Tensor, quantiser: Quantiser, c: int) -> dict[str, Any]:
+    """How channel c fares in a quantiser."""
+    x = values.view(1, 1, 1, -1)
     alone = Quantiser(quantiser.precision, quantiser.scale[c : c + 1], quantiser.zero[c : c + 1])
     codes = unclipped_codes(x, alone.scale, alone.zero)
     signal = x.double().square().sum().item()
     error = (x - alone.rounded(x)).double().square().sum().item()
-    return Channel(
-        minimum=seen.smallest[c],
-        maximum=seen.largest[c],
-        low=-ends.low,
-        high=ends.high,
-        values=int((x != 0).sum()),
-        clipped=int(((codes < 0) | (codes > alone.levels)).sum()),
-        snr_db=round(10 * math.log10(signal / error), 2) if signal and error else None,
-        dead=not ends.width,
-    )
+    return {
+        "values": int((x != 0).sum()),
+        "clipped": int(((codes < 0) | (codes > alone.levels)).sum()),
+        "snr_db": round(10 * math.log10(signal / error), 2) if signal and error else None,
+    }

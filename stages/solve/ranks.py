@@ -76,8 +76,14 @@ class Ranks:
         """
         if self.count > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        elif self.count > 1:
-            _share_norms(network)
+            return
+        for name, norm in network.named_modules() if self.count > 1 else ():
+            if type(norm) is nn.BatchNorm2d:
+                if not norm.affine or norm.momentum is None or not norm.track_running_stats:
+                    raise StageError(
+                        f"{name} is {norm}: several ranks need weights and averages in it"
+                    )
+                norm.__class__ = NormOverRanks  # in place: by name it stays what the records know
 
 
 class _Sum(torch.autograd.Function):
@@ -121,11 +127,3 @@ class NormOverRanks(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)  # pyright: ignore
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)  # pyright: ignore
-
-
-def _share_norms(network: nn.Module) -> None:
-    for name, norm in network.named_modules():
-        if type(norm) is nn.BatchNorm2d:
-            if not norm.affine or norm.momentum is None or not norm.track_running_stats:
-                raise StageError(f"{name} is {norm}: several ranks need weights and averages in it")
-            norm.__class__ = NormOverRanks  # in place: by name it stays what the records know

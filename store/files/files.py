@@ -128,15 +128,11 @@ class Files:
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
-    def map(self, path: Path) -> np.ndarray:
-        """The bytes of a file as a read-only uint8 array, read when touched."""
+    def map(self, path: Path, nbytes: int, sha256: str) -> np.ndarray:
+        """The bytes of a shard, which are known, as a read-only uint8 array, read when touched."""
         if path.stat().st_size == 0:  # which cannot be mapped
             return np.empty(0, np.uint8)
         return np.memmap(path, dtype=np.uint8, mode="r")
-
-    def map_shard(self, path: Path, nbytes: int, sha256: str) -> np.ndarray:
-        """The bytes of a shard whose size and sha256 are known, as :meth:`map` gives them."""
-        return self.map(path)
 
     def open(self, path: Path, nbytes: int, sha256: str) -> Opened:
         """A shard, whose bytes are known, to be read by position."""

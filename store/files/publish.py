@@ -181,3 +181,22 @@ def opened(data: bytes, path: Path) -> Any:
         if sealed(body) == data:
             return body
     raise LevelDamaged(f"{path} is damaged: its content does not match its own sha256")
+
+
+@contextlib.contextmanager
+def present(path: Path, why: str) -> Iterator[None]:
+    """Look at a committed file: that it is not there is damage, any other refusal the disk's."""
+    with refusals(path):
+        try:
+            yield
+        except FileNotFoundError:
+            raise LevelDamaged(f"{path} is missing; {why}") from None
+
+
+def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
+    """Bytes of a small committed file. Raises LevelDamaged if it is gone or another one."""
+    with present(path, "the level was committed with it"):
+        data = files.read(path)
+    if sha256(data) != expected:
+        raise LevelDamaged(f"{path} is not the one that was committed")
+    return data

@@ -216,8 +216,13 @@ def unpack(geometry: Geometry, chunk: np.ndarray, out: np.ndarray) -> None:
     _compressor(geometry.profile, geometry.dtype.itemsize).decode(body, out)
 
 
-def decode(geometry: Geometry, shard: np.ndarray, rows: int) -> np.ndarray:
-    """All ``rows`` rows of a whole shard: (rows, channel, y, x) of stored elements.
+def decode(
+    geometry: Geometry, shard: np.ndarray, rows: int, chunk: int | None = None
+) -> np.ndarray:
+    """Rows of a whole shard, which has ``rows`` of them: (n, channel, y, x) of stored elements.
+
+    Args:
+        chunk: of a packed shard, this inner chunk alone; None: all. Raw rows are not copied.
 
     Raises:
         BadChunk: the index or a chunk of a packed shard fails its checksum.
@@ -226,7 +231,8 @@ def decode(geometry: Geometry, shard: np.ndarray, rows: int) -> np.ndarray:
         body = shard[: rows * geometry.row_bytes]
         return body.view(geometry.dtype).reshape(rows, *geometry.stored)
     index = read_index(geometry, shard, rows).tolist()
+    index = index if chunk is None else [index[chunk]]
     out = np.empty((len(index), geometry.chunk_rows, *geometry.stored), geometry.dtype)
-    for chunk, (at, nbytes) in zip(out, index, strict=True):
-        unpack(geometry, shard[at : at + nbytes], chunk)
+    for piece, (at, nbytes) in zip(out, index, strict=True):
+        unpack(geometry, shard[at : at + nbytes], piece)
     return out.reshape(-1, *geometry.stored)[:rows]

@@ -11,8 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -23,10 +22,8 @@ import numpy as np
 
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
-from strata.store.files.publish import opened, unseal
-from strata.store.fingerprint import sha256
-from strata.store.level.checks import Checks
-from strata.store.level.codec import CHECKSUM, BadChunk, read_index, row_checksums, unpack
+from strata.store.files.publish import opened, present, read_hashed, unseal
+from strata.store.level.codec import CHECKSUM, crc32c, decode, row_checksums
 from strata.store.level.layout import Geometry, LevelKey, shard_name
 from strata.store.level.shard_table import ShardTable
 from strata.store.memory import aligned
@@ -104,9 +101,10 @@ class Level:
             raise IndexError(
                 f"rows {rows[0]}…{rows[-1]} of {self.key.label}, which has {len(self)}"
             )
-        gather = self._gather_raw if self.geometry.profile == "raw" else self._gather_packed
-        for shard, part in runs(rows // self.geometry.shard_rows):
-            gather(shard, rows[part] - shard * self.geometry.shard_rows, out[part])
+        for piece, part in runs(rows // self._step):
+            # mode="clip" lets take write straight into out; the range was checked.
+            local = rows[part] - piece * self._step
+            np.take(self._piece(piece), local, axis=0, out=out[part], mode="clip")
         self._checks.check(np.zeros_like(rows), rows, out)
 
     def read(self, begin: int, end: int) -> np.ndarray:
@@ -135,55 +133,93 @@ class Level:
         body = opened(read_hashed(path, self.shards[shard]["receipt"], self.files), path)
         return np.frombuffer(base64.b64decode(body[CHECKSUMS]), CHECKSUM)
 
-    def _gather_raw(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
-        # mode="clip" lets take write straight into out; the range was checked.
-        np.take(self._raw(shard), local, axis=0, out=out, mode="clip")
-
-    def _gather_packed(self, shard: int, local: np.ndarray, out: np.ndarray) -> None:
-        for chunk, part in runs(local // self.geometry.chunk_rows):
-            out[part] = self._chunk(shard, chunk)[local[part] - chunk * self.geometry.chunk_rows]
+    @property
+    def _step(self) -> int:
+        """Rows that are looked up together: of a raw shard, or of a packed inner chunk."""
+        raw = self.geometry.profile == "raw"
+        return self.geometry.shard_rows if raw else self.geometry.chunk_rows
 
     @cached_property
-    def _raw(self) -> Callable[[int], np.ndarray]:
-        return lru_cache(self.files.maps_kept)(self._map)
-
-    @cached_property
-    def _chunk(self) -> Callable[[int, int], np.ndarray]:
-        return lru_cache(CHUNKS_KEPT)(self._decode)
+    def _piece(self) -> Callable[[int], np.ndarray]:
+        kept = self.files.maps_kept if self.geometry.profile == "raw" else CHUNKS_KEPT
+        return lru_cache(kept)(self._decoded)
 
     @cached_property
     def _checks(self) -> Checks:
         return Checks((self,))
 
-    def _map(self, shard: int) -> np.ndarray:
-        """Memory map of a raw shard as (rows, channel, y, x)."""
-        body = self.mapped(shard)[: self.geometry.rows_in(shard) * self.geometry.row_bytes]
-        return body.view(self.geometry.dtype).reshape(-1, *self.geometry.stored)
-
-    def _decode(self, shard: int, chunk: int) -> np.ndarray:
-        """Rows of one packed inner chunk."""
-        data = self.mapped(shard)
+    def _decoded(self, piece: int) -> np.ndarray:
+        """Rows of a raw shard, mapped, or of a packed inner chunk, by its number in the level."""
+        shard, chunk = divmod(piece, self.geometry.shard_rows // self._step)
+        data, rows = self.mapped(shard), self.geometry.rows_in(shard)
         try:
-            index = read_index(self.geometry, data, self.geometry.rows_in(shard))
-            offset, nbytes = map(int, index[chunk])
-            rows = np.empty((self.geometry.chunk_rows, *self.geometry.stored), self.geometry.dtype)
-            unpack(self.geometry, data[offset : offset + nbytes], rows)
-            return rows
-        except BadChunk as error:
+            return decode(self.geometry, data, rows, chunk)
+        except ValueError as error:  # BadChunk, or a raw shard that was cut since it was opened
             raise LevelDamaged(f"{self.path(shard)}: {error}") from None
 
     def mapped(self, shard: int) -> np.ndarray:
         """The bytes of a shard, mapped: uint8, read-only. Raises LevelDamaged if it is missing."""
         path, facts = self.path(shard), self.shards[shard]
         with present(path, "its commit lists it"):
-            return self.files.map_shard(path, facts["nbytes"], facts["sha256"])
+            return self.files.map(path, facts["nbytes"], facts["sha256"])
 
     def check_sizes(self) -> None:
         """Raises LevelDamaged if a shard is gone or has not the size that the commit says."""
         found = self.files.sizes(self.directory)
         for shard, nbytes in enumerate(self.shards.sizes.tolist()):
-            if found.get(shard_name(shard)) != nbytes:
-                check_size(self.path(shard), nbytes, self.files, found)
+            if (size := found.get(shard_name(shard))) != nbytes:
+                check_size(self.path(shard), nbytes, size)
+
+
+class Checks:
+    """The checksums of some levels of equal geometry: every row is held to the crc32c in its
+    shard's receipt, once, when it is first read. Later reads cost a look at a bitmap.
+
+    Threads may share it: all that can happen is that two of them check the same row.
+    """
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        self.levels, self.geometry = tuple(levels), levels[0].geometry
+        rows = len(levels), self.geometry.rows
+        self._expected = np.empty(rows, CHECKSUM)
+        self._have = np.zeros((len(levels), self.geometry.shards), bool)
+        self._seen, self._looked_at = np.zeros(rows, bool), 0
+        self._all_seen = False
+
+    def check(self, view: np.ndarray, row: np.ndarray, stored: np.ndarray) -> None:
+        """Look at the rows that were not looked at before.
+
+        Args:
+            view: int64 (n,), which of the levels each is in.
+            row: int64 (n,), its number there; in any order.
+            stored: the same rows as read, (n, …) of any dtype, each of them contiguous.
+
+        Raises:
+            LevelDamaged: a row is not the one that was written; names file and row.
+        """
+        if self._all_seen:
+            return
+        new = np.flatnonzero(~self._seen[view, row])
+        if not len(new):
+            return
+        asked = view[new], row[new]
+        self._have_receipts(*asked)
+        found = np.fromiter((crc32c(stored[i]) for i in new), CHECKSUM, len(new))
+        if len(wrong := np.flatnonzero(found != self._expected[asked])):
+            first, number = min((int(asked[0][i]), int(asked[1][i])) for i in wrong)
+            path = self.levels[first].path(number // self.geometry.shard_rows)
+            raise LevelDamaged(f"{path}: row {number} is not the one that was written")
+        self._seen[asked] = True
+        self._looked_at += len(new)  # perhaps too many, if two threads looked at one row
+        self._all_seen = self._looked_at >= self._seen.size and bool(self._seen.all())
+
+    def _have_receipts(self, view: np.ndarray, row: np.ndarray) -> None:
+        shard = row // self.geometry.shard_rows
+        absent = np.flatnonzero(~self._have[view, shard])
+        for of, number in sorted({(int(view[i]), int(shard[i])) for i in absent}):
+            first, last = self.geometry.shard_range(number)
+            self._expected[of, first:last] = self.levels[of].checksums(number)
+            self._have[of, number] = True
 
 
 def runs(groups: np.ndarray) -> Iterator[tuple[int, slice]]:
@@ -249,38 +285,9 @@ def geometry_of(commit: dict[str, Any]) -> Geometry:
     return Geometry(**(fields | {"sample": tuple(fields["sample"])}))
 
 
-@contextmanager
-def present(path: Path, why: str) -> Generator[None, None, None]:
-    """Look at a committed file: that it is not there is damage, any other refusal the disk's."""
-    with refusals(path):
-        try:
-            yield
-        except FileNotFoundError:
-            raise LevelDamaged(f"{path} is missing; {why}") from None
-
-
-def read_hashed(path: Path, expected: str, files: Files = DISK) -> bytes:
-    """Bytes of a small committed file. Raises LevelDamaged if it is gone or another one."""
-    with present(path, "the level was committed with it"):
-        data = files.read(path)
-    if sha256(data) != expected:
-        raise LevelDamaged(f"{path} is not the one that was committed")
-    return data
-
-
-def check_size(
-    path: Path, nbytes: int, files: Files = DISK, sizes: Mapping[str, int] | None = None
-) -> None:
-    """
-    Args:
-        sizes: of the files in the shard's directory, if they were asked for.
-
-    Raises:
-        LevelDamaged: a shard is not there or has another size than recorded.
-    """
-    with present(path, f"its commit says {nbytes:,} bytes"):
-        if sizes is not None and path.name not in sizes:
-            raise FileNotFoundError(str(path))
-        size = files.size(path) if sizes is None else sizes[path.name]
+def check_size(path: Path, nbytes: int, size: int | None) -> None:
+    """Raises LevelDamaged: a shard has another ``size`` than recorded, or is not there (None)."""
+    if size is None:
+        raise LevelDamaged(f"{path} is missing; its commit says {nbytes:,} bytes")
     if size != nbytes:
         raise LevelDamaged(f"{path} has {size:,} bytes; its commit says {nbytes:,}")

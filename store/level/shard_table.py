@@ -21,7 +21,6 @@ DIGEST = 32
 class Entry(NamedTuple):
     """What a commit says of one shard; all else follows from its number."""
 
-    shard: int
     nbytes: int
     sha256: str
     receipt: str
@@ -59,9 +58,8 @@ class ShardTable(Sequence[dict[str, Any]]):
     def from_json(cls, geometry: Geometry, value: Any) -> ShardTable:
         """From what a commit has; a list of entries is what format 2 had."""
         if isinstance(value, list):
-            fields = ("shard", "nbytes", "sha256", "receipt")
             entries = cast(list[dict[str, Any]], value)
-            return cls.of(geometry, (Entry(*(one[f] for f in fields)) for one in entries))
+            return cls.of(geometry, (Entry(*(one[f] for f in Entry._fields)) for one in entries))
         sizes, counts = np.array(value["nbytes"], np.int64).reshape(-1, 2).T
         digests, receipts = (_rows(bytes.fromhex(value[c])) for c in ("sha256", "receipts"))
         return cls(geometry, np.repeat(sizes, counts), digests, receipts)

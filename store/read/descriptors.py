@@ -11,8 +11,8 @@ import numpy as np
 
 from strata.store.errors import LevelDamaged
 from strata.store.files.files import Opened
-from strata.store.level.checks import Checks
-from strata.store.level.level import Level, present
+from strata.store.files.publish import present
+from strata.store.level.level import Checks, Level
 from strata.store.read.rows import Rows, RowSource, same_geometry
 
 KEPT_OPEN = 512

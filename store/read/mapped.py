@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from strata.store.errors import refusals
-from strata.store.level.checks import Checks
-from strata.store.level.level import Level, check_size
+from strata.store.level.level import Checks, Level
 from strata.store.read.rows import Rows, RowSource, same_geometry
 
 PROT_NONE, MAP_FIXED = 0, 0x10
@@ -63,10 +62,10 @@ class MappedRows(RowSource):
         self._unmap = weakref.finalize(self, _libc().munmap, base, total)
         self._unmap.atexit = False  # a thread may still read then, and the kernel unmaps anyway
         for level in levels:
-            for shard in level.shards:
-                length = self.geometry.rows_in(shard["shard"]) * self.geometry.row_bytes
-                path = level.path(shard["shard"])
-                check_size(path, shard["nbytes"])
+            level.check_sizes()
+            for shard in range(self.geometry.shards):
+                length = self.geometry.rows_in(shard) * self.geometry.row_bytes
+                path = level.path(shard)
                 with refusals(path), path.open("rb") as file:
                     flags = mmap.MAP_SHARED | MAP_FIXED
                     _map(address, length, mmap.PROT_READ, flags, file.fileno())

@@ -10,9 +10,8 @@ from threading import local
 import numpy as np
 
 from strata.store.errors import LevelDamaged
-from strata.store.level.checks import Checks
 from strata.store.level.codec import BadChunk, index_bytes, read_index, unpack
-from strata.store.level.level import Level
+from strata.store.level.level import Checks, Level
 from strata.store.memory import aligned
 from strata.store.read.descriptors import Descriptors
 from strata.store.read.rows import Rows, RowSource, same_geometry

@@ -14,8 +14,7 @@ from threading import Condition
 
 import numpy as np
 
-from strata.store.level.checks import Checks
-from strata.store.level.level import Level
+from strata.store.level.level import Checks, Level
 from strata.store.memory import aligned
 from strata.store.read.order import POOL_BYTES
 from strata.store.read.packed import Chunks

@@ -110,7 +110,7 @@ class Objects(WholeFiles):
     def open(self, path: Path, nbytes: int, sha256: str) -> Opened:
         return RemoteShard(self, path, nbytes, sha256)
 
-    def map_shard(self, path: Path, nbytes: int, sha256: str) -> np.ndarray:
+    def map(self, path: Path, nbytes: int, sha256: str) -> np.ndarray:
         """Mapped where the cache has room for it, else in memory."""
         copy = self.cached(path, nbytes, sha256)
         if copy is None or not nbytes:

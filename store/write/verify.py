@@ -17,7 +17,7 @@ from typing import Any
 
 from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
-from strata.store.files.publish import make_directory, replace, unseal
+from strata.store.files.publish import make_directory, present, read_hashed, replace, unseal
 from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import (
@@ -28,7 +28,6 @@ from strata.store.level.level import (
     check_size,
     commit_of,
     geometry_of,
-    read_hashed,
     receipt_path,
 )
 from strata.store.parallel import map_in_threads
@@ -143,7 +142,9 @@ def check_shard(
     """
     path = directory / entry["key"]
     try:
-        check_size(path, entry["nbytes"], files, sizes)
+        with present(path, f"its commit says {entry['nbytes']:,} bytes"):
+            size = files.size(path) if sizes is None else sizes.get(path.name)
+        check_size(path, entry["nbytes"], size)
         if deep:
             with refusals(path):
                 if sha256(files.read(path)) != entry["sha256"]:

@@ -219,7 +219,7 @@ class LevelWriter(ShardWriter):
         def entry(shard: int) -> Entry:
             try:
                 found, path = self._entry(shard), self.directory / shard_name(shard)
-                check_size(path, found.nbytes, self.files, sizes)
+                check_size(path, found.nbytes, sizes.get(path.name))
             except LevelDamaged as error:
                 forget_shard(self.directory, shard, self.files)
                 error.add_note("It was removed: repeat the command, which makes it again")
@@ -235,7 +235,7 @@ class LevelWriter(ShardWriter):
         except FileNotFoundError:
             raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
         body = opened(data, path)
-        return Entry(shard, body["nbytes"], body["sha256"], sha256(data))
+        return Entry(body["nbytes"], body["sha256"], sha256(data))
 
 
 def _facts(data: bytes) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class CommitBeforeReceipts(LevelWriter):
         body = self.__dict__.get("kept", {}).get(shard)
         if body is None:
             return super()._entry(shard)
-        return Entry(shard, body["nbytes"], body["sha256"], sha256(sealed(body)))
+        return Entry(body["nbytes"], body["sha256"], sha256(sealed(body)))
 
     def commit(self, *arguments: Any, **named: Any) -> Level:
         level = super().commit(*arguments, **named)
@@ -171,7 +171,7 @@ MUTANTS = {
     ),
     "rows not checked": Mutant(
         "rows are taken as they lie",
-        patches={"strata.store.level.checks.Checks.check": lambda checks, numbers, rows: None},
+        patches={"strata.store.level.level.Checks.check": lambda checks, view, row, stored: None},
     ),
     "receipts trusted": Mutant(
         "a shard is taken for whole because it has a receipt",

@@ -240,7 +240,7 @@ class SimulatedDisk(Files):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         return node.data
 
-    def map(self, path: Path) -> np.ndarray:
+    def map(self, path: Path, nbytes: int, sha256: str) -> np.ndarray:
         return np.frombuffer(self.read(path), np.uint8)
 
     def sizes(self, directory: Path) -> dict[str, int]:

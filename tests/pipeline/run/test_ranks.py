@@ -18,7 +18,7 @@ from torchrun import steps, torchrun, with_ranks
 from strata.pipeline.errors import OptionRange
 from strata.pipeline.run import ranks
 from strata.stages.errors import StageError
-from strata.stages.solve.ranks import Ranks, _share_norms
+from strata.stages.solve.ranks import Ranks
 
 RANK = Path(sys.modules[steps.__module__].__file__ or "")
 EPOCHS = 3
@@ -52,7 +52,7 @@ def test_every_step_is_that_of_one_process(tmp_path: Path, norm: str, accumulate
 def test_a_norm_without_averages_is_named() -> None:
     network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm2d(2, affine=False))
     with pytest.raises(StageError, match=r"^1 is BatchNorm2d.*several ranks need"):
-        _share_norms(network)
+        Ranks(count=2).share_norms(network, torch.device("cpu"))
 
 
 # ---- commands -----------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_other_numbers_of_channels_are_refused() -> None:
 def test_digest_follows_content_and_not_place(folder: Path) -> None:
     def digest(path: Path) -> str:
         with opened(path) as source:
-            return survey(source, skip_broken=False, workers=3).digest
+            return survey(source, skip_broken=False).digest
 
     before = digest(folder)
     moved = folder.rename(folder.with_name("animals"))

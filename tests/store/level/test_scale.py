@@ -33,7 +33,7 @@ def digest(word: object) -> str:
 
 
 def entries(sizes: list[int]) -> list[Entry]:
-    return [Entry(n, size, digest(n), digest(-n)) for n, size in enumerate(sizes)]
+    return [Entry(size, digest(n), digest(-n)) for n, size in enumerate(sizes)]
 
 
 def written(root: Path, shape: Geometry = SHAPE) -> LevelWriter:
