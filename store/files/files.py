@@ -152,10 +152,15 @@ class Files:
         return found
 
     def sizes(self, directory: Path) -> dict[str, int]:
-        """Bytes of every file in a directory, by its name; empty if there is none."""
+        """Bytes of every file in a directory, by its name; empty if there is none. What goes
+        meanwhile, as temporary files do, is left out."""
+        found: dict[str, int] = {}
         with suppress(FileNotFoundError), os.scandir(directory) as entries:
-            return {e.name: e.stat().st_size for e in entries if e.is_file()}
-        return {}
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.is_file():
+                        found[entry.name] = entry.stat().st_size
+        return found
 
     def size(self, path: Path) -> int:
         """Bytes of a file."""

@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
@@ -20,7 +21,7 @@ from strata.store.errors import DiskFull, LevelAbsent, LevelConflict, StoreRefus
 from strata.store.feature_store import Store, used_bytes
 from strata.store.files import files as files_module
 from strata.store.files import publish as publish_module
-from strata.store.files.files import Files
+from strata.store.files.files import DISK, Files
 from strata.store.files.publish import TEMPORARY, make_directory, put_exclusive
 from strata.store.files.publish import replace as publish_replacing
 from strata.store.fingerprint import fingerprint
@@ -365,3 +366,22 @@ def test_a_full_disk_keeps_every_finished_shard(small_disk: Path, profile: str) 
     writer.commit(None)
     assert Level.open(small_disk, KEY).read(0, 40).tobytes() == rows.tobytes()
     assert not list(small_disk.rglob(f"{TEMPORARY}*"))
+
+
+def test_a_file_that_goes_while_sizes_are_taken_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One name that vanished must not make the others absent: their shards would look damaged."""
+    for name in ("goes", "stays"):
+        (tmp_path / name).write_bytes(b"12")
+    scan = os.scandir
+
+    @contextmanager
+    def scanned(directory: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scan(directory) as entries:
+            found = list(entries)
+        (tmp_path / "goes").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    assert DISK.sizes(tmp_path) == {"stays": 2}
