@@ -96,7 +96,11 @@ class ExportedNetwork(nn.Module):
         Returns:
             float32: logits (n, classes), or features (n, channels, y, x).
         """
-        x, scores = self._first(images), []
+        recipe, scores = self.recipe, []
+        x = augment.pad(resized(images, recipe.data.size), recipe.augment.pad)
+        x = x if self.canvas else self._centre(x, 0)
+        x = augment.normalise(x, recipe.data.mean, recipe.data.std)
+        x = x.contiguous(memory_format=torch.channels_last)  # x_0 as layer 1 sees it
         for j in range(1, self.depth + 1):
             layer, y = self.get_submodule(f"layer_{j}"), None
             if j in self.own:
@@ -111,14 +115,6 @@ class ExportedNetwork(nn.Module):
             return scores[0] if scores else x
         weighted = zip(self.powers.values(), scores, strict=True)
         return torch.stack([weight * z for weight, z in weighted]).sum(0)
-
-    def _first(self, images: Tensor) -> Tensor:
-        """x_0 as layer 1 sees it: float32, normalised, the whole canvas or its centre."""
-        recipe = self.recipe
-        x = augment.pad(resized(images, recipe.data.size), recipe.augment.pad)
-        x = x if self.canvas else self._centre(x, 0)
-        x = augment.normalise(x, recipe.data.mean, recipe.data.std)
-        return x.contiguous(memory_format=torch.channels_last)
 
     def _centre(self, x: Tensor, depth: int) -> Tensor:
         """The centre crop of a whole canvas of x_depth."""

@@ -108,7 +108,10 @@ def depth(figure: Figure, report: Report) -> str:
     figure.set_size_inches(6.6, 3.7)
     axes = figure.subplots()
     _accuracy_lines(axes, layers, rows)
-    _claim_lines(axes, report["claim"])
+    for key, colour, words in (("last", BLUE, "last layer"), ("ensemble", OCHRE, "ensemble")):
+        if (claim := report["claim"][key]) is not None:
+            name = f"Claim, {words}: {claim:g} %"
+            axes.axhline(claim, color=colour, linestyle=":", linewidth=1.2, label=name)
     depth_axis(axes)
     axes.set_ylabel("Test accuracy (%)")
     axes.set_xlim(layers[0]["layer"] - 0.5, layers[-1]["layer"] + 0.5)
@@ -189,13 +192,6 @@ def _accuracy_lines(axes: Axes, layers: list[Report], rows: int) -> None:
             name = f"{who}, {words}: {human_percent(values[-1], rows)}"
             percents = 100 * np.asarray(values, dtype=float)
             axes.plot(depth, percents, dash, color=colour, label=name, **look)
-
-
-def _claim_lines(axes: Axes, claim: Report) -> None:
-    for key, colour, words in (("last", BLUE, "last layer"), ("ensemble", OCHRE, "ensemble")):
-        if claim[key] is not None:
-            name = f"Claim, {words}: {claim[key]:g} %"
-            axes.axhline(claim[key], color=colour, linestyle=":", linewidth=1.2, label=name)
 
 
 def _layer_bands(panels: list[Axes], layers: list[Report]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -146,8 +146,8 @@ def render(report: Report) -> str:
         bytes=human_bytes,
         seconds=human_seconds,
         percent=lambda fraction: human_percent(fraction, report["data"]["test"]),
-        count=_formatter("{:,.0f}"),
-        loss=_formatter("{:.3f}"),
+        count=lambda number: "—" if number is None else f"{number:,.0f}",
+        loss=lambda number: "—" if number is None else f"{number:.3f}",
     )
     return environment.get_template("report.html.j2").render(
         r=report,
@@ -159,10 +159,6 @@ def render(report: Report) -> str:
         figures={paint.__name__: Markup(figures.draw(paint, report)) for paint in PAINTERS},
         listed=LISTED,
     )
-
-
-def _formatter(form: str) -> Callable[[float | None], str]:
-    return lambda number: "—" if number is None else form.format(number)
 
 
 def _claims(report: Report) -> Iterator[tuple[str, str, str, str]]:

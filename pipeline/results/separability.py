@@ -16,7 +16,6 @@ from strata.pipeline.run.rundir import RUN, Run
 from strata.store.errors import LevelDamaged
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS, MARKERS = (BLUE, OCHRE, SLATE, "#3f7d4e", "#8a4f9e"), [*"o^sDv"]
@@ -89,20 +88,16 @@ def probes(figure: Figure, report: dict[str, Any]) -> str:
     for axes, (title, some) in zip(panels, sides.items(), strict=True):
         axes.set_prop_cycle(color=COLOURS, marker=MARKERS)
         for one in some:
-            _probe_curve(axes, one)
+            depths = [point["depth"] for point in one["points"]]
+            mean = [100 * point["test"] for point in one["points"]]
+            spread = [100 * (point["spread"] or 0.0) for point in one["points"]]
+            look = {"label": _probe_name(one, short=True), "capsize": 2.5}
+            axes.errorbar(depths, mean, yerr=spread if any(spread) else None, **look)
         axes.set_title(f"{title} separability", fontsize=9.5)
         depth_axis(axes)
         axes.legend(fontsize=8)
     panels[0].set_ylabel("Test accuracy (%)")
     return "; ".join(f"{_probe_name(one)}: {_spoken(one)}" for one in found)
-
-
-def _probe_curve(axes: Axes, one: dict[str, Any]) -> None:
-    depths = [point["depth"] for point in one["points"]]
-    mean = [100 * point["test"] for point in one["points"]]
-    spread = [100 * (point["spread"] or 0.0) for point in one["points"]]
-    name = _probe_name(one, short=True)
-    axes.errorbar(depths, mean, yerr=spread if any(spread) else None, label=name, capsize=2.5)
 
 
 def _probe_name(one: dict[str, Any], *, short: bool = False) -> str:
