@@ -261,8 +261,6 @@ class Strata(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.ClickException:
-            raise
         except (Exception, KeyboardInterrupt) as error:
             code = errors.exit_code(error)
             if code is None:
