@@ -101,9 +101,15 @@ class Feed:
         y, windows = self.on_device(self.labels[rows.row]).split(lengths), [None] * len(lengths)
         if crops is not None:
             windows = self.on_device(crops[self.ids[rows.row]]).split(lengths)
-        delivered = self.delivery.batches(rows, lengths)
-        for number in range(len(lengths)):
-            yield self._values(next(delivered), windows[number]), y[number]
+
+        # What is of the whole epoch is made now: the first batch may be made in the middle of a
+        # step whose memory is counted.
+        def made() -> Iterator[tuple[Tensor, Tensor]]:
+            delivered = self.delivery.batches(rows, lengths)
+            for number in range(len(lengths)):
+                yield self._values(next(delivered), windows[number]), y[number]
+
+        return made()
 
     def _values(self, x: Tensor, window: Tensor | None) -> Tensor:
         """Values of stored elements, cut while one has few bytes."""

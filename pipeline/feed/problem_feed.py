@@ -225,13 +225,18 @@ def _made(
     from the images or from the level below. While it is used, nothing but it is held."""
     if feed.codec is not None:
         return feed.batches(rows, lengths, plan.crops)
-    return _computed(source, feed, rows, lengths, plan)
+    read = feed.batches(rows if source.base else Rows.of(rows.row), lengths)
+    return _computed(source, feed, rows, lengths, plan, read)
 
 
 def _computed(
-    source: Features, feed: Feed, rows: Rows, lengths: list[int], plan: EpochPlan
+    source: Features,
+    feed: Feed,
+    rows: Rows,
+    lengths: list[int],
+    plan: EpochPlan,
+    read: Iterator[tuple[Tensor, Tensor]],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    read = feed.batches(rows if source.base else Rows.of(rows.row), lengths)
     end = 0
     for length in lengths:
         begin, end = end, end + length
