@@ -63,7 +63,12 @@ def _level(run: Run, store: Store, key: LevelKey) -> tuple[str, list[str]]:
         case "complete":
             return "complete", []
         case "stale":
-            return "stale", _rewritten(store, key, state.parent or {})
+            # The level below has the same name and other values, for example of another device.
+            parent = state.parent or {}
+            below = LevelKey(**{k: parent[k] for k in ("depth", "fingerprint", "split", "view")})
+            now = {"content_root": store.state(below).content_root}
+            changed = differences({"content_root": parent["content_root"]}, now)
+            return "stale", [f"{below.label} was written again with other values:", *changed]
         case "partial":
             return "partial", [f"{state.rows:,} rows are written"]
     last = run.features(key.depth) if key.depth else None
@@ -75,14 +80,6 @@ def _level(run: Run, store: Store, key: LevelKey) -> tuple[str, list[str]]:
         return "absent", ["it was never written"]
     name, was = other
     return "stale", [f"{name} is there, but was made otherwise:", *compare(was, now)]
-
-
-def _rewritten(store: Store, key: LevelKey, parent: dict[str, Any]) -> list[str]:
-    """The level below has the same name and other values, for example of another device."""
-    below = LevelKey(**{name: parent[name] for name in ("depth", "fingerprint", "split", "view")})
-    now = store.state(below).content_root
-    changed = differences({"content_root": parent["content_root"]}, {"content_root": now})
-    return [f"{below.label} was written again with other values:", *changed]
 
 
 def _nearest(
