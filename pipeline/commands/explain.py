@@ -64,10 +64,10 @@ def _level(run: Run, store: Store, key: LevelKey) -> tuple[str, list[str]]:
             return "complete", []
         case "stale":
             # The level below has the same name and other values, for example of another device.
-            names, parent = ("depth", "fingerprint", "split", "view"), state.parent or {}
-            below = LevelKey(**{name: parent[name] for name in names})
-            root = {"content_root": store.state(below).content_root}
-            changed = differences({"content_root": parent["content_root"]}, root)
+            parent = state.parent or {}
+            below = LevelKey(**{k: parent[k] for k in ("depth", "fingerprint", "split", "view")})
+            now = {"content_root": store.state(below).content_root}
+            changed = differences({"content_root": parent["content_root"]}, now)
             return "stale", [f"{below.label} was written again with other values:", *changed]
         case "partial":
             return "partial", [f"{state.rows:,} rows are written"]

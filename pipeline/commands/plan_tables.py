@@ -25,14 +25,14 @@ def of_plan(plan: Plan) -> Table:
             f"{d.parameters:,} + {d.auxiliary_parameters:,}",
             f"{d.steps:,}",
             f"{d.operations:.2g}",
-            "unknown" if d.memory is None else size(d.memory),
+            "unknown" if d.memory_bytes is None else size(d.memory_bytes),
         )
         found.add_row(
             f"x_{d.depth}",
             "×".join(map(str, d.shape)),
-            size(d.view_bytes),
+            size(d.bytes_one_view),
             ", ".join(d.levels),
-            size(d.nbytes),
+            size(d.bytes),
             *(solved if d.depth else ("",) * len(solved)),
         )
     return found
@@ -42,7 +42,7 @@ def summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
     """Totals, and what is left to do."""
     last = plan.depths[-1].depth
     training = plan.depths[1]
-    one_view = f"{size(training.view_bytes)} at {plan.precision} for {plan.images:,} images"
+    one_view = f"{size(training.bytes_one_view)} at {plan.precision} for {plan.images:,} images"
     return "\n".join(
         (
             f"x_1 is {one_view} and one view; {_mode_text(recipe)}.",

@@ -66,7 +66,7 @@ def _depths(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     budget = options.disk_budget
     if options.cache == "always":
         return Caching(None, check_budget(plan, budget))
-    images = plan.depths[0].nbytes
+    images = plan.depths[0].bytes
     if budget is not None and images > budget:
         raise BudgetError(f"x_0 needs {size(images)} of disk; --disk-budget is {size(budget)}")
     if options.cache == "never":

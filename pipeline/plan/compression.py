@@ -36,7 +36,7 @@ def saved(
     ]
     value = {
         "filters": filters,
-        "bytes_without": [depth.nbytes for depth in without.depths],
+        "bytes_without": [depth.bytes for depth in without.depths],
         "total_bytes_without": without.total,
         "operations_without": without.operations,
         "seconds": _seconds(recipe, plan, options),
@@ -49,7 +49,7 @@ def _lines(plan: Plan, without: Plan, value: dict[str, Any]) -> list[str]:
     kept = ", ".join(f"{one['filters']} of {one['of']}" for one in value["filters"])
     pairs = list(zip(plan.depths, without.depths, strict=True))
     levels = [
-        f"x_{one.depth} {size(one.nbytes)} instead of {size(other.nbytes)}"
+        f"x_{one.depth} {size(one.bytes)} instead of {size(other.bytes)}"
         for one, other in pairs[1:]
     ]
     lines = [

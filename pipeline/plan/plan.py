@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from strata.pipeline.errors import BudgetError
@@ -98,14 +98,16 @@ def skipped(have: Inventory, *, solve: int = 0, write: int = 0) -> list[str]:
 
 @dataclass(frozen=True)
 class DepthPlan:
-    """What x_depth and the layer that makes it cost."""
+    """What x_depth and the layer that makes it cost. Fields have the names of `plan --json`."""
 
     depth: int
     shape: Shape
     """Shape of one row that is cached: the canvas in canvas mode, else the crop."""
     levels: dict[str, int]
     """Bytes on disk by level: ``train.v0``, ``test``, …"""
-    view_bytes: int
+    bytes: int
+    """Bytes on disk of all levels."""
+    bytes_one_view: int
     """Bytes of the training images at crop size, one view: for comparing recipes."""
     parameters: int
     auxiliary_parameters: int
@@ -113,15 +115,11 @@ class DepthPlan:
     """SGD steps to solve the layer, fine-tuning included; 0 for x_0."""
     operations: float
     """Multiply-adds to solve the layer: forward and backward, all epochs, without those below."""
-    below: float
+    operations_below: float
     """Multiply-adds of the layers below, forward, all epochs: what reading x_{j-1} saves."""
-    memory: int | None
+    memory_bytes: int | None
     """Peak bytes of tensors while the layer is solved, with the recipe's micro-batches; 0 for
     x_0. In float32, where the recipe leaves the dtype to the device. None: not known."""
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self.levels.values())
 
 
 @dataclass(frozen=True)
@@ -137,47 +135,32 @@ class Plan:
     @property
     def total(self) -> int:
         """Bytes on disk if every level that training reads is kept."""
-        return sum(d.nbytes for d in self.depths[:-1])
+        return sum(d.bytes for d in self.depths[:-1])
 
     @property
     def peak(self) -> int:
         """Bytes on disk if a level goes once the next but one is needed: x_0 and two neighbours."""
-        features = [d.nbytes for d in self.depths[1:-1]]
+        features = [d.bytes for d in self.depths[1:-1]]
         pairs = [a + b for a, b in zip([0, *features], features, strict=False)]
-        return self.depths[0].nbytes + max(pairs, default=0)
+        return self.depths[0].bytes + max(pairs, default=0)
 
     @property
     def operations(self) -> float:
         """Multiply-adds of the whole run, where every problem computes the layers below it."""
-        return sum(d.operations + d.below for d in self.depths)
+        return sum(d.operations + d.operations_below for d in self.depths)
 
     @property
     def ceiling(self) -> float:
         """By how much a cache that costs nothing would divide the operations of one run."""
         solving = sum(d.operations for d in self.depths)
-        return (solving + sum(d.below for d in self.depths)) / solving
+        return (solving + sum(d.operations_below for d in self.depths)) / solving
 
     def as_json(self) -> dict[str, Any]:
         return {
             "total_bytes": self.total,
             "peak_bytes": self.peak,
             "ceiling": self.ceiling,
-            "depths": [
-                {
-                    "depth": d.depth,
-                    "shape": list(d.shape),
-                    "levels": d.levels,
-                    "bytes": d.nbytes,
-                    "bytes_one_view": d.view_bytes,
-                    "parameters": d.parameters,
-                    "auxiliary_parameters": d.auxiliary_parameters,
-                    "steps": d.steps,
-                    "operations": d.operations,
-                    "operations_below": d.below,
-                    "memory_bytes": d.memory,
-                }
-                for d in self.depths
-            ],
+            "depths": [asdict(d) for d in self.depths],
         }
 
 
@@ -198,8 +181,10 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
     for split, view in augmentation.levels_at(recipe, j):
         name = split if view == "clean" else f"{split}.{view}"
         levels[name] = level_geometry(recipe, j, counts[split]).nbytes
+    on_disk = sum(levels.values())
     if j == 0:
-        return DepthPlan(0, one.sample, levels, one.rows * one.row_bytes, 0, 0, 0, 0.0, 0.0, 0)
+        view = one.rows * one.row_bytes
+        return DepthPlan(0, one.sample, levels, on_disk, view, 0, 0, 0, 0.0, 0.0, 0)
     layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
     crop = recipe.shape(j, recipe.augment.crop)
     epochs, worth = passes(recipe, j)
@@ -211,6 +196,7 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
         j,
         one.sample,
         levels,
+        on_disk,
         train * geometry(train, crop, recipe.cache.precision, 1 << 26).row_bytes,
         layer.parameters,
         auxiliary.parameters,
@@ -234,12 +220,12 @@ def check_budget(plan: Plan, budget: int | None) -> bool:
         return False
     if plan.peak <= budget:
         return True
-    largest = max(plan.depths[1:-1] or plan.depths, key=lambda d: d.nbytes)
+    largest = max(plan.depths[1:-1] or plan.depths, key=lambda d: d.bytes)
     channels, height, width = largest.shape
     raise BudgetError(
         f"the run needs {size(plan.peak)} of disk at its peak ({size(plan.total)} with every "
         f"level kept); --disk-budget is {size(budget)}. Most of it is x_{largest.depth}, "
-        f"{size(largest.nbytes)}: "
+        f"{size(largest.bytes)}: "
         f"{len(largest.levels)} levels of {channels}×{height}×{width} in {plan.precision}. Lower "
         "'network.width' or 'augment.views' (0 caches no training features), or raise the budget"
     )

@@ -103,7 +103,7 @@ def asked(cache: str, budget: float | None, **more: Any) -> Options:
 def test_a_budget_is_kept_in_every_mode() -> None:
     k1 = load_recipe("cifar10-k1")[1]
     plan = make_plan(k1)
-    images = plan.depths[0].nbytes
+    images = plan.depths[0].bytes
     for cache in ("always", "never", "auto"):
         with pytest.raises(BudgetError) as caught:
             caching(k1, plan, asked(cache, 1e6))

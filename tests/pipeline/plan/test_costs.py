@@ -56,7 +56,7 @@ def test_bytes_are_those_of_the_plan(name: str) -> None:
     plan = make_plan(recipe(name))
     for depth in plan.depths:
         assert costs(name).nbytes(CachedDepth(depth.depth, "raw")) == pytest.approx(
-            depth.nbytes, rel=0.02
+            depth.bytes, rel=0.02
         )
 
 

@@ -95,8 +95,8 @@ def test_the_papers_k1_needs_26_gigabytes_a_view() -> None:
     """x_1 of k = 1: 50,000 · 256 · 32 · 32 · 2 bytes at fp16."""
     _, recipe = load("cifar10-k1")
     plan = make_plan(recipe)
-    assert plan.depths[1].view_bytes == 50_000 * 256 * 32 * 32 * 2
-    assert size(plan.depths[1].view_bytes) == "26.2 GB"
+    assert plan.depths[1].bytes_one_view == 50_000 * 256 * 32 * 32 * 2
+    assert size(plan.depths[1].bytes_one_view) == "26.2 GB"
     assert plan.depths[1].steps == 50 * 390
 
 
@@ -133,7 +133,7 @@ def test_the_papers_imagenet_takes_terabytes(
     name: str, shape: tuple[int, int, int], ceiling: str
 ) -> None:
     plan = make_plan(load(name)[1])
-    assert plan.depths[1].view_bytes == 1_281_167 * prod(shape) * 2
+    assert plan.depths[1].bytes_one_view == 1_281_167 * prod(shape) * 2
     assert plan.depths[1].steps == 45 * 5004
     assert f"{plan.ceiling:.2f}" == ceiling
     if name == "imagenet-k3":
@@ -183,7 +183,7 @@ def test_eviction_keeps_the_disk_under_the_planned_peak(tmp_path: Path) -> None:
 def test_a_plan_counts_the_images_found() -> None:
     recipe = parse(tiny(), "tiny")
     found = make_plan(recipe, {"train": 100, "test": 10})
-    assert found.depths[0].view_bytes == 100 * 64
+    assert found.depths[0].bytes_one_view == 100 * 64
     assert found.images == 100
 
 

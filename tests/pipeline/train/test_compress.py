@@ -151,7 +151,7 @@ def test_levels_are_as_large_as_planned(ran: Place) -> None:
         assert {key.name: store.state(key).nbytes for key in keys} == depth.levels
     assert [d.shape for d in plan.depths] == [(1, 8, 8), (4, 12, 12), (8, 6, 6), (8, 6, 6)]
     assert all(
-        a.nbytes < 0.52 * b.nbytes for a, b in zip(plan.depths[1:], whole.depths[1:], strict=True)
+        a.bytes < 0.52 * b.bytes for a, b in zip(plan.depths[1:], whole.depths[1:], strict=True)
     )
 
 
@@ -226,12 +226,12 @@ def test_plan_says_with_and_without(ran: Place) -> None:
         {"layer": 2, "filters": 8, "of": 16},
         {"layer": 3, "filters": 8, "of": 16},
     ]
-    assert saved["bytes_without"] == [d.nbytes for d in whole.depths]
+    assert saved["bytes_without"] == [d.bytes for d in whole.depths]
     assert saved["total_bytes_without"] == whole.total
     assert saved["seconds"] is None, "nothing is known of the machine"
     text = " ".join(ran.do("plan").out.split())
     planned = make_plan(ran.overview().recipe, {"train": 1437, "test": 360})
-    x_1, without = (size(plan.depths[1].nbytes) for plan in (planned, whole))
+    x_1, without = (size(plan.depths[1].bytes) for plan in (planned, whole))
     wanted = f"leaves 4 of 8, 8 of 16, 8 of 16 filters: x_1 {x_1} instead of {without}, x_2"
     assert wanted in text
     assert f"{size(planned.total)} of disk in total instead of {size(whole.total)}" in text
@@ -263,7 +263,7 @@ def test_a_plan_counts_fine_tuning() -> None:
 
     whole, *tuned = map(forward, (r.problems[1], *r.fine_tuned(2)))
     assert less.operations == pytest.approx(3 * 1437 * (2 * whole + 3 * sum(tuned)))
-    assert less.below == 1437 * 8 * r.layers[0].operations((1, 8, 8))
+    assert less.operations_below == 1437 * 8 * r.layers[0].operations((1, 8, 8))
 
 
 @pytest.mark.parametrize(("views", "keep"), [('"canvas"', "last"), ("2", "best"), ("0", "last")])
