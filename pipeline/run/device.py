@@ -121,15 +121,12 @@ def versions() -> dict[str, str]:
 def available_memory() -> int:
     """Bytes of RAM that can be used without pushing anything out but page cache: of the machine, or
     of the control group that we are in, where that is less."""
-    return min(_machine_memory(), _group_memory())
-
-
-def _machine_memory() -> int:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     with suppress(OSError), open("/proc/meminfo", encoding="utf-8") as lines:  # noqa: PTH123
         for line in lines:
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+                machine = int(line.split()[1]) * 1024
+    return min(machine, _group_memory())
 
 
 def _group_memory(root: Path = Path("/sys/fs/cgroup")) -> int:
