@@ -75,19 +75,21 @@ class ShardWriter:
 
     def is_whole(self, shard: int) -> bool:
         """Does a shard lie on disk as its receipt says?"""
-        path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
-        with contextlib.suppress(FileNotFoundError, LevelDamaged):
-            expected = unseal(path, self.files, CHECKSUMS)["sha256"]
-            return sha256(self.files.read(data)) == expected
-        return False
+        return self._found(shard) is not None
 
     def done(self, shard: int) -> Published | None:
         """A shard that somebody has published; None if it lies there in part, or not as its receipt
         says."""
         with refusals(self.directory):
-            if not self.is_whole(shard):
-                return None
-        return Published.by(unseal(receipt_path(self.directory, shard), self.files))
+            return self._found(shard)
+
+    def _found(self, shard: int) -> Published | None:
+        path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
+        with contextlib.suppress(FileNotFoundError, LevelDamaged):
+            found = Published.by(unseal(path, self.files, CHECKSUMS))
+            if sha256(self.files.read(data)) == found.sha256:
+                return found
+        return None
 
     def put(self, shard: int, rows: np.ndarray, threads: int = CODEC_THREADS) -> Published:
         """Publish one shard and its receipt, or find that it was published.
@@ -106,10 +108,6 @@ class ShardWriter:
                 f"shard {shard} wants {expected} {self.geometry.dtype}, "
                 f"got {rows.shape} {rows.dtype}"
             )
-        return self.done(shard) or Published.by(self._publish(shard, rows, threads))
-
-    def _publish(self, shard: int, rows: np.ndarray, threads: int) -> dict[str, Any]:
-        """Have a shard and its receipt, ours or another's; returns the receipt's content."""
         data, path = encode(self.geometry, rows, threads), receipt_path(self.directory, shard)
         # Hashing takes about as long as writing and syncing does, on another core.
         with ThreadPoolExecutor(1) as pool:
@@ -117,12 +115,12 @@ class ShardWriter:
             first = put_exclusive(self.directory, shard_name(shard), data, self.files)
         receipt = own.result()
         if first and put_exclusive(path.parent, path.name, sealed(receipt), self.files):
-            return receipt
+            return Published.by(receipt)
         # Somebody else was here, or is: what lies there now decides.
         if not self.adopt(shard):  # it cannot be read: it is none, and vouches for nothing
             replace(self.directory, shard_name(shard), data, self.files)
             self.vouch(shard, receipt)
-        return unseal(path, self.files)
+        return Published.by(unseal(path, self.files))
 
     def adopt(self, shard: int, digest: str | None = None) -> bool:
         """Vouch for a shard that lies there. False: it cannot be read, or has another sha256."""
