@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,11 @@ def read(path: Path) -> Any:
 
 def whole(path: Path) -> Any:
     """The body of a record if it and its files are what they were; else None."""
-    try:
-        return None if any(damage(path)) else read(path)
-    except FileNotFoundError:
-        return None
+    with suppress(FileNotFoundError, LevelDamaged):
+        found = unseal(path)
+        if not any(_damaged_files(path, found)):
+            return found
+    return None
 
 
 def believed(path: Path, made_of: Mapping[str, Any]) -> Any:
@@ -82,11 +84,16 @@ def damage(path: Path) -> Iterator[tuple[Path, str]]:
         FileNotFoundError: there is no record.
     """
     try:
-        files = unseal(path).get("files", {})
+        found = unseal(path)
     except LevelDamaged:
         yield path, "it does not match its own sha256"
         return
-    for name, expected in files.items():
+    yield from _damaged_files(path, found)
+
+
+def _damaged_files(path: Path, found: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The files that a record vouches for in its body ``found`` and that are not what they were."""
+    for name, expected in found.get("files", {}).items():
         file = path.parent / name
         if not file.exists():
             yield file, "it is missing"

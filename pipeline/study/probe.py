@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -199,9 +200,8 @@ def copy_layers(session: Session, origin: Run, depth: int) -> None:
     run = session.run
     if run.origins is None:
         return
-    for j in range(run.solved() + 1, depth + 1):
+    for j, state in _states(origin, run.variant, range(run.solved() + 1, depth + 1)):
         run.forget_layer(j)
-        state = _state(origin, run.variant, j)
         path = make_directory(run.layer_directory(j)) / "weights.safetensors"
         weights.write(path, state)
         digest = weights.digest(state)
@@ -218,11 +218,19 @@ def copy_layers(session: Session, origin: Run, depth: int) -> None:
     refer_to(run, session.store)
 
 
-def _state(run: Run, variant: str | None, j: int) -> dict[str, Tensor]:
-    """Weights and buffers of layer j of a run as solved, or of its network trained end to end."""
-    if variant is None:
-        path, known = run.layer_directory(j) / "weights.safetensors", run.layer(j)
-        return weights.read_checked(path, (known or {})["weights"])
-    path, known = run.baseline_directory(variant) / "weights.safetensors", run.baseline(variant)
-    whole, prefix = weights.read_checked(path, (known or {})["weights"]), f"layers.{j - 1}."
-    return {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
+def _states(
+    run: Run, variant: str | None, layers: Iterable[int]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Layers of a run with their weights and buffers: as they were solved, or those of its network
+    trained end to end, which is one file and read once."""
+    whole: dict[str, Tensor] = {}
+    for j in layers:
+        if variant is None:
+            path, known = run.layer_directory(j) / "weights.safetensors", run.layer(j)
+            yield j, weights.read_checked(path, (known or {})["weights"])
+            continue
+        if not whole:
+            path, known = run.baseline_directory(variant), run.baseline(variant)
+            whole = weights.read_checked(path / "weights.safetensors", (known or {})["weights"])
+        prefix = f"layers.{j - 1}."
+        yield j, {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}

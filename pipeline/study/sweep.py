@@ -101,11 +101,11 @@ def keep(session: Session, j: int, one: SweepResult) -> None:
         LevelDamaged: its weights are not those that were solved.
     """
     run = session.run
-    source, directory = run.sweep_directory(j) / one["name"], run.layer_directory(j)
-    path = source / sweep_results.WEIGHTS
+    source = run.sweep_directory(j) / one["name"]
+    directory, path = make_directory(run.layer_directory(j)), source / sweep_results.WEIGHTS
     layer = read_layer(run.recipe.layers[j - 1], path, one["weights"], session.device)
     for name in one["files"]:
-        replace(make_directory(directory), name, (source / name).read_bytes())
+        replace(directory, name, (source / name).read_bytes())
     quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
     # Seconds were shared with other variants: nothing was expected of them.
     measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])
