@@ -36,15 +36,20 @@ def execute(session: Session, todo: tuple[Step, ...], *, evict: bool = False) ->
                 evaluate(run, store)
             else:
                 materialize(session, step.j)
-            for j in range(1, step.j if evict and step.kind == "write" else 1):
-                if freed := store.remove(j, run.nodes()[j].fingerprint):
-                    session.report.say(
-                        f"removed x_{j}, which is not needed any more: {size(freed)} freed"
-                    )
+                if evict:
+                    _evict_below(session, step.j)
         ranks.wait()
     if ranks.leads:
         refer_to(run, store)
     return todo
+
+
+def _evict_below(session: Session, depth: int) -> None:
+    """Remove the features below x_depth."""
+    nodes = session.run.nodes()
+    for j in range(1, depth):
+        if freed := session.store.remove(j, nodes[j].fingerprint):
+            session.report.say(f"removed x_{j}, which is not needed any more: {size(freed)} freed")
 
 
 def make(
