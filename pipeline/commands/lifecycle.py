@@ -46,7 +46,7 @@ def done_answer(found: Overview, done: list[str]) -> Answer:
 def find(options: Options) -> Overview:
     """The run that a command's options speak of. Raises as :func:`overview.find`."""
     where = options.recipe, options.run_dir, options.store, options.seed, options.read_cache
-    return overview.find(*where)
+    return overview.find(*where, reporting(options).say)
 
 
 def reporting(options: Options) -> Reporter:

@@ -60,7 +60,8 @@ def _mode_text(recipe: Recipe) -> str:
         case "fresh":
             return "fresh draws every epoch: no training features are cached"
         case "fixed":
-            return f"{recipe.augment.views} fixed views are cached"
+            count = recipe.augment.views
+            return "1 fixed view is cached" if count == 1 else f"{count} fixed views are cached"
         case _:
             side = recipe.canvas
             return f"the {side}×{side} canvas is cached, and cropped in feature space"

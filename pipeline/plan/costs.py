@@ -117,8 +117,8 @@ class RecipeCosts:
 
     def write(self, base: CachedDepth, node: CachedDepth) -> float:
         """Seconds of computing all levels of a depth from a level below, and storing them."""
-        rows = [*[self.train] * self._views(node), self.test]
-        return sum(self.write_level(base, node, n) for n in rows)
+        train, test = (self.write_level(base, node, rows) for rows in (self.train, self.test))
+        return sum([train] * self._views(node)) + test
 
     def write_level(self, base: CachedDepth, node: CachedDepth, rows: int) -> float:
         """Seconds of one level of ``rows`` rows. The last shard is published when nothing is left
@@ -226,7 +226,12 @@ class RecipeCosts:
             copy=nbytes * copied / machine.copy,
         )
 
-    def _fed(self, base: CachedDepth) -> tuple[float, float, float, float]:
+    @cached_property
+    def _fed(self) -> Callable[[CachedDepth], tuple[float, float, float, float]]:
+        """:meth:`_how_fed` of each depth, once."""
+        return cache(self._how_fed)
+
+    def _how_fed(self, base: CachedDepth) -> tuple[float, float, float, float]:
         """How often an epoch decodes a row that it reads, gathers it, reads it from the disk, and
         copies it to the device, on average over the epochs.
 
@@ -262,9 +267,11 @@ class RecipeCosts:
         """ffcv reads raw levels only, in place."""
         return self.loader == "ffcv" or self.recipe.data.jpeg > 0
 
-    def _rate(self, node: CachedDepth) -> RowRate:
-        precision = self.recipe.cache.precision if node.depth else "uint8"
-        return self.machine.row_rate(node.form, precision)
+    @cached_property
+    def _rate(self) -> Callable[[CachedDepth], RowRate]:
+        """The rates of the rows of a depth."""
+        own, rate = self.recipe.cache.precision, self.machine.row_rate
+        return cache(lambda node: rate(node.form, own if node.depth else "uint8"))
 
     def _decode(self, node: CachedDepth) -> float:
         return self.machine.jpeg if self._is_jpeg(node) else self._rate(node).decode

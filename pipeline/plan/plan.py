@@ -59,22 +59,15 @@ def steps(
     """
     todo: list[Step] = []
 
-    def need_solved(j: int) -> None:
-        if j <= have.solved or Step("solve", j) in todo:
-            return
-        if j > 1:
-            need_solved(j - 1)
-            if cached is None or j - 1 in cached:
-                need_written(j - 1)
-        todo.append(Step("solve", j))
-
     def need_written(j: int) -> None:
-        if not (j <= have.solved and j in have.written) and Step("write", j) not in todo:
-            need_solved(j)
+        if not (j <= have.solved and j in have.written):
             todo.append(Step("write", j))
 
-    need_solved(solve)
-    if write:
+    for j in range(have.solved + 1, max(solve, write) + 1):
+        if j > 1 and (cached is None or j - 1 in cached):
+            need_written(j - 1)
+        todo.append(Step("solve", j))
+    if write and Step("write", write) not in todo:
         need_written(write)
     if (todo or solve or write) and not have.images:
         todo.insert(0, Step("images", 0))

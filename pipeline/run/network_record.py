@@ -1,7 +1,8 @@
 """What a run keeps of a named network: a copy of its Python file, and what its blocks are.
 
     RUN/residual.py      where the recipe beside it looks for it
-        network.json     the blocks: names, shapes, digests, operations, memory
+        weights.pt …     copies of what the file read beside itself
+        network.json     the blocks: names, shapes, digests, operations, memory; what was read
 
 So a run goes on wherever it is moved, and commands that only look at it make no block. The weights
 of a block are loaded into what its source makes today, if that has the digest that is kept here.
@@ -10,7 +11,9 @@ of a block are loaded into what its source makes today, if that has the digest t
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe
@@ -30,8 +33,33 @@ def keep(directory: Path, recipe: Recipe) -> None:
         path = directory / network.file
         publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
     if not (directory / NETWORK).exists():
-        body = {"blocks": [Block.as_json(layer) for layer in recipe.layers]}  # pyright: ignore
+        blocks: Any = recipe.layers
+        body: dict[str, Any] = {"blocks": [Block.as_json(block) for block in blocks]}
+        if read := sorted(blocks[0].source.read):
+            home = _beside(network.folder, network)
+            body |= {"read": {n: _sha256(home / n) for n in read}, "home": network.folder}
+            for name in read:
+                to = _beside(directory, network) / name
+                if not to.exists():  # what lies elsewhere does
+                    publish.replace(make_directory(to.parent), to.name, (home / name).read_bytes())
         record.write(directory / NETWORK, body)
+
+
+def changed(directory: Path, network: NamedNetwork) -> list[str]:
+    """Files that the run's network has read, which are others now in the recipe's folder. Those
+    that are gone are not: the run has them."""
+    read = (record.whole(directory / NETWORK) or {}).get("read", {})
+    there = {n: path for n in read if (path := _beside(network.folder, network) / n).is_file()}
+    return [name for name, path in there.items() if _sha256(path) != read[name]]
+
+
+def _beside(folder: str | Path, network: NamedNetwork) -> Path:
+    return Path(folder, network.file or "").parent
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def recalled(directory: Path, recipe: Recipe) -> Recipe:
@@ -40,5 +68,6 @@ def recalled(directory: Path, recipe: Recipe) -> Recipe:
     network, found = recipe.network, record.whole(directory / NETWORK)
     if not isinstance(network, NamedNetwork) or found is None:
         return recipe
+    network = replace(network, home=found.get("home", ""), read=set(found.get("read", ())))
     known = tuple(Block.of_json(one, network) for one in found["blocks"])
     return replace(recipe, network=replace(network, known=known))

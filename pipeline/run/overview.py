@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from strata.pipeline.errors import LayerRange, NotThereYet
-from strata.pipeline.plan.plan import Inventory, Plan
+from strata.pipeline.errors import LayerRange, NotThereYet, RunConflict
+from strata.pipeline.plan.plan import Inventory, Plan, Step
 from strata.pipeline.recipe import builtin
+from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
@@ -37,11 +40,10 @@ class Overview:
         """What the images turned out to be; None before they were read."""
         return self.run.data() if self.run else None
 
-    def to_write(self, costs: Plan) -> int:
-        """Bytes that are still to be written of what a whole run reads: x_0 … x_{J-1}, uncompressed
-        where it is not known better."""
+    def to_write(self, costs: Plan, steps: Sequence[Step]) -> int:
+        """Bytes that steps have still to write, uncompressed where it is not known better."""
         todo = 0
-        for depth in costs.depths[:-1]:
+        for depth in (costs.depths[step.j] for step in steps if step.kind != "solve"):
             keys = keys_at(self.run, depth.depth) if self.run else []
             there = {key.name for key in keys if is_current(self.store, key)}
             todo += sum(n for name, n in depth.levels.items() if name not in there)
@@ -72,19 +74,34 @@ class Overview:
 
 
 def find(
-    recipe: str, directory: Path | None, store: Place, seed: int, read_cache: str | None = None
+    recipe: str,
+    directory: Path | None,
+    store: Place,
+    seed: int,
+    read_cache: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Overview:
     """Look up a recipe and its run.
+
+    Args:
+        say: told what takes seconds.
 
     Raises:
         RecipeError: unknown recipe, or one that cannot be.
         RunConflict: the directory was made with another recipe or seed.
     """
     name, text, folder = builtin.text_of(recipe)
-    loaded = parse(text, name, folder)
+    loaded = parse(text, recipe, folder)
     place = directory or Path("runs") / name / str(seed)
-    run = rundir.find_matching(place, loaded, seed, text)
+    try:
+        run = rundir.find_matching(place, loaded, seed, text)
+    except RunConflict as error:
+        free = next(path for n in count(2) if not Path(path := f"{place}-{n}").exists())
+        error.add_note(f"That of {recipe} may be --run {free}")
+        raise
     if run is not None:  # the same network, and perhaps it knows its blocks
         loaded = replace(loaded, network=run.recipe.network)
+    if isinstance(loaded.network, NamedNetwork) and not loaded.network.known:
+        say(f"reading the blocks of {loaded.network.name}: this imports torch, once per run")
     loaded.check_layers()
     return Overview(name, loaded, place, run, open_store(store, read_cache), text)

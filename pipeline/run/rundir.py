@@ -38,6 +38,7 @@ from typing import Any
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
+from strata.pipeline.recipe.strict import read_text
 from strata.pipeline.run import network_record, record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.pipeline.run.record import CURVE, DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
@@ -214,13 +215,13 @@ def find(directory: Path, known: Mapping[str, Recipe] | None = None) -> Run | No
     facts = record.read(directory / RUN)
     if facts is None:
         return None
-    text = (directory / "recipe.toml").read_text("utf-8")
+    text = read_text(path := directory / "recipe.toml")
     recipe = (known or {}).get(text)
     if recipe is None or isinstance(recipe.network, NamedNetwork):
-        recipe = network_record.recalled(directory, parse(text, facts["recipe"], directory))
+        recipe = network_record.recalled(directory, parse(text, str(path), directory))
     if edited := differences(facts["science"], recipe.science()):
         raise RunConflict(
-            f"{directory / 'recipe.toml'}, or a file it names, was edited since the run was made: "
+            f"{path}, or a file it names, was edited since the run was made: "
             f"{'; '.join(edited[:3])}. Restore it, or start a new run from a copy of it"
         )
     return Run(directory, facts["recipe"], recipe, facts)
@@ -237,10 +238,17 @@ def find_matching(directory: Path, wanted: Recipe, seed: int, text: str = "") ->
     """
     if (run := find(directory, {text: wanted})) is None:
         return None
+    network = wanted.network
+    if isinstance(network, NamedNetwork) and (others := network_record.changed(directory, network)):
+        raise RunConflict(
+            f"{directory} was made with another {', '.join(others[:3])}, which {network.name} "
+            "reads. Restore it, or choose another directory with --run"
+        )
     asked = {**wanted.science(), "seed": seed}
+    path = directory / "recipe.toml"
     if found := differences({**run.recipe.science(), "seed": run.seed}, asked):
         raise RunConflict(
-            f"{directory} was made with another recipe ({run.name}): {'; '.join(found[:3])}"
+            f"{directory} was made with another recipe ({path}): {'; '.join(found[:3])}"
             f"{' …' if len(found) > 3 else ''}. Choose another directory with --run"
         )
     return run
