@@ -67,7 +67,7 @@ def ensure_images(session: Session) -> None:
     if have_images(session.run, session.store):
         return
     with open_source(
-        session.run.source, root=session.data_root, download=session.download
+        session.run.source, root=session.options.data_root, download=session.options.download
     ) as source:
         check_labels(source, session.run.recipe.data.classes)
         found = _survey(session, source)
@@ -89,7 +89,7 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
     memo = _memo(session, signature)
     with suppress(FileNotFoundError, LevelDamaged):
         remembered = unseal(memo, store.files)
-        if not remembered["broken_count"] or session.skip_broken:
+        if not remembered["broken_count"] or session.options.skip_broken:
             return remembered
     found = _read_all(session, source, signature) | {
         "signature": signature,
@@ -124,7 +124,7 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
             session.stop.check()
             tick(images)
 
-        skip = session.skip_broken
+        skip = session.options.skip_broken
         result = survey(source, skip_broken=skip, tick=done, examined=findings)
     if result.broken:
         session.report.say(

@@ -16,7 +16,7 @@ from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.record import CHECKPOINT, RESULT
 from strata.pipeline.run.rundir import NOTE, Run
-from strata.store.errors import LevelDamaged
+from strata.store.errors import LevelDamaged, LevelStale
 from strata.store.feature_store import LevelState
 from strata.store.level.layout import LevelKey, depth_directory
 
@@ -99,13 +99,13 @@ def _levels(overview: Overview, depth: int) -> list[dict[str, Any]]:
 
 
 def _state(overview: Overview, key: LevelKey) -> LevelState:
-    """The state of a level: ``damaged`` where the others would stop, ``stale`` where it is absent
-    but one that the run made from other inputs is there."""
+    """The state of a level: ``damaged`` where the others would stop; ``stale`` where it has another
+    format, or is absent but one that the run made from other inputs is there."""
     run, store = overview.run, overview.store
     try:
         state = state_of(store, key) if key.fingerprint else LevelState("absent")
-    except LevelDamaged:
-        state = LevelState("damaged")
+    except LevelDamaged as error:
+        state = LevelState("stale" if isinstance(error, LevelStale) else "damaged")
     record = run.features(key.depth) if run is not None and key.depth else None
     if state.state != "absent" or record is None or record["fingerprint"] == key.fingerprint:
         return state

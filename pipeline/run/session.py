@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,11 +33,6 @@ from strata.store.level.level import Level
 
 READ_THREADS = 2
 """Threads that decode images."""
-TOLD = (
-    *("data_root", "download", "skip_broken", "tier", "loader"),
-    *("gpu_memory", "memory_budget"),
-)
-"""Fields of a session that are options of the command line."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +44,12 @@ class Session:
     device: torch.device
     report: Reporter = field(default_factory=Reporter)
     stop: Interruptions = field(default_factory=Interruptions)
-    data_root: Path = Path("data")
-    """Where torchvision's data sets lie."""
-    download: bool = False
-    skip_broken: bool = False
-    tier: str = "auto"
-    """Where rows are held while a problem reads them; see pipeline/plan/tiers.py."""
-    loader: str = "native"
-    """``native`` or ``ffcv``."""
+    options: Options = field(default_factory=Options)
+    """What the command was told."""
     rates: Machine | None = None
     """Rates of this machine, for expectations; None: not known."""
     profiles: Mapping[int, str] = field(default_factory=dict)
     """How x_depth is stored, where the recipe leaves that open; raw where nothing is said."""
-    gpu_memory: int | None = None
-    """Most bytes of tensors on the device; None: what it has."""
-    memory_budget: int | None = None
-    """Most bytes of the host's memory for levels; None: what is free."""
     ranks: Ranks = field(default_factory=Ranks)
     """Processes that solve layers together."""
     crew: Any = None
@@ -81,8 +65,8 @@ class Session:
         """How rows are read."""
         return ReadOptions(
             self.device,
-            self.tier,
-            self.loader,
+            self.options.tier,
+            self.options.loader,
             device_bytes=self._device_bytes_for_rows(),
             memory_bytes=self._memory_bytes_for_rows(),
         )
@@ -93,18 +77,18 @@ class Session:
         return memory.Device(self.run.compute, self.device.type == "cuda")
 
     def _device_bytes_for_rows(self) -> int | None:
-        """What the largest problem leaves of ``gpu_memory``."""
-        if self.gpu_memory is None:
+        """What the largest problem leaves of ``--gpu-memory``."""
+        if self.options.gpu_memory is None:
             return None
         peak = memory.largest_peak(self.run.recipe, self.room, self.run.accumulate)
-        return max(0, self.gpu_memory - peak)
+        return max(0, self.options.gpu_memory - peak)
 
     def _memory_bytes_for_rows(self) -> int | None:
         """This rank's part of the memory budget, or of the machine's memory."""
-        ranks = launch.number("LOCAL_WORLD_SIZE")
+        ranks, asked = launch.number("LOCAL_WORLD_SIZE"), self.options.memory_budget
         if ranks == 1:
-            return self.memory_budget
-        return (self.memory_budget or device.available_memory()) // ranks
+            return asked
+        return (asked or device.available_memory()) // ranks
 
     def key(self, depth: int, split: str, view: str) -> LevelKey:
         """The level of this run's lineage; the layers up to ``depth`` must be solved."""
@@ -174,8 +158,8 @@ def open_session(
         hardware.keep_freed_memory()
     with suppress(NotThereYet):  # another machine's: who needs them is told so
         rest["rates"] = known_machine(options)
-    rest |= {name: getattr(options, name) for name in TOLD}
-    return Session(run, overview.store, chosen, report, ranks=ranks or Ranks(), **rest)
+    rest |= {"options": options, "ranks": ranks or Ranks()}
+    return Session(run, overview.store, chosen, report, **rest)
 
 
 def _facts_of_new_run(

@@ -94,7 +94,7 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
 def _check_memory(session: Session, j: int, rows: int) -> None:
     columns = 4 * session.run.recipe.layers[j - 1].width
     needed = probe.bytes_of_fit(rows, columns)
-    asked, free = session.memory_budget, device.available_memory()
+    asked, free = session.options.memory_budget, device.available_memory()
     if asked is not None and needed > asked:
         bound = f"--memory-budget is {size(asked)}"
     elif needed > free:
@@ -181,7 +181,8 @@ def _with_data(session: Session, run: Run) -> Run:
     if known is not None and unchanged(run, known):
         return run
     (run.directory / DATA).unlink(missing_ok=True)
-    with open_source(run.source, root=session.data_root, download=session.download) as source:
+    told = session.options
+    with open_source(run.source, root=told.data_root, download=told.download) as source:
         check_probed(source, run.recipe.data.channels)
         return with_classes(run, len(source.classes))
 

@@ -153,7 +153,7 @@ def image_file(session: Session, level: Level) -> Path | None:
         LoaderError: ffcv cannot be had, or the recipe wants JPEG and the loader cannot read it.
     """
     quality = session.run.recipe.data.jpeg
-    if session.loader != "ffcv":
+    if session.options.loader != "ffcv":
         if quality:
             raise LoaderError(
                 f"'data.jpeg' is {quality}: its images are read by ffcv. Use --loader ffcv"
