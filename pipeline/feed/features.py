@@ -29,7 +29,7 @@ from strata.stages.errors import NotFinite
 from strata.stages.features.quantise import Codec, codec
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.featurize import Frozen, featurize
-from strata.stages.network.network import build_layer
+from strata.stages.network.network import build
 from strata.store.level.level import Level
 
 
@@ -152,7 +152,7 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
     """A frozen layer from its weights, on the device, in eval mode. Raises LevelDamaged: the
     weights have another digest."""
-    layer = build_layer(spec, None)
+    layer = build([spec], None)[0]
     layer.load_state_dict(weights.read_checked(path, digest))
     layer.requires_grad_(False)
     return layer.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore

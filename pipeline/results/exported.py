@@ -24,7 +24,7 @@ from strata.stages.data import augment
 from strata.stages.features.quantise import FLOATS, Codec, Floats
 from strata.stages.network.blocks import scale_at
 from strata.stages.network.featurize import Frozen
-from strata.stages.network.network import Auxiliary, build_auxiliary
+from strata.stages.network.network import Auxiliary, build
 from strata.stages.network.spec import AuxiliarySpec
 
 
@@ -189,6 +189,6 @@ def assemble(
 
 def _classifier(spec: AuxiliarySpec, path: Path, digest: str) -> Auxiliary:
     """A classifier from its weights, which must have that digest."""
-    module = build_auxiliary(spec, None)
+    module = build([spec], None)[0]
     module.load_state_dict(weights.read_checked(path, digest))
     return module

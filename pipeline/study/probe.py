@@ -35,7 +35,7 @@ from strata.pipeline.train.loop import conclude, train
 from strata.pipeline.train.solving import Solving
 from strata.stages.data.images import check_probed, open_source
 from strata.stages.network.featurize import pooled
-from strata.stages.network.network import Auxiliary, build_auxiliary
+from strata.stages.network.network import Auxiliary, build
 from strata.stages.solve import probe
 from strata.stages.solve.solve import Solver, logits_of
 from strata.store.files.publish import make_directory
@@ -125,7 +125,7 @@ def _rows(session: Session, j: int, order: np.ndarray, tick: Tick) -> np.ndarray
 def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
     run, recipe = session.run, session.run.recipe
     seed = key_of("probe weights", run.seed, j, kind.hidden) % 2**63
-    classifier = build_auxiliary(kind.classifier(recipe, j), seed)
+    classifier = build([kind.classifier(recipe, j)], seed)[0]
     solver = Solver(classifier, recipe.schedule, session.device, session.compute)
     where = f"{kind.name} probe of x_{j}", run.probe_directory(j) / kind.name
     advice = f"It was a probe: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"

@@ -40,7 +40,7 @@ from strata.pipeline.run.overview import Overview
 from strata.stages.data import augment
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Codec, codec, needs_scales
-from strata.stages.network.network import build_layer
+from strata.stages.network.network import build
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import encode
 from strata.store.level.layout import Geometry, LevelKey, geometry
@@ -134,7 +134,7 @@ def _layer(found: Overview) -> nn.Module:
     if run and run.solved() and (record := run.layer(1)):
         path = run.layer_directory(1) / "weights.safetensors"
         return read_layer(spec, path, record["weights"], torch.device("cpu"))
-    return build_layer(spec, 0).train()
+    return build([spec], 0)[0].train()
 
 
 def codec_for(recipe: Recipe, precision: str, maps: Tensor) -> Codec:
