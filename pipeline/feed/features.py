@@ -61,22 +61,17 @@ class Features:
         with session.report.task(f"reading x_{self.base}", rows, "rows") as tick:
             return Delivery(levels, session.read_options, once=once, beton=images, tick=tick)
 
-    def values(self, stored: Tensor, draws: Draws | None) -> Tensor:
+    def values(self, stored: Tensor, draws: Draws | None, *, encode: bool = False) -> Tensor:
         """x_depth of some rows: (B, C, H, W), decoded or rounded as it is stored, in float16,
         bfloat16 or float32; for x_0, normalised images.
 
         Args:
             stored: elements of the base level, on the device.
             draws: flip and offset of each row, used where the base is x_0.
+            encode: give the form in which it is stored; there must be layers.
         """
-        block, compute = self.session.run.recipe.cache.block, self.session.compute
-        return featurize(self.layers, self._base(stored, draws), block=block, compute=compute)
-
-    def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
-        """x_depth of some rows in the form in which it is stored. There must be layers."""
-        block, compute = self.session.run.recipe.cache.block, self.session.compute
-        x = self._base(stored, draws)
-        return featurize(self.layers, x, block=block, compute=compute, encode=True)
+        block, x = self.session.run.recipe.cache.block, self._base(stored, draws)
+        return featurize(self.layers, x, block=block, compute=self.session.compute, encode=encode)
 
     def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
         """Decoded values of the base level; of x_0, normalised images."""

@@ -219,9 +219,9 @@ class FeatureShards:
         tensors are counted."""
         draws, layers = self._draws.of(self._ids[part]), self.source.layers
         if timing.peak_bytes:
-            return self.source.encoded(stored, draws)
+            return self.source.values(stored, draws, encode=True)
         frozen = [weight for layer in layers for weight in layer.layer.parameters()]
         with watched(self.session.device, frozen) as peak:
-            x = self.source.encoded(stored, draws)
+            x = self.source.values(stored, draws, encode=True)
         timing.peak_bytes = peak.nbytes
         return x

@@ -95,7 +95,19 @@ def _levels(overview: Overview, depth: int) -> list[dict[str, Any]]:
     named = keys_at(overview.run, depth) if overview.run else []
     nameless = augmentation.levels_at(overview.recipe, depth)
     keys = named or [LevelKey(depth, "", split, view) for split, view in nameless]
-    return [_level(key, _state(overview, key)) for key in keys]
+    return [
+        {
+            "split": key.split,
+            "view": key.view,
+            "level": key.name,
+            "state": state.state,
+            "rows": state.rows,
+            "bytes": state.nbytes,
+            "fingerprint": key.fingerprint or None,
+        }
+        for key in keys
+        for state in [_state(overview, key)]
+    ]
 
 
 def _state(overview: Overview, key: LevelKey) -> LevelState:
@@ -114,18 +126,6 @@ def _state(overview: Overview, key: LevelKey) -> LevelState:
         return state
     found = store.state(earlier)
     return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
-
-
-def _level(key: LevelKey, state: LevelState) -> dict[str, Any]:
-    return {
-        "split": key.split,
-        "view": key.view,
-        "level": key.name,
-        "state": state.state,
-        "rows": state.rows,
-        "bytes": state.nbytes,
-        "fingerprint": key.fingerprint or None,
-    }
 
 
 def _accuracies(run: Run | None) -> dict[int, dict[str, Any]]:

@@ -284,7 +284,7 @@ def decode_jpeg(recipe: Recipe, images: np.ndarray, place: Path) -> float | None
     if not recipe.data.jpeg:
         return None
     with suppress(LoaderError):
-        beton.check()
+        beton.ffcv()
         images = images[:JPEG_IMAGES]
         shape = geometry(len(images), images.shape[1:], "uint8", OWN_BYTES)
         shards = [slice(*shape.shard_range(shard)) for shard in range(shape.shards)]

@@ -172,8 +172,8 @@ def _errors_named(source: Origin) -> Iterator[None]:
     except UnusableNetwork:
         raise
     except Exception as error:
-        frames = traceback.walk_tb(error.__traceback__)
-        lines = [line for frame, line in frames if frame.f_code.co_filename == source.file]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == source.file]
         if isinstance(error, SyntaxError):
             lines = [error.lineno]
         where = f"line {lines[-1]}, " if lines else ""

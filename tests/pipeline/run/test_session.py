@@ -22,7 +22,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def opened(text: Path, source: str | None = None) -> Session:
-    found = overview.find(str(text), text.parent / "run", text.parent / "store", 0)
+    found = overview.find(Options(str(text), text.parent / "run", text.parent / "store"))
     return open_session(found, Options(device="cpu", data=source), report=Reporter())
 
 
