@@ -70,15 +70,15 @@ class Features:
             draws: flip and offset of each row, used where the base is x_0.
             encode: give the form in which it is stored; there must be layers.
         """
-        block, x = self.session.run.recipe.cache.block, self._base(stored, draws)
-        return featurize(self.layers, x, block=block, compute=self.session.compute, encode=encode)
-
-    def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
-        """Decoded values of the base level; of x_0, normalised images."""
+        recipe, compute = self.session.run.recipe, self.session.compute
         if self.stored is not None:
-            return self.stored.decode(stored, next(iter(self.levels.values())).geometry.sample[2])
-        assert draws is not None
-        return image_views(self.session.run.recipe, stored, draws)
+            width = next(iter(self.levels.values())).geometry.sample[2]
+            x = self.stored.decode(stored, width)
+        else:
+            assert draws is not None
+            x = image_views(recipe, stored, draws)
+        block = recipe.cache.block
+        return featurize(self.layers, x, block=block, compute=compute, encode=encode)
 
 
 def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:

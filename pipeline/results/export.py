@@ -86,7 +86,8 @@ def export(found: Overview, options: Options) -> tuple[dict[str, Any], list[str]
     layers = [frozen_layer(run, i, torch.device("cpu")) for i in range(1, j + 1)]
     which: Any = {"features": options.features, "ensemble": ensemble, "final": last}
     network = ExportedNetwork(run, layers, **which)
-    images = _images(found, run)
+    test = found.store.open(next(key for key in keys_at(run, 0) if key.split == "test"))
+    images = torch.from_numpy(test.read(0, min(COMPARED, len(test))))
     expected = _expected(run, network, layers, last, images)
     value = _description(run, network, judged, list(expected.shape[1:]), ensemble, last)
     programs = _programs(run, network, images, onnx)
@@ -243,13 +244,6 @@ def _traced(network: ExportedNetwork, images: Tensor) -> ExportedProgram:
 
 
 # ---- does it give what the run has? --------------------------------------------------------------
-
-
-def _images(found: Overview, run: Run) -> Tensor:
-    """The first test images as they are stored, uint8 (n, C, y, x)."""
-    key = next(key for key in keys_at(run, 0) if key.split == "test")
-    level = found.store.open(key)
-    return torch.from_numpy(level.read(0, min(COMPARED, len(level))))
 
 
 def _expected(

@@ -30,7 +30,6 @@ No torch here: status and plan read runs too.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +41,7 @@ from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
-from strata.pipeline.run.record import CURVE, DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
+from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
 from strata.stages.network.blocks import Block
 from strata.store.files import publish
 from strata.store.files.publish import TEMPORARY, make_directory
@@ -197,11 +196,6 @@ class Run:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""
         (self.layer_directory(j) / LAYER).unlink(missing_ok=True)
         shutil.rmtree(self.layer_directory(j), ignore_errors=True)
-
-
-def write_curve(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """One line of JSON per epoch."""
-    publish.replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
 
 
 def find(directory: Path) -> Run | None:

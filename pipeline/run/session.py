@@ -149,7 +149,9 @@ def open_session(
     if cap is not None:
         there = memory.Device(run.compute, chosen.type == "cuda")
         memory.check(run.recipe, there, run.accumulate, cap)
-        device.limit_memory(chosen, cap)
+        if chosen.type == "cuda":  # more is refused by the allocator, as if it were full
+            _, whole = torch.cuda.mem_get_info(chosen)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, cap / whole), chosen)
     if chosen.type == "cpu":
         hardware.keep_freed_memory()
     with suppress(NotThereYet):  # another machine's: who needs them is told so
