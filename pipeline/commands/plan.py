@@ -10,11 +10,10 @@ from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.errors import BudgetError, NotThereYet
 from strata.pipeline.options import Options
 from strata.pipeline.plan import caching, compression, machine, memory
-from strata.pipeline.plan.plan import Plan, check_budget, make_plan, steps
+from strata.pipeline.plan.plan import check_budget, make_plan, steps
 from strata.pipeline.plan.worth import weigh
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import named_network
-from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import stores
 from strata.store.files.publish import replace
 
@@ -44,9 +43,15 @@ def plan(options: Options) -> Answer:
             shown.append(f"Within --gpu-memory {size(cap)}: {'; '.join(lines)}.")
     except BudgetError as error:
         refused = error
-    worth, weighing = _weighed(recipe, costs, options)
-    value |= {"economics": worth} if worth else {}
-    shown += weighing
+    try:
+        known = caching.costs(recipe, costs, options)
+    except (NotThereYet, BudgetError) as error:
+        shown.append(f"Which levels are worth their disk: {error}.")
+    else:
+        worth = weigh(known, caching.disk_budget(options))
+        value["economics"] = worth.as_json()
+        shown += [plan_tables.of_worth(worth), plan_tables.worth_summary(worth)]
+        shown += [plan_tables.of_ways(worth, recipe), *caching.guesses(recipe, known.machine)]
     try:
         if check_budget(costs, options.disk_budget):
             shown.append(
@@ -55,21 +60,6 @@ def plan(options: Options) -> Answer:
     except BudgetError as error:
         refused = refused or error
     return Answer(value, tuple(shown), refused)
-
-
-def _weighed(
-    recipe: Recipe, costs: Plan, options: Options
-) -> tuple[dict[str, Any] | None, list[Any]]:
-    """Which levels are worth their disk: for machines (None where no machine is known), and as
-    tables and lines for people."""
-    try:
-        known = caching.costs(recipe, costs, options)
-    except (NotThereYet, BudgetError) as error:
-        return None, [f"Which levels are worth their disk: {error}."]
-    worth = weigh(known, caching.disk_budget(options))
-    shown = [plan_tables.of_worth(worth), plan_tables.worth_summary(worth)]
-    shown += [plan_tables.of_ways(worth, recipe), *caching.guesses(recipe, known.machine)]
-    return worth.as_json(), shown
 
 
 def calibrate(options: Options) -> Answer:

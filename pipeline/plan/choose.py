@@ -95,14 +95,6 @@ def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth)
     return Chain(so_far.seconds + solving + writing, (*so_far.chain, node))
 
 
-def other_decision(costs: Costs, best: Chain, depth: int, *, disk: float = math.inf) -> Chain:
-    """The cheapest chain that decides differently about one depth."""
-    one = frozenset([depth])
-    if best.form(depth):
-        return cheapest_chain(costs, disk=disk, never=one)
-    return cheapest_chain(costs, disk=disk, must=one)
-
-
 def evicted(costs: Costs, best: Chain, disk: float) -> dict[int, int]:
     """Which level leaves the disk once which other is written, by depth; none where all fit."""
     if sum(costs.nbytes[node] for node in (X0, *best.chain)) <= disk:

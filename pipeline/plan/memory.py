@@ -127,7 +127,18 @@ def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
     Raises:
         BudgetError: a layer does not fit even with one row at a time; gives both numbers.
     """
-    return tuple(_micro_batches(recipe, j, device, cap) for j in range(1, len(recipe.layers) + 1))
+    found, batch = list[int](), recipe.schedule.batch
+    for j in range(1, len(recipe.layers) + 1):
+        accumulate = recipe.schedule.accumulate
+        while (needed := known_peak(recipe, j, device, accumulate)) > cap:
+            if accumulate >= batch:
+                raise BudgetError(
+                    f"solving layer {j} needs {size(needed)} of device memory with one row at a "
+                    f"time; --gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
+                )
+            accumulate = min(batch, 2 * accumulate)
+        found.append(accumulate)
+    return tuple(found)
 
 
 def largest_peak(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> int:
@@ -138,19 +149,6 @@ def largest_peak(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> i
     """
     counts = enumerate(accumulate, start=1)
     return max(known_peak(recipe, j, device, count) for j, count in counts)
-
-
-def _micro_batches(recipe: Recipe, j: int, device: Device, cap: int) -> int:
-    batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
-    while known_peak(recipe, j, device, accumulate) > cap:
-        if accumulate >= batch:
-            least = known_peak(recipe, j, device, batch)
-            raise BudgetError(
-                f"solving layer {j} needs {size(least)} of device memory with one row at a time; "
-                f"--gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
-            )
-        accumulate = min(batch, 2 * accumulate)
-    return accumulate
 
 
 def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -> None:

@@ -131,6 +131,8 @@ def test_a_tier_that_was_asked_for_and_has_no_room_is_no_way() -> None:
     found = RecipeCosts(open_recipe(), replace(LAPTOP, memory=1e6), 1437, 360, tier="memory")
     assert found.solve(CachedDepth(1, "raw"), 2) == math.inf
     assert replace(found, tier="disk").solve(CachedDepth(1, "raw"), 2) < math.inf
+    roomy = replace(found, machine=replace(found.machine, memory=3e6))
+    assert {d.reason for d in weigh(roomy).depths} == {"--tier memory has no room for it"}
 
 
 # ---- what is said -------------------------------------------------------------------------------
