@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from strata.pipeline.errors import BudgetError
@@ -126,9 +127,8 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes on disk if a level goes once the next but one is needed: x_0 and two neighbours."""
-        features = [d.bytes for d in self.depths[1:-1]]
-        pairs = [a + b for a, b in zip([0, *features], features, strict=False)]
-        return self.depths[0].bytes + max(pairs, default=0)
+        pairs = pairwise([0, *(d.bytes for d in self.depths[1:-1])])
+        return self.depths[0].bytes + max(map(sum, pairs), default=0)
 
     @property
     def operations(self) -> float:

@@ -258,10 +258,9 @@ def decode_jpeg(recipe: Recipe, images: np.ndarray, place: Path) -> float | None
     with suppress(LoaderError):
         beton.check()
         images = images[:JPEG_IMAGES]
-        shape = geometry(len(images), images.shape[1:], "uint8", OWN_BYTES)
-        shards = [slice(*shape.shard_range(shard)) for shard in range(shape.shards)]
+        shape = geometry(len(images), images.shape[1:], "uint8", images.nbytes)
         labels = np.zeros(len(images), np.int64)
-        level = put(_writer(place, shape, 0), [images[s] for s in shards], {"labels": labels})
+        level = put(_writer(place, shape, 0), [images], {"labels": labels})
         path = place / "images.beton"
         write_images(path, level, recipe.data.jpeg)
         by_ffcv = ReadOptions(torch.device("cpu"), loader="ffcv")
