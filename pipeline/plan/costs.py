@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from itertools import accumulate
 
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.plan import tiers
@@ -28,6 +27,9 @@ SCALE_ROWS = 4096
 """Most training rows that scales are chosen on."""
 SCORE_ROWS = 8192
 """Most training rows that filters are judged on before some are removed."""
+Fed = tuple[float, float, float, float]
+"""How often a row is decoded, gathered, read from its file, and copied to the device."""
+ONCE: Fed = (1.0, 0.0, 1.0, 1.0)
 
 
 def operations(recipe: Recipe, problem: ProblemSpec) -> int:
@@ -197,13 +199,14 @@ class RecipeCosts:
     @cached_property
     def _forwards(self) -> list[float]:
         """Seconds of layers 1 … depth for one cached row, by depth."""
-        side = views.cached_size(self.recipe)
-        seconds = (
-            layer.operations(self.recipe.shape(j - 1, side))
-            / self.machine.rates(kind(self.recipe, j)).forward
-            for j, layer in enumerate(self.recipe.layers, start=1)
-        )
-        return list(accumulate(seconds, initial=0.0))
+        recipe, side, seconds = self.recipe, views.cached_size(self.recipe), [0.0]
+        for j, layer in enumerate(recipe.layers, start=1):
+            work, rate = (
+                layer.operations(recipe.shape(j - 1, side)),
+                self.machine.rates(kind(recipe, j)),
+            )
+            seconds.append(seconds[-1] + work / rate.forward)
+        return seconds
 
     # ---- rows -----------------------------------------------------------------------------------
 
@@ -211,12 +214,12 @@ class RecipeCosts:
         """Seconds of one row that is read from ``base`` and computed on for ``compute`` seconds;
         infinite where the tier asked for has no room."""
         try:
-            host, disk, copy = self._reading(base, *self._fed(base))
+            host, disk, copy = self._reading(base, self._fed(base))
         except BudgetError:
             return math.inf
         return self.machine.seconds(compute=compute, host=host, disk=disk, copy=copy)
 
-    def _fed(self, base: CachedDepth) -> tuple[float, float, float, float]:
+    def _fed(self, base: CachedDepth) -> Fed:
         """How often an epoch decodes a row that it reads, gathers it, reads it from its files, and
         copies it to the device, on average over the epochs.
 
@@ -225,7 +228,7 @@ class RecipeCosts:
         views, since it wants some rows of each.
         """
         count, packed = self._views(base), base.form != "raw"
-        if self._is_jpeg(base):
+        if self._rate(base).profile == "jpeg":
             return 1.0, 0.0, 0.0, 1.0
         tier, once = self.tier_of(base).tier, count / self.recipe.schedule.epochs
         if tier == "device":
@@ -237,27 +240,15 @@ class RecipeCosts:
         once = min(1.0, once)
         return once, 1 - once, 1.0, 1.0
 
-    def _reading(
-        self,
-        base: CachedDepth,
-        decoded: float = 1.0,
-        gathered: float = 0.0,
-        read: float = 1.0,
-        copied: float = 1.0,
-    ) -> tuple[float, float, float]:
-        """Seconds that the host, the disk and copying take for one row of ``base``, which is
-        decoded, gathered, read and copied so many times. What stays in the page cache once it is
-        written is not read from the disk."""
+    def _reading(self, base: CachedDepth, fed: Fed = ONCE) -> tuple[float, float, float]:
+        """Seconds that the host, the disk and copying take for one row of ``base``. What stays in
+        the page cache once it is written is not read from the disk."""
         machine, rate, nbytes = self.machine, self._rate(base), self._row_bytes(base)
-        if self._unpacked(base) / rate.ratio <= tiers.CACHE_SHARE * machine.memory:
-            read = 0.0
+        decoded, gathered, read, copied = fed
+        in_page_cache = self._unpacked(base) / rate.ratio <= tiers.CACHE_SHARE * machine.memory
         host = decoded / rate.decode + gathered / machine.gather
-        disk = read / rate.ratio / machine.disk_read
+        disk = 0.0 if in_page_cache else read / rate.ratio / machine.disk_read
         return nbytes * host, nbytes * disk, nbytes * copied / machine.copy
-
-    def _is_jpeg(self, node: CachedDepth) -> bool:
-        """Is this x_0, decoded from JPEG whenever it is read?"""
-        return node.depth == 0 and self.recipe.data.jpeg > 0
 
     @property
     def _by_ffcv(self) -> bool:
@@ -265,9 +256,12 @@ class RecipeCosts:
         return self.loader == "ffcv" or self.recipe.data.jpeg > 0
 
     def _rate(self, node: CachedDepth) -> RowRate:
+        """Rates of rows as they are stored; of images that are decoded from JPEG whenever they are
+        read, of the profile ``jpeg``."""
         precision = self.recipe.cache.precision if node.depth else "uint8"
         rate = self.machine.row_rate(node.form, precision)
-        return replace(rate, decode=self.machine.jpeg) if self._is_jpeg(node) else rate
+        jpeg = node.depth == 0 and self.recipe.data.jpeg
+        return replace(rate, profile="jpeg", decode=self.machine.jpeg) if jpeg else rate
 
     @cached_property
     def _level(self) -> Callable[[int, int], Geometry]:
