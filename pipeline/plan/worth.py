@@ -99,13 +99,13 @@ def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:
         tier, nbytes = (costs.tier_of(node).tier, table.nbytes[node]) if node else (None, 0)
         facts = (tier, _reason(costs, best, depth, disk), leaving.get(depth))
         depths.append(Depth(depth, form, nbytes, other, fewest.get(depth), *facts))
-    stored = {name: _otherwise(costs, profile=name).table for name in PROFILES}
     seconds = {
         "best": best.seconds,
         "always": cheapest_chain(table, disk=disk, must=every).seconds,
         "never": cheapest_chain(table, disk=disk, never=every).seconds,
     }
-    profiles = {name: cheapest_chain(those, disk=disk).seconds for name, those in stored.items()}
+    stored = ((name, _otherwise(costs, profile=name).table) for name in PROFILES)
+    profiles = {name: cheapest_chain(those, disk=disk).seconds for name, those in stored}
     who = costs.machine.name, costs.machine.source, costs.problems
     return Worth(*who, seconds, profiles, tuple(depths), tuple(_ways(costs, disk)))
 

@@ -6,10 +6,11 @@ What is missing is decided first (plan.py), then done, as make does. Nothing flo
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.materialize.materialize import materialize
-from strata.pipeline.plan.plan import Step, steps, steps_below
+from strata.pipeline.plan.plan import Step, steps
 from strata.pipeline.progress import size
 from strata.pipeline.run.levels import inventory, refer_to
 from strata.pipeline.run.session import Session
@@ -69,4 +70,5 @@ def make(
 def prepare(session: Session, j: int, *, cached: Collection[int] | None = None) -> tuple[Step, ...]:
     """Have all there that solving layer j needs; returns the steps done."""
     have = inventory(session.run, session.store)
-    return execute(session, steps_below(have, j, cached=cached))
+    have = replace(have, solved=min(have.solved, j - 1))  # layer j is to be solved in any case
+    return execute(session, steps(have, solve=j, cached=cached)[:-1])
