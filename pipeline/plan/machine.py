@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from strata.pipeline.recipe import strict
 DEVICES = ("cpu", "cuda")
 JPEG_GUESS = 1e9
 """Bytes of pixels per second: four cores at 80 megapixels of three bytes."""
-TABLES = ("layers", "rows")
-"""Fields that are a [[table]] for each of their entries."""
 
 
 @dataclass(frozen=True)
@@ -151,21 +148,16 @@ class Machine(_Rates):
 
 
 def as_toml(machine: Machine) -> str:
-    """A file that :func:`load` reads."""
-    lines = _toml({name: value for name, value in vars(machine).items() if name not in TABLES})
-    for table in TABLES:
-        for rate in getattr(machine, table):
-            lines += ["", f"[[{table}]]", *_toml(vars(rate))]
+    """A file that :func:`load` reads: a line per value that is known, a table per rate."""
+    lines = list[str]()
+    for table, entries in ("", (machine,)), ("layers", machine.layers), ("rows", machine.rows):
+        for entry in entries:
+            lines += ["", f"[[{table}]]"] if table else []
+            known = {n: v for n, v in vars(entry).items() if isinstance(v, str | int | float)}
+            for name, value in known.items():
+                text = json.dumps(value) if isinstance(value, str) else f"{value:.4e}"
+                lines.append(f"{name} = {text}")
     return "\n".join(lines) + "\n"
-
-
-def _toml(table: Mapping[str, str | float | None]) -> list[str]:
-    """One line per value; none for those that are not known."""
-    return [
-        f"{name} = {json.dumps(value) if isinstance(value, str) else f'{value:.4e}'}"
-        for name, value in table.items()
-        if value is not None
-    ]
 
 
 def load(path: Path) -> Machine:
