@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,8 @@ def sample_of(found: Overview) -> Sample:
     """Images and maps of a run, as many as are worth measuring: layer 1 as it was solved, or else
     as it begins, with the statistics of a batch."""
     recipe, data, run = found.recipe, found.recipe.data, found.run
-    count = max(64, SAMPLE_BYTES // (4 * int(np.prod(_shape(recipe)))))
+    shape = recipe.shape(1, augmentation.cached_size(recipe))
+    count = max(64, SAMPLE_BYTES // (4 * prod(shape)))
     if run and have_images(run, found.store):
         level = found.store.open(LevelKey(0, run.nodes()[0].fingerprint, "train", "clean"))
         images, what = level.read(0, min(len(level), count)), FEATURES
@@ -113,10 +115,6 @@ def sample_of(found: Overview) -> Sample:
     with torch.no_grad():
         maps = torch.cat([layer(part) for part in x.split(FORWARD_ROWS)])
     return Sample(images, maps.contiguous(memory_format=torch.channels_last), what)
-
-
-def _shape(recipe: Recipe) -> tuple[int, int, int]:
-    return recipe.shape(1, augmentation.cached_size(recipe))
 
 
 def codec_for(recipe: Recipe, precision: str, maps: Tensor) -> Codec:
@@ -146,9 +144,12 @@ def measure(
         device: a CPU also lays rows out, and makes floats of them.
     """
     rates, gather, on_cpu = [], 0.0, device.type == "cpu"
+    maps = recipe.shape(1, augmentation.cached_size(recipe))
     for profile, precision in forms(recipe):
         own = (profile, precision) == ("raw", recipe.cache.precision)
-        shape = _geometry(recipe, profile, precision, OWN_BYTES if own else ROW_BYTES)
+        how = precision, OWN_BYTES if own else ROW_BYTES, profile
+        rows = min(geometry(10**9, maps, *how).shard_rows, BATCHES * recipe.schedule.batch)
+        shape = geometry(rows, maps, *how)  # one shard, or less where rows are small
         nbytes, scaled = shape.rows * shape.row_bytes, codec_for(recipe, precision, sample.maps)
         level, encoding = _stored(place, shape, scaled.encode(sample.maps), on_cpu)
         take = partial(_take, scaled if on_cpu else None, recipe.schedule.batch)
@@ -163,13 +164,6 @@ def measure(
     return rates, gather
 
 
-def _geometry(recipe: Recipe, profile: str, precision: str, nbytes: int) -> Geometry:
-    """One shard of x_1, or less where rows are small."""
-    rows = geometry(10**9, _shape(recipe), precision, nbytes, profile).shard_rows
-    rows = min(rows, BATCHES * recipe.schedule.batch)
-    return geometry(rows, _shape(recipe), precision, nbytes, profile)
-
-
 def _stored(place: Path, shape: Geometry, codes: Tensor, on_cpu: bool) -> tuple[Level, float]:
     """A level of codes, repeated to fill it, and bytes per second of getting its shard ready for
     the disk, by as many threads as there are publishers."""
@@ -182,7 +176,7 @@ def _stored(place: Path, shape: Geometry, codes: Tensor, on_cpu: bool) -> tuple[
         return rows
 
     rows = laid_out()
-    level = put(_writer(place, shape), [rows])
+    level = _put(place, shape, [rows])
 
     def publish(_: int) -> None:
         shard = laid_out() if on_cpu else rows
@@ -218,29 +212,22 @@ def _take(codec: Codec | None, batch: int, delivery: Delivery) -> None:
 # ---- levels -------------------------------------------------------------------------------------
 
 
-def _writer(place: Path, shape: Geometry, depth: int = 1) -> LevelWriter:
+def _put(place: Path, shape: Geometry, shards: list[np.ndarray], depth: int = 1) -> Level:
+    """Write a whole level; one of x_0 has labels."""
     intent = {"calibration": [shape.profile, shape.precision, shape.rows]}
     key = LevelKey(depth, fingerprint(intent), "train", "clean")
-    return LevelWriter(place, key, shape, [intent])
-
-
-def put(
-    writer: LevelWriter, shards: list[np.ndarray], arrays: dict[str, np.ndarray] | None = None
-) -> Level:
-    """Write a whole level."""
+    writer = LevelWriter(place, key, shape, [intent])
     with writer.locked():
-        todo = writer.missing()
-        writer.fill(zip(todo, shards, strict=True))
-        return writer.commit(None, arrays)
+        writer.fill(zip(writer.missing(), shards, strict=True))
+        return writer.commit(None, None if depth else {"labels": np.zeros(shape.rows, np.int64)})
 
 
 def publishing(place: Path) -> dict[str, float]:
     """Seconds of a shard and of a level that hold next to nothing."""
     found: dict[int, list[float]] = {1: [], SMALL_SHARDS: []}
     for depth, shards in product(range(1, 1 + REPETITIONS), found):
-        writer = _writer(place, Geometry(shards, (1, 1, 1), "uint8", 1, 1), depth)
-        begun = time.perf_counter()
-        put(writer, [np.zeros((1, 1, 1, 1), np.uint8)] * shards)
+        begun, shape = time.perf_counter(), Geometry(shards, (1, 1, 1), "uint8", 1, 1)
+        _put(place, shape, [np.zeros((1, 1, 1, 1), np.uint8)] * shards, depth)
         found[shards].append(time.perf_counter() - begun)
     one, many = map(statistics.median, found.values())
     shard = max(1e-6, (many - one) / (SMALL_SHARDS - 1))
@@ -259,9 +246,7 @@ def decode_jpeg(recipe: Recipe, images: np.ndarray, place: Path) -> float | None
         beton.check()
         images = images[:JPEG_IMAGES]
         shape = geometry(len(images), images.shape[1:], "uint8", images.nbytes)
-        labels = np.zeros(len(images), np.int64)
-        level = put(_writer(place, shape, 0), [images], {"labels": labels})
-        path = place / "images.beton"
+        level, path = _put(place, shape, [images], 0), place / "images.beton"
         write_images(path, level, recipe.data.jpeg)
         by_ffcv = ReadOptions(torch.device("cpu"), loader="ffcv")
         with Delivery([level], by_ffcv, beton=path) as delivery:
