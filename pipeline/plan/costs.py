@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
 from strata.pipeline.errors import BudgetError
-from strata.pipeline.plan import tiers
+from strata.pipeline.plan import memory
 from strata.pipeline.plan.choose import X0, CachedDepth, Costs
 from strata.pipeline.plan.machine import Machine, RowRate
 from strata.pipeline.recipe import augmentation as views
@@ -156,14 +156,14 @@ class RecipeCosts:
         """Seconds of layers base + 1 … depth for one cached row."""
         return self._forwards[depth] - self._forwards[base]
 
-    def tier_of(self, node: CachedDepth) -> tiers.TierChoice:
-        """Where the rows are while a problem reads them, as ``tiers.choose_tier`` chooses.
+    def tier_of(self, node: CachedDepth) -> memory.TierChoice:
+        """Where the rows are while a problem reads them, as ``memory.choose_tier`` chooses.
 
         Raises:
             BudgetError: the tier that was asked for has no room.
         """
         machine = self.machine
-        return tiers.choose_tier(
+        return memory.choose_tier(
             self.tier,
             f"x_{node.depth}",
             self._unpacked(node),
@@ -245,7 +245,7 @@ class RecipeCosts:
         the page cache once it is written is not read from the disk."""
         machine, rate, nbytes = self.machine, self._rate(base), self._row_bytes(base)
         decoded, gathered, read, copied = fed
-        in_page_cache = self._unpacked(base) / rate.ratio <= tiers.CACHE_SHARE * machine.memory
+        in_page_cache = self._unpacked(base) / rate.ratio <= memory.CACHE_SHARE * machine.memory
         host = decoded / rate.decode + gathered / machine.gather
         disk = 0.0 if in_page_cache else read / rate.ratio / machine.disk_read
         return nbytes * host, nbytes * disk, nbytes * copied / machine.copy

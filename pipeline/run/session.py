@@ -55,7 +55,7 @@ class Session:
     download: bool = False
     skip_broken: bool = False
     tier: str = "auto"
-    """Where rows are held while a problem reads them; see pipeline/plan/tiers.py."""
+    """Where rows are held while a problem reads them; see pipeline/plan/memory.py."""
     loader: str = "native"
     """``native`` or ``ffcv``."""
     rates: Machine | None = None

@@ -20,7 +20,7 @@ from sizes import examples
 from strata.pipeline.plan.choose import X0, CachedDepth, Chain, cheapest_chain, evicted
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
 from strata.pipeline.plan.machine import Machine, load
-from strata.pipeline.plan.tiers import CACHE_SHARE, DEVICE_SHARE, MEMORY_SHARE
+from strata.pipeline.plan.memory import CACHE_SHARE, DEVICE_SHARE, MEMORY_SHARE
 from strata.pipeline.plan.worth import PRECISIONS, VIEWS, weigh
 from strata.pipeline.recipe.builtin import load as load_recipe
 from strata.pipeline.recipe.recipe import Recipe, parse
