@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import timeit
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.delivery import Delivery
@@ -51,10 +51,11 @@ from strata.store.read.order import batches
 from strata.store.read.rows import Rows
 from strata.store.write.writer import PUBLISHERS, LevelWriter
 
-LEAST_SECONDS = 0.9
-"""How long one thing is measured, at least …"""
-SHORT_SECONDS = 0.15
-"""… and one that is measured in many forms."""
+REPETITIONS = 3
+LEAST_SECONDS = 0.3
+"""Length of one repetition …"""
+SHORT_SECONDS = 0.05
+"""… and of one of what is measured in many forms."""
 SAMPLE_BYTES = 16 << 20
 """Size of the sample, as float32 maps."""
 ROW_BYTES = 16 << 20
@@ -63,21 +64,26 @@ OWN_BYTES = 64 << 20
 """… and in the recipe's own precision, raw: more than the caches of a processor hold."""
 BATCHES = 32
 """Most batches that are measured; small rows cost by the batch."""
-SMALL_SHARDS, REPETITIONS = 9, 3
+SMALL_SHARDS = 9
 JPEG_IMAGES = 512
 FORWARD_ROWS = 256
 HELD = ReadOptions(torch.device("cpu"), tier="memory")
 
 
 def seconds(work: Callable[[], object], least: float = LEAST_SECONDS) -> float:
-    """Seconds of one call, the median over blocks of as many calls as make them long enough to be
-    timed; what a GPU was given is done by the end of a block.
+    """Seconds of one call: the median over repetitions, each of as many calls as make it long
+    enough. Of what takes that long by itself, the second call counts."""
+    timer = timeit.Timer(work, timer=_clock)
+    once = min(timer.repeat(2, 1))
+    calls = int(least / once)
+    return statistics.median(timer.repeat(REPETITIONS, calls)) / calls if calls else once
 
-    Args:
-        least: seconds that all blocks together take, at least.
-    """
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=least).median
+
+def _clock() -> float:
+    """Seconds, once a GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 # ---- the sample ---------------------------------------------------------------------------------
