@@ -106,7 +106,7 @@ def costs(recipe: Recipe, plan: Plan, options: Options) -> RecipeCosts:
     if (cap := options.gpu_memory) is not None and there.device_memory:
         device = memory.named_device(recipe)
         divided = memory.fit(recipe, device, cap)
-        room = max(1.0, cap - memory.largest_peak(recipe, device, divided))
+        room = max(1.0, cap - max(memory.peaks(recipe, device, divided)))
         there = replace(there, device_memory=min(there.device_memory, room))
     asked = options.problems, options.loader, options.tier
     return RecipeCosts(recipe, there, plan.images, plan.tests, *asked)

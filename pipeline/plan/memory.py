@@ -125,14 +125,20 @@ def peak_together(
     return held + largest
 
 
-def known_peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
-    """The bytes of :func:`peak`. Raises BudgetError if they are not known."""
-    found = peak(recipe, j, device, accumulate)
-    if found is None:
-        raise BudgetError(
-            f"--gpu-memory: it is not known how much memory solving layer {j} takes "
-            f"({getattr(recipe.layers[j - 1], 'name', '')}). Leave it out"
-        )
+def peaks(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> list[int]:
+    """The bytes of :func:`peak` for every layer. Raises BudgetError if they are not known of one.
+
+    Args:
+        accumulate: micro-batches per step of every layer.
+    """
+    found = list[int]()
+    for j, count in enumerate(accumulate, start=1):
+        if (needed := peak(recipe, j, device, count)) is None:
+            raise BudgetError(
+                f"--gpu-memory: it is not known how much memory solving layer {j} takes "
+                f"({getattr(recipe.layers[j - 1], 'name', '')}). Leave it out"
+            )
+        found.append(needed)
     return found
 
 
@@ -142,28 +148,16 @@ def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
     Raises:
         BudgetError: a layer does not fit even with one row at a time; gives both numbers.
     """
-    found, batch = list[int](), recipe.schedule.batch
-    for j in range(1, len(recipe.layers) + 1):
-        accumulate = recipe.schedule.accumulate
-        while (needed := known_peak(recipe, j, device, accumulate)) > cap:
-            if accumulate >= batch:
+    batch, found = recipe.schedule.batch, [recipe.schedule.accumulate] * len(recipe.layers)
+    while max(needed := peaks(recipe, device, found)) > cap:
+        for j in (j for j, nbytes in enumerate(needed) if nbytes > cap):
+            if found[j] >= batch:
                 raise BudgetError(
-                    f"solving layer {j} needs {size(needed)} of device memory with one row at a "
-                    f"time; --gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
+                    f"solving layer {j + 1} needs {size(needed[j])} of device memory with one row "
+                    f"at a time; --gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
                 )
-            accumulate = min(batch, 2 * accumulate)
-        found.append(accumulate)
+            found[j] = min(batch, 2 * found[j])
     return tuple(found)
-
-
-def largest_peak(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> int:
-    """Bytes of tensors of the largest problem. Raises BudgetError if one is not known.
-
-    Args:
-        accumulate: micro-batches per step of every layer.
-    """
-    counts = enumerate(accumulate, start=1)
-    return max(known_peak(recipe, j, device, count) for j, count in counts)
 
 
 def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -> None:
@@ -173,9 +167,9 @@ def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -
         BudgetError: gives both numbers.
     """
     fit(recipe, device, cap)
-    for j, count in enumerate(accumulate, start=1):
-        if (needed := known_peak(recipe, j, device, count)) > cap:
-            rows = -(-recipe.schedule.batch // count)
+    for j, needed in enumerate(peaks(recipe, device, accumulate), start=1):
+        if needed > cap:
+            rows = -(-recipe.schedule.batch // accumulate[j - 1])
             raise BudgetError(
                 f"this run solves layer {j} with {rows} rows at a time, which needs {size(needed)} "
                 f"of device memory; --gpu-memory is {size(cap)}. Start another run with --run"

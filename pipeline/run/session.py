@@ -96,8 +96,8 @@ class Session:
         """What the largest problem leaves of ``gpu_memory``."""
         if self.gpu_memory is None:
             return None
-        peak = memory.largest_peak(self.run.recipe, self.room, self.run.accumulate)
-        return max(0, self.gpu_memory - peak)
+        peaks = memory.peaks(self.run.recipe, self.room, self.run.accumulate)
+        return max(0, self.gpu_memory - max(peaks))
 
     def _memory_bytes_for_rows(self) -> int | None:
         """This rank's part of the memory budget, or of the machine's memory."""
