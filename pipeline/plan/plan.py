@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -66,6 +66,14 @@ def steps(
     if write not in complete and Step("write", write) not in todo:
         todo.append(Step("write", write))
     return tuple(todo)
+
+
+def steps_below(
+    have: Inventory, j: int, *, cached: Collection[int] | None = None
+) -> tuple[Step, ...]:
+    """What is missing before layer j can be solved, whether it is solved already or not."""
+    before = replace(have, solved=min(have.solved, j - 1))
+    return steps(before, solve=j, cached=cached)[:-1]
 
 
 def skipped(have: Inventory, *, solve: int = 0, write: int = 0) -> list[str]:
