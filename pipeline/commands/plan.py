@@ -178,19 +178,16 @@ def _time(seconds: float, said: str = "{}", never: str = "does not fit") -> str:
 
 def _of_machine(machine: Machine) -> Table:
     """The rates of a machine."""
-    names = ("disk_write", "disk_read", "gather", "decode_jpeg")
-    known = {name.replace("_", " "): getattr(machine, name) for name in names}
-    found = table(
-        "",
-        "per second",
-        title=f"{machine.hardware}, {machine.device}, {machine.source}",
-        rows=[(name, size(rate)) for name, rate in known.items() if rate is not None],
-    )
+    shard, level = (1000 * s for s in (machine.publish_shard, machine.publish_level))
+    title = f"{machine.hardware}, {machine.device}, {machine.source}"
+    found = table("", "per second", title=title)
+    for name in ("disk_write", "disk_read", "gather", "decode_jpeg"):
+        if (rate := getattr(machine, name)) is not None:
+            found.add_row(name.replace("_", " "), size(rate))
     for r in machine.rows:
         text = f"{size(r.encode)} encoded, {size(r.decode)} decoded, ratio {r.ratio:.2f}"
         found.add_row(f"{r.precision} {r.profile}", text)
     for r in machine.layers:
         found.add_row(r.kind, f"{r.forward:.2g} multiply-adds forward, {r.train:.2g} in training")
-    shard, level = (1000 * s for s in (machine.publish_shard, machine.publish_level))
     found.add_row("", f"{shard:.1f} ms a shard and {level:.1f} ms a level beyond their bytes")
     return found

@@ -118,12 +118,10 @@ class Machine(_Rates):
 
     def row_rate(self, profile: str, precision: str) -> RowRate:
         """The rates of rows stored in a profile and precision."""
-        for rate in self.rows:
-            if (rate.profile, rate.precision) == (profile, precision):
-                return rate
         raw = {"encode": self.gather, "decode": self.gather, "ratio": 1.0}
         rates = {name: getattr(self, f"{name}_{profile}", rate) for name, rate in raw.items()}
-        return RowRate(profile, precision, **rates)
+        named = (r for r in self.rows if (r.profile, r.precision) == (profile, precision))
+        return next(named, RowRate(profile, precision, **rates))
 
     @property
     def jpeg(self) -> float:
