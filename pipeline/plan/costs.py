@@ -201,11 +201,8 @@ class RecipeCosts:
         """Seconds of layers 1 … depth for one cached row, by depth."""
         recipe, side, seconds = self.recipe, views.cached_size(self.recipe), [0.0]
         for j, layer in enumerate(recipe.layers, start=1):
-            work, rate = (
-                layer.operations(recipe.shape(j - 1, side)),
-                self.machine.rates(kind(recipe, j)),
-            )
-            seconds.append(seconds[-1] + work / rate.forward)
+            work, rates = layer.operations(recipe.shape(j - 1, side)), self.machine.rates
+            seconds.append(seconds[-1] + work / rates(kind(recipe, j)).forward)
         return seconds
 
     # ---- rows -----------------------------------------------------------------------------------
