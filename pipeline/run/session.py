@@ -35,8 +35,8 @@ from strata.store.level.level import Level
 READ_THREADS = 2
 """Threads that decode images."""
 TOLD = (
-    *("data_root", "download", "skip_broken", "tier", "loader"),
-    *("gpu_memory", "memory_budget"),
+    *("data_root", "download", "skip_broken", "accept_data"),
+    *("tier", "loader", "gpu_memory", "memory_budget"),
 )
 """Fields of a session that are options of the command line."""
 
@@ -54,6 +54,8 @@ class Session:
     """Where torchvision's data sets lie."""
     download: bool = False
     skip_broken: bool = False
+    accept_data: bool = False
+    """Go on with other numbers of images than the recipe says."""
     tier: str = "auto"
     """Where rows are held while a problem reads them; see pipeline/plan/tiers.py."""
     loader: str = "native"
