@@ -69,9 +69,11 @@ def ensure_images(session: Session) -> None:
     if have_images(session.run, session.store):
         return
     with open_source(
-        session.run.source, root=session.data_root, download=session.download
+        session.run.source, root=session.options.data_root, download=session.options.download
     ) as source:
-        if not session.skip_broken:  # then what is listed is what is read: no need to read it
+        if (
+            not session.options.skip_broken
+        ):  # then what is listed is what is read: no need to read it
             _check(session, source, {})
         found = _survey(session, source)
         session.report.say(_table(session, source, found))
@@ -100,7 +102,7 @@ def _check(session: Session, source: Source, left: Mapping[str, Any]) -> None:
     try:
         with remedy(DataError, advice) if differ else nullcontext():
             check_labels(source, data.classes)
-        if first and differ and not session.accept_data:
+        if first and differ and not session.options.accept_data:
             each = (
                 f"{k} is {n:,}, the recipe says {getattr(data, k):,}" for k, n in differ.items()
             )
@@ -139,7 +141,7 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
         remembered = unseal(memo, store.files)
         known = remembered["broken_count"] + sum(remembered[split] for split in SPLITS)
         listed = sum(source.count(split) for split in SPLITS)  # other versions list other files
-        if known == listed and (not remembered["broken_count"] or session.skip_broken):
+        if known == listed and (not remembered["broken_count"] or session.options.skip_broken):
             return remembered
     found = _read_all(session, source, signature) | {
         "signature": signature,
@@ -174,7 +176,7 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
             session.stop.check()
             tick(images)
 
-        skip = session.skip_broken
+        skip = session.options.skip_broken
         result = survey(source, skip_broken=skip, tick=done, examined=findings)
     return {
         "source": session.run.source,

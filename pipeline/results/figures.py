@@ -107,14 +107,25 @@ def depth(figure: Figure, report: Report) -> str:
         return ""
     figure.set_size_inches(6.6, 3.7)
     axes = figure.subplots()
-    _accuracy_lines(axes, layers, rows)
+    depths = [one["layer"] for one in layers]
+    for key, marker, words in (("top1", "o", "top-1"), ("top5", "^", "top-5")):
+        own = [one["test"][key] for one in layers]
+        joint = [one["ensemble"]["probabilities"][key] for one in layers]
+        if own[-1] is None:  # too few classes for the best five to say anything
+            continue
+        lines = (("Layer", own, "-", BLUE), ("Ensemble", joint, "--", OCHRE))
+        look = {"marker": marker, "mfc": None if key == "top1" else "white"}
+        for who, values, dash, colour in lines:
+            name = f"{who}, {words}: {human_percent(values[-1], rows)}"
+            percents = 100 * np.asarray(values, dtype=float)
+            axes.plot(depths, percents, dash, color=colour, label=name, **look)
     for key, colour, words in (("last", BLUE, "last layer"), ("ensemble", OCHRE, "ensemble")):
         if (claim := report["claim"][key]) is not None:
             name = f"Claim, {words}: {claim:g} %"
             axes.axhline(claim, color=colour, linestyle=":", linewidth=1.2, label=name)
     depth_axis(axes)
     axes.set_ylabel("Test accuracy (%)")
-    axes.set_xlim(layers[0]["layer"] - 0.5, layers[-1]["layer"] + 0.5)
+    axes.set_xlim(depths[0] - 0.5, depths[-1] + 0.5)
     figure.legend(loc="outside upper left", ncols=2)
     spoken = [f"layer {one['layer']} {human_percent(one['test']['top1'], rows)}" for one in layers]
     return f"Test top-1 against depth: {', '.join(spoken)}"
@@ -167,7 +178,14 @@ def confusion(figure: Figure, report: Report) -> str:
     figure.set_size_inches(6.0, 5.4)
     axes = figure.subplots()
     (_counted_cells if len(counts) <= ANNOTATED else _plain_cells)(axes, counts)
-    _class_names(axes, classes)
+    if len(classes) > NAMED:
+        axes.set(xticks=[], yticks=[])
+    else:
+        names = [drawable(name, str(place)) for place, name in enumerate(classes)]
+        places = np.arange(len(classes)) + 0.5
+        axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(places, names)
+        axes.tick_params(length=0, labelsize=8 if len(classes) <= ANNOTATED else 6)
     axes.set(aspect="equal", xlabel="Predicted class", ylabel="True class")
     return f"Confusion matrix over {len(classes)} classes, {report['confusion']['of']}"
 
@@ -177,21 +195,6 @@ def depth_axis(axes: Axes) -> None:
     axes.set_xlabel("Depth (layers)")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(axis="y")
-
-
-def _accuracy_lines(axes: Axes, layers: list[Report], rows: int) -> None:
-    depth = [one["layer"] for one in layers]
-    for key, marker, words in (("top1", "o", "top-1"), ("top5", "^", "top-5")):
-        own = [one["test"][key] for one in layers]
-        joint = [one["ensemble"]["probabilities"][key] for one in layers]
-        if own[-1] is None:  # too few classes for the best five to say anything
-            continue
-        lines = (("Layer", own, "-", BLUE), ("Ensemble", joint, "--", OCHRE))
-        look = {"marker": marker, "mfc": None if key == "top1" else "white"}
-        for who, values, dash, colour in lines:
-            name = f"{who}, {words}: {human_percent(values[-1], rows)}"
-            percents = 100 * np.asarray(values, dtype=float)
-            axes.plot(depth, percents, dash, color=colour, label=name, **look)
 
 
 def _layer_bands(panels: list[Axes], layers: list[Report]) -> None:
@@ -258,17 +261,6 @@ def _plain_cells(axes: Axes, counts: np.ndarray) -> None:
     box = (0, len(counts), len(counts), 0)
     # Without interpolation every browser draws the cells themselves, unblurred.
     axes.imshow(_shades(pooled), cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=box)
-
-
-def _class_names(axes: Axes, classes: list[str]) -> None:
-    if len(classes) > NAMED:
-        axes.set(xticks=[], yticks=[])
-        return
-    names = [drawable(name, str(place)) for place, name in enumerate(classes)]
-    places = np.arange(len(classes)) + 0.5
-    axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
-    axes.set_yticks(places, names)
-    axes.tick_params(length=0, labelsize=8 if len(classes) <= ANNOTATED else 6)
 
 
 def drawable(name: str, otherwise: str) -> str:

@@ -16,7 +16,7 @@ from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.record import CHECKPOINT, RESULT
 from strata.pipeline.run.rundir import NOTE, Run
-from strata.store.errors import LevelDamaged
+from strata.store.errors import LevelDamaged, LevelStale
 from strata.store.feature_store import LevelState
 from strata.store.level.layout import LevelKey, depth_directory
 
@@ -95,17 +95,29 @@ def _levels(overview: Overview, depth: int) -> list[dict[str, Any]]:
     named = keys_at(overview.run, depth) if overview.run else []
     nameless = augmentation.levels_at(overview.recipe, depth)
     keys = named or [LevelKey(depth, "", split, view) for split, view in nameless]
-    return [_level(key, _state(overview, key)) for key in keys]
+    return [
+        {
+            "split": key.split,
+            "view": key.view,
+            "level": key.name,
+            "state": state.state,
+            "rows": state.rows,
+            "bytes": state.nbytes,
+            "fingerprint": key.fingerprint or None,
+        }
+        for key in keys
+        for state in [_state(overview, key)]
+    ]
 
 
 def _state(overview: Overview, key: LevelKey) -> LevelState:
-    """The state of a level: ``damaged`` where the others would stop, ``stale`` where it is absent
-    but one that the run made from other inputs is there."""
+    """The state of a level: ``damaged`` where the others would stop; ``stale`` where it has another
+    format, or is absent but one that the run made from other inputs is there."""
     run, store = overview.run, overview.store
     try:
         state = state_of(store, key) if key.fingerprint else LevelState("absent")
-    except LevelDamaged:
-        state = LevelState("damaged")
+    except LevelDamaged as error:
+        state = LevelState("stale" if isinstance(error, LevelStale) else "damaged")
     record = run.features(key.depth) if run is not None and key.depth else None
     if state.state != "absent" or record is None or record["fingerprint"] == key.fingerprint:
         return state
@@ -114,18 +126,6 @@ def _state(overview: Overview, key: LevelKey) -> LevelState:
         return state
     found = store.state(earlier)
     return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
-
-
-def _level(key: LevelKey, state: LevelState) -> dict[str, Any]:
-    return {
-        "split": key.split,
-        "view": key.view,
-        "level": key.name,
-        "state": state.state,
-        "rows": state.rows,
-        "bytes": state.nbytes,
-        "fingerprint": key.fingerprint or None,
-    }
 
 
 def _accuracies(run: Run | None) -> dict[int, dict[str, Any]]:

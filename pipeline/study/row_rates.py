@@ -40,7 +40,7 @@ from strata.pipeline.run.overview import Overview
 from strata.stages.data import augment
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Codec, codec, needs_scales
-from strata.stages.network.network import build_layer
+from strata.stages.network.network import build
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import encode
 from strata.store.level.layout import Geometry, LevelKey, geometry
@@ -134,7 +134,7 @@ def _layer(found: Overview) -> nn.Module:
     if run and run.solved() and (record := run.layer(1)):
         path = run.layer_directory(1) / "weights.safetensors"
         return read_layer(spec, path, record["weights"], torch.device("cpu"))
-    return build_layer(spec, 0).train()
+    return build([spec], 0)[0].train()
 
 
 def codec_for(recipe: Recipe, precision: str, maps: Tensor) -> Codec:
@@ -284,7 +284,7 @@ def decode_jpeg(recipe: Recipe, images: np.ndarray, place: Path) -> float | None
     if not recipe.data.jpeg:
         return None
     with suppress(LoaderError):
-        beton.check()
+        beton.ffcv()
         images = images[:JPEG_IMAGES]
         shape = geometry(len(images), images.shape[1:], "uint8", OWN_BYTES)
         shards = [slice(*shape.shard_range(shard)) for shard in range(shape.shards)]
