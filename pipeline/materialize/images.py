@@ -71,9 +71,7 @@ def ensure_images(session: Session) -> None:
     with open_source(
         session.run.source, root=session.options.data_root, download=session.options.download
     ) as source:
-        if (
-            not session.options.skip_broken
-        ):  # then what is listed is what is read: no need to read it
+        if not session.options.skip_broken:  # or else it depends on what is left
             _check(session, source, {})
         found = _survey(session, source)
         session.report.say(_table(session, source, found))
