@@ -24,7 +24,7 @@ from torch import Tensor
 
 from strata.pipeline.feed.delivery import LOADERS, Delivery
 from strata.pipeline.feed.feed import Feed
-from strata.pipeline.plan.tiers import TIERS
+from strata.pipeline.plan.memory import TIERS
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import GATHERERS, ReadOptions
 from strata.stages.features.moments import Moments
@@ -76,7 +76,7 @@ class LevelFeed(Feed):
             crop: cut a window of this side at a random place of each map, a new one in each epoch.
             stored: x as the level holds it (float16, codes, …), without making values of it.
             rank, ranks: which slice of every batch to deliver, of how many of equal size.
-            tier: ``auto``, ``device``, ``memory`` or ``disk``; see ``plan/tiers.py``.
+            tier: ``auto``, ``device``, ``memory`` or ``disk``; see ``plan/memory.py``.
             loader: ``native``, or ``ffcv`` (raw levels).
             report: is told the tier and its reason, and of a shuffle that is not good enough.
 

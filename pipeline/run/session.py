@@ -66,8 +66,8 @@ class Session:
         ``--gpu-memory``, in the host's memory with this rank's part."""
         told, on_device = self.options, self.options.gpu_memory
         if on_device is not None:
-            peak = memory.largest_peak(self.run.recipe, self.room, self.run.accumulate)
-            on_device = max(0, on_device - peak)
+            peaks = memory.peaks(self.run.recipe, self.room, self.run.accumulate)
+            on_device = max(0, on_device - max(peaks))
         ranks, on_host = launch.number("LOCAL_WORLD_SIZE"), told.memory_budget
         if ranks > 1:
             on_host = (on_host or device.available_memory()) // ranks
