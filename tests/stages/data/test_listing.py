@@ -16,6 +16,7 @@ import pytest
 from drawn import facts, noise, opened, pack, pets, refusal, save
 from PIL import Image
 
+from strata.pipeline.errors import exit_code
 from strata.stages.errors import BrokenImage, TemporaryFull
 
 CAFE = "caf\udce9"
@@ -331,6 +332,7 @@ def test_a_full_temporary_directory_says_how_much_is_needed(
     )
     assert "Set TMPDIR to a directory with room" in str(caught.value)
     assert list(place.iterdir()) == []
+    assert exit_code(caught.value) == 6
 
 
 def test_no_temporary_directory_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
