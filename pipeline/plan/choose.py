@@ -78,21 +78,20 @@ def cheapest_chain(
         disk: bytes that x_0 and two neighbours may take together.
         must, never: depths that are cached, or are not, whatever it costs.
     """
-    end, best = CachedDepth(costs.layers, ""), [(X0, 0, Chain(0.0, ()))]
+    end, best = CachedDepth(costs.layers, ""), {X0: Chain(0.0, ())}
     nodes = (node for node in costs.nbytes if node.depth and node.depth not in never)
-    room = disk - costs.nbytes[X0]
+    nbytes, room = {**costs.nbytes, X0: 0, end: 0}, disk - costs.nbytes[X0]
     for node in (*nodes, end):
-        nbytes = costs.nbytes.get(node, 0)
         lowest = max((depth for depth in must if depth < node.depth), default=0)
         ways = (
-            (_extended(costs, so_far, base, node), so_far)
-            for base, below, so_far in best
-            if lowest <= base.depth < node.depth and below + nbytes <= room
+            (_extended(costs, so_far, base, node), so_far.chain)
+            for base, so_far in best.items()
+            if lowest <= base.depth < node.depth and nbytes[base] + nbytes[node] <= room
         )
         if way := min(ways, key=lambda found: found[0], default=None):
-            best.append((node, nbytes, Chain(way[0], (*way[1].chain, node))))
-    last, _, whole = best[-1]
-    return Chain(whole.seconds, whole.chain[:-1]) if last == end else Chain(math.inf, ())
+            best[node] = Chain(way[0], (*way[1], node))
+    whole = best.get(end, Chain(math.inf, ()))
+    return Chain(whole.seconds, whole.chain[:-1])
 
 
 def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth) -> float:
@@ -101,14 +100,6 @@ def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth)
     solving = costs.solved[base][node.depth - base.depth]
     writing = costs.write[base, node] if node.depth < costs.layers else 0.0
     return so_far.seconds + solving + writing
-
-
-def other_decision(costs: Costs, best: Chain, depth: int, *, disk: float = math.inf) -> Chain:
-    """The cheapest chain that decides differently about one depth."""
-    one = frozenset([depth])
-    if best.form(depth):
-        return cheapest_chain(costs, disk=disk, never=one)
-    return cheapest_chain(costs, disk=disk, must=one)
 
 
 def evicted(costs: Costs, best: Chain, disk: float) -> dict[int, int]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import LayerRange, NotThereYet, RunConflict
+from strata.pipeline.options import Options
 from strata.pipeline.plan.plan import Inventory, Plan, Step
+from strata.pipeline.progress import reporter
 from strata.pipeline.recipe import builtin
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
@@ -17,7 +19,8 @@ from strata.pipeline.run import rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.stores import open_store
-from strata.store.feature_store import Place, Store
+from strata.store.feature_store import Store
+from strata.store.fingerprint import differences
 
 
 @dataclass(frozen=True)
@@ -73,35 +76,32 @@ class Overview:
         return found
 
 
-def find(
-    recipe: str,
-    directory: Path | None,
-    store: Place,
-    seed: int,
-    read_cache: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Overview:
-    """Look up a recipe and its run.
-
-    Args:
-        say: told what takes seconds.
+def find(options: Options) -> Overview:
+    """The recipe and the run that a command's options speak of.
 
     Raises:
         RecipeError: unknown recipe, or one that cannot be.
         RunConflict: the directory was made with another recipe or seed.
     """
-    name, text, folder = builtin.text_of(recipe)
-    loaded = parse(text, recipe, folder)
-    place = directory or Path("runs") / name / str(seed)
-    try:
-        run = rundir.find_matching(place, loaded, seed, text)
-    except RunConflict as error:
-        free = next(path for n in count(2) if not Path(path := f"{place}-{n}").exists())
-        error.add_note(f"That of {recipe} may be --run {free}")
-        raise
-    if run is not None:  # the same network, and perhaps it knows its blocks
+    name, text, folder = builtin.text_of(options.recipe)
+    loaded = parse(text, options.recipe, folder)
+    place = options.run_dir or Path("runs") / name / str(options.seed)
+    run = rundir.find(place)
+    if run is not None:
+        asked = {**loaded.science(), "seed": options.seed}
+        found = differences({**run.recipe.science(), "seed": run.seed}, asked)
+        if found := found + rundir.other_files(run, loaded.network):
+            free = next(path for n in count(2) if not Path(path := f"{place}-{n}").exists())
+            raise RunConflict(
+                f"{place} was made with another recipe ({place / 'recipe.toml'}): "
+                f"{'; '.join(found[:3])}{' …' if len(found) > 3 else ''}. Choose another directory "
+                f"with --run: for {options.recipe} for example --run {free}"
+            )
+        # The same network, and perhaps the run knows its blocks.
         loaded = replace(loaded, network=run.recipe.network)
     if isinstance(loaded.network, NamedNetwork) and not loaded.network.known:
-        say(f"reading the blocks of {loaded.network.name}: this imports torch, once per run")
+        report = reporter(quiet=options.as_json)
+        report.say(f"reading the blocks of {loaded.network.name}: this imports torch, once per run")
     loaded.check_layers()
-    return Overview(name, loaded, place, run, open_store(store, read_cache), text)
+    store = open_store(options.store, options.read_cache)
+    return Overview(name, loaded, place, run, store, text)

@@ -1,7 +1,9 @@
 """A run: one recipe and seed in one directory, as small sealed files.
 
     RUN/recipe.toml                     the text it was made from
-        network.json  FILE.py           of a named network: its blocks, a copy of its file
+        network.json                    of a named network: names, shapes, digests, operations and
+                                        memory of its blocks, so that looking at a run makes none
+        FILE.py                         a copy of its file, where the recipe beside it looks for it
         run.json                        science, seed, device and compute dtype, source of the data
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
@@ -28,10 +30,10 @@ No torch here: status and plan read runs too.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,10 @@ from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.recipe.strict import read_text
-from strata.pipeline.run import network_record, record
+from strata.pipeline.run import record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
-from strata.pipeline.run.record import CURVE, DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
+from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
+from strata.stages.network.blocks import Block
 from strata.store.files import publish
 from strata.store.files.publish import TEMPORARY, make_directory
 from strata.store.fingerprint import differences
@@ -191,34 +194,30 @@ class Run:
             for path in self.directory.glob(f"{place}/{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
+    def take_back(self) -> None:
+        """Unmake a run that has read no images yet, so that its recipe may still be edited."""
+        if not (self.directory / DATA).exists() and not any(self.directory.glob("*/")):
+            (self.directory / RUN).unlink(missing_ok=True)
+
     def forget_layer(self, j: int) -> None:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""
         (self.layer_directory(j) / LAYER).unlink(missing_ok=True)
         shutil.rmtree(self.layer_directory(j), ignore_errors=True)
 
 
-def write_curve(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """One line of JSON per epoch."""
-    publish.replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
-
-
-def find(directory: Path, known: Mapping[str, Recipe] | None = None) -> Run | None:
-    """The run in a directory, or None.
-
-    Args:
-        known: recipes by their TOML, as they were read already; unless they name a file, of which
-            the run has a copy of its own.
-
-    Raises:
-        RunConflict: its recipe was edited since it was made.
-    """
+def find(directory: Path) -> Run | None:
+    """The run in a directory, or None. Raises RunConflict: its recipe was edited meanwhile."""
     facts = record.read(directory / RUN)
     if facts is None:
         return None
     text = read_text(path := directory / "recipe.toml")
-    recipe = (known or {}).get(text)
-    if recipe is None or isinstance(recipe.network, NamedNetwork):
-        recipe = network_record.recalled(directory, parse(text, str(path), directory))
+    recipe = parse(text, str(path), directory)
+    network, kept = recipe.network, record.whole(directory / record.NETWORK)
+    if isinstance(network, NamedNetwork) and kept is not None:  # a damaged one: `verify` names it
+        read = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
+        network = replace(network, **read)
+        known = tuple(Block.of_json(one, network) for one in kept["blocks"])
+        recipe = replace(recipe, network=replace(network, known=known))
     if edited := differences(facts["science"], recipe.science()):
         raise RunConflict(
             f"{path}, or a file it names, was edited since the run was made: "
@@ -227,31 +226,24 @@ def find(directory: Path, known: Mapping[str, Recipe] | None = None) -> Run | No
     return Run(directory, facts["recipe"], recipe, facts)
 
 
-def find_matching(directory: Path, wanted: Recipe, seed: int, text: str = "") -> Run | None:
-    """The run in a directory, or None; a directory made from another recipe or seed is refused.
+def other_files(run: Run, wanted: object) -> list[str]:
+    """Files that the run's network has read, which are others now beside the network that is
+    wanted. Those that are gone are not: the run has copies."""
+    read = (record.whole(run.directory / record.NETWORK) or {}).get("read", {})
+    if not isinstance(wanted, NamedNetwork):
+        return []
+    there = {name: _beside(wanted.folder, wanted) / name for name in read}
+    there = {name: path for name, path in there.items() if path.is_file()}
+    return [f"{path} is another" for name, path in there.items() if _sha256(path) != read[name]]
 
-    Args:
-        text: TOML that ``wanted`` was read from.
 
-    Raises:
-        RunConflict: names the fields that differ.
-    """
-    if (run := find(directory, {text: wanted})) is None:
-        return None
-    network = wanted.network
-    if isinstance(network, NamedNetwork) and (others := network_record.changed(directory, network)):
-        raise RunConflict(
-            f"{directory} was made with another {', '.join(others[:3])}, which {network.name} "
-            "reads. Restore it, or choose another directory with --run"
-        )
-    asked = {**wanted.science(), "seed": seed}
-    path = directory / "recipe.toml"
-    if found := differences({**run.recipe.science(), "seed": run.seed}, asked):
-        raise RunConflict(
-            f"{directory} was made with another recipe ({path}): {'; '.join(found[:3])}"
-            f"{' …' if len(found) > 3 else ''}. Choose another directory with --run"
-        )
-    return run
+def _beside(folder: str | Path, network: NamedNetwork) -> Path:
+    return Path(folder, network.file or "").parent
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def create(
@@ -272,7 +264,7 @@ def create(
     recipe = recipe or parse(text, name)
     make_directory(directory)
     publish.replace(directory, "recipe.toml", text.encode())
-    network_record.keep(directory, recipe)
+    keep_network(directory, recipe)
     body = {
         "recipe": name,
         "science": recipe.science(),
@@ -284,8 +276,21 @@ def create(
     return Run(directory, name, recipe, body)
 
 
-def with_source(run: Run, source: str) -> Run:
-    """A run, written down with its images at another place; they are checked when read."""
-    run = replace(run, facts={**run.facts, "source": source})
-    record.write(run.directory / RUN, run.facts)
-    return run
+def keep_network(directory: Path, recipe: Recipe) -> None:
+    """Write what a run keeps of a named network and is not there yet. Raises RecipeError if blocks
+    are to be made, and cannot be."""
+    network = recipe.network
+    if not isinstance(network, NamedNetwork):
+        return
+    if network.file and not (path := directory / network.file).exists():
+        publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
+    if not (path := directory / record.NETWORK).exists():
+        blocks: Any = recipe.layers
+        body: dict[str, Any] = {"blocks": [Block.as_json(block) for block in blocks]}
+        home, here = _beside(network.folder, network), _beside(directory, network)
+        if read := sorted(blocks[0].source.read):
+            body |= {"read": {name: _sha256(home / name) for name in read}, "home": network.folder}
+        for name in read:
+            if not (to := here / name).exists():  # as what lies elsewhere does
+                publish.replace(make_directory(to.parent), to.name, (home / name).read_bytes())
+        record.write(path, body)
