@@ -19,7 +19,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 from strata.stages.errors import StageError, UnusableNetwork
 
@@ -113,9 +112,9 @@ def at_home(folder: Path, home: Path, read: set[str]) -> Iterator[None]:
         for owner, name in ((builtins, "open"), (io, "open"), *openers):
             real = getattr(owner, name)
             wrapped = lambda *how, real=real, **more: opening(real, *how, **more)  # noqa: E731
-            stack.enter_context(patch.object(owner, name, wrapped))
-        stack.enter_context(patch.object(sys, "path", [str(folder), *sys.path]))
-        stack.enter_context(patch.object(sys, "dont_write_bytecode", True))
+            stack.enter_context(_replaced(owner, name, wrapped))
+        stack.enter_context(_replaced(sys, "path", [str(folder), *sys.path]))
+        stack.enter_context(_replaced(sys, "dont_write_bytecode", True))
         while SIBLINGS:
             sys.modules.pop(SIBLINGS.pop(), None)
         importlib.invalidate_caches()
@@ -128,3 +127,13 @@ def at_home(folder: Path, home: Path, read: set[str]) -> Iterator[None]:
                 if file and _is_foreign(file, name):
                     SIBLINGS.add(name)
                     read.add(os.path.relpath(file, folder))
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    real = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
