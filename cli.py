@@ -58,7 +58,7 @@ def flag(names: str, help: str) -> click.Option:
     return option(names, help, is_flag=True)
 
 
-FOLDER, COUNT = click.Path(path_type=Path), click.IntRange(1)
+FOLDER, COUNT = click.Path(path_type=Path), click.IntRange(1, 2**31 - 1)
 FILE = click.Path(path_type=Path, dir_okay=False)
 TIER, LOADER = click.Choice(["auto", "device", "memory", "disk"]), click.Choice(["native", "ffcv"])
 CACHED = click.Choice(["always", "never", "auto"])

@@ -107,7 +107,11 @@ def at_home(folder: Path, home: Path, read: set[str]) -> Iterator[None]:
 
     with ExitStack() as stack:
         import safetensors.torch
+        import torch
 
+        # Left as they were, also where the code changes them for itself.
+        stack.callback(os.chdir, Path.cwd())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         openers = (safetensors, "safe_open"), (safetensors.torch, "safe_open")
         for owner, name in ((builtins, "open"), (io, "open"), *openers):
             real = getattr(owner, name)

@@ -119,8 +119,8 @@ class RecipeCosts:
 
     def write(self, base: CachedDepth, node: CachedDepth) -> float:
         """Seconds of computing all levels of a depth from a level below, and storing them."""
-        train, test = (self.write_level(base, node, rows) for rows in (self.train, self.test))
-        return sum([train] * self._views(node)) + test
+        rows = [*[self.train] * self._views(node), self.test]
+        return sum(self.write_level(base, node, n) for n in rows)
 
     def write_level(self, base: CachedDepth, node: CachedDepth, rows: int) -> float:
         """Seconds of one level of ``rows`` rows. The last shard is published when nothing is left
@@ -216,12 +216,7 @@ class RecipeCosts:
             return math.inf
         return self.machine.seconds(compute=compute, host=host, disk=disk, copy=copy)
 
-    @cached_property
-    def _fed(self) -> Callable[[CachedDepth], Fed]:
-        """:meth:`_how_fed` of each depth, once."""
-        return cache(self._how_fed)
-
-    def _how_fed(self, base: CachedDepth) -> Fed:
+    def _fed(self, base: CachedDepth) -> Fed:
         """How often an epoch decodes a row that it reads, gathers it, reads it from its files, and
         copies it to the device, on average over the epochs.
 
@@ -257,12 +252,7 @@ class RecipeCosts:
         """ffcv reads raw levels only, in place."""
         return self.loader == "ffcv" or self.recipe.data.jpeg > 0
 
-    @cached_property
-    def _rate(self) -> Callable[[CachedDepth], RowRate]:
-        """:meth:`_row_rate` of each depth, once."""
-        return cache(self._row_rate)
-
-    def _row_rate(self, node: CachedDepth) -> RowRate:
+    def _rate(self, node: CachedDepth) -> RowRate:
         """Rates of rows as they are stored; of images that are decoded from JPEG whenever they are
         read, of the profile ``jpeg``."""
         precision = self.recipe.cache.precision if node.depth else "uint8"

@@ -109,6 +109,20 @@ def test_a_fault_of_a_helper_is_told_as_its(place: Path, helper: str, said: str)
     assert f"network net.py:blocks: {said}" in str(error.value)
 
 
+def test_what_a_file_changes_for_itself_is_put_back(tmp_path: Path) -> None:
+    code = """
+import os, torch
+os.chdir("/")
+torch.set_default_dtype(torch.float64)
+def blocks(): return [torch.nn.Conv2d(1, 4, 3, padding=1)]
+"""
+    before = Path.cwd()
+    ((_, block),) = construct(origin(tmp_path, code), None)
+    assert block.weight.dtype == torch.float64
+    assert torch.get_default_dtype() == torch.float32
+    assert Path.cwd() == before
+
+
 def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         construct(origin(tmp_path, "raise KeyboardInterrupt"), None)
