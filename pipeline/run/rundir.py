@@ -289,7 +289,10 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
         body: dict[str, Any] = {"blocks": [Block.as_json(block) for block in blocks]}
         home, here = _beside(network.folder, network), _beside(directory, network)
         if read := sorted(blocks[0].source.read):
-            body |= {"read": {name: _sha256(home / name) for name in read}, "home": network.folder}
+            body |= {
+                "read": {name: _sha256(home / name) for name in read},
+                "home": network.home or network.folder,
+            }
         for name in read:
             if not (to := here / name).exists():  # as what lies elsewhere does
                 publish.replace(make_directory(to.parent), to.name, (home / name).read_bytes())
