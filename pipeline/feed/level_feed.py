@@ -91,7 +91,8 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         """
         views = [levels] if isinstance(levels, Level) else list(levels)
         level, self._views, self.batch, self.seed = views[0], len(views), batch, seed
-        self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
+        self._level, self.device = level.let_go(), torch.device(device)
+        self.mixing = mixing(level.geometry)
         _check(level, batch, crop, stored, rank, ranks)
         for name, given, there in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
             if given not in there:

@@ -12,9 +12,11 @@ from strata.pipeline.recipe import builtin
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
+from strata.pipeline.run.record import RUN
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.stores import open_store
 from strata.store.feature_store import Place, Store
+from strata.store.files.files import DISK
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,14 @@ class Overview:
     store: Store
     text: str
     """The recipe's TOML."""
+    held: object = None
+    """Nobody removes the run while this lives."""
+
+    def again(self, seed: int) -> Overview:
+        """As the run is now, after another process may have had it."""
+        held = DISK.share(self.directory / RUN)
+        run = rundir.find_matching(self.directory, self.recipe, seed, self.text)
+        return replace(self, run=run, held=held)
 
     def inventory(self) -> Inventory:
         """What exists of the run."""
@@ -83,8 +93,8 @@ def find(
     name, text, folder = builtin.text_of(recipe)
     loaded = parse(text, name, folder)
     place = directory or Path("runs") / name / str(seed)
-    run = rundir.find_matching(place, loaded, seed, text)
+    held, run = DISK.share(place / RUN), rundir.find_matching(place, loaded, seed, text)
     if run is not None:  # the same network, and perhaps it knows its blocks
         loaded = replace(loaded, network=run.recipe.network)
     loaded.check_layers()
-    return Overview(name, loaded, place, run, open_store(store, read_cache), text)
+    return Overview(name, loaded, place, run, open_store(store, read_cache), text, held)
