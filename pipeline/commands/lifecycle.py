@@ -13,10 +13,9 @@ from strata.pipeline.options import Options
 from strata.pipeline.plan import plan
 from strata.pipeline.plan.caching import Caching, caching
 from strata.pipeline.progress import Reporter, reporter
-from strata.pipeline.run import overview
 from strata.pipeline.run import ranks as launch
 from strata.pipeline.run.levels import refer_to
-from strata.pipeline.run.overview import Overview
+from strata.pipeline.run.overview import Overview, find
 from strata.pipeline.run.rundir import LOCK
 from strata.pipeline.run.stores import check_loader
 from strata.store.files.lock import Waiting, hold
@@ -43,12 +42,6 @@ def done_answer(found: Overview, done: list[str]) -> Answer:
     value = {"run": str(found.directory), "store": str(found.store.root), "done": done}
     text = f"done: {', '.join(done)}" if done else "nothing to do: everything is there"
     return Answer(value, (text,))
-
-
-def find(options: Options) -> Overview:
-    """The run that a command's options speak of. Raises as :func:`overview.find`."""
-    where = options.recipe, options.run_dir, options.store, options.seed, options.read_cache
-    return overview.find(*where)
 
 
 def reporting(options: Options) -> Reporter:
@@ -93,7 +86,8 @@ def perform(found: Overview, options: Options, **goal: int) -> tuple[Overview, l
 
             with at_work(found, options, how.profiles, ranks) as session:
                 # Decided again, since another process may have had the run meanwhile.
-                done = [str(s) for s in make(session, evict=how.evict, cached=how.depths, **goal)]
+                steps = make(session, plan.steps, evict=how.evict, cached=how.depths, **goal)
+                done = [str(step) for step in steps]
                 found = found.again(options.seed)
         elif found.run:
             refer_to(found.run, found.store)

@@ -30,14 +30,14 @@ READS, WRITES, REMOVES = "reads", "writes", "removes"
 class Sign:
     """A sign of this process, until :attr:`remove` is called, or nobody has the object."""
 
-    def __init__(self, bucket: S3Bucket, place: str, kind: str) -> None:
+    def __init__(self, bucket: S3Bucket, place: Path, kind: str) -> None:
         """
         Args:
-            place: the prefix of the signs of some levels.
+            place: where the signs at some levels are.
         """
-        self._bucket, self._place, self._key = bucket, place, f"{place}/{kind}-{uuid.uuid4().hex}"
-        bucket.put(self._key, json.dumps({"who": this_process(), **_me()}).encode())
-        self.remove = weakref.finalize(self, _remove, bucket, self._key, os.getpid())
+        self._bucket, self._path = bucket, place / f"{kind}-{uuid.uuid4().hex}"
+        bucket.put(self._path, json.dumps({"who": this_process(), **_me()}).encode())
+        self.remove = weakref.finalize(self, _remove, bucket, self._path, os.getpid())
 
     def refuse_beside(self, *kinds: str) -> None:
         """Raises LevelBusy, and takes the sign away, if others have put signs of these kinds."""
@@ -48,19 +48,18 @@ class Sign:
     def others(self, *kinds: str) -> list[str]:
         """Who else has put signs of these kinds, each in a sentence. This thread may write what it
         removes."""
-        found, me = [], _me()
-        for name in self._bucket.names(self._place):
-            kind, key = name.partition("-")[0], f"{self._place}/{name}"
+        found, me, place = [], _me(), self._path.parent
+        for name in self._bucket.names(place):
+            kind, path = name.partition("-")[0], place / name
             with suppress(FileNotFoundError):
-                if kind in kinds and key != self._key:
-                    sign = json.loads(self._bucket.get(key))
+                if kind in kinds and path != self._path:
+                    sign = json.loads(self._bucket.read(path))
                     here = sign["machine"] == me["machine"] != ""
                     if here and not Path(f"/proc/{sign['process']}").exists():
-                        self._bucket.delete([key])
+                        self._bucket.unlink(path)
                     elif kind != WRITES or not me.items() <= sign.items():
-                        what = f"{sign['who']} {kind} {Path(self._place).name}"
-                        where = f"{self._bucket.name}/{key}"
-                        found.append(f"{what}; if it is gone for good, remove {where}")
+                        who = f"{sign['who']} {kind} {place.name}"
+                        found.append(f"{who}; if it is gone for good, remove {path}")
         return found
 
 
@@ -73,7 +72,7 @@ def _me() -> dict[str, object]:
     return {"machine": machine, "process": os.getpid(), "thread": threading.get_native_id()}
 
 
-def _remove(bucket: S3Bucket, key: str, process: int) -> None:
+def _remove(bucket: S3Bucket, path: Path, process: int) -> None:
     if process == os.getpid():  # and no child of it
         with suppress(StoreError):
-            bucket.delete([key])
+            bucket.unlink(path)
