@@ -109,7 +109,9 @@ def run(place: Path, data: Path, case: Case) -> dict[str, Any]:
     here.mkdir()
     made = recipe(here, case)
     where = ("--seed", case.seed, "--run", "run", "--store", "features")
-    strata(here, "run", made, *where, "--data", f"npz:{data}", environment=ONE_THREAD)
+    strata(
+        here, "run", made, *where, "--data", f"npz:{data}", "--accept-data", environment=ONE_THREAD
+    )
     found = known(json.loads((here / "run/report.json").read_text("utf-8")))
     if case.way.startswith("canvas"):
         found["crops"] = on_crops(here / "run", data)

@@ -53,4 +53,6 @@ def make_run(
     text = text.replace(epochs, "epochs = 1")
     facts = {"compute": "float32", **devices.facts(device)}
     run = rundir.create(place / "run", name, text, 0, f"npz:{place / 'images.npz'}", facts)
-    return Session(run, Store(place / "store"), device, options=Options(tier=tier))
+    return Session(
+        run, Store(place / "store"), device, options=Options(tier=tier, accept_data=True)
+    )

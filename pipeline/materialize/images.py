@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from strata.stages.data.images import (
     square,
     survey,
 )
+from strata.stages.data.sources import printable, summary
 from strata.stages.data.values import COLOUR
 from strata.stages.errors import BrokenImage, DataError
 from strata.store.errors import LevelDamaged
@@ -62,7 +63,8 @@ def ensure_images(session: Session) -> None:
     """Make x_0 complete, or find that it is.
 
     Raises:
-        DataError: the images or labels cannot be used; names the first that is at fault.
+        DataError: the images or labels cannot be used; names the first that is at fault. Or their
+            numbers are not those of the recipe, where the run has not read them before.
         RunConflict: the images are not those that the run was made from.
     """
     known = session.run.data()
@@ -71,8 +73,11 @@ def ensure_images(session: Session) -> None:
     with open_source(
         session.run.source, root=session.options.data_root, download=session.options.download
     ) as source:
-        check_labels(source, session.run.recipe.data.classes)
+        if not session.options.skip_broken:  # or else it depends on what is left
+            _check(session, source, {})
         found = _survey(session, source)
+        session.report.say(_table(session, source, found))
+        _check(session, source, found)
         if known is not None and found["digest"] != known["digest"]:
             raise RunConflict(
                 f"the images of {session.run.source} are not those {session.run.directory} was "
@@ -81,11 +86,54 @@ def ensure_images(session: Session) -> None:
             )
         facts = {k: v for k, v in found.items() if k not in ("kept", "sums")}
         facts["converted"] = converted(found, session.run.recipe.data.channels)
-        for how, count in facts["converted"].items():
-            session.report.say(f"converted {count:,} images: {how}")
+        facts["left_out"] = {why: count for why, (count, _) in source.left_out.items()}
         record.write(session.run.directory / DATA, facts)
         for split in SPLITS:
             _write_split(session, source, split, found)
+
+
+def _check(session: Session, source: Source, left: Mapping[str, Any]) -> None:
+    """Hold images to the numbers of the recipe, or to what is ``left`` of them without broken ones,
+    the first time that a run reads them. A run inside a run has no numbers of its own."""
+    run, data = session.run, session.run.recipe.data
+    first = run.origins is None and run.data() is None
+    there = {"classes": len(source.classes), **{split: source.count(split) for split in SPLITS}}
+    differ = {k: n for k, n in there.items() if getattr(data, k) not in (n, left.get(k))}
+    advice = f"In the recipe, set {', '.join(f'data.{k} = {n}' for k, n in differ.items())}"
+    try:
+        with remedy(DataError, advice) if differ else nullcontext():
+            check_labels(source, data.classes)
+        if first and differ and not session.options.accept_data:
+            each = (
+                f"{k} is {n:,}, the recipe says {getattr(data, k):,}" for k, n in differ.items()
+            )
+            said = [f"{run.source} is not what the recipe says: {'; '.join(each)}"]
+            said += [f"Left out: {summary(source.left_out)}"] * bool(source.left_out)
+            raise DataError(". ".join([*said, f"{advice}, or pass --accept-data"]))
+    except DataError:
+        if first:
+            run.take_back()
+        raise
+
+
+def _table(session: Session, source: Source, found: Mapping[str, Any]) -> str:
+    """What was found, beside what the recipe says, and what was left out: lines for people."""
+    data, own = session.run.recipe.data, session.run.origins is None
+    lines = [(f"images of {session.run.source}", "found", "recipe" * own, "")]
+    for split in SPLITS:
+        lines.append((split, f"{found[split]:,}", f"{getattr(data, split):,}" * own, ""))
+    names = ", ".join(source.classes[:10]) + ", …" * (len(source.classes) > 10)
+    lines.append(("classes", f"{len(source.classes):,}", f"{data.classes:,}" * own, names))
+    wide = max(len(line[0]) for line in lines)
+    shown = [f"{a:{wide}} {b:>10} {c:>10}  {d}".rstrip() for a, b, c, d in lines]
+    for why, (count, name) in source.left_out.items():
+        shown.append(f"left out {count:,} ({why}), such as {name}")
+    if found["broken_count"]:
+        first = found["broken"][0]
+        shown.append(f"left out {found['broken_count']:,} broken images, the first: {first}")
+    for how, count in converted(found, data.channels).items():
+        shown.append(f"converted {count:,} images: {how}")
+    return "\n".join(shown)
 
 
 def _survey(session: Session, source: Source) -> dict[str, Any]:
@@ -94,8 +142,10 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
     memo = _memo(session, signature)
     with suppress(FileNotFoundError, LevelDamaged):
         remembered = unseal(memo, store.files)
-        old = "sums" not in remembered  # and of images that were read otherwise
-        if not old and (not remembered["broken_count"] or session.options.skip_broken):
+        known = remembered["broken_count"] + sum(remembered[split] for split in SPLITS)
+        listed = sum(source.count(split) for split in SPLITS)  # other versions list other files
+        same = known == listed and "sums" in remembered  # and read them otherwise
+        if same and (not remembered["broken_count"] or session.options.skip_broken):
             return remembered
     found = _read_all(session, source, signature) | {
         "signature": signature,
@@ -139,10 +189,6 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
 
         skip = session.options.skip_broken
         result = survey(source, skip_broken=skip, tick=done, examined=findings)
-    if result.broken:
-        session.report.say(
-            f"left out {len(result.broken)} broken images, the first: {result.broken[0].name}"
-        )
     return {
         "source": session.run.source,
         "digest": result.digest,
@@ -153,7 +199,7 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
         "sums": {split: sums.tobytes().hex() for split, sums in result.sums.items()},
         "scales": result.scales,
         "converted": result.converted,
-        "broken": [f"{b.name}: {b.reason}" for b in result.broken[:NAMED_BROKEN]],
+        "broken": [printable(f"{b.name}: {b.reason}") for b in result.broken[:NAMED_BROKEN]],
         "broken_count": len(result.broken),
     }
 

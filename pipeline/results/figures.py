@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from strata.pipeline.progress import duration, size
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -44,26 +46,6 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-
-
-def human_bytes(count: float | None) -> str:
-    """Write a number of bytes in decimal units, with three digits: ``1.23 MB``."""
-    if count is None:
-        return "—"
-    scale, unit = max((one for one in BYTES if one[0] * 0.9995 <= count), default=BYTES[0])
-    return f"{count / scale:.3g} {unit}"
-
-
-def human_seconds(seconds: float | None) -> str:
-    """Write a duration as seconds, minutes and seconds, or hours and minutes."""
-    if seconds is None:
-        return "—"
-    if seconds < 59.95:
-        return f"{seconds:.3g} s" if seconds >= 0.01 or not seconds else "< 0.01 s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def human_percent(fraction: float | None, test_rows: int) -> str:
@@ -177,7 +159,7 @@ def confusion(figure: Figure, report: Report) -> str:
     classes = report["data"]["classes"]
     figure.set_size_inches(6.0, 5.4)
     axes = figure.subplots()
-    (_counted_cells if len(counts) <= ANNOTATED else _plain_cells)(axes, counts)
+    _cells(axes, counts)
     if len(classes) > NAMED:
         axes.set(xticks=[], yticks=[])
     else:
@@ -226,7 +208,7 @@ def _curve(
 
 def _bars(axes: Axes, name: str, values: list[float], colour: str) -> None:
     """Draw seconds (``Time``) or bytes as bars, each with its value in words."""
-    units, words = (SECONDS, human_seconds) if name == "Time" else (BYTES, human_bytes)
+    units, words = (SECONDS, duration) if name == "Time" else (BYTES, size)
     scale, unit = max((one for one in units if one[0] <= max(values)), default=units[0])
     axes.set_xlabel(f"{name} ({unit})")
     bars = axes.barh(range(len(values)), np.divide(values, scale), color=colour, height=0.68)
@@ -238,29 +220,20 @@ def _bars(axes: Axes, name: str, values: list[float], colour: str) -> None:
     axes.grid(axis="x")
 
 
-def _shades(counts: np.ndarray) -> np.ndarray:
+def _cells(axes: Axes, counts: np.ndarray) -> None:
+    """Shade the cells, of few classes with their counts; many are pooled."""
+    edges = np.arange(0, len(counts), -(-len(counts) // POOLED))
+    pooled = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
     # A square root lifts the few errors out of the white without hiding the diagonal.
-    return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-
-
-def _counted_cells(axes: Axes, counts: np.ndarray) -> None:
-    shades = _shades(counts)
-    axes.pcolormesh(shades, cmap="Blues", vmin=0, vmax=1, edgecolor="white", linewidth=0.8)
-    for row, column in np.argwhere(counts > 0):
+    shades = np.sqrt(pooled / np.maximum(pooled.sum(axis=1, keepdims=True), 1))
+    box = (0, len(counts), len(counts), 0)
+    # Without interpolation every browser draws the cells themselves, unblurred.
+    axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=box)
+    for row, column in np.argwhere(counts > 0) if len(counts) <= ANNOTATED else ():
         ink = "white" if shades[row, column] > 0.55 else "#111827"
         look = {"color": ink, "fontsize": 8 if len(counts) <= 12 else 6}
         words = f"{counts[row, column]:.0f}"
         axes.text(column + 0.5, row + 0.5, words, ha="center", va="center", **look)
-    axes.set_ylim(len(counts), 0)
-
-
-def _plain_cells(axes: Axes, counts: np.ndarray) -> None:
-    pool = -(-len(counts) // POOLED)
-    edges = np.arange(0, len(counts), pool)
-    pooled = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
-    box = (0, len(counts), len(counts), 0)
-    # Without interpolation every browser draws the cells themselves, unblurred.
-    axes.imshow(_shades(pooled), cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=box)
 
 
 def drawable(name: str, otherwise: str) -> str:

@@ -192,6 +192,11 @@ class Run:
             for path in self.directory.glob(f"{place}/{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
+    def take_back(self) -> None:
+        """Unmake a run that has read no images yet, so that its recipe may still be edited."""
+        if not (self.directory / DATA).exists() and not any(self.directory.glob("*/")):
+            (self.directory / RUN).unlink(missing_ok=True)
+
     def forget_layer(self, j: int) -> None:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""
         (self.layer_directory(j) / LAYER).unlink(missing_ok=True)

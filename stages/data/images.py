@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from strata.stages.data.folders import open_imagefolder
+from strata.stages.data.archives import open_imagefolder
 from strata.stages.data.sources import SPLITS, Source, broken, open_digits, open_npz, suggest
 from strata.stages.data.values import CLEARED, plain, told, undecided
 from strata.stages.data.zoo import open_torchvision

@@ -23,7 +23,8 @@ def text(tmp_path: Path) -> Path:
 
 def opened(text: Path, source: str | None = None) -> Session:
     found = overview.find(Options(str(text), text.parent / "run", text.parent / "store"))
-    return open_session(found, Options(device="cpu", data=source), report=Reporter())
+    options = Options(device="cpu", data=source, accept_data=True)
+    return open_session(found, options, report=Reporter())
 
 
 def test_a_mistaken_source_is_forgotten(text: Path) -> None:
