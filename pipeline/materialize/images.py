@@ -196,7 +196,7 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
         "train": len(result.kept["train"]),
         "test": len(result.kept["test"]),
         "kept": {split: result.kept[split].tolist() for split in SPLITS},
-        "sums": {split: sums.tobytes().hex() for split, sums in result.sums.items()},
+        "sums": {split: sums.astype("<u4").tobytes().hex() for split, sums in result.sums.items()},
         "scales": result.scales,
         "converted": result.converted,
         "broken": [printable(f"{b.name}: {b.reason}") for b in result.broken[:NAMED_BROKEN]],
@@ -253,7 +253,7 @@ class ImageShards:
                 raise BrokenImage(self.source.name(self.split, i), "it holds something else now")
         except BrokenImage as error:
             raise DataError(
-                f"{error.name} has changed since the images were looked through: {error.reason}. "
+                f"{printable(error.name)} has changed since the images were looked through: {error.reason}. "
                 "Run the command again when nobody changes them"
             ) from error
         return square(image, data.size, data.channels)
@@ -263,7 +263,7 @@ def _as_surveyed(split: str, found: Mapping[str, Any]) -> tuple[dict[str, int], 
     """``scales`` and ``sums`` of :class:`ImageShards`."""
     kept = np.array(found["kept"][split], np.int64)
     sums = np.zeros(kept[-1] + 1, np.uint32)
-    sums[kept] = np.frombuffer(bytes.fromhex(found["sums"][split]), np.uint32)
+    sums[kept] = np.frombuffer(bytes.fromhex(found["sums"][split]), "<u4")
     return found["scales"], sums
 
 

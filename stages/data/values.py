@@ -119,7 +119,7 @@ def _flat(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         if image.info.get(HIGH_BYTE) and "transparency" in image.info:
             raise ValueError("one of its 16-bit colours is transparent: save it with alpha")
         clear = image.convert(_STRAIGHT.get(image.mode, image.mode)).convert("RGBA")
-        seen = clear.getextrema()[3] != (255, 255)
+        seen = clear.getchannel("A").getextrema() != (255, 255)
         white = Image.new("RGBA", clear.size, "white")
         flat = Image.alpha_composite(white, clear).convert("RGB")
         return flat, (CLEARED,) if seen else ()

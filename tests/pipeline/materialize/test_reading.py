@@ -38,7 +38,7 @@ def facts(place: Path) -> dict[str, Any]:
 
 def x_0(place: Path) -> np.ndarray:
     """Every value of the training images."""
-    (level,) = (place / "s").glob("x_0-*/train.clean")
+    (level,) = (place / "s").glob("x_0-*/train*")
     return np.asarray(zarr.open_group(level, mode="r")["x"])  # type: ignore[arg-type]
 
 
