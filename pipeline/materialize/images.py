@@ -253,8 +253,8 @@ class ImageShards:
                 raise BrokenImage(self.source.name(self.split, i), "it holds something else now")
         except BrokenImage as error:
             raise DataError(
-                f"{printable(error.name)} has changed since the images were looked through: {error.reason}. "
-                "Run the command again when nobody changes them"
+                f"{printable(error.name)} has changed since the images were looked through: "
+                f"{error.reason}. Run the command again when nobody changes them"
             ) from error
         return square(image, data.size, data.channels)
 
