@@ -140,6 +140,12 @@ def test_what_pillow_misreads_is_refused_with_a_way_out() -> None:
             plain(image)
 
 
+def test_an_image_without_area_is_refused() -> None:
+    for size in ((0, 5), (5, 0)):
+        with pytest.raises(ValueError, match="it has no pixels"):
+            plain(Image.new("L", size))
+
+
 # ---- one scale for a data set ------------------------------------------------------------------
 
 
