@@ -91,7 +91,8 @@ def perform(found: Overview, options: Options, **goal: int) -> tuple[Overview, l
 
             with at_work(found, options, how.profiles, ranks) as session:
                 # Decided again, since another process may have had the run meanwhile.
-                done = [str(s) for s in make(session, evict=how.evict, cached=how.depths, **goal)]
+                steps = make(session, plan.steps, evict=how.evict, cached=how.depths, **goal)
+                done = [str(step) for step in steps]
                 found = replace(found, run=session.run)
         elif found.run:
             refer_to(found.run, found.store)

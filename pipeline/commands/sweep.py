@@ -89,7 +89,7 @@ def _solve(
 ) -> list[str]:
     """Solve and keep what is missing; returns what was done."""
     from strata.pipeline.study.sweep import keep, sweep
-    from strata.pipeline.train.algorithm import prepare
+    from strata.pipeline.train.algorithm import make
     from strata.pipeline.train.evaluation import evaluate
 
     j, done = options.j, []
@@ -101,7 +101,7 @@ def _solve(
         run = session.run
         if todo:
             _check_memory(run, j, session.room, todo, options.gpu_memory)
-            done += map(str, prepare(session, j, cached=how.depths))
+            done += map(str, make(session, plan.steps_below, j=j, cached=how.depths))
             sweep(session, j, wanted)
             done += [f"solve {title} with {variant.name}" for variant in todo]
             if j > run.layers:

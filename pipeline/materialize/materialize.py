@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from strata.pipeline.errors import ClusterError
 from strata.pipeline.feed.buffers import Ring, host_memory
@@ -36,7 +35,7 @@ from strata.stages.memory import watched
 from strata.store.errors import DiskFull
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.read.rows import Rows
-from strata.store.write.writer import PUBLISHERS, LevelWriter
+from strata.store.write.writer import PUBLISHERS
 
 SPARE_BYTES = 64 << 20
 """Kept free beyond what a level needs, for records and checkpoints."""
@@ -64,31 +63,29 @@ def write(session: Session, keys: Sequence[LevelKey]) -> None:
     """Write what is missing of levels of one x_j, and keep a record of them."""
     if not keys:
         return
-    written, depth = {}, keys[0].depth
+    written, depth, crew = {}, keys[0].depth, session.crew
     base = nearest(session, depth - 1, keys[0].split, clean=keys[0].view == "clean")
     for key in keys:
         with locked_writer(session, key, session.geometry(depth, key.split)) as writer:
-            if writer is not None:
-                written[key.name] = _write(session, writer)
+            if writer is None:
+                continue
+            # The level below is looked for again: only now it is known to stay.
+            source = features(session, depth, key.split, clean=key.view == "clean")
+            rows = FeatureShards(session, key, writer.geometry, source)
+            below = levels.parent_of(rows.level.key, rows.level.content_root)
+            weights = _layer_digests(session.run, source.base, depth)
+            made_from = source.base, below, weights, crew.device if crew else "cpu"
+            address = RunAddress.of(session)
+            task = partial(feature_shards, address, key, writer.geometry, *made_from)
+            scales = source.layers[-1].stored.tensors().items()
+            commit = {
+                "parent": below,
+                "arrays": {name: t.cpu().numpy() for name, t in scales},
+                "tool": devices.versions(),
+            }
+            written[key.name] = write_level(session, writer, rows, task, **commit)
     if written:
         _record(session, keys, written, base)
-
-
-def _write(session: Session, writer: LevelWriter) -> dict[str, Any]:
-    """Write a level that is locked and begun, from the nearest level below, which is only now known
-    to stay."""
-    key, shape, crew = writer.key, writer.geometry, session.crew
-    source = features(session, key.depth, key.split, clean=key.view == "clean")
-    rows = FeatureShards(session, key, shape, source)
-    base = levels.parent_of(rows.level.key, rows.level.content_root)
-    weights = _layer_digests(session.run, source.base, key.depth)
-    device = crew.device if crew else "cpu"
-    task = partial(
-        feature_shards, RunAddress.of(session), key, shape, source.base, base, weights, device
-    )
-    arrays = {name: t.cpu().numpy() for name, t in source.layers[-1].stored.tensors().items()}
-    versions = devices.versions()
-    return write_level(session, writer, rows, task, parent=base, arrays=arrays, tool=versions)
 
 
 @contextmanager
@@ -204,8 +201,9 @@ class FeatureShards:
                 here = chain([next(coming)], coming)
                 with timing.computing():
                     for part, stored in zip(parts, here, strict=False):
-                        with naming_rows(self.key.label, self.key.split, part, self._ids):
-                            x = self._encoded(part, stored, timing)
+                        naming = naming_rows(self.key.label, self.key.split, part, self._ids)
+                        with naming, self._counting(timing):
+                            x = self.source.encoded(stored, self._draws.of(self._ids[part]))
                         target = out[part[0] - first : part[-1] + 1 - first]
                         torch.from_numpy(target).copy_(x, non_blocking=True)
                         timing.tick(len(part))
@@ -214,14 +212,13 @@ class FeatureShards:
                 yield shard, out
                 del out
 
-    def _encoded(self, part: np.ndarray, stored: Tensor, timing: Timing) -> Tensor:
-        """One block of a shard in its stored form. Of the first block, which is as large as any,
-        tensors are counted."""
-        draws, layers = self._draws.of(self._ids[part]), self.source.layers
+    @contextmanager
+    def _counting(self, timing: Timing) -> Iterator[None]:
+        """Count the tensors of the first block, which is as large as any."""
         if timing.peak_bytes:
-            return self.source.encoded(stored, draws)
-        frozen = [weight for layer in layers for weight in layer.layer.parameters()]
+            yield
+            return
+        frozen = [weight for layer in self.source.layers for weight in layer.layer.parameters()]
         with watched(self.session.device, frozen) as peak:
-            x = self.source.encoded(stored, draws)
+            yield
         timing.peak_bytes = peak.nbytes
-        return x

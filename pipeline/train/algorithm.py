@@ -5,11 +5,12 @@ What is missing is decided first (plan.py), then done, as make does. Nothing flo
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
+from typing import Any
 
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.materialize.materialize import materialize
-from strata.pipeline.plan.plan import Step, steps, steps_below
+from strata.pipeline.plan.plan import Step, steps
 from strata.pipeline.progress import size
 from strata.pipeline.run.levels import inventory, refer_to
 from strata.pipeline.run.session import Session
@@ -17,13 +18,22 @@ from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.train import solve
 
 
-def execute(session: Session, todo: tuple[Step, ...], *, evict: bool = False) -> tuple[Step, ...]:
-    """Do the steps that ``plan.steps`` found missing, in their order; returns them.
+def make(
+    session: Session,
+    decide: Callable[..., tuple[Step, ...]] = steps,
+    *,
+    evict: bool = False,
+    **goal: Any,
+) -> tuple[Step, ...]:
+    """Do what is missing, one step after the other; returns the steps done.
 
     Args:
+        decide: ``plan.steps``, or ``plan.steps_below`` for all that solving a layer needs.
         evict: remove the features below once x_j is complete, to stay within a disk budget.
+        goal: what ``decide`` is asked for: ``solve=3``, ``cached=(1, 2)``.
     """
     run, store, ranks = session.run, session.store, session.ranks
+    todo = ranks.by_leader(lambda: decide(inventory(run, store), **goal))
     for step in todo:
         if ranks.leads:
             refer_to(run, store)  # what another run wrote is only read, and used
@@ -50,23 +60,3 @@ def _evict_below(session: Session, depth: int) -> None:
     for j in range(1, depth):
         if freed := session.store.remove(j, nodes[j].fingerprint):
             session.report.say(f"removed x_{j}, which is not needed any more: {size(freed)} freed")
-
-
-def make(
-    session: Session,
-    *,
-    solve: int = 0,
-    write: int = 0,
-    evict: bool = False,
-    cached: Collection[int] | None = None,
-) -> tuple[Step, ...]:
-    """Have layers 1 … ``solve`` solved and x_``write`` complete; returns the steps done."""
-    have = inventory(session.run, session.store)
-    todo = session.ranks.by_leader(lambda: steps(have, solve=solve, write=write, cached=cached))
-    return execute(session, todo, evict=evict)
-
-
-def prepare(session: Session, j: int, *, cached: Collection[int] | None = None) -> tuple[Step, ...]:
-    """Have all there that solving layer j needs; returns the steps done."""
-    have = inventory(session.run, session.store)
-    return execute(session, steps_below(have, j, cached=cached))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -30,6 +30,7 @@ from strata.pipeline.progress import Reporter
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.session import Session
 from strata.store.level.layout import LevelKey
+from strata.store.write.writer import LevelWriter
 
 ANSWER_BYTES, TASK_BYTES = 1_000, 4_000
 """Most that one shard may put on the wire."""
@@ -165,14 +166,17 @@ def task_for(place: Place, view: str = "plain") -> tuple[partial[Any], int]:
 
 def task_of(session: Session, key: LevelKey) -> partial[Any]:
     """What the command gives to workers for a level of x_1, which is begun."""
-    seen: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(materialize, "write_level", lambda *given, **commit: seen.append(given))
-        with materialize.locked_writer(session, key, session.geometry(1, key.split)) as writer:
-            assert writer is not None
-            writer.missing()
-            materialize._write(session, writer)
-    return seen[0][3]
+    seen: list[partial[Any]] = []
+
+    def begun(_: Session, writer: LevelWriter, rows: Any, task: partial[Any], **commit: Any) -> Any:
+        writer.missing()
+        seen.append(task)
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch, suppress(InterruptedError):
+        patch.setattr(materialize, "write_level", begun)
+        materialize.write(session, [key])
+    return seen[0]
 
 
 def told(task: partial[Any], **other: Any) -> partial[Any]:
