@@ -53,7 +53,7 @@ def statistics(options: Options) -> Answer:
     from strata.pipeline.study.statistics import chosen, statistics
 
     found, report = lifecycle.find(options), lifecycle.reporting(options)
-    keys = chosen(found, options.layer, options.split, report)
+    keys = chosen(found, options.layer, options.split, report.say)
     with Interruptions() as stop, cluster.crew(options, report, stop, reads=True) as crew:
         levels = statistics(found, keys, report, stop, crew)
     table = tables.of_statistics(f"levels of {found.directory}", levels, options.channels)
@@ -69,13 +69,14 @@ def audit(options: Options) -> Answer:
     from strata.pipeline.study.statistics import chosen
     from strata.stages.data.images import open_source
 
-    found, report = lifecycle.find(options), lifecycle.reporting(options)
-    keys, run = chosen(found, options.layer, None, report), found.existing()
+    found, report, left = lifecycle.find(options), lifecycle.reporting(options), list[str]()
+    keys, run = chosen(found, options.layer, None, left.append), found.existing()
     if options.layer:
         images = levels.all_at(run, 0)
         keys = [key for key in images if levels.is_current(found.store, key)] + keys
+    left += study.of_other_weights(run, found.store)
     if run.recipe.data.jpeg:
-        report.say("what is made of JPEG copies ('data.jpeg') is left out: only x_0 is audited")
+        left.append("what is made of JPEG copies ('data.jpeg') is left out: only x_0 is audited")
         keys = [key for key in keys if key.depth == 0]
     draw = secrets.randbits(32) if options.draw is None else options.draw
     with Interruptions() as stop:
@@ -86,11 +87,11 @@ def audit(options: Options) -> Answer:
             wrong = [one for one in audited if one["different"] or one["beside"]]
             reason = study.reason(session, source, wrong[0]) if wrong else None
     value = {"run": str(found.directory), "store": str(found.store.root), "draw": draw}
-    value |= {"confidence": study.CONFIDENCE, "levels": audited, "reason": reason}
+    value |= {"reason": reason, "confidence": study.CONFIDENCE, "levels": audited, "left_out": left}
     error = LevelDamaged(f"{len(wrong)} of {len(audited)} levels are not what {run.source} gives")
     error.add_note(reason or "")
-    shown = tuple(line for one in audited for line in study.lines(one))
-    return Answer(value, shown, error if wrong else None)
+    shown = [line for one in audited for line in study.lines(one)]
+    return Answer(value, (*shown, *left), error if wrong else None)
 
 
 def export(options: Options) -> Answer:

@@ -30,7 +30,6 @@ from strata.store.feature_store import Store
 from strata.store.fingerprint import sha256
 from strata.store.level.layout import LevelKey, lock_path
 from strata.store.level.level import COMMIT, SHARDS, commit_of
-from strata.store.level.references import REFERENCES, reference
 from strata.store.write.contents import beside_levels
 from strata.store.write.unfinished import HASH_THREADS
 from strata.store.write.verify import (
@@ -205,7 +204,10 @@ def repair(session: Session, findings: Findings) -> list[str]:
         for d in findings.damaged
         if d.belongs
     ]
-    lines += _forget_records(session, findings)
+    for path in (d.path for d in findings.damaged if d.path.parent.name == "sources"):
+        store.remove_file(path)
+        lines.append(f"removed {path}, which is written again when it is needed")
+    levels.refer_to(run, store)  # writes a note that is damaged again, if it is this run's
     variants = {j: sweep_results.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
     network_record.keep(run.directory, run.recipe)
@@ -225,16 +227,6 @@ def repair(session: Session, findings: Findings) -> list[str]:
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
     return lines + [f"{_mended(path)} {path}" for path, _ in findings.run]
-
-
-def _forget_records(session: Session, findings: Findings) -> Iterator[str]:
-    """Remove damaged records of the store, but notes of other runs: only these can write them."""
-    root, own = session.store.root, reference(session.run.directory, ()).name
-    for path in (damage.path for damage in findings.damaged if damage.level == damage.path.parent):
-        if path.parent == root / "sources" or path == root / REFERENCES / own:
-            session.store.remove_file(path)
-            yield f"removed {path}, which is written again when it is needed"
-    levels.refer_to(session.run, session.store)
 
 
 def _mended(path: Path) -> str:

@@ -23,11 +23,13 @@ from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
 from strata.pipeline.materialize.images import ImageShards, order_of_rows, surveyed
 from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.run.device import versions
+from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
 from strata.stages.data.images import Source
 from strata.stages.features.quantise import Codec
 from strata.stages.network.featurize import Frozen, featurize
-from strata.store.level.layout import LevelKey
+from strata.store.feature_store import Store
+from strata.store.level.layout import LevelKey, depth_directory
 from strata.store.level.level import Level, commit_of
 from strata.store.read.order import generator
 
@@ -162,6 +164,16 @@ def lines(one: Mapping[str, Any]) -> Iterator[str]:
             f"  row {at['row']} (sample {at['sample']}, {at['name']}), channel {at['channel']}, "
             f"y {at['y']}, x {at['x']}: {at['stored']:.9g}, should be {at['expected']:.9g}"
         )
+
+
+def of_other_weights(run: Run, store: Store) -> Iterator[str]:
+    """What is in a store of x_j as the run last wrote it, and not of the weights it has now."""
+    names = {node.fingerprint for node in run.nodes()}
+    for j in range(1, run.layers + 1):
+        if (last := run.features(j)) and last["fingerprint"] not in names:
+            directory = depth_directory(store.root, j, last["fingerprint"])
+            if store.files.exists(directory):
+                yield f"{directory.name} is of earlier weights, and left out: `explain -l {j}`"
 
 
 def reason(session: Session, source: Source, lowest: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def _record(path: Path, files: Files) -> Iterator[Damage]:
     one, other = NAMED_BY[path.parent.name]
     try:
         body = unseal(path, files, other)
-        if f"{fingerprint([body[one], body[other]])[:12]}.json" != path.name:
+        if f"{fingerprint([body.get(one), body[other]])[:12]}.json" != path.name:
             yield Damage(path, "it is the record of another", path.parent)
     except LevelDamaged:
         yield Damage(path, NOT_ITSELF, path.parent)

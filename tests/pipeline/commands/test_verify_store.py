@@ -38,9 +38,10 @@ def test_a_flipped_bit_in_a_record_is_found_and_mended(
     assert named(said) == [str(path)]
     mended = place.do("verify", "--deep", "--repair")
     assert mended.rc == 0, mended.out
-    assert f"removed {path}, which is written again when it is needed" in mended.out
     if folder == "runs":
         assert path.read_bytes() == was
+    else:
+        assert f"removed {path}, which is written again when it is needed" in mended.out
     assert place.do("verify", "--deep").rc == 0
     assert place.do("run").rc == 0
 

@@ -16,6 +16,7 @@ from PIL import Image
 from root import ROOT
 from runs import Place, here, inside, made, tiny
 
+from strata.pipeline.run import record, weights
 from strata.pipeline.run.session import Session
 
 sys.path[:0] = [str(ROOT / "benchmarks")]
@@ -70,6 +71,16 @@ def test_levels_that_only_probes_read(tmp_path: Path) -> None:
     assert "x_1 train" in right(place.do("audit", "--json", "--rows", 90))
 
 
+def test_what_sees_jpeg_copies_is_left_out(tmp_path: Path) -> None:
+    """Which are made by ffcv, from x_0."""
+    pets(tmp_path / "pets")
+    recipe(tmp_path, **PETS, data__jpeg=90)
+    assert inside(tmp_path, "materialize", "tiny.toml", "--layer", 1).rc == 7  # x_0 is written
+    said = inside(tmp_path, "audit", "tiny.toml", "--json")
+    assert right(said) == ["x_0 train", "x_0 test"]
+    assert "only x_0 is audited" in inside(tmp_path, "audit", "tiny.toml").out
+
+
 def test_what_it_says(sound: Place) -> None:
     before = sound.files()
     said = sound.do("audit")
@@ -89,6 +100,28 @@ def test_what_it_says(sound: Place) -> None:
 def test_the_bound_of_other_numbers_of_rows(sound: Place, rows: int, share: str) -> None:
     assert 1 - (1 - float(share) / 100) ** rows >= 0.95
     assert f"fewer than {share} % of rows" in sound.do("audit", "--rows", rows, "--layer", 1).out
+
+
+def test_what_it_leaves_out_is_said(place: Place) -> None:
+    (place.level(1, "test") / "COMMIT.json").unlink()
+    said = place.do("audit", "--json", "--rows", 1)
+    assert "x_1 test" not in right(said)
+    assert json.loads(said.out)["left_out"] == ["x_1 test is partial, and left out"]
+
+
+def test_levels_of_weights_that_the_run_had_are_named(place: Place) -> None:
+    """One weight was changed, and every record of the run made to fit."""
+    name = place.level(1, "test").parent.name
+    layer = place.run / "layer_1"
+    tensors, _ = weights.read(layer / "weights.safetensors")
+    forging.one_ulp(next(one for one in tensors.values() if one.ndim == 4))
+    weights.write(layer / "weights.safetensors", tensors)
+    body = record.read(layer / "layer.json") | {"weights": weights.digest(tensors)}
+    record.vouch(layer / "layer.json", body)
+    said = place.do("audit", "--rows", 1)
+    assert said.rc == 0
+    assert f"{name} is of earlier weights, and left out: `explain -l 1`" in said.out
+    assert "x_1 test:" not in said.out
 
 
 def test_a_draw_can_be_repeated_and_is_another_each_time(sound: Place) -> None:
