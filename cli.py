@@ -93,6 +93,7 @@ WORK = (
     DATA_ROOT,
     flag("--download", "Let torchvision fetch its data set."),
     flag("--skip-broken", "Leave broken images out; do not stop."),
+    flag("--accept-data", "Take other numbers of images than the recipe says."),
     option("--tier", "Where the features of a problem lie.", type=TIER),
     option("--loader", "ffcv is an extra: make ffcv.", type=LOADER),
     *MEMORY,

@@ -39,7 +39,7 @@ from scipy.stats import t as student
 
 from checkout import ROOT
 from strata.pipeline.feed.features import frozen_layer
-from strata.pipeline.results.exported import assemble
+from strata.pipeline.results.exported import ExportedNetwork
 from strata.pipeline.run import rundir
 
 TRAIN, TEST = 4_000, 5_000
@@ -109,7 +109,9 @@ def run(place: Path, data: Path, case: Case) -> dict[str, Any]:
     here.mkdir()
     made = recipe(here, case)
     where = ("--seed", case.seed, "--run", "run", "--store", "features")
-    strata(here, "run", made, *where, "--data", f"npz:{data}", environment=ONE_THREAD)
+    strata(
+        here, "run", made, *where, "--data", f"npz:{data}", "--accept-data", environment=ONE_THREAD
+    )
     found = known(json.loads((here / "run/report.json").read_text("utf-8")))
     if case.way.startswith("canvas"):
         found["crops"] = on_crops(here / "run", data)
@@ -123,7 +125,8 @@ def on_crops(directory: Path, data: Path) -> float:
     found = rundir.find(directory)
     assert found is not None
     cpu = torch.device("cpu")
-    network = assemble(found, [frozen_layer(found, j, cpu) for j in range(1, found.layers + 1)])
+    layers = [frozen_layer(found, j, cpu) for j in range(1, found.layers + 1)]
+    network = ExportedNetwork(found, layers)
     plain = replace(found.recipe.augment, pad=0)
     network.recipe, network.canvas = replace(found.recipe, augment=plain), False
     with np.load(data) as arrays:

@@ -63,7 +63,7 @@ def run(place: Path, name: str, source: str, way: str, seed: int) -> dict[str, A
     here.mkdir()
     toml = recipe(here, name, way)
     store = ("--run", here / "run", "--store", here / "features", "--seed", seed)
-    strata(Path(), "run", toml, *store, "--data", source, environment=ONE_THREAD)
+    strata(Path(), "run", toml, *store, "--data", source, "--accept-data", environment=ONE_THREAD)
     planned = strata(Path(), "plan", toml, *store, environment=ONE_THREAD)  # for the images found
     report = json.loads((here / "run/report.json").read_text("utf-8"))
     layers = report["layers"]

@@ -34,7 +34,7 @@ from strata.stages.data.images import open_source, pixels
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Codec, Floats
 from strata.stages.network.featurize import run_layer
-from strata.stages.network.network import Layer, build_layer
+from strata.stages.network.network import Layer, build
 from strata.stages.network.spec import LayerSpec
 from strata.store.errors import LevelAbsent
 from strata.store.fingerprint import fingerprint, sha256
@@ -134,7 +134,7 @@ def _inputs(images: np.ndarray, side: int, begin: int, end: int) -> Tensor:
 
 def _settled(spec: LayerSpec, inputs: Iterator[Tensor], seed: int) -> Layer:
     """A layer of seeded weights whose batch norm has seen its inputs, in eval mode."""
-    layer = build_layer(spec, seed)
+    layer = build([spec], seed)[0]
     assert isinstance(layer, Layer)
     assert isinstance(layer.norm, torch.nn.BatchNorm2d)
     layer.norm.momentum = None  # the mean over the batches, not a moving one

@@ -78,7 +78,8 @@ def against_forward(place: Path, name: str, j: int, images: int, rounds: int) ->
         rows = Rows.of(np.arange(count * block))
         stored = [part.clone() for part in delivery.batches(rows, [block] * count)]
     draws = level_draws(session.run.recipe, session.run.seed, "clean", block)
-    layer, out = source.layers[-1].layer, torch.empty_like(source.encoded(stored[0], draws))
+    layer = source.layers[-1].layer
+    out = torch.empty_like(source.values(stored[0], draws, encode=True))
     width = session.run.recipe.shape(j - 1, session.run.recipe.augment.crop)[2]
     assert source.stored is not None
     blocks = [source.stored.decode(part, width) for part in stored]
@@ -90,7 +91,7 @@ def against_forward(place: Path, name: str, j: int, images: int, rounds: int) ->
 
     def encoded() -> None:
         for number in range(images // block):
-            out.copy_(source.encoded(stored[number % len(stored)], draws))
+            out.copy_(source.values(stored[number % len(stored)], draws, encode=True))
 
     works = {"forward": forward, "encoded": encoded, "materialize": lambda: write(session, j)}
     times = Times(works, rounds, before=lambda: remove(session, j))

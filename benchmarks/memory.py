@@ -54,6 +54,7 @@ from torch import nn
 
 import checkout  # noqa: F401
 from strata.pipeline.feed.problem_feed import ProblemFeed
+from strata.pipeline.options import Options
 from strata.pipeline.plan import hardware
 from strata.pipeline.recipe.builtin import load
 from strata.pipeline.run import device, rundir
@@ -117,7 +118,7 @@ def measured(place: Path, case: Case, on: torch.device) -> Found:
     """Two steps of a case, from the levels that lie there."""
     run = rundir.find(place / "run")
     assert run is not None
-    session = Session(run, Store(place / "store"), on, tier="memory")
+    session = Session(run, Store(place / "store"), on, options=Options(tier="memory"))
     if on.type == "cpu":
         hardware.keep_freed_memory()
     before, times = hardware.peak_memory_bytes() or 0, list[float]()

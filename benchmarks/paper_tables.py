@@ -23,9 +23,10 @@ from rich.table import Table
 
 import checkout  # noqa: F401
 from strata.pipeline.errors import RunConflict
+from strata.pipeline.options import Options
 from strata.pipeline.recipe import builtin, strict
 from strata.pipeline.results import separability
-from strata.pipeline.run import rundir
+from strata.pipeline.run import overview, rundir
 from strata.pipeline.run.probe_results import source_name
 from strata.pipeline.run.rundir import EVALUATION, RESULT, Run
 from strata.store.errors import LevelDamaged
@@ -107,12 +108,11 @@ def _studies() -> list[str]:
 
 def _runs(root: Path, name: str, left_out: list[str]) -> Iterator[Run]:
     """Runs of a built-in recipe; why another one is left out is added to ``left_out``."""
-    wanted = builtin.load(name)[1]
     for path in sorted((root / name).glob(f"*/{rundir.RUN}")):
         try:
             run = rundir.find(path.parent)
             if run is not None:
-                rundir.find_matching(path.parent, wanted, run.seed)
+                overview.find(Options(name, run_dir=path.parent, seed=run.seed))
                 yield run
         except (RunConflict, LevelDamaged) as error:
             left_out.append(f"{name}/{path.parent.name}: {error}")

@@ -10,6 +10,7 @@ import torch
 from measuring import CPU
 
 from checkout import ROOT
+from strata.pipeline.options import Options
 from strata.pipeline.recipe.recipe import parse
 from strata.pipeline.run import device as devices
 from strata.pipeline.run import rundir
@@ -52,4 +53,6 @@ def make_run(
     text = text.replace(epochs, "epochs = 1")
     facts = {"compute": "float32", **devices.facts(device)}
     run = rundir.create(place / "run", name, text, 0, f"npz:{place / 'images.npz'}", facts)
-    return Session(run, Store(place / "store"), device, tier=tier)
+    return Session(
+        run, Store(place / "store"), device, options=Options(tier=tier, accept_data=True)
+    )

@@ -74,7 +74,7 @@ def run(place: Path, data: Path, case: Case) -> dict[str, Any]:
     here.mkdir()
     made = recipe(here, network)
     line = [made, "--run", here / "run", "--store", here / "features", "--seed", seed]
-    line += ["--data", f"npz:{data}"]
+    line += ["--data", f"npz:{data}", "--accept-data"]
     if network == WHOLE:
         answer = strata(Path(), "baseline", *line, environment=ONE_THREAD)
         own = [answer["result"]["test"]["top1"]]

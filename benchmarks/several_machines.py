@@ -70,7 +70,7 @@ class Trial:
     def line(self, store: Path) -> list[object]:
         place = self.machines.place
         data = f"imagefolder:{archive()}"
-        words = ["materialize", place / "small.toml", "--layer", 1, "--data", data]
+        words = ["materialize", place / "small.toml", "--layer", 1, "--data", data, "--accept-data"]
         run = self.machines.shared / "run"
         return [sys.executable, ROOT / "cli.py", *words, "--run", run, "--store", store]
 

@@ -39,6 +39,7 @@ import scenarios
 from measuring import CPU, RESULTS, keep, ratio, seconds
 
 import checkout  # noqa: F401
+from strata.pipeline.options import Options
 from strata.pipeline.plan import hardware
 from strata.pipeline.plan.plan import steps_below
 from strata.pipeline.recipe.variants import Variant, variants
@@ -140,7 +141,7 @@ def make_run(place: Path, case: Case, train: int) -> Session:
     text = RECIPE.format(**{**vars(case), "train": train})
     facts = {"compute": "float32", **device.facts(CPU)}
     run = rundir.create(place / "run", "sweep", text, 0, f"npz:{place / 'images.npz'}", facts)
-    session = Session(run, Store(place / "store"), CPU, tier=case.tier)
+    session = Session(run, Store(place / "store"), CPU, options=Options(tier=case.tier))
     algorithm.make(session, steps_below, j=case.j, cached=None if case.cached else ())
     return session
 

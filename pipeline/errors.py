@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from strata.stages.errors import DataError, DeviceError, StageError, UnusableNetwork
+from strata.stages.errors import (
+    DataError,
+    DeviceError,
+    StageError,
+    TemporaryFull,
+    UnusableNetwork,
+)
 from strata.store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError, StoreRefused
 
 
@@ -52,6 +58,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UnusableNetwork, 3),
     (DataError, 4),  # mend the images or labels
     (BudgetError, 5),  # raise a budget or lower what it pays for
+    (TemporaryFull, 6),  # name another directory by TMPDIR
     (DiskFull, 6),  # make space and repeat the command: finished shards are kept
     (DeviceError, 7),  # choose another device
     (LoaderError, 7),  # install ffcv, or use the native loader

@@ -26,6 +26,7 @@ class Options:
     data_root: Path = Path("data")
     download: bool = False
     skip_broken: bool = False
+    accept_data: bool = False
     tier: str = "auto"
     loader: str = "native"
     gpu_memory: int | None = None

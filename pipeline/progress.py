@@ -104,12 +104,13 @@ def progress_text(done: int, total: int, seconds: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``"8.2 s"``, ``"3 min 05 s"``, ``"2 h 07 min"``"""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    """``"0.25 s"``, ``"8.2 s"``, ``"3 min 05 s"``, ``"2 h 07 min"``"""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds >= 0.95 else f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def size(nbytes: float) -> str:
@@ -118,7 +119,7 @@ def size(nbytes: float) -> str:
         return f"{nbytes:.0f} B"
     for unit in ("kB", "MB", "GB"):
         nbytes /= 1000
-        if nbytes < 1000:
+        if nbytes < 999.95:
             return f"{nbytes:.1f} {unit}"
     return f"{nbytes / 1000:.1f} TB"
 

@@ -6,6 +6,7 @@ StageError
 ├── DeviceError
 ├── Diverged
 ├── NotFinite
+├── TemporaryFull
 └── UnusableNetwork
 """
 
@@ -73,6 +74,10 @@ class NotFinite(StageError):
             f"sample {self.sample} of the batch has the feature {self.value:.6g} in channel "
             f"{self.channel}, which {self.precision} cannot hold"
         )
+
+
+class TemporaryFull(StageError):
+    """The temporary directory has no room for what must be unpacked."""
 
 
 class UnusableNetwork(StageError):

@@ -3,6 +3,7 @@
 StoreError
 ├── LevelAbsent      write the level first
 ├── LevelDamaged     a file is not what its commit says: verify and repair
+│   └── LevelStale   an older version wrote it: repairing writes it anew
 ├── LevelConflict    another level lives under this name
 ├── LevelBusy        wait for the process that writes it
 └── StoreRefused     the file system does not let us: another place, other rights, a sound disk
@@ -29,6 +30,10 @@ class LevelAbsent(StoreError):
 
 class LevelDamaged(StoreError):
     """A committed file is missing, or is not what was recorded."""
+
+
+class LevelStale(LevelDamaged):
+    """A level has a format that this version does not read."""
 
 
 class LevelConflict(StoreError):

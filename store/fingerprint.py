@@ -11,11 +11,12 @@ import numpy as np
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8; NaN is a ``ValueError``."""
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8, a byte of a path that is not
+    escaped (``\\udce9``); NaN is a ``ValueError``."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
-    return text.encode()
+    return text.encode("utf-8", "backslashreplace")
 
 
 def fingerprint(value: Any) -> str:

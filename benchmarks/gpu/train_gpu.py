@@ -99,7 +99,7 @@ def lines(name: str, setting: Setting) -> Iterator[Line]:
     made = recipe(name, setting)
     here = ["--run", str(setting.run(name)), "--store", str(setting.features(name))]
     here += ["--seed", str(setting.seed)]
-    where = [*here, "--data", setting.data, "--device", setting.device]
+    where = [*here, "--data", setting.data, "--accept-data", "--device", setting.device]
     if name.endswith("end-to-end"):
         yield ["baseline", str(made), *where]
         return

@@ -98,7 +98,5 @@ def export(options: Options) -> Answer:
     """Write the network as plain PyTorch, and in ONNX. Raises as results/export.py does."""
     from strata.pipeline.results.export import export
 
-    names = ("layer", "features", "ensemble", "final", "onnx")
-    which = {name: getattr(options, name) for name in names}
-    value, lines = export(lifecycle.find(options), options.to, **which)
+    value, lines = export(lifecycle.find(options), options)
     return Answer({"to": str(options.to), **value}, tuple(lines))

@@ -13,10 +13,9 @@ from strata.pipeline.options import Options
 from strata.pipeline.plan import plan
 from strata.pipeline.plan.caching import Caching, caching
 from strata.pipeline.progress import Reporter, reporter
-from strata.pipeline.run import overview
 from strata.pipeline.run import ranks as launch
 from strata.pipeline.run.levels import refer_to
-from strata.pipeline.run.overview import Overview
+from strata.pipeline.run.overview import Overview, find
 from strata.pipeline.run.stores import check_loader
 
 if TYPE_CHECKING:
@@ -41,12 +40,6 @@ def done_answer(found: Overview, done: list[str]) -> Answer:
     value = {"run": str(found.directory), "store": str(found.store.root), "done": done}
     text = f"done: {', '.join(done)}" if done else "nothing to do: everything is there"
     return Answer(value, (text,))
-
-
-def find(options: Options) -> Overview:
-    """The run that a command's options speak of. Raises as :func:`overview.find`."""
-    where = options.recipe, options.run_dir, options.store, options.seed, options.read_cache
-    return overview.find(*where)
 
 
 def reporting(options: Options) -> Reporter:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from strata.pipeline.commands import lifecycle, plan_tables
+from rich.table import Table
+
+from strata.pipeline.commands import lifecycle
 from strata.pipeline.commands.lifecycle import Answer
+from strata.pipeline.commands.tables import Row, table
 from strata.pipeline.errors import BudgetError, NotThereYet
 from strata.pipeline.options import Options
 from strata.pipeline.plan import caching, compression, machine, memory
-from strata.pipeline.plan.plan import Plan, check_budget, make_plan, steps
-from strata.pipeline.plan.worth import weigh
-from strata.pipeline.progress import size
+from strata.pipeline.plan.machine import Machine
+from strata.pipeline.plan.plan import DepthPlan, Plan, Step, check_budget, make_plan, steps
+from strata.pipeline.plan.worth import MOST_PROBLEMS, Worth, weigh
+from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe import named_network
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import stores
@@ -29,12 +35,12 @@ def plan(options: Options) -> Answer:
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
     saved, saving = compression.saved(recipe, costs, found.data(), options)
     value |= {"compression": saved} if saved else {}
-    shown: list[Any] = [plan_tables.of_plan(costs)]
+    shown: list[Any] = [_of_plan(costs)]
     if blocks := named_network.listed(recipe.layers):
         value["blocks"] = blocks
         names = ", ".join(f"{block['index']} {block['name']}" for block in blocks)
         shown.append(f"{recipe.network.said} has {len(blocks)} blocks, each a layer: {names}.")
-    shown += [plan_tables.summary(recipe, costs, todo), *saving, plan_tables.space(**space)]
+    shown += [_summary(recipe, costs, todo), *saving, _space(**space)]
     refused = None
     try:
         if (cap := options.gpu_memory) is not None:
@@ -44,9 +50,15 @@ def plan(options: Options) -> Answer:
             shown.append(f"Within --gpu-memory {size(cap)}: {'; '.join(lines)}.")
     except BudgetError as error:
         refused = error
-    worth, weighing = _weighed(recipe, costs, options)
-    value |= {"economics": worth} if worth else {}
-    shown += weighing
+    try:
+        known = caching.costs(recipe, costs, options)
+    except (NotThereYet, BudgetError) as error:
+        shown.append(f"Which levels are worth their disk: {error}.")
+    else:
+        worth = weigh(known, caching.disk_budget(options))
+        value["economics"] = worth.as_json()
+        shown += [_of_worth(worth), _worth_summary(worth)]
+        shown += [_of_ways(worth, recipe), *caching.guesses(recipe, known.machine)]
     try:
         if check_budget(costs, options.disk_budget):
             shown.append(
@@ -55,21 +67,6 @@ def plan(options: Options) -> Answer:
     except BudgetError as error:
         refused = refused or error
     return Answer(value, tuple(shown), refused)
-
-
-def _weighed(
-    recipe: Recipe, costs: Plan, options: Options
-) -> tuple[dict[str, Any] | None, list[Any]]:
-    """Which levels are worth their disk: for machines (None where no machine is known), and as
-    tables and lines for people."""
-    try:
-        known = caching.costs(recipe, costs, options)
-    except (NotThereYet, BudgetError) as error:
-        return None, [f"Which levels are worth their disk: {error}."]
-    worth = weigh(known, caching.disk_budget(options))
-    shown = [plan_tables.of_worth(worth), plan_tables.worth_summary(worth)]
-    shown += [plan_tables.of_ways(worth, recipe), *caching.guesses(recipe, known.machine)]
-    return worth.as_json(), shown
 
 
 def calibrate(options: Options) -> Answer:
@@ -87,4 +84,110 @@ def calibrate(options: Options) -> Answer:
     here = measure(found, chosen, device.dtype(compute), report)
     path = caching.calibrated(options.store)
     replace(path.parent, path.name, machine.as_toml(here).encode())
-    return Answer(asdict(here), (plan_tables.of_machine(here), f"kept in {path}"))
+    return Answer(asdict(here), (_of_machine(here), f"kept in {path}"))
+
+
+# ---- what is said -------------------------------------------------------------------------------
+
+
+def _of_plan(plan: Plan) -> Table:
+    """One row per depth."""
+    columns = ("", "shape", "one view", "levels", "on disk", "parameters", "SGD steps")
+    return table(*columns, "multiply-adds", "peak memory", rows=map(_of_depth, plan.depths))
+
+
+def _of_depth(d: DepthPlan) -> Row:
+    cached = "×".join(map(str, d.shape)), size(d.bytes_one_view), ", ".join(d.levels), size(d.bytes)
+    if d.depth == 0:
+        return "x_0", *cached, *[""] * 4
+    parameters = f"{d.parameters:,} + {d.auxiliary_parameters:,}"
+    memory = "unknown" if d.memory_bytes is None else size(d.memory_bytes)
+    return f"x_{d.depth}", *cached, parameters, f"{d.steps:,}", f"{d.operations:.2g}", memory
+
+
+def _summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
+    """Totals, and what is left to do."""
+    last, one = plan.depths[-1].depth, size(plan.depths[1].bytes_one_view)
+    return (
+        f"x_1 is {one} at {plan.precision} for {plan.images:,} images and one view; "
+        f"'augment.views' is {recipe.augment.views}.\n"
+        f"Disk for `run`: {size(plan.total)} in total, {size(plan.peak)} at the peak if levels "
+        f"are removed once unneeded. x_{last} is written only by `materialize --layer {last}`.\n"
+        "Reading the layers below instead of recomputing them divides the operations of one "
+        f"run by at most {plan.ceiling:.2f}; further problems on one depth gain more.\n"
+        f"To do: {', '.join(map(str, todo)) or 'nothing'}."
+    )
+
+
+def _space(needed_bytes: int, free_bytes: int | None) -> str:
+    """Whether the disk has room for what is still to be written."""
+    if free_bytes is None:
+        return f"Still to write: {size(needed_bytes)}, to an object store."
+    text = f"Still to write: {size(needed_bytes)}; free: {size(free_bytes)}"
+    if needed_bytes <= free_bytes:
+        return f"{text}."
+    return f"{text}. NOT ENOUGH: make space, choose another --store, or use --disk-budget."
+
+
+def _of_worth(worth: Worth) -> Table:
+    """One row per depth that could be cached."""
+    columns = ("", "cached", "on disk", "read from", "why", "deciding otherwise costs", "removed")
+    title = f"on {worth.machine} ({worth.source}), {worth.problems} per depth"
+    rows = (
+        (
+            f"x_{d.depth}",
+            d.form or "computed again",
+            size(d.nbytes) if d.form else None,
+            d.tier,
+            d.reason,
+            _time(d.otherwise - worth.seconds["best"], "{} more", "not possible"),
+            f"once x_{d.until} is written" if d.until else "stays" if d.form else None,
+            f"{d.from_problems} or more" if d.from_problems else f"more than {MOST_PROBLEMS}",
+        )
+        for d in worth.depths
+    )
+    return table(*columns, "worth caching with", title=title, rows=rows)
+
+
+def _worth_summary(worth: Worth) -> str:
+    """The seconds predicted, beside those of other ways to cache."""
+    best, always, never = worth.seconds.values()
+    if best == math.inf:
+        return "No way to run this within the disk budget."
+    said = f"Predicted, from {worth.source}: {duration(best)}; every depth cached {_time(always)}, "
+    stored = (f"{name} {_time(seconds)}" for name, seconds in worth.profiles.items())
+    return f"{said}none cached {_time(never)}. By profile: {', '.join(stored)}."
+
+
+def _of_ways(worth: Worth, recipe: Recipe) -> Table:
+    """Other views and precisions, one row and one column each; the recipe's own is marked."""
+    cells: dict[int | str, dict[str, str]] = {}
+    for way in worth.other_ways:
+        cell = _time(way.seconds, f"{{}}, {way.nbytes / 1e9:.3g} GB")
+        own = (way.views, way.precision) == (recipe.augment.views, recipe.cache.precision)
+        cells.setdefault(way.views, {})[way.precision] = f"{cell} *" if own else cell
+    title = "other ways to cache: they change what is learned, and only a recipe chooses them"
+    precisions = next(iter(cells.values()))
+    rows = ((views, *row.values()) for views, row in cells.items())
+    return table("views", *precisions, title=title, rows=rows)
+
+
+def _time(seconds: float, said: str = "{}", never: str = "does not fit") -> str:
+    return said.format(duration(seconds)) if seconds < math.inf else never
+
+
+def _of_machine(machine: Machine) -> Table:
+    """The rates of a machine."""
+    shard, level = (1000 * s for s in (machine.publish_shard, machine.publish_level))
+    title = f"{machine.hardware}, {machine.device}, {machine.source}"
+    found = table("", "per second", title=title)
+    for name in ("disk_write", "disk_read", "gather", "decode_jpeg"):
+        if (rate := getattr(machine, name)) is not None:
+            found.add_row(name.replace("_", " "), size(rate))
+    for r in machine.rows:
+        text = f"{size(r.encode)} encoded, {size(r.decode)} decoded, ratio {r.ratio:.2f}"
+        found.add_row(f"{r.precision} {r.profile}", text)
+    for r in machine.layers:
+        found.add_row(r.kind, f"{r.forward:.2g} multiply-adds forward, {r.train:.2g} in training")
+    found.add_row("", f"{shard:.1f} ms a shard and {level:.1f} ms a level beyond their bytes")
+    return found

@@ -20,7 +20,7 @@ from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.materialize.cluster.submit import in_order
 from strata.pipeline.options import Options
 from strata.pipeline.progress import Reporter, Tick, size
-from strata.pipeline.run import levels, network_record, probe_results, sweep_results
+from strata.pipeline.run import levels, probe_results, rundir, sweep_results
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.record import DATA, FEATURES, RUN
 from strata.pipeline.run.rundir import BASELINE, NETWORK, TRANSFER, Run
@@ -210,7 +210,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
     levels.refer_to(run, store)  # writes a note that is damaged again, if it is this run's
     variants = {j: sweep_results.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
-    network_record.keep(run.directory, run.recipe)
+    rundir.keep_network(run.directory, run.recipe)
     if run.data() is None:
         ensure_images(session)
     where = {d.level for d in findings.damaged} | set(findings.partial)

@@ -19,7 +19,7 @@ from strata.pipeline.feed.buffers import host_memory
 from strata.pipeline.feed.ffcv.rows import FfcvBeton, FfcvLevels
 from strata.pipeline.feed.prefetch import Reader
 from strata.pipeline.feed.transfer import CudaStreams, Transfer
-from strata.pipeline.plan.tiers import CACHE_SHARE, TierChoice, choose_tier
+from strata.pipeline.plan.memory import CACHE_SHARE, TierChoice, choose_tier
 from strata.pipeline.run.device import ReadOptions, available_memory
 from strata.store.level.level import Level
 from strata.store.read.descriptors import ReadRows

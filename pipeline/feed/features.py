@@ -29,7 +29,7 @@ from strata.stages.errors import NotFinite
 from strata.stages.features.quantise import Codec, codec
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.featurize import Frozen, featurize
-from strata.stages.network.network import build_layer
+from strata.stages.network.network import build
 from strata.store.level.level import Level
 
 
@@ -61,29 +61,24 @@ class Features:
         with session.report.task(f"reading x_{self.base}", rows, "rows") as tick:
             return Delivery(levels, session.read_options, once=once, beton=images, tick=tick)
 
-    def values(self, stored: Tensor, draws: Draws | None) -> Tensor:
+    def values(self, stored: Tensor, draws: Draws | None, *, encode: bool = False) -> Tensor:
         """x_depth of some rows: (B, C, H, W), decoded or rounded as it is stored, in float16,
         bfloat16 or float32; for x_0, normalised images.
 
         Args:
             stored: elements of the base level, on the device.
             draws: flip and offset of each row, used where the base is x_0.
+            encode: give the form in which it is stored; there must be layers.
         """
-        block, compute = self.session.run.recipe.cache.block, self.session.compute
-        return featurize(self.layers, self._base(stored, draws), block=block, compute=compute)
-
-    def encoded(self, stored: Tensor, draws: Draws) -> Tensor:
-        """x_depth of some rows in the form in which it is stored. There must be layers."""
-        block, compute = self.session.run.recipe.cache.block, self.session.compute
-        x = self._base(stored, draws)
-        return featurize(self.layers, x, block=block, compute=compute, encode=True)
-
-    def _base(self, stored: Tensor, draws: Draws | None) -> Tensor:
-        """Decoded values of the base level; of x_0, normalised images."""
+        recipe, compute = self.session.run.recipe, self.session.compute
         if self.stored is not None:
-            return self.stored.decode(stored, next(iter(self.levels.values())).geometry.sample[2])
-        assert draws is not None
-        return image_views(self.session.run.recipe, stored, draws)
+            width = next(iter(self.levels.values())).geometry.sample[2]
+            x = self.stored.decode(stored, width)
+        else:
+            assert draws is not None
+            x = image_views(recipe, stored, draws)
+        block = recipe.cache.block
+        return featurize(self.layers, x, block=block, compute=compute, encode=encode)
 
 
 def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:
@@ -152,7 +147,7 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
     """A frozen layer from its weights, on the device, in eval mode. Raises LevelDamaged: the
     weights have another digest."""
-    layer = build_layer(spec, None)
+    layer = build([spec], None)[0]
     layer.load_state_dict(weights.read_checked(path, digest))
     layer.requires_grad_(False)
     return layer.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore

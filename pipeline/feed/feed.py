@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,18 +19,20 @@ from strata.store.read.order import Mixing, batch_count, batches
 from strata.store.read.rows import Rows
 
 
-@dataclass
+@dataclass(eq=False)
 class Feed:
     """Batches of the rows that a delivery reads. An epoch can be taken up at any batch: nothing but
-    its number, the seed and the depth says what it is."""
+    its number, the seed and the depth says what it is. Close it, or use it in a with statement."""
 
     delivery: Delivery
     labels: np.ndarray
     """int64 (rows,)."""
     ids: np.ndarray
     """int64 (rows,), the sample id of every row."""
-    mixing: Mixing | None
-    """How rows are shuffled; None: not at all."""
+    mixing: Mixing
+    """How rows are shuffled."""
+    shuffle: bool
+    """False keeps the order of the rows."""
     seed: int
     depth: int
     batch: int
@@ -49,6 +52,16 @@ class Feed:
         # A GPU's allocator is as good.
         self._maps = MapBuffers() if self.delivery.device.type == "cpu" else None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads and let the memory go. What was handed out on a CPU stays valid."""
+        self.delivery.close()
+
     def __len__(self) -> int:
         """Batches of an epoch."""
         return batch_count(len(self.ids), self.batch, drop_last=self.drop_last)
@@ -64,7 +77,7 @@ class Feed:
                 only one.
         """
         order = np.arange(len(self.ids))
-        if self.mixing is not None:
+        if self.shuffle:
             order = self.mixing.order(self.seed, self.depth, epoch)
         row, lengths = batches(order, self.batch, drop_last=self.drop_last, start=start)
         return Rows.of(row) if view is None else Rows(view[self.ids[row]], row), lengths
@@ -81,7 +94,7 @@ class Feed:
     def on_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.delivery.device)
 
-    def batches(
+    def read(
         self, rows: Rows, lengths: list[int], crops: np.ndarray | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """x and y of some rows, as batches of these lengths, on the device.
@@ -104,12 +117,12 @@ class Feed:
 
         # What is of the whole epoch is made now: the first batch may be made in the middle of a
         # step whose memory is counted.
-        def made() -> Iterator[tuple[Tensor, Tensor]]:
+        def found() -> Iterator[tuple[Tensor, Tensor]]:
             delivered = self.delivery.batches(rows, lengths)
             for number in range(len(lengths)):
                 yield self._values(next(delivered), windows[number]), y[number]
 
-        return made()
+        return found()
 
     def _values(self, x: Tensor, window: Tensor | None) -> Tensor:
         """Values of stored elements, cut while one has few bytes."""

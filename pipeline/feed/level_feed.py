@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import reduce
 from math import prod
 from typing import Any
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from strata.pipeline.feed.delivery import LOADERS, Delivery
 from strata.pipeline.feed.feed import Feed
-from strata.pipeline.plan.tiers import TIERS
+from strata.pipeline.plan.memory import TIERS
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import GATHERERS, ReadOptions
 from strata.stages.features.moments import Moments
@@ -42,11 +41,8 @@ WARN_SHARE = 0.01
 """Share of the pairs of a batch that lie in one block; more is worth a warning."""
 
 
-class LevelFeed(AbstractContextManager["LevelFeed"]):
-    """An iterable of batches (x, y) on a device. Every pass is the next epoch.
-
-    Close it, or use it in a with statement.
-    """
+class LevelFeed(Feed):
+    """An iterable of batches (x, y) on a device. Every pass is the next epoch."""
 
     def __init__(
         self,
@@ -80,7 +76,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
             crop: cut a window of this side at a random place of each map, a new one in each epoch.
             stored: x as the level holds it (float16, codes, …), without making values of it.
             rank, ranks: which slice of every batch to deliver, of how many of equal size.
-            tier: ``auto``, ``device``, ``memory`` or ``disk``; see ``plan/tiers.py``.
+            tier: ``auto``, ``device``, ``memory`` or ``disk``; see ``plan/memory.py``.
             loader: ``native``, or ``ffcv`` (raw levels).
             report: is told the tier and its reason, and of a shuffle that is not good enough.
 
@@ -90,8 +86,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
             BudgetError, LoaderError, LevelDamaged: as :class:`Delivery`.
         """
         views = [levels] if isinstance(levels, Level) else list(levels)
-        level, self._views, self.batch, self.seed = views[0], len(views), batch, seed
-        self._level, self.device, self.mixing = level, torch.device(device), mixing(level.geometry)
+        level, self._views, self.device = views[0], len(views), torch.device(device)
         _check(level, batch, crop, stored, rank, ranks)
         for name, given, there in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
             if given not in there:
@@ -101,24 +96,13 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
             delivery = Delivery(views, options, tick=tick)
         codec = None if stored else codec_of(level, self.device)
-        order = (self.mixing if shuffle else None), seed, level.key.depth, batch, drop_last
-        self._feed = Feed(delivery, *known, *order, codec, crop or 0, rank, ranks)
+        order = mixing(level.geometry), shuffle, seed, level.key.depth, batch, drop_last
+        super().__init__(delivery, *known, *order, codec, crop or 0, rank, ranks)
         self._with_ids, self.choice = ids, delivery.choice
         report.say(f"{self.choice.tier}: {self.choice.reason}")
         if shuffle and self.mixing.same_block > WARN_SHARE:
             warnings.warn(shuffle_text(self.mixing), stacklevel=2)
         self._at, self._next = (0, 0), (0, 0)
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the threads and let the memory go. What was handed out on a CPU stays valid."""
-        self._feed.delivery.close()
-
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-        return len(self._feed)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """The next epoch, or what is left of it after :meth:`load_state_dict`."""
@@ -140,19 +124,19 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        one, view, crops = self._feed, None, None
+        view, crops = None, None
         if self._views > 1:
-            view = view_of_epoch(self.seed, epoch, np.arange(one.samples), self._views)
-        if one.crop:
-            drawn = generator("feed crops", self.seed, epoch).random((one.samples, 2))
-            room = np.array(self._level.geometry.sample[1:]) - one.crop + 1
+            view = view_of_epoch(self.seed, epoch, np.arange(self.samples), self._views)
+        if self.crop:
+            drawn = generator("feed crops", self.seed, epoch).random((self.samples, 2))
+            room = np.array(self.delivery.geometry.sample[1:]) - self.crop + 1
             crops = (drawn * room).astype(np.int64)
-        rows, lengths = one.mine(*one.order(epoch, start, view))
-        made = one.batches(rows, lengths, crops)
-        if self.device.type == "cuda" and one.codec is None:  # a buffer that is written to again
+        rows, lengths = self.mine(*self.order(epoch, start, view))
+        made = self.read(rows, lengths, crops)
+        if self.device.type == "cuda" and self.codec is None:  # a buffer that is written to again
             made = ((x.clone(), y) for x, y in made)
         if self._with_ids:
-            ids = one.on_device(one.ids[rows.row]).split(lengths)
+            ids = self.on_device(self.ids[rows.row]).split(lengths)
             return map(lambda batch, own: (*batch, own), made, ids)
         return made
 
@@ -173,7 +157,7 @@ class LevelFeed(AbstractContextManager["LevelFeed"]):
         return {
             "seed": self.seed,
             "size": self.batch,
-            "rows": len(self._level),
+            "rows": len(self.ids),
             "block": self.mixing.block if self.mixing.windows > 1 else 1,
         }
 

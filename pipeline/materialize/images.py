@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from strata.stages.data.images import (
     spans,
     survey,
 )
+from strata.stages.data.sources import printable, summary
 from strata.stages.errors import DataError
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import make_directory, replace, sealed, unseal
@@ -60,17 +61,21 @@ def ensure_images(session: Session) -> None:
     """Make x_0 complete, or find that it is.
 
     Raises:
-        DataError: the images or labels cannot be used; names the first that is at fault.
+        DataError: the images or labels cannot be used; names the first that is at fault. Or their
+            numbers are not those of the recipe, where the run has not read them before.
         RunConflict: the images are not those that the run was made from.
     """
     known = session.run.data()
     if have_images(session.run, session.store):
         return
     with open_source(
-        session.run.source, root=session.data_root, download=session.download
+        session.run.source, root=session.options.data_root, download=session.options.download
     ) as source:
-        check_labels(source, session.run.recipe.data.classes)
+        if not session.options.skip_broken:  # or else it depends on what is left
+            _check(session, source, {})
         found = _survey(session, source)
+        session.report.say(_table(session, source, found))
+        _check(session, source, found)
         if known is not None and found["digest"] != known["digest"]:
             raise RunConflict(
                 f"the images of {session.run.source} are not those {session.run.directory} was "
@@ -78,9 +83,52 @@ def ensure_images(session: Session) -> None:
                 "them, or choose another directory with --run"
             )
         facts = {k: v for k, v in found.items() if k != "kept"}
+        facts["left_out"] = {why: count for why, (count, _) in source.left_out.items()}
         record.write(session.run.directory / DATA, facts)
         for split in SPLITS:
             _write_split(session, source, split, found)
+
+
+def _check(session: Session, source: Source, left: Mapping[str, Any]) -> None:
+    """Hold images to the numbers of the recipe, or to what is ``left`` of them without broken ones,
+    the first time that a run reads them. A run inside a run has no numbers of its own."""
+    run, data = session.run, session.run.recipe.data
+    first = run.origins is None and run.data() is None
+    there = {"classes": len(source.classes), **{split: source.count(split) for split in SPLITS}}
+    differ = {k: n for k, n in there.items() if getattr(data, k) not in (n, left.get(k))}
+    advice = f"In the recipe, set {', '.join(f'data.{k} = {n}' for k, n in differ.items())}"
+    try:
+        with remedy(DataError, advice) if differ else nullcontext():
+            check_labels(source, data.classes)
+        if first and differ and not session.options.accept_data:
+            each = (
+                f"{k} is {n:,}, the recipe says {getattr(data, k):,}" for k, n in differ.items()
+            )
+            said = [f"{run.source} is not what the recipe says: {'; '.join(each)}"]
+            said += [f"Left out: {summary(source.left_out)}"] * bool(source.left_out)
+            raise DataError(". ".join([*said, f"{advice}, or pass --accept-data"]))
+    except DataError:
+        if first:
+            run.take_back()
+        raise
+
+
+def _table(session: Session, source: Source, found: Mapping[str, Any]) -> str:
+    """What was found, beside what the recipe says, and what was left out: lines for people."""
+    data, own = session.run.recipe.data, session.run.origins is None
+    lines = [(f"images of {session.run.source}", "found", "recipe" * own, "")]
+    for split in SPLITS:
+        lines.append((split, f"{found[split]:,}", f"{getattr(data, split):,}" * own, ""))
+    names = ", ".join(source.classes[:10]) + ", …" * (len(source.classes) > 10)
+    lines.append(("classes", f"{len(source.classes):,}", f"{data.classes:,}" * own, names))
+    wide = max(len(line[0]) for line in lines)
+    shown = [f"{a:{wide}} {b:>10} {c:>10}  {d}".rstrip() for a, b, c, d in lines]
+    for why, (count, name) in source.left_out.items():
+        shown.append(f"left out {count:,} ({why}), such as {name}")
+    if found["broken_count"]:
+        first = found["broken"][0]
+        shown.append(f"left out {found['broken_count']:,} broken images, the first: {first}")
+    return "\n".join(shown)
 
 
 def _survey(session: Session, source: Source) -> dict[str, Any]:
@@ -89,7 +137,9 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
     memo = _memo(session, signature)
     with suppress(FileNotFoundError, LevelDamaged):
         remembered = unseal(memo, store.files)
-        if not remembered["broken_count"] or session.skip_broken:
+        known = remembered["broken_count"] + sum(remembered[split] for split in SPLITS)
+        listed = sum(source.count(split) for split in SPLITS)  # other versions list other files
+        if known == listed and (not remembered["broken_count"] or session.options.skip_broken):
             return remembered
     found = _read_all(session, source, signature) | {
         "signature": signature,
@@ -146,12 +196,8 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
             session.stop.check()
             tick(images)
 
-        skip = session.skip_broken
+        skip = session.options.skip_broken
         result = survey(source, skip_broken=skip, tick=done, examined=findings)
-    if result.broken:
-        session.report.say(
-            f"left out {len(result.broken)} broken images, the first: {result.broken[0].name}"
-        )
     return {
         "source": session.run.source,
         "digest": result.digest,
@@ -159,7 +205,7 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
         "train": len(result.kept["train"]),
         "test": len(result.kept["test"]),
         "kept": {split: result.kept[split].tolist() for split in SPLITS},
-        "broken": [f"{b.name}: {b.reason}" for b in result.broken[:NAMED_BROKEN]],
+        "broken": [printable(f"{b.name}: {b.reason}") for b in result.broken[:NAMED_BROKEN]],
         "broken_count": len(result.broken),
     }
 

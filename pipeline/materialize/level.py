@@ -140,7 +140,8 @@ class RunAddress:
         kind, _, path = source.partition(":")
         if kind in ("imagefolder", "npz"):
             source = f"{kind}:{Path(path).expanduser().absolute()}"
-        return cls(run, StoreAddress.of(session.store), source, session.data_root.absolute())
+        root = session.options.data_root.absolute()
+        return cls(run, StoreAddress.of(session.store), source, root)
 
     def begun(self, key: LevelKey, shape: Geometry) -> tuple[Run, ShardWriter]:
         """The run, which must give a level its name (so its recipe, layers and scales are those

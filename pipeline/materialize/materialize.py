@@ -203,7 +203,8 @@ class FeatureShards:
                     for part, stored in zip(parts, here, strict=False):
                         naming = naming_rows(self.key.label, self.key.split, part, self._ids)
                         with naming, self._counting(timing):
-                            x = self.source.encoded(stored, self._draws.of(self._ids[part]))
+                            draws = self._draws.of(self._ids[part])
+                            x = self.source.values(stored, draws, encode=True)
                         target = out[part[0] - first : part[-1] + 1 - first]
                         torch.from_numpy(target).copy_(x, non_blocking=True)
                         timing.tick(len(part))

@@ -53,10 +53,16 @@ def caching(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     if remote or recipe.cache.profile != "auto" or augmentation.mode(recipe) == "fresh":
         return how
     try:
-        found = costs(recipe, plan, options)
+        table = costs(recipe, plan, options).table
     except NotThereYet as error:
         return replace(how, said=(f"'cache.profile' is auto, and that means raw: {error}",))
-    profiles = _profiles(found, how, disk_budget(options))
+    between = range(1, table.layers)
+    must = frozenset(between if how.depths is None else how.depths)
+    never = frozenset(between) - must
+    best = cheapest_chain(table, disk=disk_budget(options), must=must, never=never)
+    # The other depths are written by whoever asks for them: as if each were cached, too.
+    alone = {d: cheapest_chain(table, must=frozenset([d])) for d in between}
+    profiles = {d: best.form(d) or alone[d].form(d) or "raw" for d in between}
     named = ", ".join(f"x_{depth} {profile}" for depth, profile in profiles.items())
     said = f"'cache.profile' is auto: {named}, if they are written now"
     return replace(how, said=(*how.said, said), profiles=profiles)
@@ -74,7 +80,7 @@ def _depths(recipe: Recipe, plan: Plan, options: Options) -> Caching:
     found, disk = costs(recipe, plan, options), disk_budget(options)
     best = cheapest_chain(found.table, disk=disk)
     depths = frozenset(node.depth for node in best.chain)
-    cached = ", ".join(f"x_{node.depth}" for node in best.chain) or "nothing"
+    cached = ", ".join(f"x_{depth}" for depth in sorted(depths)) or "nothing"
     said = f"--cache auto: worth caching on {found.machine.name}: {cached}"
     return Caching(depths, bool(evicted(found.table, best, disk)), (said,))
 
@@ -82,16 +88,6 @@ def _depths(recipe: Recipe, plan: Plan, options: Options) -> Caching:
 def disk_budget(options: Options) -> float:
     """Bytes that ``--disk-budget`` allows; infinite where nothing is said."""
     return math.inf if options.disk_budget is None else float(options.disk_budget)
-
-
-def _profiles(found: RecipeCosts, how: Caching, disk: float) -> dict[int, str]:
-    """How x_1 … x_{J-1} are stored best, those first that are written on the way. The others are
-    written by whoever asks for them: as if each were cached, too."""
-    table, between = found.table, range(1, found.table.layers)
-    must = frozenset(between if how.depths is None else how.depths)
-    chosen = cheapest_chain(table, disk=disk, must=must, never=frozenset(between) - must)
-    alone = (cheapest_chain(table, must=frozenset([depth])).form(depth) for depth in between)
-    return {d: chosen.form(d) or form or "raw" for d, form in zip(between, alone, strict=True)}
 
 
 def costs(recipe: Recipe, plan: Plan, options: Options) -> RecipeCosts:
@@ -110,7 +106,7 @@ def costs(recipe: Recipe, plan: Plan, options: Options) -> RecipeCosts:
     if (cap := options.gpu_memory) is not None and there.device_memory:
         device = memory.named_device(recipe)
         divided = memory.fit(recipe, device, cap)
-        room = max(1.0, cap - memory.largest_peak(recipe, device, divided))
+        room = max(1.0, cap - max(memory.peaks(recipe, device, divided)))
         there = replace(there, device_memory=min(there.device_memory, room))
     asked = options.problems, options.loader, options.tier
     return RecipeCosts(recipe, there, plan.images, plan.tests, *asked)
@@ -122,15 +118,14 @@ def guesses(recipe: Recipe, there: machine.Machine) -> list[str]:
     measured = there.sample if precision in {rate.precision for rate in there.rows} else ""
     if recipe.cache.profile != "raw" and measured != FEATURES:
         how = f"measured on {measured}" if measured else "not measured"
-        lines.append(f"A guess: how {precision} features pack was {how}.")
+        lines.append(f"how {precision} features pack was {how}")
     if recipe.data.jpeg and there.decode_jpeg is None:
-        lines.append(f"A guess: images are decoded from JPEG at {size(there.jpeg)}/s.")
-    kinds = {rate.kind for rate in there.layers}
-    unknown = [j for j in range(1, len(recipe.layers) + 1) if kind(recipe, j) not in kinds]
+        lines.append(f"images are decoded from JPEG at {size(there.jpeg)}/s")
+    kinds, layers = {rate.kind for rate in there.layers}, range(1, len(recipe.layers) + 1)
+    unknown = ", ".join(str(j) for j in layers if kind(recipe, j) not in kinds)
     if unknown and there.hardware:
-        named = ", ".join(map(str, unknown))
-        lines.append(f"A guess: rates of layers {named} are the median of others.")
-    return lines
+        lines.append(f"rates of layers {unknown} are the median of others")
+    return [f"A guess: {line}." for line in lines]
 
 
 def known_machine(options: Options) -> machine.Machine | None:
@@ -143,10 +138,7 @@ def known_machine(options: Options) -> machine.Machine | None:
     """
     if options.machine is not None:
         return machine.load(options.machine)
-    if is_url(options.store):
-        return None
-    path = calibrated(options.store)
-    if not path.exists():
+    if is_url(options.store) or not (path := calibrated(options.store)).exists():
         return None
     try:
         found = machine.load(path)

@@ -68,22 +68,21 @@ def cheapest_chain(
         disk: bytes that x_0 and two neighbours may take together.
         must, never: depths that are cached, or are not, whatever it costs.
     """
-    end, best = CachedDepth(costs.layers, ""), [(X0, 0, Chain(0.0, ()))]
+    end, best = CachedDepth(costs.layers, ""), {X0: Chain(0.0, ())}
     nodes = (node for node in costs.nbytes if node.depth and node.depth not in never)
-    room = disk - costs.nbytes[X0]
+    nbytes, room = {**costs.nbytes, X0: 0, end: 0}, disk - costs.nbytes[X0]
     for node in (*nodes, end):
-        nbytes = costs.nbytes.get(node, 0)
         ways = (
             _extended(costs, so_far, base, node)
-            for base, below, so_far in best
+            for base, so_far in best.items()
             if base.depth < node.depth
             and must.isdisjoint(range(base.depth + 1, node.depth))
-            and below + nbytes <= room
+            and nbytes[base] + nbytes[node] <= room
         )
         if way := min(ways, key=lambda chain: chain.seconds, default=None):
-            best.append((node, nbytes, way))
-    last, _, whole = best[-1]
-    return Chain(whole.seconds, whole.chain[:-1]) if last == end else Chain(math.inf, ())
+            best[node] = way
+    whole = best.get(end, Chain(math.inf, ()))
+    return Chain(whole.seconds, whole.chain[:-1])
 
 
 def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth) -> Chain:
@@ -93,14 +92,6 @@ def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth)
     solving = sum(costs.problems * costs.solve[base, j] for j in between)
     writing = costs.write[base, node] if node.depth < costs.layers else 0.0
     return Chain(so_far.seconds + solving + writing, (*so_far.chain, node))
-
-
-def other_decision(costs: Costs, best: Chain, depth: int, *, disk: float = math.inf) -> Chain:
-    """The cheapest chain that decides differently about one depth."""
-    one = frozenset([depth])
-    if best.form(depth):
-        return cheapest_chain(costs, disk=disk, never=one)
-    return cheapest_chain(costs, disk=disk, must=one)
 
 
 def evicted(costs: Costs, best: Chain, disk: float) -> dict[int, int]:

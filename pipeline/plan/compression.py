@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,60 +19,55 @@ from strata.pipeline.recipe.recipe import Recipe
 
 def saved(
     recipe: Recipe, plan: Plan, data: dict[str, Any] | None, options: Options
-) -> tuple[dict[str, Any] | None, list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
     """The plan beside that of the same recipe without [compress]: for machines, and as lines for
-    people; None where no filter is removed.
+    people; both empty where no filter is removed.
 
     Args:
         data: the run's record of its images; None: as many as the recipe expects.
         options: those of ``caching.caching``.
     """
     if not recipe.compress:
-        return None, []
+        return {}, []
     whole = replace(recipe, compress=None)
     without = make_plan(whole, data)
     filters = [
         {"layer": layer.index, "filters": layer.width, "of": given.width}
         for layer, (given, _) in zip(recipe.layers, recipe.problems, strict=True)
     ]
+    times = [_seconds(recipe, plan, options), _seconds(whole, without, options)]
     value = {
         "filters": filters,
         "bytes_without": [depth.bytes for depth in without.depths],
         "total_bytes_without": without.total,
         "operations_without": without.operations,
-        "seconds": _seconds(recipe, plan, options),
-        "seconds_without": _seconds(whole, without, options),
+        "seconds": times[0],
+        "seconds_without": times[1],
     }
-    return value, _lines(plan, without, value)
-
-
-def _lines(plan: Plan, without: Plan, value: dict[str, Any]) -> list[str]:
-    kept = ", ".join(f"{one['filters']} of {one['of']}" for one in value["filters"])
-    pairs = list(zip(plan.depths, without.depths, strict=True))
-    levels = [
+    kept = ", ".join(f"{one['filters']} of {one['of']}" for one in filters)
+    levels = ", ".join(
         f"x_{one.depth} {size(one.bytes)} instead of {size(other.bytes)}"
-        for one, other in pairs[1:]
-    ]
+        for one, other in zip(plan.depths[1:], without.depths[1:], strict=True)
+    )
     lines = [
-        f"[compress] leaves {kept} filters: {', '.join(levels)}.",
+        f"[compress] leaves {kept} filters: {levels}.",
         f"Compressed, the run takes {size(plan.total)} of disk in total instead of "
         f"{size(without.total)}, and {plan.operations:.2g} multiply-adds instead of "
         f"{without.operations:.2g}, fine-tuning included.",
     ]
-    if value["seconds"] is not None and value["seconds_without"] is not None:
-        times = duration(value["seconds"]), duration(value["seconds_without"])
-        lines.append(f"At best it then takes {times[0]} instead of {times[1]}.")
-    return lines
+    known = [duration(seconds) for seconds in times if seconds is not None]
+    if len(known) == len(times):
+        lines.append(f"At best it then takes {' instead of '.join(known)}.")
+    return value, lines
 
 
 def _seconds(recipe: Recipe, plan: Plan, options: Options) -> float | None:
     """Seconds of the best run on a machine whose rates are known; else None."""
-    try:
+    with suppress(NotThereYet, BudgetError):
         known = caching.costs(recipe, plan, options)
-    except (NotThereYet, BudgetError):
-        return None
-    found = cheapest_chain(known.table, disk=caching.disk_budget(options)).seconds
-    return found if found < math.inf else None
+        found = cheapest_chain(known.table, disk=caching.disk_budget(options)).seconds
+        return found if found < math.inf else None
+    return None
 
 
 def summary(record: Mapping[str, Any] | None) -> dict[str, Any] | None:

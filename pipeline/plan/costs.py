@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from itertools import accumulate
 
 from strata.pipeline.errors import BudgetError
-from strata.pipeline.plan import tiers
+from strata.pipeline.plan import memory
 from strata.pipeline.plan.choose import X0, CachedDepth, Costs
 from strata.pipeline.plan.machine import Machine, RowRate
 from strata.pipeline.recipe import augmentation as views
@@ -28,6 +27,9 @@ SCALE_ROWS = 4096
 """Most training rows that scales are chosen on."""
 SCORE_ROWS = 8192
 """Most training rows that filters are judged on before some are removed."""
+Fed = tuple[float, float, float, float]
+"""How often a row is decoded, gathered, read from its file, and copied to the device."""
+ONCE: Fed = (1.0, 0.0, 1.0, 1.0)
 
 
 def operations(recipe: Recipe, problem: ProblemSpec) -> int:
@@ -124,14 +126,10 @@ class RecipeCosts:
         """Seconds of one level of ``rows`` rows. The last shard is published when nothing is left
         to compute: of a level of one shard, nothing overlaps."""
         machine, rate, shards = self.machine, self._rate(node), self._level(node.depth, rows).shards
-        below, above = self._row_bytes(base), self._row_bytes(node)
-        read = 0.0 if self._in_page_cache(base) else below / self._rate(base).ratio
-        computing = rows * machine.seconds(
-            compute=self.forward(base.depth, node.depth),
-            host=below / self._decode(base) + above / rate.encode,
-            disk=read / machine.disk_read,
-            copy=(below + above) / machine.copy,
-        )
+        above, (host, disk, copy) = self._row_bytes(node), self._reading(base)
+        compute, host = self.forward(base.depth, node.depth), host + above / rate.encode
+        copy += above / machine.copy
+        computing = rows * machine.seconds(compute=compute, host=host, disk=disk, copy=copy)
         nbytes = rows * above / rate.ratio
         publishing = nbytes / machine.disk_write + shards * machine.publish_shard
         last = min(computing, publishing) / shards
@@ -158,14 +156,14 @@ class RecipeCosts:
         """Seconds of layers base + 1 … depth for one cached row."""
         return self._forwards[depth] - self._forwards[base]
 
-    def tier_of(self, node: CachedDepth) -> tiers.TierChoice:
-        """Where the rows are while a problem reads them, as ``tiers.choose_tier`` chooses.
+    def tier_of(self, node: CachedDepth) -> memory.TierChoice:
+        """Where the rows are while a problem reads them, as ``memory.choose_tier`` chooses.
 
         Raises:
             BudgetError: the tier that was asked for has no room.
         """
         machine = self.machine
-        return tiers.choose_tier(
+        return memory.choose_tier(
             self.tier,
             f"x_{node.depth}",
             self._unpacked(node),
@@ -201,13 +199,11 @@ class RecipeCosts:
     @cached_property
     def _forwards(self) -> list[float]:
         """Seconds of layers 1 … depth for one cached row, by depth."""
-        side = views.cached_size(self.recipe)
-        seconds = (
-            layer.operations(self.recipe.shape(j - 1, side))
-            / self.machine.rates(kind(self.recipe, j)).forward
-            for j, layer in enumerate(self.recipe.layers, start=1)
-        )
-        return list(accumulate(seconds, initial=0.0))
+        recipe, side, seconds = self.recipe, views.cached_size(self.recipe), [0.0]
+        for j, layer in enumerate(recipe.layers, start=1):
+            work, rates = layer.operations(recipe.shape(j - 1, side)), self.machine.rates
+            seconds.append(seconds[-1] + work / rates(kind(recipe, j)).forward)
+        return seconds
 
     # ---- rows -----------------------------------------------------------------------------------
 
@@ -215,19 +211,13 @@ class RecipeCosts:
         """Seconds of one row that is read from ``base`` and computed on for ``compute`` seconds;
         infinite where the tier asked for has no room."""
         try:
-            decoded, gathered, read, copied = self._fed(base)
+            host, disk, copy = self._reading(base, self._fed(base))
         except BudgetError:
             return math.inf
-        machine, nbytes = self.machine, self._row_bytes(base)
-        return machine.seconds(
-            compute=compute,
-            host=nbytes * (decoded / self._decode(base) + gathered / machine.gather),
-            disk=nbytes * read / self._rate(base).ratio / machine.disk_read,
-            copy=nbytes * copied / machine.copy,
-        )
+        return self.machine.seconds(compute=compute, host=host, disk=disk, copy=copy)
 
-    def _fed(self, base: CachedDepth) -> tuple[float, float, float, float]:
-        """How often an epoch decodes a row that it reads, gathers it, reads it from the disk, and
+    def _fed(self, base: CachedDepth) -> Fed:
+        """How often an epoch decodes a row that it reads, gathers it, reads it from its files, and
         copies it to the device, on average over the epochs.
 
         What is held is filled once with all views, if it is unpacked or copied; of raw rows in the
@@ -235,27 +225,27 @@ class RecipeCosts:
         views, since it wants some rows of each.
         """
         count, packed = self._views(base), base.form != "raw"
-        off_disk = 0.0 if self._in_page_cache(base) else 1.0
-        if self._is_jpeg(base):
+        if self._rate(base).profile == "jpeg":
             return 1.0, 0.0, 0.0, 1.0
         tier, once = self.tier_of(base).tier, count / self.recipe.schedule.epochs
         if tier == "device":
-            return once, 0.0, once * off_disk, once
+            return once, 0.0, once, once
         if packed and tier == "memory":
             return once, max(0.0, 1 - once), 0.0, 1.0
         if packed:
-            return count, 0.0, count * off_disk, 1.0
+            return count, 0.0, count, 1.0
         once = min(1.0, once)
-        return once, 1 - once, off_disk, 1.0
+        return once, 1 - once, 1.0, 1.0
 
-    def _in_page_cache(self, node: CachedDepth) -> bool:
-        """Do the files of x_depth stay in the page cache once they are written?"""
-        files = self._unpacked(node) / self._rate(node).ratio
-        return files <= tiers.CACHE_SHARE * self.machine.memory
-
-    def _is_jpeg(self, node: CachedDepth) -> bool:
-        """Is this x_0, decoded from JPEG whenever it is read?"""
-        return node.depth == 0 and self.recipe.data.jpeg > 0
+    def _reading(self, base: CachedDepth, fed: Fed = ONCE) -> tuple[float, float, float]:
+        """Seconds that the host, the disk and copying take for one row of ``base``. What stays in
+        the page cache once it is written is not read from the disk."""
+        machine, rate, nbytes = self.machine, self._rate(base), self._row_bytes(base)
+        decoded, gathered, read, copied = fed
+        in_page_cache = self._unpacked(base) / rate.ratio <= memory.CACHE_SHARE * machine.memory
+        host = decoded / rate.decode + gathered / machine.gather
+        disk = 0.0 if in_page_cache else read / rate.ratio / machine.disk_read
+        return nbytes * host, nbytes * disk, nbytes * copied / machine.copy
 
     @property
     def _by_ffcv(self) -> bool:
@@ -263,11 +253,12 @@ class RecipeCosts:
         return self.loader == "ffcv" or self.recipe.data.jpeg > 0
 
     def _rate(self, node: CachedDepth) -> RowRate:
+        """Rates of rows as they are stored; of images that are decoded from JPEG whenever they are
+        read, of the profile ``jpeg``."""
         precision = self.recipe.cache.precision if node.depth else "uint8"
-        return self.machine.row_rate(node.form, precision)
-
-    def _decode(self, node: CachedDepth) -> float:
-        return self.machine.jpeg if self._is_jpeg(node) else self._rate(node).decode
+        rate = self.machine.row_rate(node.form, precision)
+        jpeg = node.depth == 0 and self.recipe.data.jpeg
+        return replace(rate, profile="jpeg", decode=self.machine.jpeg) if jpeg else rate
 
     @cached_property
     def _level(self) -> Callable[[int, int], Geometry]:

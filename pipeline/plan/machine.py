@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +21,21 @@ from strata.pipeline.recipe import strict
 DEVICES = ("cpu", "cuda")
 JPEG_GUESS = 1e9
 """Bytes of pixels per second: four cores at 80 megapixels of three bytes."""
-TABLES = ("layers", "rows")
-"""Fields that are a [[table]] for each of their entries."""
 
 
 @dataclass(frozen=True)
-class LayerRate:
+class _Rates:
+    """Figures that are all above 0. Raises RecipeError: one is not."""
+
+    def __post_init__(self) -> None:
+        said = ", ".join(value for value in vars(self).values() if value and isinstance(value, str))
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not value > 0:
+                raise RecipeError(f"'{name}' is {value}; it must be above 0 ({said})")
+
+
+@dataclass(frozen=True)
+class LayerRate(_Rates):
     """Multiply-adds per second of one kind of layer and its auxiliary classifier."""
 
     kind: str
@@ -36,12 +44,9 @@ class LayerRate:
     train: float
     """Rate of a step that trains it."""
 
-    def __post_init__(self) -> None:
-        _check_rates(self, f" of {self.kind}")
-
 
 @dataclass(frozen=True)
-class RowRate:
+class RowRate(_Rates):
     """Bytes of rows per second, by all cores, of one profile and precision."""
 
     profile: str
@@ -53,19 +58,9 @@ class RowRate:
     ratio: float
     """Bytes of the rows over bytes on disk."""
 
-    def __post_init__(self) -> None:
-        _check_rates(self, f" of {self.precision} {self.profile}")
-
-
-def _check_rates(rates: LayerRate | RowRate | Machine, of: str = "") -> None:
-    """Refuse fields that are no rate. Raises RecipeError."""
-    for name, value in vars(rates).items():
-        if isinstance(value, float) and not value > 0:
-            raise RecipeError(f"'{name}{of}' is {value}; it must be above 0")
-
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(_Rates):
     """Rates are in multiply-adds or bytes per second, sizes in bytes; all are above 0."""
 
     name: str
@@ -119,19 +114,14 @@ class Machine:
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise RecipeError(f"'device' is {self.device!r}; it is one of {', '.join(DEVICES)}")
-        _check_rates(self)
+        super().__post_init__()
 
     def row_rate(self, profile: str, precision: str) -> RowRate:
         """The rates of rows stored in a profile and precision."""
-        for rate in self.rows:
-            if (rate.profile, rate.precision) == (profile, precision):
-                return rate
-        rates = {
-            "raw": (self.gather, self.gather, 1.0),
-            "lz4": (self.encode_lz4, self.decode_lz4, self.ratio_lz4),
-            "zstd": (self.encode_zstd, self.decode_zstd, self.ratio_zstd),
-        }
-        return RowRate(profile, precision, *rates[profile])
+        raw = {"encode": self.gather, "decode": self.gather, "ratio": 1.0}
+        rates = {name: getattr(self, f"{name}_{profile}", rate) for name, rate in raw.items()}
+        named = (r for r in self.rows if (r.profile, r.precision) == (profile, precision))
+        return next(named, RowRate(profile, precision, **rates))
 
     @property
     def jpeg(self) -> float:
@@ -156,22 +146,16 @@ class Machine:
 
 
 def as_toml(machine: Machine) -> str:
-    """A file that :func:`load` reads."""
-    lines = _toml({name: value for name, value in vars(machine).items() if name not in TABLES})
-    for table in TABLES:
-        rates: tuple[LayerRate | RowRate, ...] = getattr(machine, table)
-        for rate in rates:
-            lines += ["", f"[[{table}]]", *_toml(vars(rate))]
+    """A file that :func:`load` reads: a line per value that is known, a table per rate."""
+    lines = list[str]()
+    for table, entries in ("", (machine,)), ("layers", machine.layers), ("rows", machine.rows):
+        for entry in entries:
+            lines += ["", f"[[{table}]]"] if table else []
+            known = {n: v for n, v in vars(entry).items() if isinstance(v, str | int | float)}
+            for name, value in known.items():
+                text = json.dumps(value) if isinstance(value, str) else f"{value:.4e}"
+                lines.append(f"{name} = {text}")
     return "\n".join(lines) + "\n"
-
-
-def _toml(table: Mapping[str, str | float | None]) -> list[str]:
-    """One line per value; none for those that are not known."""
-    return [
-        f"{name} = {json.dumps(value) if isinstance(value, str) else f'{value:.4e}'}"
-        for name, value in table.items()
-        if value is not None
-    ]
 
 
 def load(path: Path) -> Machine:

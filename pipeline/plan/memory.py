@@ -1,9 +1,16 @@
-"""Memory of a training step, and how many rows go through it at a time to fit ``--gpu-memory``.
+"""Memory of a training step, how many rows go through it at a time to fit ``--gpu-memory``, and
+where the rows of some levels are held while a problem reads them.
 
 The peak of solving a layer is that of the layer, its auxiliary classifier, their gradients and
 momentum, and the activations of one micro-batch (stages/network/footprint.py). Of these the
 micro-batch is what can be chosen: gradients are summed over micro-batches, so a step is the same
 but for batch norm, whose statistics are those of the rows that go through together.
+
+Rows are held in one of three tiers; the order of an epoch does not depend on which:
+
+    device   all of them, as stored, in the memory of the GPU: gathered there
+    memory   the page cache (raw), or decoded once into RAM (packed): gathered by threads
+    disk     read when they are wanted (raw), or decoded chunk by chunk into a pool (packed)
 
 Arithmetic only; no torch.
 """
@@ -20,6 +27,14 @@ from strata.pipeline.recipe.recipe import Recipe
 from strata.stages.network import footprint
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.spec import AuxiliarySpec
+
+TIERS = ("auto", "device", "memory", "disk")
+DEVICE_SHARE = 0.6
+"""Share of the GPU's free memory that rows may take; the rest is for the problem."""
+CACHE_SHARE = 0.7
+"""Share of the free memory that raw rows may take: page cache, which the kernel can take back."""
+MEMORY_SHARE = 0.5
+"""Share of the free memory that decoded rows may take, which the kernel cannot take back."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +125,20 @@ def peak_together(
     return held + largest
 
 
-def known_peak(recipe: Recipe, j: int, device: Device, accumulate: int) -> int:
-    """The bytes of :func:`peak`. Raises BudgetError if they are not known."""
-    found = peak(recipe, j, device, accumulate)
-    if found is None:
-        raise BudgetError(
-            f"--gpu-memory: it is not known how much memory solving layer {j} takes "
-            f"({getattr(recipe.layers[j - 1], 'name', '')}). Leave it out"
-        )
+def peaks(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> list[int]:
+    """The bytes of :func:`peak` for every layer. Raises BudgetError if they are not known of one.
+
+    Args:
+        accumulate: micro-batches per step of every layer.
+    """
+    found = list[int]()
+    for j, count in enumerate(accumulate, start=1):
+        if (needed := peak(recipe, j, device, count)) is None:
+            raise BudgetError(
+                f"--gpu-memory: it is not known how much memory solving layer {j} takes "
+                f"({getattr(recipe.layers[j - 1], 'name', '')}). Leave it out"
+            )
+        found.append(needed)
     return found
 
 
@@ -127,30 +148,16 @@ def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
     Raises:
         BudgetError: a layer does not fit even with one row at a time; gives both numbers.
     """
-    return tuple(_micro_batches(recipe, j, device, cap) for j in range(1, len(recipe.layers) + 1))
-
-
-def largest_peak(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> int:
-    """Bytes of tensors of the largest problem. Raises BudgetError if one is not known.
-
-    Args:
-        accumulate: micro-batches per step of every layer.
-    """
-    counts = enumerate(accumulate, start=1)
-    return max(known_peak(recipe, j, device, count) for j, count in counts)
-
-
-def _micro_batches(recipe: Recipe, j: int, device: Device, cap: int) -> int:
-    batch, accumulate = recipe.schedule.batch, recipe.schedule.accumulate
-    while known_peak(recipe, j, device, accumulate) > cap:
-        if accumulate >= batch:
-            least = known_peak(recipe, j, device, batch)
-            raise BudgetError(
-                f"solving layer {j} needs {size(least)} of device memory with one row at a time; "
-                f"--gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
-            )
-        accumulate = min(batch, 2 * accumulate)
-    return accumulate
+    batch, found = recipe.schedule.batch, [recipe.schedule.accumulate] * len(recipe.layers)
+    while max(needed := peaks(recipe, device, found)) > cap:
+        for j in (j for j, nbytes in enumerate(needed) if nbytes > cap):
+            if found[j] >= batch:
+                raise BudgetError(
+                    f"solving layer {j + 1} needs {size(needed[j])} of device memory with one row "
+                    f"at a time; --gpu-memory is {size(cap)}. Lower 'network.width', or raise it"
+                )
+            found[j] = min(batch, 2 * found[j])
+    return tuple(found)
 
 
 def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -> None:
@@ -160,9 +167,9 @@ def check(recipe: Recipe, device: Device, accumulate: Sequence[int], cap: int) -
         BudgetError: gives both numbers.
     """
     fit(recipe, device, cap)
-    for j, count in enumerate(accumulate, start=1):
-        if (needed := known_peak(recipe, j, device, count)) > cap:
-            rows = -(-recipe.schedule.batch // count)
+    for j, needed in enumerate(peaks(recipe, device, accumulate), start=1):
+        if needed > cap:
+            rows = -(-recipe.schedule.batch // accumulate[j - 1])
             raise BudgetError(
                 f"this run solves layer {j} with {rows} rows at a time, which needs {size(needed)} "
                 f"of device memory; --gpu-memory is {size(cap)}. Start another run with --run"
@@ -176,3 +183,48 @@ def divided_layers(recipe: Recipe, accumulate: Sequence[int]) -> list[str]:
         for j, count in enumerate(accumulate, start=1)
         if count != recipe.schedule.accumulate
     ]
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TierChoice:
+    """A tier, and the reason for it."""
+
+    tier: str
+    reason: str
+
+
+def choose_tier(
+    asked: str, what: str, nbytes: int, *, packed: bool, device_free: int, memory_free: int
+) -> TierChoice:
+    """Choose a tier by bytes.
+
+    Args:
+        asked: ``auto`` or a tier.
+        what: name of what is to be read, for messages: ``x_1``.
+        packed: its rows are compressed on disk.
+        nbytes: bytes of its rows, uncompressed.
+        device_free: bytes free on the GPU; 0 without one.
+        memory_free: bytes of RAM that can be used.
+
+    Raises:
+        BudgetError: the tier asked for has no room; gives both numbers.
+    """
+    kind, room = "unpacked" if packed else "raw", ""
+    rooms = {
+        "device": (DEVICE_SHARE, device_free, "GPU memory"),
+        "memory": (MEMORY_SHARE if packed else CACHE_SHARE, memory_free, "memory"),
+    }
+    for tier, (share, free, name) in rooms.items():
+        room = f"{what} {kind} is {size(nbytes)}, {size(free)} of {name} are free"
+        if nbytes <= share * free and asked in ("auto", tier):
+            return TierChoice(tier, room)
+        if asked == tier:
+            raise BudgetError(
+                f"--tier {tier}: {room}, of which {100 * share:.0f} % may be used. Use --tier auto"
+            )
+    how = "chunks are decoded as they are wanted" if packed else "rows are read as they are wanted"
+    why = "--tier disk" if asked == "disk" else room
+    return TierChoice("disk", f"{why}: {how}")

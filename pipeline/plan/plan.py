@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from strata.pipeline.errors import BudgetError
@@ -13,7 +14,7 @@ from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
 from strata.stages.network.spec import Shape
-from strata.store.level.layout import geometry
+from strata.store.level.layout import LevelKey, geometry
 from strata.store.read.order import batch_count
 
 
@@ -37,9 +38,8 @@ class Step:
     j: int
 
     def __str__(self) -> str:
-        return {"images": "read images into x_0", "solve": f"solve layer {self.j}"}.get(
-            self.kind, f"write x_{self.j}"
-        )
+        names = {"images": "read images into x_0", "solve": f"solve layer {self.j}"}
+        return names.get(self.kind, f"write x_{self.j}")
 
 
 def steps(
@@ -57,27 +57,14 @@ def steps(
     Args:
         cached: depths that are written so that the next problem can read them; None: all.
     """
-    todo: list[Step] = []
-
-    def need_solved(j: int) -> None:
-        if j <= have.solved or Step("solve", j) in todo:
-            return
-        if j > 1:
-            need_solved(j - 1)
-            if cached is None or j - 1 in cached:
-                need_written(j - 1)
+    complete = {0, *(j for j in have.written if j <= have.solved)}
+    todo = [] if have.images or not (solve or write) else [Step("images", 0)]
+    for j in range(have.solved + 1, max(solve, write) + 1):
+        if j - 1 not in complete and (cached is None or j - 1 in cached):
+            todo.append(Step("write", j - 1))
         todo.append(Step("solve", j))
-
-    def need_written(j: int) -> None:
-        if not (j <= have.solved and j in have.written) and Step("write", j) not in todo:
-            need_solved(j)
-            todo.append(Step("write", j))
-
-    need_solved(solve)
-    if write:
-        need_written(write)
-    if (todo or solve or write) and not have.images:
-        todo.insert(0, Step("images", 0))
+    if write not in complete and Step("write", write) not in todo:
+        todo.append(Step("write", write))
     return tuple(todo)
 
 
@@ -93,7 +80,7 @@ def skipped(have: Inventory, *, solve: int = 0, write: int = 0) -> list[str]:
     """Lines for people about what is there already of what :func:`steps` was asked for."""
     lines = [f"layer {j}: solved already" for j in range(1, min(have.solved, solve or write) + 1)]
     complete = write in have.written and write <= have.solved
-    return lines + ([f"x_{write}: complete already"] if complete else [])
+    return lines + [f"x_{write}: complete already"] * complete
 
 
 @dataclass(frozen=True)
@@ -140,9 +127,8 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes on disk if a level goes once the next but one is needed: x_0 and two neighbours."""
-        features = [d.bytes for d in self.depths[1:-1]]
-        pairs = [a + b for a, b in zip([0, *features], features, strict=False)]
-        return self.depths[0].bytes + max(pairs, default=0)
+        pairs = pairwise([0, *(d.bytes for d in self.depths[1:-1])])
+        return self.depths[0].bytes + max(map(sum, pairs), default=0)
 
     @property
     def operations(self) -> float:
@@ -152,8 +138,7 @@ class Plan:
     @property
     def ceiling(self) -> float:
         """By how much a cache that costs nothing would divide the operations of one run."""
-        solving = sum(d.operations for d in self.depths)
-        return (solving + sum(d.operations_below for d in self.depths)) / solving
+        return self.operations / sum(d.operations for d in self.depths)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -177,10 +162,10 @@ def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
 
 def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
     train, one = counts["train"], level_geometry(recipe, j, counts["train"])
-    levels: dict[str, int] = {}
-    for split, view in augmentation.levels_at(recipe, j):
-        name = split if view == "clean" else f"{split}.{view}"
-        levels[name] = level_geometry(recipe, j, counts[split]).nbytes
+    levels = {
+        LevelKey(j, "", split, view).name: level_geometry(recipe, j, counts[split]).nbytes
+        for split, view in augmentation.levels_at(recipe, j)
+    }
     on_disk = sum(levels.values())
     if j == 0:
         view = one.rows * one.row_bytes

@@ -13,16 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from strata.pipeline.errors import BudgetError, RecipeError
-from strata.pipeline.plan.choose import (
-    X0,
-    CachedDepth,
-    Chain,
-    Costs,
-    cheapest_chain,
-    evicted,
-    other_decision,
-)
+from strata.pipeline.errors import RecipeError
+from strata.pipeline.plan.choose import X0, CachedDepth, Chain, Costs, cheapest_chain, evicted
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
 from strata.pipeline.progress import duration, size
 
@@ -100,21 +92,20 @@ def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:
     fewest, leaving = _crossovers(table, disk), evicted(table, best, disk)
     depths: list[Depth] = []
     for depth in between if best.seconds < math.inf else ():
-        other = other_decision(table, best, depth, disk=disk).seconds
-        node = next((node for node in best.chain if node.depth == depth), None)
-        tier, reason = None, _reason(costs, best, depth, disk, other)
-        with suppress(BudgetError):
-            tier = costs.tier_of(node).tier if node else None
-        form, nbytes = (node.form, table.nbytes[node]) if node else (None, 0)
-        facts = (other, fewest.get(depth), tier, reason, leaving.get(depth))
-        depths.append(Depth(depth, form, nbytes, *facts))
-    stored = {name: _otherwise(costs, profile=name).table for name in PROFILES}
+        form, one = best.form(depth), frozenset([depth])
+        differently = {"never": one} if form else {"must": one}
+        other = cheapest_chain(table, disk=disk, **differently).seconds
+        node = CachedDepth(depth, form) if form else None
+        tier, nbytes = (costs.tier_of(node).tier, table.nbytes[node]) if node else (None, 0)
+        facts = (tier, _reason(costs, best, depth, disk), leaving.get(depth))
+        depths.append(Depth(depth, form, nbytes, other, fewest.get(depth), *facts))
     seconds = {
         "best": best.seconds,
         "always": cheapest_chain(table, disk=disk, must=every).seconds,
         "never": cheapest_chain(table, disk=disk, never=every).seconds,
     }
-    profiles = {name: cheapest_chain(those, disk=disk).seconds for name, those in stored.items()}
+    stored = ((name, _otherwise(costs, profile=name).table) for name in PROFILES)
+    profiles = {name: cheapest_chain(those, disk=disk).seconds for name, those in stored}
     who = costs.machine.name, costs.machine.source, costs.problems
     return Worth(*who, seconds, profiles, tuple(depths), tuple(_ways(costs, disk)))
 
@@ -130,12 +121,8 @@ def _crossovers(table: Costs, disk: float) -> dict[int, int]:
     return found
 
 
-def _reason(costs: RecipeCosts, best: Chain, depth: int, disk: float, other: float) -> str:
-    """Why a depth is cached, or is not: by an epoch of the problem right above it.
-
-    Args:
-        other: seconds of the cheapest run that decides differently about ``depth``.
-    """
+def _reason(costs: RecipeCosts, best: Chain, depth: int, disk: float) -> str:
+    """Why a depth is cached, or is not: by an epoch of the problem right above it."""
     table, form = costs.table, best.form(depth)
     if not costs.forms:
         return "fresh draws cannot be cached"
@@ -146,10 +133,11 @@ def _reason(costs: RecipeCosts, best: Chain, depth: int, disk: float, other: flo
     solving = {node: table.problems * table.solve[node, depth + 1] for node in wanted}
     node = min(wanted, key=lambda n: table.write[base, n] + solving[n])
     read, again = costs.epoch(node), costs.epoch(base, costs.forward(base.depth, depth))
-    if read >= again and form:
-        return f"it spares {_time(other - best.seconds)} in all"
+    if read == math.inf:
+        return f"--tier {costs.tier} has no room for it"
     if read >= again:
-        return f"computing {_time(again)} < reading {_time(read)} per epoch"
+        than = f"computing {_time(again)} < reading {_time(read)} per epoch"
+        return "cheaper over the whole run" if form else than
     faster = f"reading {_time(read)} < computing {_time(again)} per epoch"
     return faster if form else f"{faster}, but writing takes {_time(table.write[base, node])}"
 

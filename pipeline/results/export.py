@@ -30,8 +30,9 @@ from torch.export import Dim, ExportedProgram
 
 from strata.pipeline.errors import NotThereYet, OptionRange
 from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
+from strata.pipeline.options import Options
 from strata.pipeline.recipe.strict import did_you_mean
-from strata.pipeline.results.exported import ExportedNetwork, assemble
+from strata.pipeline.results.exported import ExportedNetwork
 from strata.pipeline.run import sweep_results, weights
 from strata.pipeline.run.levels import keys_at
 from strata.pipeline.run.overview import Overview
@@ -57,16 +58,7 @@ WEIGHTS, PROGRAM, ONNX = "weights.safetensors", "model.pt2", "model.onnx"
 DESCRIPTION = "export.json"
 
 
-def export(
-    found: Overview,
-    place: Path,
-    *,
-    layer: int | None = None,
-    features: bool = False,
-    ensemble: bool = False,
-    final: str | None = None,
-    onnx: bool = False,
-) -> tuple[dict[str, Any], list[str]]:
+def export(found: Overview, options: Options) -> tuple[dict[str, Any], list[str]]:
     """Write layers 1 … ``layer`` of a run (None: all) and their classifier, those of all layers,
     none, or the final one of that name into a new directory; with ``onnx`` in ONNX, too.
 
@@ -80,19 +72,22 @@ def export(
             not give what `evaluate` has.
         UnusableNetwork: torch cannot export code of others.
     """
+    place, ensemble, onnx = options.to, options.ensemble, options.onnx
     if onnx and (missing := [name for name in ("onnx", "onnxscript") if not find_spec(name)]):
         raise OptionRange(f"--onnx needs {' and '.join(missing)}: pip install 'strata[onnx]'")
     if place.exists():
         raise OptionRange(f"--to {place} exists already. Name a new directory, or remove it")
-    if features and (ensemble or final):
+    if options.features and (ensemble or options.final):
         raise OptionRange("--features has no classifier: leave out --ensemble and --final")
-    j = layer or len(found.recipe.layers)
+    j = options.layer or len(found.recipe.layers)
     run = _solved(found, j)
-    last = _final(run, j, final)
+    last = _final(run, j, options.final)
     judged = evaluate(run, found.store)
     layers = [frozen_layer(run, i, torch.device("cpu")) for i in range(1, j + 1)]
-    network = assemble(run, layers, features=features, ensemble=ensemble, final=last)
-    images = _images(found, run)
+    which: Any = {"features": options.features, "ensemble": ensemble, "final": last}
+    network = ExportedNetwork(run, layers, **which)
+    test = found.store.open(next(key for key in keys_at(run, 0) if key.split == "test"))
+    images = torch.from_numpy(test.read(0, min(COMPARED, len(test))))
     expected = _expected(run, network, layers, last, images)
     value = _description(run, network, judged, list(expected.shape[1:]), ensemble, last)
     programs = _programs(run, network, images, onnx)
@@ -213,8 +208,19 @@ def _description(
 def _programs(run: Run, network: ExportedNetwork, images: Tensor, onnx: bool) -> dict[str, bytes]:
     """The network as one file by torch.export, by its name, and if wanted another one in ONNX."""
     try:
-        program = _traced(network, images)
-        return {PROGRAM: _saved(program), **({ONNX: _as_onnx(program)} if onnx else {})}
+        program, buffer = _traced(network, images), io.BytesIO()
+        with warnings.catch_warnings():
+            # Kernels that lie channels last are whole all the same (they are read back, compared);
+            # torch and onnxscript use what newer versions of themselves will not.
+            warnings.simplefilter("ignore")
+            torch.export.save(program, buffer)
+            found = {PROGRAM: buffer.getvalue()}
+            if onnx:
+                how: Any = {"output_names": ["result"], "verbose": False}
+                made = torch.onnx.export(program, dynamo=True, **how)
+                assert made is not None
+                found[ONNX] = made.model_proto.SerializeToString()
+        return found
     except Exception as error:
         if not isinstance(run.recipe.layers[0], Block):
             raise
@@ -237,32 +243,7 @@ def _traced(network: ExportedNetwork, images: Tensor) -> ExportedProgram:
     return program
 
 
-def _saved(program: ExportedProgram) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Kernels that lie channels last are whole all the same; they are read back, compared.
-        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
-        torch.export.save(program, buffer)
-    return buffer.getvalue()
-
-
-def _as_onnx(program: ExportedProgram) -> bytes:
-    with warnings.catch_warnings():
-        # torch and onnxscript use what newer versions of themselves will not.
-        warnings.simplefilter("ignore")
-        found = torch.onnx.export(program, dynamo=True, output_names=["result"], verbose=False)
-    assert found is not None
-    return found.model_proto.SerializeToString()
-
-
 # ---- does it give what the run has? --------------------------------------------------------------
-
-
-def _images(found: Overview, run: Run) -> Tensor:
-    """The first test images as they are stored, uint8 (n, C, y, x)."""
-    key = next(key for key in keys_at(run, 0) if key.split == "test")
-    level = found.store.open(key)
-    return torch.from_numpy(level.read(0, min(COMPARED, len(level))).copy())
 
 
 def _expected(

@@ -9,14 +9,13 @@ above it, and on the crop for its own classifier.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from strata.pipeline.recipe import augmentation
-from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import weights
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.sweep_results import AUXILIARY, SweepResult
@@ -24,7 +23,7 @@ from strata.stages.data import augment
 from strata.stages.features.quantise import FLOATS, Codec, Floats
 from strata.stages.network.blocks import scale_at
 from strata.stages.network.featurize import Frozen
-from strata.stages.network.network import Auxiliary, build_auxiliary
+from strata.stages.network.network import Auxiliary, build
 from strata.stages.network.spec import AuxiliarySpec
 
 
@@ -60,27 +59,42 @@ class ExportedNetwork(nn.Module):
 
     def __init__(
         self,
-        recipe: Recipe,
+        run: Run,
         layers: Sequence[Frozen],
-        classifiers: Mapping[int, nn.Module],
-        final: nn.Module | None = None,
+        *,
+        features: bool = False,
+        ensemble: bool = False,
+        final: SweepResult | None = None,
     ) -> None:
-        """
+        """Layers 1 … j of a run, and what follows them: C_j if nothing else is asked for.
+
         Args:
-            classifiers: by layer j, those whose logits are summed with weights 2^j. Without any,
-                and without ``final``, the result is x_j as its level ``test`` holds it.
-            final: the classifier of x_J as it is stored.
+            features: nothing follows: the result is x_j as its level ``test`` holds it.
+            ensemble: the classifiers of all layers follow, weighted by 2^j (Sec. 4).
+            final: a classifier of x_J as it is stored, trained with layer J frozen, follows in
+                place of layer j's own; layer j must be the last.
+
+        Raises:
+            LevelDamaged: the weights of a classifier are not those that its record speaks of.
         """
         super().__init__()
-        self.recipe, self.depth = recipe, len(layers)
-        self.canvas = augmentation.mode(recipe) == "canvas"
-        self.own, self.final = sorted(classifiers), final
+        self.recipe, self.depth, self.final = run.recipe, len(layers), None
+        self.canvas = augmentation.mode(run.recipe) == "canvas"
+        first, end = 1 if ensemble else self.depth, self.depth + (final is None)
+        self.own = [] if features else list(range(first, end))
+        if final:
+            spec = AuxiliarySpec(**final["made_of"]["auxiliary"])
+            place = run.sweep_directory(self.depth + 1) / final["name"]
+            self.final = _classifier(spec, place, final["auxiliary"])
         for j, frozen in enumerate(layers, 1):
             self.add_module(f"layer_{j}", frozen.layer)
-            if j < self.depth or final or not classifiers:
+            if j < self.depth or final or features:
                 self.add_module(f"stored_{j}", Rounding(frozen.stored))
-        for j, classifier in classifiers.items():
-            self.add_module(f"classifier_{j}", classifier)
+        for j in self.own:
+            spec, known = run.recipe.auxiliaries[j - 1], (run.layer(j) or {})["auxiliary"]
+            self.add_module(f"classifier_{j}", _classifier(spec, run.layer_directory(j), known))
+        # Convolutions add up in another order where kernels lie in another one: as when trained.
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # pyright: ignore
 
     @property
     def powers(self) -> dict[str, float]:
@@ -153,42 +167,8 @@ def _bilinear(side: Tensor, count: int, short: Tensor, size: int) -> Tensor:
     return (found / found.sum(1, keepdim=True)).to(torch.float32)
 
 
-def assemble(
-    run: Run,
-    layers: Sequence[Frozen],
-    *,
-    features: bool = False,
-    ensemble: bool = False,
-    final: SweepResult | None = None,
-) -> ExportedNetwork:
-    """Layers 1 … j of a run, and what follows them: C_j if nothing else is asked for.
-
-    Args:
-        features: nothing follows.
-        ensemble: the classifiers of all layers follow, weighted by 2^j (Sec. 4).
-        final: a classifier of x_J, trained with layer J frozen, follows in place of layer j's own;
-            layer j must be the last.
-
-    Raises:
-        LevelDamaged: the weights of a classifier are not those that its record speaks of.
-    """
-    last, own = len(layers), {}
-    for j in range(1, last + 1):
-        if not features and (ensemble or j == last) and not (final and j == last):
-            place, digest = run.layer_directory(j), (run.layer(j) or {})["auxiliary"]
-            own[j] = _classifier(run.recipe.auxiliaries[j - 1], place / AUXILIARY, digest)
-    ending = None
-    if final:
-        spec = AuxiliarySpec(**final["made_of"]["auxiliary"])
-        place = run.sweep_directory(last + 1) / final["name"]
-        ending = _classifier(spec, place / AUXILIARY, final["auxiliary"])
-    # Convolutions add up in another order where kernels lie in another one: as when trained.
-    network = ExportedNetwork(run.recipe, layers, own, ending).requires_grad_(False).eval()
-    return network.to(memory_format=torch.channels_last)  # pyright: ignore
-
-
-def _classifier(spec: AuxiliarySpec, path: Path, digest: str) -> Auxiliary:
+def _classifier(spec: AuxiliarySpec, directory: Path, digest: str) -> Auxiliary:
     """A classifier from its weights, which must have that digest."""
-    module = build_auxiliary(spec, None)
-    module.load_state_dict(weights.read_checked(path, digest))
+    module = build([spec], None)[0]
+    module.load_state_dict(weights.read_checked(directory / AUXILIARY, digest))
     return module

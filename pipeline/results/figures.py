@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from strata.pipeline.progress import duration, size
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -44,26 +46,6 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-
-
-def human_bytes(count: float | None) -> str:
-    """Write a number of bytes in decimal units, with three digits: ``1.23 MB``."""
-    if count is None:
-        return "—"
-    scale, unit = max((one for one in BYTES if one[0] * 0.9995 <= count), default=BYTES[0])
-    return f"{count / scale:.3g} {unit}"
-
-
-def human_seconds(seconds: float | None) -> str:
-    """Write a duration as seconds, minutes and seconds, or hours and minutes."""
-    if seconds is None:
-        return "—"
-    if seconds < 59.95:
-        return f"{seconds:.3g} s" if seconds >= 0.01 or not seconds else "< 0.01 s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def human_percent(fraction: float | None, test_rows: int) -> str:
@@ -107,14 +89,25 @@ def depth(figure: Figure, report: Report) -> str:
         return ""
     figure.set_size_inches(6.6, 3.7)
     axes = figure.subplots()
-    _accuracy_lines(axes, layers, rows)
+    depths = [one["layer"] for one in layers]
+    for key, marker, words in (("top1", "o", "top-1"), ("top5", "^", "top-5")):
+        own = [one["test"][key] for one in layers]
+        joint = [one["ensemble"]["probabilities"][key] for one in layers]
+        if own[-1] is None:  # too few classes for the best five to say anything
+            continue
+        lines = (("Layer", own, "-", BLUE), ("Ensemble", joint, "--", OCHRE))
+        look = {"marker": marker, "mfc": None if key == "top1" else "white"}
+        for who, values, dash, colour in lines:
+            name = f"{who}, {words}: {human_percent(values[-1], rows)}"
+            percents = 100 * np.asarray(values, dtype=float)
+            axes.plot(depths, percents, dash, color=colour, label=name, **look)
     for key, colour, words in (("last", BLUE, "last layer"), ("ensemble", OCHRE, "ensemble")):
         if (claim := report["claim"][key]) is not None:
             name = f"Claim, {words}: {claim:g} %"
             axes.axhline(claim, color=colour, linestyle=":", linewidth=1.2, label=name)
     depth_axis(axes)
     axes.set_ylabel("Test accuracy (%)")
-    axes.set_xlim(layers[0]["layer"] - 0.5, layers[-1]["layer"] + 0.5)
+    axes.set_xlim(depths[0] - 0.5, depths[-1] + 0.5)
     figure.legend(loc="outside upper left", ncols=2)
     spoken = [f"layer {one['layer']} {human_percent(one['test']['top1'], rows)}" for one in layers]
     return f"Test top-1 against depth: {', '.join(spoken)}"
@@ -166,8 +159,15 @@ def confusion(figure: Figure, report: Report) -> str:
     classes = report["data"]["classes"]
     figure.set_size_inches(6.0, 5.4)
     axes = figure.subplots()
-    (_counted_cells if len(counts) <= ANNOTATED else _plain_cells)(axes, counts)
-    _class_names(axes, classes)
+    _cells(axes, counts)
+    if len(classes) > NAMED:
+        axes.set(xticks=[], yticks=[])
+    else:
+        names = [drawable(name, str(place)) for place, name in enumerate(classes)]
+        places = np.arange(len(classes)) + 0.5
+        axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(places, names)
+        axes.tick_params(length=0, labelsize=8 if len(classes) <= ANNOTATED else 6)
     axes.set(aspect="equal", xlabel="Predicted class", ylabel="True class")
     return f"Confusion matrix over {len(classes)} classes, {report['confusion']['of']}"
 
@@ -177,21 +177,6 @@ def depth_axis(axes: Axes) -> None:
     axes.set_xlabel("Depth (layers)")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(axis="y")
-
-
-def _accuracy_lines(axes: Axes, layers: list[Report], rows: int) -> None:
-    depth = [one["layer"] for one in layers]
-    for key, marker, words in (("top1", "o", "top-1"), ("top5", "^", "top-5")):
-        own = [one["test"][key] for one in layers]
-        joint = [one["ensemble"]["probabilities"][key] for one in layers]
-        if own[-1] is None:  # too few classes for the best five to say anything
-            continue
-        lines = (("Layer", own, "-", BLUE), ("Ensemble", joint, "--", OCHRE))
-        look = {"marker": marker, "mfc": None if key == "top1" else "white"}
-        for who, values, dash, colour in lines:
-            name = f"{who}, {words}: {human_percent(values[-1], rows)}"
-            percents = 100 * np.asarray(values, dtype=float)
-            axes.plot(depth, percents, dash, color=colour, label=name, **look)
 
 
 def _layer_bands(panels: list[Axes], layers: list[Report]) -> None:
@@ -223,7 +208,7 @@ def _curve(
 
 def _bars(axes: Axes, name: str, values: list[float], colour: str) -> None:
     """Draw seconds (``Time``) or bytes as bars, each with its value in words."""
-    units, words = (SECONDS, human_seconds) if name == "Time" else (BYTES, human_bytes)
+    units, words = (SECONDS, duration) if name == "Time" else (BYTES, size)
     scale, unit = max((one for one in units if one[0] <= max(values)), default=units[0])
     axes.set_xlabel(f"{name} ({unit})")
     bars = axes.barh(range(len(values)), np.divide(values, scale), color=colour, height=0.68)
@@ -235,40 +220,20 @@ def _bars(axes: Axes, name: str, values: list[float], colour: str) -> None:
     axes.grid(axis="x")
 
 
-def _shades(counts: np.ndarray) -> np.ndarray:
+def _cells(axes: Axes, counts: np.ndarray) -> None:
+    """Shade the cells, of few classes with their counts; many are pooled."""
+    edges = np.arange(0, len(counts), -(-len(counts) // POOLED))
+    pooled = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
     # A square root lifts the few errors out of the white without hiding the diagonal.
-    return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-
-
-def _counted_cells(axes: Axes, counts: np.ndarray) -> None:
-    shades = _shades(counts)
-    axes.pcolormesh(shades, cmap="Blues", vmin=0, vmax=1, edgecolor="white", linewidth=0.8)
-    for row, column in np.argwhere(counts > 0):
+    shades = np.sqrt(pooled / np.maximum(pooled.sum(axis=1, keepdims=True), 1))
+    box = (0, len(counts), len(counts), 0)
+    # Without interpolation every browser draws the cells themselves, unblurred.
+    axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=box)
+    for row, column in np.argwhere(counts > 0) if len(counts) <= ANNOTATED else ():
         ink = "white" if shades[row, column] > 0.55 else "#111827"
         look = {"color": ink, "fontsize": 8 if len(counts) <= 12 else 6}
         words = f"{counts[row, column]:.0f}"
         axes.text(column + 0.5, row + 0.5, words, ha="center", va="center", **look)
-    axes.set_ylim(len(counts), 0)
-
-
-def _plain_cells(axes: Axes, counts: np.ndarray) -> None:
-    pool = -(-len(counts) // POOLED)
-    edges = np.arange(0, len(counts), pool)
-    pooled = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
-    box = (0, len(counts), len(counts), 0)
-    # Without interpolation every browser draws the cells themselves, unblurred.
-    axes.imshow(_shades(pooled), cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=box)
-
-
-def _class_names(axes: Axes, classes: list[str]) -> None:
-    if len(classes) > NAMED:
-        axes.set(xticks=[], yticks=[])
-        return
-    names = [drawable(name, str(place)) for place, name in enumerate(classes)]
-    places = np.arange(len(classes)) + 0.5
-    axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
-    axes.set_yticks(places, names)
-    axes.tick_params(length=0, labelsize=8 if len(classes) <= ANNOTATED else 6)
 
 
 def drawable(name: str, otherwise: str) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from strata.pipeline.plan import compression
+from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.results import figures, separability
-from strata.pipeline.results.figures import Report, human_bytes, human_percent, human_seconds
+from strata.pipeline.results.figures import Report, human_percent
 from strata.pipeline.results.status import status
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import source_name
@@ -143,8 +144,8 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        bytes=human_bytes,
-        seconds=human_seconds,
+        bytes=lambda count: "—" if count is None else size(count),
+        seconds=lambda taken: "—" if taken is None else duration(taken),
         percent=lambda fraction: human_percent(fraction, report["data"]["test"]),
         count=lambda number: "—" if number is None else f"{number:,.0f}",
         loss=lambda number: "—" if number is None else f"{number:.3f}",

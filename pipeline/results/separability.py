@@ -97,7 +97,11 @@ def probes(figure: Figure, report: dict[str, Any]) -> str:
         depth_axis(axes)
         axes.legend(fontsize=8)
     panels[0].set_ylabel("Test accuracy (%)")
-    return "; ".join(f"{_probe_name(one)}: {_spoken(one)}" for one in found)
+    said = []
+    for one in found:
+        points = (f"x_{p['depth']} {100 * p['test']:.1f} %" for p in one["points"])
+        said.append(f"{_probe_name(one)}: {', '.join(points)}")
+    return "; ".join(said)
 
 
 def _probe_name(one: dict[str, Any], *, short: bool = False) -> str:
@@ -108,7 +112,3 @@ def _probe_name(one: dict[str, Any], *, short: bool = False) -> str:
     if kind.hidden or not short:
         parts.append(f"p = {kind.hidden}" if kind.hidden else "linear")
     return ", ".join(parts)
-
-
-def _spoken(one: dict[str, Any]) -> str:
-    return ", ".join(f"x_{p['depth']} {100 * p['test']:.1f} %" for p in one["points"])

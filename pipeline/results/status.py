@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -16,7 +16,7 @@ from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.record import CHECKPOINT, RESULT
 from strata.pipeline.run.rundir import NOTE, Run
-from strata.store.errors import LevelDamaged
+from strata.store.errors import LevelDamaged, LevelStale
 from strata.store.feature_store import LevelState
 from strata.store.level.layout import LevelKey, depth_directory
 
@@ -46,24 +46,20 @@ def status(overview: Overview) -> dict[str, Any]:
 
 
 def _layer(overview: Overview, j: int, solved: bool, accuracy: dict[str, Any]) -> dict[str, Any]:
-    run = overview.run
+    run, state = overview.run, "solved" if solved else "absent"
+    if run is not None and not solved:
+        begun = (run.layer_directory(j) / CHECKPOINT).exists()
+        # Stale: solved on features that have changed since.
+        state = "stale" if run.layer(j) is not None else "partial" if begun else "absent"
     lost = compression.summary(run.layer(j)) if run and solved else None
     return ({"compression": lost} if lost else {}) | {
         "layer": j,
-        "state": "solved" if solved else _unsolved(run, j),
+        "state": state,
         "trained": solved,
         "test_accuracy": accuracy.get("test", {}).get("top1"),
         "ensemble_accuracy": accuracy.get("ensemble", {}).get("probabilities", {}).get("top1"),
         "levels": _levels(overview, j),
     }
-
-
-def _unsolved(run: Run | None, j: int) -> str:
-    """``stale``: solved on features that have changed since; ``partial``; ``absent``."""
-    if run is not None and run.layer(j) is not None:
-        return "stale"
-    begun = run is not None and (run.layer_directory(j) / CHECKPOINT).exists()
-    return "partial" if begun else "absent"
 
 
 def _baselines(run: Run) -> list[dict[str, Any]]:
@@ -73,21 +69,14 @@ def _baselines(run: Run) -> list[dict[str, Any]]:
     for name in run.baselines():
         record, directory = run.baseline(name), run.baseline_directory(name)
         state = "trained" if record else "stale" if (directory / RESULT).exists() else "partial"
-        epochs = run.recipe.schedule.epochs
-        if state == "partial":
-            epochs = _epochs_done(directory / CHECKPOINT)
+        epochs = run.recipe.schedule.epochs if state != "partial" else None
+        with suppress(OSError, SafetensorError):  # of a checkpoint that cannot be read: not known
+            if state == "partial":
+                with safe_open(str(directory / CHECKPOINT), framework="numpy") as file:
+                    epochs = json.loads(file.metadata()[NOTE])["progress"]["epoch"]
         top1 = record and record["test"]["top1"]
         found.append({"variant": name, "state": state, "epochs": epochs, "test_accuracy": top1})
     return found
-
-
-def _epochs_done(checkpoint: Path) -> int | None:
-    """Epochs that a checkpoint's header says are done, without torch; None: it cannot be read."""
-    try:
-        with safe_open(str(checkpoint), framework="numpy") as file:
-            return json.loads(file.metadata()[NOTE])["progress"]["epoch"]
-    except (OSError, SafetensorError):
-        return None
 
 
 def _levels(overview: Overview, depth: int) -> list[dict[str, Any]]:
@@ -95,17 +84,29 @@ def _levels(overview: Overview, depth: int) -> list[dict[str, Any]]:
     named = keys_at(overview.run, depth) if overview.run else []
     nameless = augmentation.levels_at(overview.recipe, depth)
     keys = named or [LevelKey(depth, "", split, view) for split, view in nameless]
-    return [_level(key, _state(overview, key)) for key in keys]
+    return [
+        {
+            "split": key.split,
+            "view": key.view,
+            "level": key.name,
+            "state": state.state,
+            "rows": state.rows,
+            "bytes": state.nbytes,
+            "fingerprint": key.fingerprint or None,
+        }
+        for key in keys
+        for state in [_state(overview, key)]
+    ]
 
 
 def _state(overview: Overview, key: LevelKey) -> LevelState:
-    """The state of a level: ``damaged`` where the others would stop, ``stale`` where it is absent
-    but one that the run made from other inputs is there."""
+    """The state of a level: ``damaged`` where the others would stop; ``stale`` where it has another
+    format, or is absent but one that the run made from other inputs is there."""
     run, store = overview.run, overview.store
     try:
         state = state_of(store, key) if key.fingerprint else LevelState("absent")
-    except LevelDamaged:
-        state = LevelState("damaged")
+    except LevelDamaged as error:
+        state = LevelState("stale" if isinstance(error, LevelStale) else "damaged")
     record = run.features(key.depth) if run is not None and key.depth else None
     if state.state != "absent" or record is None or record["fingerprint"] == key.fingerprint:
         return state
@@ -114,18 +115,6 @@ def _state(overview: Overview, key: LevelKey) -> LevelState:
         return state
     found = store.state(earlier)
     return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
-
-
-def _level(key: LevelKey, state: LevelState) -> dict[str, Any]:
-    return {
-        "split": key.split,
-        "view": key.view,
-        "level": key.name,
-        "state": state.state,
-        "rows": state.rows,
-        "bytes": state.nbytes,
-        "fingerprint": key.fingerprint or None,
-    }
 
 
 def _accuracies(run: Run | None) -> dict[int, dict[str, Any]]:

@@ -144,14 +144,6 @@ def free_device_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-def limit_memory(device: torch.device, nbytes: int) -> None:
-    """Let this process take no more of a GPU: more is refused by the allocator, as if it were full.
-    For a CPU there is no such bound; what a step takes is measured there."""
-    if device.type == "cuda":
-        _, whole = torch.cuda.mem_get_info(device)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / whole), device)
-
-
 def finish(device: torch.device) -> None:
     """Wait until a GPU has done what it was given; a CPU always has."""
     if device.type == "cuda":

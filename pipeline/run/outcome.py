@@ -72,7 +72,7 @@ def _costs(session: Session) -> RecipeCosts | None:
     if rates is None or data is None:
         return None
     counts = data["train"], data["test"]
-    recipe, loader, tier = session.run.recipe, session.loader, session.tier
+    recipe, loader, tier = session.run.recipe, session.options.loader, session.options.tier
     return RecipeCosts(recipe, rates, *counts, loader=loader, tier=tier)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from strata.pipeline.errors import LayerRange, NotThereYet
+from strata.pipeline.errors import LayerRange, NotThereYet, RunConflict
+from strata.pipeline.options import Options
 from strata.pipeline.plan.plan import Inventory, Plan
 from strata.pipeline.recipe import builtin
 from strata.pipeline.recipe.recipe import Recipe, parse
@@ -14,7 +15,8 @@ from strata.pipeline.run import rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.stores import open_store
-from strata.store.feature_store import Place, Store
+from strata.store.feature_store import Store
+from strata.store.fingerprint import differences
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,26 @@ class Overview:
         return found
 
 
-def find(
-    recipe: str, directory: Path | None, store: Place, seed: int, read_cache: str | None = None
-) -> Overview:
-    """Look up a recipe and its run.
+def find(options: Options) -> Overview:
+    """The recipe and the run that a command's options speak of.
 
     Raises:
         RecipeError: unknown recipe, or one that cannot be.
         RunConflict: the directory was made with another recipe or seed.
     """
-    name, text, folder = builtin.text_of(recipe)
+    name, text, folder = builtin.text_of(options.recipe)
     loaded = parse(text, name, folder)
-    place = directory or Path("runs") / name / str(seed)
-    run = rundir.find_matching(place, loaded, seed, text)
-    if run is not None:  # the same network, and perhaps it knows its blocks
+    place = options.run_dir or Path("runs") / name / str(options.seed)
+    run = rundir.find(place)
+    if run is not None:
+        asked = {**loaded.science(), "seed": options.seed}
+        if found := differences({**run.recipe.science(), "seed": run.seed}, asked):
+            raise RunConflict(
+                f"{place} was made with another recipe ({run.name}): {'; '.join(found[:3])}"
+                f"{' …' if len(found) > 3 else ''}. Choose another directory with --run"
+            )
+        # The same network, and perhaps the run knows its blocks.
         loaded = replace(loaded, network=run.recipe.network)
     loaded.check_layers()
-    return Overview(name, loaded, place, run, open_store(store, read_cache), text)
+    store = open_store(options.store, options.read_cache)
+    return Overview(name, loaded, place, run, store, text)

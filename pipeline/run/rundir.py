@@ -1,7 +1,9 @@
 """A run: one recipe and seed in one directory, as small sealed files.
 
     RUN/recipe.toml                     the text it was made from
-        network.json  FILE.py           of a named network: its blocks, a copy of its file
+        network.json                    of a named network: names, shapes, digests, operations and
+                                        memory of its blocks, so that looking at a run makes none
+        FILE.py                         a copy of its file, where the recipe beside it looks for it
         run.json                        science, seed, device and compute dtype, source of the data
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
@@ -28,7 +30,6 @@ No torch here: status and plan read runs too.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,9 +39,10 @@ from typing import Any
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
-from strata.pipeline.run import network_record, record
+from strata.pipeline.run import record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
-from strata.pipeline.run.record import CURVE, DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
+from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
+from strata.stages.network.blocks import Block
 from strata.store.files import publish
 from strata.store.files.publish import TEMPORARY, make_directory
 from strata.store.fingerprint import differences
@@ -190,60 +192,34 @@ class Run:
             for path in self.directory.glob(f"{place}/{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
+    def take_back(self) -> None:
+        """Unmake a run that has read no images yet, so that its recipe may still be edited."""
+        if not (self.directory / DATA).exists() and not any(self.directory.glob("*/")):
+            (self.directory / RUN).unlink(missing_ok=True)
+
     def forget_layer(self, j: int) -> None:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""
         (self.layer_directory(j) / LAYER).unlink(missing_ok=True)
         shutil.rmtree(self.layer_directory(j), ignore_errors=True)
 
 
-def write_curve(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """One line of JSON per epoch."""
-    publish.replace(directory, CURVE, "".join(json.dumps(line) + "\n" for line in history).encode())
-
-
-def find(directory: Path, known: Mapping[str, Recipe] | None = None) -> Run | None:
-    """The run in a directory, or None.
-
-    Args:
-        known: recipes by their TOML, as they were read already; unless they name a file, of which
-            the run has a copy of its own.
-
-    Raises:
-        RunConflict: its recipe was edited since it was made.
-    """
+def find(directory: Path) -> Run | None:
+    """The run in a directory, or None. Raises RunConflict: its recipe was edited meanwhile."""
     facts = record.read(directory / RUN)
     if facts is None:
         return None
     text = (directory / "recipe.toml").read_text("utf-8")
-    recipe = (known or {}).get(text)
-    if recipe is None or isinstance(recipe.network, NamedNetwork):
-        recipe = network_record.recalled(directory, parse(text, facts["recipe"], directory))
+    recipe = parse(text, facts["recipe"], directory)
+    network, kept = recipe.network, record.whole(directory / record.NETWORK)
+    if isinstance(network, NamedNetwork) and kept is not None:  # a damaged one: `verify` names it
+        known = tuple(Block.of_json(one, network) for one in kept["blocks"])
+        recipe = replace(recipe, network=replace(network, known=known))
     if edited := differences(facts["science"], recipe.science()):
         raise RunConflict(
             f"{directory / 'recipe.toml'}, or a file it names, was edited since the run was made: "
             f"{'; '.join(edited[:3])}. Restore it, or start a new run from a copy of it"
         )
     return Run(directory, facts["recipe"], recipe, facts)
-
-
-def find_matching(directory: Path, wanted: Recipe, seed: int, text: str = "") -> Run | None:
-    """The run in a directory, or None; a directory made from another recipe or seed is refused.
-
-    Args:
-        text: TOML that ``wanted`` was read from.
-
-    Raises:
-        RunConflict: names the fields that differ.
-    """
-    if (run := find(directory, {text: wanted})) is None:
-        return None
-    asked = {**wanted.science(), "seed": seed}
-    if found := differences({**run.recipe.science(), "seed": run.seed}, asked):
-        raise RunConflict(
-            f"{directory} was made with another recipe ({run.name}): {'; '.join(found[:3])}"
-            f"{' …' if len(found) > 3 else ''}. Choose another directory with --run"
-        )
-    return run
 
 
 def create(
@@ -264,7 +240,7 @@ def create(
     recipe = recipe or parse(text, name)
     make_directory(directory)
     publish.replace(directory, "recipe.toml", text.encode())
-    network_record.keep(directory, recipe)
+    keep_network(directory, recipe)
     body = {
         "recipe": name,
         "science": recipe.science(),
@@ -276,8 +252,14 @@ def create(
     return Run(directory, name, recipe, body)
 
 
-def with_source(run: Run, source: str) -> Run:
-    """A run, written down with its images at another place; they are checked when read."""
-    run = replace(run, facts={**run.facts, "source": source})
-    record.write(run.directory / RUN, run.facts)
-    return run
+def keep_network(directory: Path, recipe: Recipe) -> None:
+    """Write what a run keeps of a named network and is not there yet. Raises RecipeError if blocks
+    are to be made, and cannot be."""
+    network = recipe.network
+    if not isinstance(network, NamedNetwork):
+        return
+    if network.file and not (path := directory / network.file).exists():
+        publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
+    if not (path := directory / record.NETWORK).exists():
+        blocks = [Block.as_json(layer) for layer in recipe.layers]  # pyright: ignore
+        record.write(path, {"blocks": blocks})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.plan.machine import Machine
 from strata.pipeline.progress import Reporter, size
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run import device, levels, rundir
+from strata.pipeline.run import device, levels, record, rundir
 from strata.pipeline.run import ranks as launch
 from strata.pipeline.run.device import ReadOptions
 from strata.pipeline.run.overview import Overview
-from strata.pipeline.run.rundir import Run
+from strata.pipeline.run.rundir import RUN, Run
 from strata.pipeline.run.stores import default_profile
 from strata.stages.data.images import SPLITS
 from strata.stages.solve.ranks import Ranks
@@ -34,11 +33,6 @@ from strata.store.level.level import Level
 
 READ_THREADS = 2
 """Threads that decode images."""
-TOLD = (
-    *("data_root", "download", "skip_broken", "tier", "loader"),
-    *("gpu_memory", "memory_budget"),
-)
-"""Fields of a session that are options of the command line."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +44,12 @@ class Session:
     device: torch.device
     report: Reporter = field(default_factory=Reporter)
     stop: Interruptions = field(default_factory=Interruptions)
-    data_root: Path = Path("data")
-    """Where torchvision's data sets lie."""
-    download: bool = False
-    skip_broken: bool = False
-    tier: str = "auto"
-    """Where rows are held while a problem reads them; see pipeline/plan/tiers.py."""
-    loader: str = "native"
-    """``native`` or ``ffcv``."""
+    options: Options = field(default_factory=Options)
+    """What the command was told."""
     rates: Machine | None = None
     """Rates of this machine, for expectations; None: not known."""
     profiles: Mapping[int, str] = field(default_factory=dict)
     """How x_depth is stored, where the recipe leaves that open; raw where nothing is said."""
-    gpu_memory: int | None = None
-    """Most bytes of tensors on the device; None: what it has."""
-    memory_budget: int | None = None
-    """Most bytes of the host's memory for levels; None: what is free."""
     ranks: Ranks = field(default_factory=Ranks)
     """Processes that solve layers together."""
     crew: Any = None
@@ -78,33 +62,23 @@ class Session:
 
     @cached_property
     def read_options(self) -> ReadOptions:
-        """How rows are read."""
+        """How rows are read: on the device with what the largest problem leaves of
+        ``--gpu-memory``, in the host's memory with this rank's part."""
+        told, on_device = self.options, self.options.gpu_memory
+        if on_device is not None:
+            peaks = memory.peaks(self.run.recipe, self.room, self.run.accumulate)
+            on_device = max(0, on_device - max(peaks))
+        ranks, on_host = launch.number("LOCAL_WORLD_SIZE"), told.memory_budget
+        if ranks > 1:
+            on_host = (on_host or device.available_memory()) // ranks
         return ReadOptions(
-            self.device,
-            self.tier,
-            self.loader,
-            device_bytes=self._device_bytes_for_rows(),
-            memory_bytes=self._memory_bytes_for_rows(),
+            self.device, told.tier, told.loader, device_bytes=on_device, memory_bytes=on_host
         )
 
     @cached_property
     def room(self) -> memory.Device:
         """The device, for arithmetic of memory."""
         return memory.Device(self.run.compute, self.device.type == "cuda")
-
-    def _device_bytes_for_rows(self) -> int | None:
-        """What the largest problem leaves of ``gpu_memory``."""
-        if self.gpu_memory is None:
-            return None
-        peak = memory.largest_peak(self.run.recipe, self.room, self.run.accumulate)
-        return max(0, self.gpu_memory - peak)
-
-    def _memory_bytes_for_rows(self) -> int | None:
-        """This rank's part of the memory budget, or of the machine's memory."""
-        ranks = launch.number("LOCAL_WORLD_SIZE")
-        if ranks == 1:
-            return self.memory_budget
-        return (self.memory_budget or device.available_memory()) // ranks
 
     def key(self, depth: int, split: str, view: str) -> LevelKey:
         """The level of this run's lineage; the layers up to ``depth`` must be solved."""
@@ -163,19 +137,27 @@ def open_session(
         facts = _facts_of_new_run(overview.recipe, chosen, cap, report)
         who = overview.directory, overview.name, overview.text
         run = rundir.create(*who, options.seed, options.data, facts, overview.recipe)
-    elif (wanted := options.data or _known_source(overview, run)) != run.source:
-        run = rundir.with_source(run, wanted)
+    else:
+        # Before they were read (a damaged record is one, too: verify mends it), where the recipe
+        # says they are.
+        read = (run.directory / rundir.DATA).exists()
+        wanted = options.data or (run.source if read else overview.recipe.data.source)
+        if wanted != run.source:
+            run = replace(run, facts={**run.facts, "source": wanted})  # checked when they are read
+            record.write(run.directory / RUN, run.facts)
     device.check(run.compute, chosen)
     if cap is not None:
         there = memory.Device(run.compute, chosen.type == "cuda")
         memory.check(run.recipe, there, run.accumulate, cap)
-        device.limit_memory(chosen, cap)
+        if chosen.type == "cuda":  # more is refused by the allocator, as if it were full
+            _, whole = torch.cuda.mem_get_info(chosen)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, cap / whole), chosen)
     if chosen.type == "cpu":
         hardware.keep_freed_memory()
     with suppress(NotThereYet):  # another machine's: who needs them is told so
         rest["rates"] = known_machine(options)
-    rest |= {name: getattr(options, name) for name in TOLD}
-    return Session(run, overview.store, chosen, report, ranks=ranks or Ranks(), **rest)
+    rest |= {"options": options, "ranks": ranks or Ranks()}
+    return Session(run, overview.store, chosen, report, **rest)
 
 
 def _facts_of_new_run(
@@ -192,9 +174,3 @@ def _facts_of_new_run(
         for line in memory.divided_layers(recipe, accumulate):
             report.say(f"to fit into {size(cap)}, {line}; batch norm sees no more than these")
     return facts
-
-
-def _known_source(overview: Overview, run: Run) -> str:
-    """Where the run's images were read from; before they were, where the recipe says they are."""
-    read = (run.directory / rundir.DATA).exists()  # a damaged record is one, too: verify mends it
-    return run.source if read else overview.recipe.data.source

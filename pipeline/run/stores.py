@@ -35,7 +35,7 @@ class StoreAddress:
 
         files = store.files
         assert isinstance(files, Objects)
-        alone = "" if files.bucket.conditional else "?writers=1"
+        alone = "" if files.conditional else "?writers=1"
         cache = files.cache and f"{files.cache.directory.absolute()}:{files.cache.budget}B"
         return cls(f"{store.root}{alone}", cache)
 
@@ -68,12 +68,12 @@ def open_store(place: Place, read_cache: str | None = None) -> Store:
 @cache
 def _remote(url: str, directory: Path, budget: int) -> Store:
     """One client for all that a process does: it keeps its connections."""
-    from strata.store.s3.objects import Objects, object_path
+    from strata.store.s3.objects import Objects
     from strata.store.s3.read_cache import ReadCache
-    from strata.store.s3.s3 import S3Bucket
+    from strata.store.s3.s3 import object_path
 
     bucket, prefix, several = _parsed(url)
-    files = Objects(S3Bucket(bucket, conditional=several), ReadCache(directory, budget))
+    files = Objects(bucket, ReadCache(directory, budget), conditional=several)
     return Store(object_path(f"s3://{bucket}/{prefix}"), files)
 
 

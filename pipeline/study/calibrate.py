@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,37 +95,30 @@ def measure(
 
 
 def _disk(place: Path) -> dict[str, float]:
-    """Bytes per second, written with fsync and read past the page cache."""
-    data = np.random.default_rng(0).bytes(FILE_BYTES)
-    paths = [place / str(number) for number in range(FILES)]
+    """Bytes per second, written with fsync, and read past the page cache: in pieces, in no order,
+    several in flight."""
+    random, paths = np.random.default_rng(0), [place / str(number) for number in range(FILES)]
+    data, nbytes = random.bytes(FILE_BYTES), FILES * FILE_BYTES
     begun = time.perf_counter()
     for path in paths:
         put_exclusive(place, path.name, data)
     written = time.perf_counter() - begun
-    read, nbytes = _read_cold(paths), FILES * FILE_BYTES
-    for path in paths:
-        path.unlink()
-    return {"disk_write": nbytes / written, "disk_read": nbytes / read}
-
-
-def _read_cold(paths: list[Path]) -> float:
-    """Seconds to read files that are not in the page cache, in pieces and in no order."""
-    pieces = [(path, at) for path in paths for at in range(0, FILE_BYTES, READ_BYTES)]
-    order = np.random.default_rng(0).permutation(len(pieces))
     for path in paths:
         with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def read(number: int) -> None:
-        path, at = pieces[number]
-        with path.open("rb", buffering=0) as file:
-            os.pread(file.fileno(), READ_BYTES, at)
+    def read(at: int) -> None:
+        with paths[at // FILE_BYTES].open("rb", buffering=0) as file:
+            os.pread(file.fileno(), READ_BYTES, at % FILE_BYTES)
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        list(pool.map(read, order))
-    return time.perf_counter() - begun
+        list(pool.map(read, random.permutation(np.arange(0, nbytes, READ_BYTES)).tolist()))
+    taken = time.perf_counter() - begun
+    for path in paths:
+        path.unlink()
+    return {"disk_write": nbytes / written, "disk_read": nbytes / taken}
 
 
 # ---- layers -------------------------------------------------------------------------------------
@@ -141,22 +135,15 @@ def _layer_rate(recipe: Recipe, j: int, device: torch.device, compute: torch.dty
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.zeros(len(x), dtype=torch.int64, device=device)
 
-    def train() -> None:
-        solver.step(x, y)
-        devices.finish(device)
-
-    def forward() -> None:
-        featurize([frozen], x, block=len(x), compute=compute)
-        devices.finish(device)
-
-    trained = 3 * operations(recipe, (layer, auxiliary)) * len(x) / seconds(train)
+    training = seconds(partial(solver.step, x, y))
+    trained = 3 * operations(recipe, (layer, auxiliary)) * len(x) / training
     problem.eval()
     with torch.no_grad():
         maps = run_layer(problem.layer, x, compute).float().cpu()
     # A layer's output is rounded, stored or not.
     frozen = Frozen(problem.layer, codec_for(recipe, recipe.cache.precision, maps).to(device))
-    passed = layer.operations(shape) * len(x) / seconds(forward)
-    return LayerRate(kind(recipe, j), passed, trained)
+    passing = seconds(partial(featurize, [frozen], x, block=len(x), compute=compute))
+    return LayerRate(kind(recipe, j), layer.operations(shape) * len(x) / passing, trained)
 
 
 def _copy(device: torch.device) -> float:
@@ -165,9 +152,4 @@ def _copy(device: torch.device) -> float:
         return 1e12
     host = torch.empty(FILE_BYTES, dtype=torch.uint8, pin_memory=True)
     there = torch.empty(FILE_BYTES, dtype=torch.uint8, device=device)
-
-    def copy() -> None:
-        there.copy_(host, non_blocking=True)
-        devices.finish(device)
-
-    return FILE_BYTES / seconds(copy)
+    return FILE_BYTES / seconds(partial(there.copy_, host, non_blocking=True))

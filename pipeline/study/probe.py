@@ -35,7 +35,7 @@ from strata.pipeline.train.loop import conclude, train
 from strata.pipeline.train.solving import Solving
 from strata.stages.data.images import check_probed, open_source
 from strata.stages.network.featurize import pooled
-from strata.stages.network.network import Auxiliary, build_auxiliary
+from strata.stages.network.network import Auxiliary, build
 from strata.stages.solve import probe
 from strata.stages.solve.solve import Solver, logits_of
 from strata.store.files.publish import make_directory
@@ -94,7 +94,7 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
 def _check_memory(session: Session, j: int, rows: int) -> None:
     columns = 4 * session.run.recipe.layers[j - 1].width
     needed = probe.bytes_of_fit(rows, columns)
-    asked, free = session.memory_budget, device.available_memory()
+    asked, free = session.options.memory_budget, device.available_memory()
     if asked is not None and needed > asked:
         bound = f"--memory-budget is {size(asked)}"
     elif needed > free:
@@ -125,7 +125,7 @@ def _rows(session: Session, j: int, order: np.ndarray, tick: Tick) -> np.ndarray
 def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
     run, recipe = session.run, session.run.recipe
     seed = key_of("probe weights", run.seed, j, kind.hidden) % 2**63
-    classifier = build_auxiliary(kind.classifier(recipe, j), seed)
+    classifier = build([kind.classifier(recipe, j)], seed)[0]
     solver = Solver(classifier, recipe.schedule, session.device, session.compute)
     where = f"{kind.name} probe of x_{j}", run.probe_directory(j) / kind.name
     advice = f"It was a probe: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"
@@ -181,7 +181,8 @@ def _with_data(session: Session, run: Run) -> Run:
     if known is not None and unchanged(run, known):
         return run
     (run.directory / DATA).unlink(missing_ok=True)
-    with open_source(run.source, root=session.data_root, download=session.download) as source:
+    told = session.options
+    with open_source(run.source, root=told.data_root, download=told.download) as source:
         check_probed(source, run.recipe.data.channels)
         return with_classes(run, len(source.classes))
 

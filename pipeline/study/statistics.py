@@ -6,9 +6,9 @@ are merged in the order of shards, so that they are the same to the last digit w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 from strata.pipeline.errors import ClusterError, NotThereYet
@@ -16,13 +16,12 @@ from strata.pipeline.feed.level_feed import moments_of
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster.cluster import Workers
 from strata.pipeline.materialize.cluster.submit import in_order
-from strata.pipeline.progress import Reporter, Tick
+from strata.pipeline.progress import Reporter
 from strata.pipeline.run import levels
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.stores import StoreAddress
 from strata.stages.features.moments import Moments
 from strata.store.level.layout import LevelKey
-from strata.store.level.level import Level
 
 HEADS = ("mean", "deviation", "minimum", "maximum", "zeros")
 THREADS = 2
@@ -53,8 +52,14 @@ def statistics(
         level = found.store.open(key)
         with report.task(key.label, len(level), "rows") as tick:
             task = partial(moments, StoreAddress.of(found.store), key, level.content_root)
+            channels: Moments | None = None
             shards = in_order(crew, task, range(level.geometry.shards), THREADS)
-            channels = reduce(Moments.merged, _watched(shards, level, stop, tick))
+            for shard, seen in enumerate(shards):
+                stop.check()
+                first, last = level.geometry.shard_range(shard)
+                tick(last - first)
+                channels = channels.merged(seen) if channels else seen
+        assert channels is not None, "every level has a shard"
         measured.append(
             {
                 "level": key.label,
@@ -108,17 +113,6 @@ def chosen(
             f"Run: strata materialize {found.name} --layer {layer or 1}"
         )
     return there
-
-
-def _watched(
-    shards: Iterable[Moments], level: Level, stop: Interruptions, tick: Tick
-) -> Iterator[Moments]:
-    """Shards one after another, with progress, until somebody asks to stop."""
-    for shard, moments in enumerate(shards):
-        stop.check()
-        first, last = level.geometry.shard_range(shard)
-        tick(last - first)
-        yield moments
 
 
 def _figures(moments: Moments) -> list[dict[str, float]]:

@@ -23,7 +23,7 @@ from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.loop import conclude, risks, train
 from strata.pipeline.train.solving import Solving, how_good
 from strata.stages.errors import Diverged
-from strata.stages.network.network import build_auxiliary, build_problem
+from strata.stages.network.network import build, build_problem
 from strata.stages.solve.solve import Solver
 from strata.store.files.publish import make_directory, replace
 from strata.store.read.order import key_of
@@ -65,7 +65,7 @@ def _begin(session: Session, j: int, variant: Variant) -> Solving:
     if variant.layer:
         problem = build_problem(variant.layer, variant.auxiliary, seed)
     else:
-        problem = build_auxiliary(variant.auxiliary, seed)
+        problem = build([variant.auxiliary], seed)[0]
     schedule = dataclasses.replace(variant.schedule, accumulate=session.run.accumulate[:j][-1])
     solver = Solver(problem, schedule, session.device, session.compute)
     where = variant.name, session.run.sweep_directory(j) / variant.name

@@ -8,6 +8,7 @@ problem has not seen.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,7 +20,8 @@ from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.plan.costs import RISK_ROWS
 from strata.pipeline.progress import Tick, duration
 from strata.pipeline.run import weights
-from strata.pipeline.run.rundir import LOGITS, write_curve
+from strata.pipeline.run.record import CURVE
+from strata.pipeline.run.rundir import LOGITS
 from strata.pipeline.train.solving import SAY_SECONDS, Solving, give_up
 from strata.stages.errors import Diverged
 from strata.stages.solve.evaluate import accuracies, cross_entropy, top_k
@@ -235,7 +237,8 @@ def conclude(
         states = {name: module.state_dict() for name, module in one.parts.items()}
         for name, state in states.items():
             weights.write(directory / f"{name}.safetensors", state)
-        write_curve(directory, one.history)
+        curve = "".join(json.dumps(line) + "\n" for line in one.history)
+        replace(directory, CURVE, curve.encode())
         if keep_logits:
             replace(directory, LOGITS, npy(z))
         figures = {

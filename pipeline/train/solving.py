@@ -146,7 +146,7 @@ class Solving:
 
     def check_memory(self) -> None:
         """Raises BudgetError: a step took more than ``--gpu-memory``."""
-        cap = self.session.gpu_memory
+        cap = self.session.options.gpu_memory
         if cap is not None and self.at.peak_bytes > cap:
             raise BudgetError(
                 f"a step of {self.title} took {size(self.at.peak_bytes)} of device memory; "

@@ -1,49 +1,105 @@
-"""Class folders under train/ and test/, in a directory or in a tar, as a source."""
+"""Class folders under train/ and test/ as a source: what is listed, and what is left out."""
 
 from __future__ import annotations
 
+import heapq
 import io
-import lzma
 import os
-import posixpath
-import shutil
-import tarfile
-import tempfile
-import zlib
+import re
+import stat
+import unicodedata
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from strata.stages.data.sources import SPLITS, Source, short_reason, stamp
+from strata.stages.data.sources import SPLITS, Source, printable, short_reason, stamp, summary
 from strata.stages.errors import BrokenImage, DataError
 
-_SUFFIXES = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
+HEAD = 16
+"""The first bytes of a file, which tell its type."""
+FOLDER, FILE, LINK = "folder", "file", "link"
+NO_IMAGE, SPECIAL, NOWHERE = "no image", "neither file nor folder", "link to nothing"
+_AGAIN = "link to what is listed already"
+Entry = tuple[str, str, Any]
+"""Name, kind (FOLDER, FILE, LINK, or why it is left out) and place of an entry of a folder."""
+
 _TEST = ("test", "val")
+_SUFFIXES = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
+# What cameras keep begins as a TIFF does, but all that can be read of it is a thumbnail.
+_RAW = frozenset(("3fr", "arw", "cr2", "dng", "erf", "kdc", "nef", "nrw", "pef", "srw"))
+_IMAGE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP|II[*+]\0|MM\0[*+]"
+    rb"|P[1-6]\s+[#\d]|P[Ff]\n|.{4}ftypavi[fs]|\0\0\0\x0cjP  \r\n",
+    re.DOTALL,
+)
+_SYSTEM = re.compile(
+    r"@eadir|\.?@__thumb|\.thumbnails|\.thumbs|__macosx|\.appledouble|\.ipynb_checkpoints"
+    r"|(eh)?thumbs\.db|desktop\.ini|\.ds_store|[#@]recycle|\$recycle\.bin|lost\+found",
+    re.IGNORECASE,
+)
+
+
+def is_image(name: str, head: bytes = b"") -> bool:
+    """Does a file count as an image: by the suffix of its name, or else by its first bytes?"""
+    suffix = name.rpartition(".")[2].lower()
+    return suffix in _SUFFIXES or (suffix not in _RAW and bool(_IMAGE.match(head)))
+
+
+def why_hidden(name: str) -> str:
+    """Why an entry of this name is not looked at; empty if it is."""
+    if _SYSTEM.fullmatch(name):
+        return "thumbnail or system file"
+    return "hidden" if name.startswith(".") else ""
 
 
 class ImageFolder(Source):
     """A tree of images as a source: classes and files each in sorted order.
 
-    Files and folders go by their slashed path from the folder that holds train/. Only files with
-    the suffix of an image format count, and none whose name starts with a dot. Raises DataError
-    when there is no train/ or no test/ (or val/), a class of train has no images, or test has
-    another class.
+    Files and folders go by their slashed path from the folder that holds train/. Links are
+    followed after all else, and what they lead to a second time, within a split, is left out, as is
+    what is hidden, a thumbnail, or no image by suffix or content. Raises DataError when there is no
+    train/ or no test/ (or val/), a class of train has no images, or test has another class.
+
+    A subclass says where an entry lies, its place, and lists folders by it. `root` is the place of
+    the folder that holds train/; `above` are the identities of it and of those above it.
     """
 
-    def __init__(self, title: str, folders: Collection[str], files: Collection[str]) -> None:
-        tops = {"train": "train", "test": _test_folder(title, folders, files)}
-        found = {split: _members(files, tops[split]) for split in SPLITS}
-        parts = [folder.split("/") for folder in folders]
-        classes = sorted(part[1] for part in parts if part[0] == "train" and len(part) == 2)
-        _check_classes(title, classes, *({kind for kind, _ in found[split]} for split in SPLITS))
+    deeper = "Give --data imagefolder:{title}/{path}"
+    """What to do where train/ lies deeper."""
+
+    def __init__(self, title: str, root: Any, above: Iterable[Hashable]) -> None:
+        self._title, self._above = title, frozenset(above)
+        self._left_out: dict[str, tuple[int, str]] = {}
+        self._listed: list[str] = []
+        there = {name: (kind, place) for name, kind, place in self._list("", root)}
+        for top in ("train", *_TEST):
+            if there.get(top, ("", None))[0] == LINK:
+                there[top] = self._follow(top, there[top][1])
+        tops = [top for top in ("train", *_TEST) if there.get(top, ("", None))[0] == FOLDER]
+        if "train" not in tops or len(tops) == 1:
+            raise DataError(printable(self._without_split("train" in tops, there, root)))
+        walked = {top: self._walk(top, there[top][1]) for top in tops}
+        # ImageNet has both, and what lies in test/ has no classes.
+        test = next((top for top in tops[1:] if walked[top][1]), tops[1])
+        for name in there.keys() - {"train", test}:
+            others = walked[name][1] if name in walked else () if why_hidden(name) else (name,)
+            for path in others:
+                self._leave_out(f"beside train/ and {test}/", path)
+        self.left_out = dict(sorted(self._left_out.items()))
+        classes = sorted(path[6:] for path in walked["train"][0] if path.count("/") == 1)
+        found = {"train": walked["train"][1], "test": walked[test][1]}
+        order = {s: sorted((path.split("/")[1], path) for path in found[s]) for s in SPLITS}
+        self._check_classes(classes, *({kind for kind, _ in order[split]} for split in SPLITS))
         number = {name: label for label, name in enumerate(classes)}
-        labels = {split: np.array([number[kind] for kind, _ in found[split]]) for split in SPLITS}
-        super().__init__(title, labels, classes)
-        self._names = {split: [name for _, name in found[split]] for split in SPLITS}
+        labels = {split: np.array([number[kind] for kind, _ in order[split]]) for split in SPLITS}
+        super().__init__(title, labels, map(printable, classes))
+        self._names = {split: [name for _, name in order[split]] for split in SPLITS}
+        self._places = found["train"] | found["test"]
 
     def name(self, split: str, i: int) -> str:
         return self._names[split][i]
@@ -64,190 +120,168 @@ class ImageFolder(Source):
             raise BrokenImage(self.name(split, i), "the file is empty")
         return Image.open(io.BytesIO(data))
 
+    @abstractmethod
+    def _list(self, path: str, folder: Any) -> list[Entry]:
+        """What a folder holds."""
 
-def open_imagefolder(path: Path) -> ImageFolder:
-    """The class folders of a directory or tar (plain or compressed); see ImageFolder."""
-    if path.is_dir():
-        return _Directory(path)
-    if path.is_file():
-        return _Archive(path)
-    raise DataError(f"there is no directory or tar {path}")
+    @abstractmethod
+    def _follow(self, path: str, link: Any) -> tuple[str, Any]:
+        """Kind and place of what a link leads to. Raises DataError where it is out of reach."""
 
+    @abstractmethod
+    def _identity(self, path: str, place: Any) -> Hashable:
+        """A value that a file or folder has whatever the path to it."""
 
-def _test_folder(title: str, folders: Collection[str], files: Collection[str]) -> str:
-    if "train" not in folders:
-        raise DataError(f"{title} has no folder train/")
-    there = [folder for folder in _TEST if folder in folders]
-    if not there:
-        raise DataError(f"{title} has no folder test/ or val/")
-    # ImageNet has both, and what lies in test/ has no classes.
-    return next((folder for folder in there if _members(files, folder)), there[0])
+    def _is_image(self, path: str, place: Any) -> bool:
+        """Whether a file counts as an image, where its kind does not say so already."""
+        return True
 
+    def _walk(self, top: str, place: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The places of the folders and of the images of a split, by path."""
+        folders: dict[str, Any] = {}
+        images: dict[str, Any] = {}
+        links: list[tuple[str, Any]] = []
+        seen: set[Hashable] = set()  # identities, as soon as a link may repeat one
+        todo = [(top, FOLDER, place, "")]
+        while todo or links:
+            if todo:
+                path, kind, place, why = todo.pop()
+            else:
+                both = () if seen else (*folders.items(), *images.items())
+                seen |= {*self._above, *(self._identity(*each) for each in both)}
+                path, link = heapq.heappop(links)
+                kind, place = self._follow(path, link)
+                why = ""
+            why = why or why_hidden(path.rpartition("/")[2])
+            if seen and not why and kind in (FOLDER, FILE):
+                key = self._identity(path, place)
+                why = _AGAIN if key in seen else ""
+                seen.add(key)
+            if kind == FOLDER and why != _AGAIN:
+                if not why:
+                    folders[path] = place
+                todo += [(f"{path}/{name}", k, at, why) for name, k, at in self._list(path, place)]
+            elif kind == LINK and not why:
+                heapq.heappush(links, (path, place))
+            elif why or kind != FILE or not self._is_image(path, place):
+                self._leave_out(why or (kind if kind != FILE else NO_IMAGE), path)
+            else:
+                self._listed.append(path)
+                if path.count("/") > 1:
+                    images[path] = place
+                else:
+                    self._leave_out("outside a class folder", path)
+        return folders, images
 
-def _members(files: Collection[str], top: str) -> list[tuple[str, str]]:
-    """(class, path) of every image below a class folder, sorted; folders below count too."""
-    split = ((file.split("/"), file) for file in files)
-    return sorted((part[1], file) for part, file in split if part[0] == top and len(part) > 2)
+    def _leave_out(self, reason: str, path: str) -> None:
+        count, first = self._left_out.get(reason, (0, printable(path)))
+        self._left_out[reason] = count + 1, min(first, printable(path))
 
-
-def _check_classes(title: str, classes: list[str], train: set[str], test: set[str]) -> None:
-    """Raise DataError unless every class has images in train, and test has some and no others."""
-    if not classes:
-        raise DataError(f"train/ in {title} is empty: it must hold one folder per class")
-    if bare := [kind for kind in classes if kind not in train]:
-        raise DataError(f"class {bare[0]} has no images under train/ in {title}")
-    if not test:
-        raise DataError(
-            f"the test split of {title} has no images: they belong into a folder for each class, "
-            f"such as {classes[0]}/"
+    def _without_split(self, has_train: bool, there: dict[str, tuple[str, Any]], root: Any) -> str:
+        """Why a tree without train/ or without test/ is refused: what it holds instead."""
+        if not has_train and (path := next(self._with_train(root), None)):
+            advice = self.deeper.format(title=self._title, path=path)
+            return f"{self._title} has no folder train/, found {path}/train/. {advice}"
+        shown = sorted((name, kind == FILE) for name, (kind, _) in there.items() if name[0] != ".")
+        folders = [f"{name}/" for name, is_file in shown if not is_file]
+        files = [name for name, is_file in shown if is_file]
+        holds = ", ".join(folders[:5] + ["…"] * (len(folders) > 5))
+        holds += f"{' and ' * bool(holds)}{len(files)} files, such as {files[0]}" if files else ""
+        return (
+            f"{self._title} has no folder {'test/ or val/' if has_train else 'train/'}, it holds "
+            f"{holds or 'nothing'}. Images belong into train/CLASS/, and those to test with into "
+            "test/CLASS/ or val/CLASS/"
         )
-    if extra := sorted(test - train):
-        raise DataError(f"class {extra[0]} is only in the test split of {title}, not in train/")
+
+    def _with_train(self, root: Any, most: int = 1000) -> Iterator[str]:
+        """Paths of folders that hold train/, down to three levels; not all where there are many."""
+        todo = [("", root)]
+        for path, place in todo:  # which grows
+            for name, kind, at in sorted(self._list(path, place), key=lambda entry: entry[0]):
+                if kind == FOLDER and name == "train" and path:
+                    yield path
+                elif kind == FOLDER and path.count("/") < 2 and len(todo) < most:
+                    todo.append((f"{path}/{name}".lstrip("/"), at))
+
+    def _check_classes(self, classes: list[str], train: set[str], test: set[str]) -> None:
+        """Raise DataError unless every class has images in train, test has some and no others, and
+        no two names are one in two spellings."""
+        title = self._title
+        why = f". Left out: {told}" if (told := summary(self.left_out)) else ""
+        if not classes:
+            raise DataError(f"train/ in {title} is empty: it must hold one folder per class{why}")
+        if bare := [kind for kind in classes if kind not in train]:
+            name = printable(bare[0])
+            raise DataError(f"class {name} has no images under train/ in {title}{why}")
+        if not test:
+            raise DataError(
+                f"the test split of {title} has no images: they belong into a folder for each "
+                f"class, such as {printable(classes[0])}/{why}"
+            )
+        by_spelling: dict[str, str] = {}
+        for kind in (*classes, *sorted(test - train)):
+            other = by_spelling.setdefault(unicodedata.normalize("NFC", kind), kind)
+            if other != kind:
+                raise DataError(f"{title} spells one class in two ways, {other!a} and {kind!a}")
+        for kind in sorted(test - train):
+            near = [one for one in classes if one.casefold() == kind.casefold()]
+            raise DataError(
+                f"class {printable(kind)} is only in the test split of {title}, not in train/"
+                f"{f', which has {near[0]}' if near else ''}"
+            )
 
 
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
-
-
-def _wanted(path: str) -> bool:
-    """Whether a slashed path is one of an image and nothing along it is hidden."""
-    return not _hidden(path) and path.rpartition(".")[2].lower() in _SUFFIXES
-
-
-def _unreadable(error: OSError) -> None:
-    raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
-
-
-class _Directory(ImageFolder):
-    """Class folders on disk; symbolic links are followed."""
+class Directory(ImageFolder):
+    """Class folders on disk. A place is the path that a link leads to, or None."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._files: list[str] = []
-        folders: list[str] = []
-        for top in (root / top for top in ("train", *_TEST) if (root / top).is_dir()):
-            for place, _, files in os.walk(top, onerror=_unreadable, followlinks=True):
-                folder = Path(place).relative_to(root).as_posix()
-                if not _hidden(folder):
-                    folders.append(folder)
-                    self._files += filter(_wanted, (f"{folder}/{file}" for file in files))
-        super().__init__(str(root), folders, self._files)
+        self._root, resolved = root, root.resolve()
+        above = (self._identity(str(path), None) for path in (resolved, *resolved.parents))
+        super().__init__(str(root), None, above)
 
     def _read(self, file: str) -> bytes:
         return (self._root / file).read_bytes()
 
+    def _list(self, path: str, folder: None) -> list[Entry]:
+        try:
+            with os.scandir(self._root / path) as entries:
+                return [(entry.name, _kind(entry), None) for entry in entries]
+        except OSError as error:
+            raise DataError(
+                f"the folder {error.filename} cannot be read: {error.strerror}"
+            ) from error
+
+    def _follow(self, path: str, link: None) -> tuple[str, str | None]:
+        try:
+            mode = (self._root / path).stat().st_mode
+        except OSError:  # named as a broken image, if it looks like one
+            return FILE if is_image(path) else NOWHERE, None
+        if not stat.S_ISREG(mode):
+            return FOLDER if stat.S_ISDIR(mode) else SPECIAL, None
+        return FILE, str((self._root / path).resolve())
+
+    def _identity(self, path: str, place: str | None) -> Hashable:
+        try:
+            found = (self._root / path).stat()
+        except OSError:
+            return path
+        return found.st_dev, found.st_ino
+
+    def _is_image(self, path: str, place: str | None) -> bool:
+        if is_image(name := place or path):
+            return True
+        with suppress(OSError), (self._root / path).open("rb", buffering=0) as file:
+            return is_image(name, file.read(HEAD))
+        return False
+
     def signature(self) -> str:
         root = self._root.resolve()
-        return stamp(("directory",), (root / file for file in sorted(self._files)))
+        return stamp(("directory",), (root / file for file in sorted(self._listed)))
 
 
-class _Archive(ImageFolder):
-    """A tar, read at random by offset.
-
-    A plain one is read in place. A compressed one cannot be, so its images, still encoded, are
-    copied once into an anonymous temporary file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._data: IO[bytes] | None = None
-        try:
-            self._places, folders = self._indexed()
-            super().__init__(str(path), folders, self._places)
-        except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-            self.close()
-            raise DataError(f"{path} cannot be read as a tar: {short_reason(error)}") from error
-        except BaseException:
-            self.close()
-            raise
-
-    def _indexed(self) -> tuple[dict[str, tuple[int, int]], set[str]]:
-        """See :func:`_index`. Opens the file that is read from then on."""
-        try:
-            with tarfile.open(self._path, "r:", tarinfo=_Header) as tar:
-                self._data = self._path.open("rb")
-                return _index(tar, None)
-        except tarfile.ReadError:
-            if self._data is not None:  # a plain tar after all, but damaged
-                raise
-        self._data = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
-        with tarfile.open(self._path, "r|*", tarinfo=_Header) as tar:
-            found = _index(tar, self._data)
-        self._data.flush()  # pread goes past Python's buffer
-        return found
-
-    def _read(self, file: str) -> bytes:
-        assert self._data is not None
-        start, size = self._places[file]
-        return os.pread(self._data.fileno(), size, start)
-
-    def signature(self) -> str:
-        return stamp(("archive",), [self._path.resolve()])
-
-    def close(self) -> None:
-        if self._data is not None:
-            self._data.close()
-
-
-class _Header(tarfile.TarInfo):
-    """A tar's header, refused when damaged: tarfile would take it for the tar's end."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise  # a block of zeros, the end
-            reason = f"{error}, or cut short" if buf else "it is cut short"
-            raise tarfile.ReadError(reason) from error
-
-
-def _index(
-    tar: tarfile.TarFile, spool: IO[bytes] | None
-) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    """Where a tar's images lie, (offset, size) by path, and its folders, also implied ones.
-
-    Paths are without the one folder, other than train/, in which everything lies. Images lie in
-    `spool`, to which they are copied, or, without, in the tar. Raises DataError for a stray link.
-    """
-    places: dict[str, tuple[int, int]] = {}
-    links: dict[str, str] = {}
-    folders: set[str] = set()
-    while (member := tar.next()) is not None:
-        # What tarfile remembers of each member would grow past the index itself.
-        cast(Any, tar).members.clear()
-        name = posixpath.normpath(member.name).lstrip("/")
-        if member.isdir():
-            folders.add(name)
-        elif not _wanted(name):
-            continue
-        elif member.islnk():
-            links[name] = posixpath.normpath(member.linkname).lstrip("/")
-        elif member.issym():
-            beside = posixpath.join(posixpath.dirname(name), member.linkname)
-            links[name] = posixpath.normpath(beside)
-        elif member.issparse():
-            raise DataError(f"{tar.name} holds {name} as a sparse file: pack it without --sparse")
-        elif member.isreg() and spool is None:
-            places[name] = (member.offset_data, member.size)
-        elif member.isreg() and (source := tar.extractfile(member)) and spool is not None:
-            places[name] = (spool.tell(), member.size)
-            shutil.copyfileobj(source, spool)
-    for name, target in links.items():
-        if target not in places:
-            raise DataError(f"{name} is a link to {target}, which is no image of the archive")
-        places[name] = places[target]
-    folders.discard(".")
-    for name in places:
-        folder = posixpath.dirname(name)
-        while folder and folder not in folders:
-            folders.add(folder)
-            folder = posixpath.dirname(folder)
-    tops = {folder.split("/")[0] for folder in folders if not _hidden(folder)}
-    skip = len(tops.pop()) + 1 if len(tops) == 1 and "train" not in tops else 0
-    inside = {folder[skip:] for folder in folders}
-    return (
-        {name[skip:]: place for name, place in places.items()},
-        {folder for folder in inside if not _hidden(folder)},
-    )
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return LINK
+    if entry.is_dir(follow_symlinks=False):
+        return FOLDER
+    return FILE if entry.is_file(follow_symlinks=False) else SPECIAL

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from strata.stages.data.folders import open_imagefolder
+from strata.stages.data.archives import open_imagefolder
 from strata.stages.data.sources import SPLITS, Source, open_digits, open_npz, suggest
 from strata.stages.data.zoo import open_torchvision
 from strata.stages.errors import BrokenImage, DataError

@@ -11,6 +11,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, cast
 
 import numpy as np
@@ -33,6 +34,9 @@ class Source(ABC):
 
     classes: tuple[str, ...]
     """Class names in label order; the label itself where there are no names."""
+    left_out: Mapping[str, tuple[int, str]] = MappingProxyType({})
+    """Files that lie among the images and are not listed: reason → how many, and the first's name,
+    or that of the folder they lie in."""
 
     def __init__(
         self, title: str, labels: Mapping[str, np.ndarray], classes: Iterable[str] | None = None
@@ -132,6 +136,17 @@ def short_reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
+def printable(name: str) -> str:
+    """A name with each byte that is not UTF-8 as \\xe9, so that it can be shown and stored."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def summary(left_out: Mapping[str, tuple[int, str]]) -> str:
+    """``"48 thumbnail or system file, such as train/cat/@eaDir; …"``: what a source left out."""
+    each = (f"{count:,} {reason}, such as {name}" for reason, (count, name) in left_out.items())
+    return "; ".join(each)
+
+
 def channels_last(images: np.ndarray, what: str) -> np.ndarray:
     """(N,H,W) as it is, (N,H,W,C) or (N,C,H,W) as (N,H,W,C), with C of 1, 3 or 4.
 
@@ -213,7 +228,8 @@ def open_npz(path: Path) -> Arrays:
     Raises DataError for anything else.
     """
     if not path.is_file():
-        raise DataError(f"there is no file {path}")
+        folders = f", but a folder: --data imagefolder:{path}" if path.is_dir() else ""
+        raise DataError(f"there is no file {path}{folders}")
     images, labels = {}, {}
     stored = _load_npz(path)
     for split in SPLITS:

@@ -74,14 +74,14 @@ class Calibration:
         """The worst channel (counted from 0) with its signal-to-noise ratio in dB, the median over
         channels, the clipped share of all values that are not 0, and how many channels are dead.
         What no channel can tell is None."""
-        ratios = enumerate(channel.snr_db for channel in self.channels)
-        known = {c: ratio for c, ratio in ratios if ratio is not None}
-        worst = min(known, key=lambda c: known[c], default=None)
+        ratios = ((channel.snr_db, c) for c, channel in enumerate(self.channels))
+        known = [(ratio, c) for ratio, c in ratios if ratio is not None]
+        worst_ratio, worst = min(known, default=(None, None))
         values = sum(channel.values for channel in self.channels)
         return {
-            "median_snr_db": round(statistics.median(known.values()), 2) if known else None,
+            "median_snr_db": round(statistics.median(r for r, _ in known), 2) if known else None,
             "worst_channel": worst,
-            "worst_snr_db": None if worst is None else known[worst],
+            "worst_snr_db": worst_ratio,
             "clipped": sum(channel.clipped for channel in self.channels) / max(1, values),
             "dead": sum(channel.dead for channel in self.channels),
             "channels": len(self.channels),
@@ -90,13 +90,10 @@ class Calibration:
     @property
     def text(self) -> str:
         """The summary on one line."""
-        s = self.summary()
-        ratio = "without a measurable error"
+        s, ratio = self.summary(), "without a measurable error"
         if s["worst_channel"] is not None:
-            ratio = (
-                f"signal-to-noise {s['median_snr_db']:.1f} dB "
-                f"(worst channel {s['worst_channel']}: {s['worst_snr_db']:.1f} dB)"
-            )
+            worst = f"worst channel {s['worst_channel']}: {s['worst_snr_db']:.1f} dB"
+            ratio = f"signal-to-noise {s['median_snr_db']:.1f} dB ({worst})"
         return (
             f"{self.quantiser.precision}: {ratio}, {100 * s['clipped']:.3f} % clipped, "
             f"{s['dead']} dead channels of {s['channels']}"

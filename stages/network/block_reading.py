@@ -81,22 +81,15 @@ def _check_apart(module: nn.Module, index: int, owner: dict[int, int], title: st
             )
     if not any(p.requires_grad for p in module.parameters()):
         raise UnusableNetwork(f"{title} has no weights to train: make it a part of the next one")
-    if loose := _loose(module):
-        raise UnusableNetwork(
-            f"{title} has the tensor {loose} beside its parameters and buffers, so it would "
-            "not be kept with them: use register_buffer, persistent"
-        )
-
-
-def _loose(module: nn.Module) -> str | None:
-    """Name of a tensor that a state dict would not have."""
     kept = set(module.state_dict(keep_vars=True))
     for path, part in module.named_modules():
         for name, value in (*vars(part).items(), *part._buffers.items()):
-            whole = f"{path}.{name}".removeprefix(".")
-            if isinstance(value, Tensor) and whole not in kept:
-                return whole
-    return None
+            loose = f"{path}.{name}".removeprefix(".")
+            if isinstance(value, Tensor) and loose not in kept:
+                raise UnusableNetwork(
+                    f"{title} has the tensor {loose} beside its parameters and buffers, so it "
+                    "would not be kept with them: use register_buffer, persistent"
+                )
 
 
 # ---- shown a tensor without content --------------------------------------------------------------

@@ -172,8 +172,8 @@ def _errors_named(source: Origin) -> Iterator[None]:
     except UnusableNetwork:
         raise
     except Exception as error:
-        frames = traceback.walk_tb(error.__traceback__)
-        lines = [line for frame, line in frames if frame.f_code.co_filename == source.file]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == source.file]
         if isinstance(error, SyntaxError):
             lines = [error.lineno]
         where = f"line {lines[-1]}, " if lines else ""
@@ -204,17 +204,16 @@ def _cut(model: nn.Module, name: str) -> list[Named]:
             opening = []
         else:
             (opening or blocks[-1]).append((path, part))
-    return [_joined(parts) for parts in blocks]
+    found: list[Named] = []
+    for parts in blocks:
+        path, main = next((one for one in parts if _weighted(one[1])), parts[0])
+        module = main if len(parts) == 1 else nn.Sequential(*(part for _, part in parts))
+        found.append((f"{path} ({type(main).__name__})", module))
+    return found
 
 
 def _weighted(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
-
-
-def _joined(parts: Sequence[Named]) -> Named:
-    path, main = next((one for one in parts if _weighted(one[1])), parts[0])
-    module = main if len(parts) == 1 else nn.Sequential(*(part for _, part in parts))
-    return f"{path} ({type(main).__name__})", module
 
 
 def _trunk(model: nn.Module, name: str) -> list[Named]:
@@ -234,7 +233,8 @@ def _trunk(model: nn.Module, name: str) -> list[Named]:
     model.train()
     parts: list[Named] = []
     for path, module, inputs, output in calls:
-        if not inputs or inputs[0] is not last or not _is_map(output):
+        is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1
+        if not inputs or inputs[0] is not last or not is_map:
             break
         parts.append((path, module))
         last = output
@@ -251,10 +251,6 @@ def _trunk(model: nn.Module, name: str) -> list[Named]:
             f"before it gave{after}, or gives none. Name a Python file with blocks of your own"
         )
     return parts
-
-
-def _is_map(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1
 
 
 def _is_flat(output: Any) -> bool:

@@ -11,8 +11,8 @@ classifier is VGG's own: max pooling and fully connected layers.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 from strata.stages.network.block_source import block_modules
 from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
-
-M = TypeVar("M", bound=nn.Module)
-S = TypeVar("S", LayerSpec, AuxiliarySpec)
 
 
 class Layer(nn.Module):
@@ -82,48 +79,28 @@ class Problem(nn.Module):
         return self.auxiliary(self.layer(x))
 
 
-def build_parts(
-    layers: Sequence[AnyLayer], auxiliary: AuxiliarySpec, seed: int | None
-) -> tuple[list[nn.Module], Auxiliary]:
-    """Layers and a classifier, initialised one after another from one generator.
+def build(specs: Sequence[AnyLayer | AuxiliarySpec], seed: int | None) -> list[Any]:
+    """Layers and classifiers, initialised one after another from one generator.
 
     The same seed gives the same weights on every machine; None, for weights to be loaded, draws
     nothing. Blocks of a named network are initialised as its own constructor does it. Raises
     UnusableNetwork where one is not the block that was read.
     """
-    generator = _generator(seed)
-    blocks = [layer for layer in layers if isinstance(layer, Block)]
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    blocks = [spec for spec in specs if isinstance(spec, Block)]
     made = block_modules(blocks, seed) if blocks else []
-    made += [_made(Layer, layer, generator) for layer in layers if isinstance(layer, LayerSpec)]
-    return made, _made(Auxiliary, auxiliary, generator)
+    return made + [_made(spec, generator) for spec in specs if not isinstance(spec, Block)]
 
 
 def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int | None) -> Problem:
-    """One problem. Seed and errors as in :func:`build_parts`."""
-    (made,), classifier = build_parts([layer], auxiliary, seed)
-    return Problem(made, classifier)
+    """One problem. Seed and errors as in :func:`build`."""
+    return Problem(*build([layer, auxiliary], seed))
 
 
-def build_layer(spec: AnyLayer, seed: int | None) -> nn.Module:
-    """One layer. Seed and errors as in :func:`build_parts`."""
-    if isinstance(spec, Block):
-        return block_modules([spec], seed)[0]
-    return _made(Layer, spec, _generator(seed))
-
-
-def build_auxiliary(spec: AuxiliarySpec, seed: int | None) -> Auxiliary:
-    """One classifier, of features that stay as they are. Seed as in :func:`build_parts`."""
-    return _made(Auxiliary, spec, _generator(seed))
-
-
-def _generator(seed: int | None) -> torch.Generator | None:
-    return None if seed is None else torch.Generator().manual_seed(seed)
-
-
-def _made(kind: Callable[[S], M], spec: S, generator: torch.Generator | None) -> M:
+def _made(spec: LayerSpec | AuxiliarySpec, generator: torch.Generator | None) -> nn.Module:
     """A module with PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
     with torch.device("meta"):
-        module = kind(spec)
+        module = Layer(spec) if isinstance(spec, LayerSpec) else Auxiliary(spec)
     module.to_empty(device="cpu")
     for part in module.modules() if generator else ():
         if isinstance(part, (nn.Conv2d, nn.Linear)):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.network import Auxiliary, build_parts
+from strata.stages.network.network import Auxiliary, build
 from strata.stages.network.spec import AuxiliarySpec
 
 NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore
@@ -48,7 +48,7 @@ def build_end_to_end(
 ) -> EndToEnd:
     """A freshly initialised network. The same seed gives the same weights on every machine, with
     checkpointing or without."""
-    made, classifier = build_parts(layers, auxiliary, seed)
+    *made, classifier = build([*layers, auxiliary], seed)
     return EndToEnd(made, classifier, checkpointing=checkpointing)
 
 

@@ -155,7 +155,8 @@ def npy(array: np.ndarray) -> bytes:
 def sealed(body: Any) -> bytes:
     """JSON text ``{"sha256": …, "body": …}`` that proves itself."""
     record = {"sha256": sha256(canonical(body)), "body": body}
-    return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # as canonical() does
 
 
 def unseal(path: Path, files: Files = DISK, field: str | None = None) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusals
+from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, LevelStale, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import opened, present, read_hashed, unseal
 from strata.store.level.codec import CHECKSUM, crc32c, decode, row_checksums
@@ -34,8 +34,6 @@ SHARDS, CHECKSUMS = "shards", "crc32c"
 """Fields by which a commit and a receipt are told from other records."""
 FORMAT = 3
 """Version of what a commit says."""
-READABLE = (2, FORMAT)
-"""Format 2 had an entry of JSON for every shard."""
 CHUNKS_KEPT = 8
 """Decoded inner chunks kept, for readers that want a part of one after another."""
 
@@ -65,13 +63,10 @@ class Level:
             LevelAbsent: no commit.
             LevelConflict: the commit belongs to another level.
             LevelDamaged: a file is missing or is not what the commit says.
+            LevelStale: the commit has another format.
         """
         directory = key.directory(root)
         body = read_commit(directory, key, files)
-        if body["format"] not in READABLE:
-            raise LevelConflict(
-                f"{directory} has format {body['format']}; this version reads up to {FORMAT}"
-            )
         facts = {name: body[name] for name in ("content_root", "parent", "auxiliary", "shards")}
         level = cls(directory, key, geometry_of(body), **facts, files=files)
         read_hashed(directory / "zarr.json", body["zarr_json"]["sha256"], files)
@@ -269,13 +264,17 @@ def read_commit(directory: Path, key: LevelKey, files: Files = DISK) -> dict[str
 
 
 def commit_of(directory: Path, files: Files = DISK) -> dict[str, Any]:
-    """The body of the commit in a directory, with its shards as :class:`Shards`.
+    """The body of the commit in a directory, with its shards as :class:`ShardTable`.
 
     Raises:
         FileNotFoundError: there is none.
         LevelDamaged: it is not what was written.
+        LevelStale: it has another format.
     """
     body = unseal(directory / COMMIT, files, SHARDS)
+    if (found := body["format"]) != FORMAT:
+        text = f"is stale: it has format {found}, and this version reads {FORMAT}"
+        raise LevelStale(f"{directory / COMMIT} {text}")
     return body | {SHARDS: ShardTable.from_json(geometry_of(body), body[SHARDS])}
 
 

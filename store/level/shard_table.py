@@ -7,7 +7,7 @@ string of JSON and one array in memory; the entry of a shard is made when it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -55,11 +55,8 @@ class ShardTable(Sequence[dict[str, Any]]):
         return cls(geometry, np.array(nbytes, np.int64), _rows(digests), _rows(receipts))
 
     @classmethod
-    def from_json(cls, geometry: Geometry, value: Any) -> ShardTable:
-        """From what a commit has; a list of entries is what format 2 had."""
-        if isinstance(value, list):
-            entries = cast(list[dict[str, Any]], value)
-            return cls.of(geometry, (Entry(*(one[f] for f in Entry._fields)) for one in entries))
+    def from_json(cls, geometry: Geometry, value: dict[str, Any]) -> ShardTable:
+        """From what a commit has."""
         sizes, counts = np.array(value["nbytes"], np.int64).reshape(-1, 2).T
         digests, receipts = (_rows(bytes.fromhex(value[c])) for c in ("sha256", "receipts"))
         return cls(geometry, np.repeat(sizes, counts), digests, receipts)

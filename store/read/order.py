@@ -54,13 +54,11 @@ class Mixing:
             -(-self.rows // self.block)
         )
         shuffle = generator("order in windows", seed, depth, epoch).permutation
-        return np.concatenate(
-            [shuffle(self._rows_of(part)) for part in np.array_split(blocks, self.windows)]
-        )
-
-    def _rows_of(self, blocks: np.ndarray) -> np.ndarray:
-        rows = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
-        return rows[rows < self.rows]
+        windows = []
+        for part in np.array_split(blocks, self.windows):
+            rows = (part[:, None] * self.block + np.arange(self.block)).ravel()
+            windows.append(shuffle(rows[rows < self.rows]))
+        return np.concatenate(windows)
 
     @property
     def same_block(self) -> float:

@@ -38,7 +38,9 @@ class Chunks:
         self._files, self._memory = Descriptors(levels), local()
         self._mapped = mapped and files.mapped
         self._fetched = np.zeros((len(levels), self.count), bool)
-        self._map = lru_cache(files.maps_kept)(self._mapped_shard)
+        self._map = lru_cache(files.maps_kept)(
+            lambda view, shard: np.asarray(self.levels[view].mapped(shard))
+        )
         self.close = self._files.close
 
     def decode(self, view: int, chunk: int, out: np.ndarray) -> None:
@@ -94,9 +96,6 @@ class Chunks:
         shard, position = divmod(chunk, self._per_shard)
         offset, nbytes = self._index(view, shard)[position].tolist()
         return shard, offset, nbytes
-
-    def _mapped_shard(self, view: int, shard: int) -> np.ndarray:
-        return np.asarray(self.levels[view].mapped(shard))
 
     def _read_index(self, view: int, shard: int) -> np.ndarray:
         """Where a shard's chunks lie, which its last bytes say."""

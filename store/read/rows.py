@@ -63,9 +63,8 @@ class RowSource(ABC):
             LevelDamaged: a row is not the one that was written; names file and row.
         """
 
-    @abstractmethod
-    def close(self) -> None:
-        """Let files and memory go. Nobody may be reading."""
+    def close(self) -> None:  # noqa: B027  # not all have something to let go
+        """Let files and memory go, if any are held. Nobody may be reading."""
 
 
 class TakenRows(RowSource):
@@ -88,9 +87,6 @@ class TakenRows(RowSource):
             with self._lock:  # what Level keeps of decoded chunks is for one reader
                 level.take(rows.row[here], whole)
             out[here] = found.reshape(len(here), self.geometry.row_bytes)
-
-    def close(self) -> None:
-        """A level holds nothing that must be closed."""
 
 
 def same_geometry(levels: Sequence[Level]) -> Any:

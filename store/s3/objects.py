@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from strata.store.files.files import Descriptor, Opened, WholeFiles
+from strata.store.files.files import Descriptor, Opened
 from strata.store.level.level import COMMIT
 from strata.store.s3.read_cache import ReadCache
 from strata.store.s3.s3 import S3Bucket
@@ -28,73 +28,45 @@ REQUESTS = 16
 """Requests under way at a time: each waits for the network most of its time."""
 
 
-class ObjectPath(PurePosixPath):
-    """``s3://bucket/prefix/x_1-…``: a path whose name people can paste. It has nothing of
-    ``Path`` that looks at a disk, so whoever forgets where it lies meets an error."""
-
-    def __str__(self) -> str:
-        return super().__str__().replace(":/", "://", 1)
-
-    def absolute(self) -> ObjectPath:
-        return self
-
-
-def object_path(text: str) -> Path:
-    """The path of ``s3://bucket/prefix``; a ``Path`` as far as names go, and no further."""
-    return cast(Path, ObjectPath(text))
-
-
-def key_of(path: Path) -> str:
-    """The key of an object inside of its bucket."""
-    return "/".join(path.parts[2:])
-
-
-class Objects(WholeFiles):
-    """Objects of one bucket, under the names that files would have."""
+class Objects(S3Bucket):
+    """A bucket as the store sees it: files, with local copies of shards."""
 
     mapped = False
     requests = REQUESTS
     maps_kept = 4
 
-    def __init__(self, bucket: S3Bucket, cache: ReadCache | None = None) -> None:
-        """
+    def __init__(
+        self, name: str, cache: ReadCache | None = None, *, conditional: bool = True
+    ) -> None:
+        """Errors and ``conditional`` as those of :class:`S3Bucket`.
+
         Args:
             cache: where shards that are read are kept; None: nowhere.
         """
-        self.bucket, self.cache = bucket, cache
-        self._checked = False
+        super().__init__(name, conditional=conditional)
+        self.cache, self._checked = cache, False
 
     # ---- what changes something -------------------------------------------------------------
-
-    def put_exclusive(self, path: Path, data: bytes) -> bool:
-        return self.bucket.create(key_of(path), data)
-
-    def put(self, path: Path, data: bytes) -> None:
-        self.bucket.put(key_of(path), data)
 
     def rename(self, source: Path, target: Path) -> None:
         """An object, or everything below a name. Not one step: of a level, the commit comes last
         and goes first, so that there is a whole level or none at each place."""
-        begin, end = key_of(source), key_of(target)
         with suppress(FileNotFoundError):
-            self.bucket.copy(begin, end)
-            self.bucket.delete([begin])
+            self.copy(source, target)
+            self.unlink(source)
             return
-        found = [key for key, _ in self.bucket.below(begin)]
+        found = [source / name for name in self.listed(source)]
         if not found:
             raise FileNotFoundError(str(source))
-        found.sort(key=lambda key: key.endswith(f"/{COMMIT}"))
-        for key in found:
-            self.bucket.copy(key, end + key.removeprefix(begin))
-        self.bucket.delete([key for key in found if key.endswith(f"/{COMMIT}")])
-        self.bucket.delete(found)
-
-    def unlink(self, path: Path) -> None:
-        self.bucket.delete([key_of(path)])
+        found.sort(key=lambda path: path.name == COMMIT)
+        for path in found:
+            self.copy(path, target / path.relative_to(source))
+        self.delete([path for path in found if path.name == COMMIT])
+        self.delete(found)
 
     def remove_tree(self, directory: Path) -> None:
         """Everything below a name."""
-        self.bucket.delete([key for key, _ in self.bucket.below(key_of(directory))])
+        self.delete([directory / name for name in self.listed(directory)])
 
     def remove_directory(self, path: Path) -> None:
         """A prefix is there as soon as something has it, and gone with the last."""
@@ -103,9 +75,6 @@ class Objects(WholeFiles):
         """What was answered is durable."""
 
     # ---- what looks ---------------------------------------------------------------------------
-
-    def read(self, path: Path) -> bytes:
-        return self.bucket.get(key_of(path))
 
     def open(self, path: Path, nbytes: int, sha256: str) -> Opened:
         return RemoteShard(self, path, nbytes, sha256)
@@ -123,28 +92,15 @@ class Objects(WholeFiles):
         bytes are not those that were committed."""
         if self.cache is None:
             return None
-        stream = partial(self.bucket.stream, key_of(path))
+        stream = partial(self.stream, path)
         copy = self.cache.open(sha256, nbytes, stream, where=str(path))
         return None if copy is None else Descriptor(copy)
-
-    def size(self, path: Path) -> int:
-        return self.bucket.size(key_of(path))
 
     def exists(self, path: Path) -> bool:
         with suppress(FileNotFoundError):
             self.size(path)
             return True
         return self.is_directory(path)
-
-    def is_directory(self, path: Path) -> bool:
-        return self.bucket.any_below(key_of(path))
-
-    def names(self, directory: Path) -> list[str]:
-        return sorted(self.bucket.names(key_of(directory)))
-
-    def listed(self, directory: Path) -> dict[str, int]:
-        prefix = key_of(directory)
-        return {key[len(prefix) + 1 :]: nbytes for key, nbytes in self.bucket.below(prefix)}
 
     def sizes(self, directory: Path) -> dict[str, int]:
         return {name: nbytes for name, nbytes in self.listed(directory).items() if "/" not in name}
@@ -164,8 +120,8 @@ class Objects(WholeFiles):
         Raises:
             StoreRefused: it does not, or the object store refuses, or is not to be had.
         """
-        if self.bucket.conditional and not self._checked:
-            self.bucket.check_conditions(key_of(path.parent))
+        if self.conditional and not self._checked:
+            self.check_conditions(path.parent)
             self._checked = True
         yield
 
@@ -181,7 +137,7 @@ class RemoteShard:
     def __init__(self, objects: Objects, path: Path, nbytes: int, sha256: str) -> None:
         """Asks for nothing yet."""
         self._objects, self._facts = objects, (path, nbytes, sha256)
-        self._part = partial(objects.bucket.part, key_of(path))
+        self._part = partial(objects.part, path)
         self._copy: Future[Descriptor | None] | None = None
         self._coming: dict[tuple[int, int], Future[memoryview]] = {}
         self._lock = Lock()

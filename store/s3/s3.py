@@ -1,4 +1,4 @@
-"""S3, and what speaks its language, by obstore: one bucket, and its errors in one line each.
+"""S3, and what speaks its language, by obstore: files of one bucket, errors in one line each.
 
 This is the one file that imports obstore, so whoever may do without imports this one late.
 
@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import obstore
@@ -23,6 +24,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
 from strata.store.errors import StoreRefused
+from strata.store.files.files import WholeFiles
 
 ATTEMPTS = 5
 CONNECT, REQUEST, RETRYING = timedelta(seconds=5), timedelta(minutes=10), timedelta(minutes=2)
@@ -44,9 +46,31 @@ REASONS = (
 """Patterns of the server's answer, and what people are told; the first that matches counts."""
 
 
-class S3Bucket:
-    """One bucket, and what Strata asks of it. A request raises ``FileNotFoundError`` where there is
-    no such object, and StoreRefused where the server refuses or is not to be had."""
+class ObjectPath(PurePosixPath):
+    """``s3://bucket/prefix/x_1-…``: a path whose name people can paste. It has nothing of
+    ``Path`` that looks at a disk, so whoever forgets where it lies meets an error."""
+
+    def __str__(self) -> str:
+        return super().__str__().replace(":/", "://", 1)
+
+    def absolute(self) -> ObjectPath:
+        return self
+
+
+def object_path(text: str) -> Path:
+    """The path of ``s3://bucket/prefix``; a ``Path`` as far as names go, and no further."""
+    return cast(Path, ObjectPath(text))
+
+
+def key_of(path: Path) -> str:
+    """The key of an object inside of its bucket."""
+    return "/".join(path.parts[2:])
+
+
+class S3Bucket(WholeFiles):
+    """Objects of one bucket, under the names that files would have. A request raises
+    ``FileNotFoundError`` where there is no such object, and StoreRefused where the server refuses
+    or is not to be had."""
 
     def __init__(self, name: str, *, conditional: bool = True) -> None:
         """Asks for nothing yet. Raises StoreRefused if the environment makes no sense.
@@ -79,28 +103,21 @@ class S3Bucket:
 
     # ---- writing --------------------------------------------------------------------------------
 
-    def put(self, key: str, data: bytes) -> None:
-        """Have ``data`` under a name, whatever was there."""
-        self._put(key, data, "overwrite")
+    def put(self, path: Path, data: bytes) -> None:
+        self._put(path, data, "overwrite")
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Have ``data`` under a name that is free, or that has it already: the answer to our own
-        request may be lost, and then the name is taken, by these very bytes.
-
-        Returns:
-            False: there is something else. Exactly one of many racers wins.
-        """
+    def put_exclusive(self, path: Path, data: bytes) -> bool:
         if not self.conditional:
-            if (there := self._found(key)) is not None:
+            if (there := self._found(path)) is not None:
                 return there == data
-            self._put(key, data, "overwrite")
+            self._put(path, data, "overwrite")
             return True
         for left in reversed(range(self._attempts)):
             try:
-                self._put(key, data, "create")
+                self._put(path, data, "create")
                 return True
             except (FileExistsError, StoreRefused) as error:  # perhaps after the server obeyed
-                if self._found(key) == data:
+                if self._found(path) == data:
                     return True
                 if isinstance(error, FileExistsError):
                     return False
@@ -108,99 +125,103 @@ class S3Bucket:
                     raise
         raise AssertionError("the last attempt has raised")
 
-    def _put(self, key: str, data: bytes, mode: Any) -> None:
-        with self._refusals(key):
-            obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+    def _put(self, path: Path, data: bytes, mode: Any) -> None:
+        with self._refusals(path):
+            obstore.put(self._store, key_of(path), data, mode=mode, use_multipart=False)
 
-    def _found(self, key: str) -> bytes | None:
+    def _found(self, path: Path) -> bytes | None:
         """The bytes of an object; None if there is none."""
         with suppress(FileNotFoundError):
-            return self.get(key)
+            return self.read(path)
         return None
 
-    def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects, those that are there."""
-        if keys:
-            with self._refusals(keys[0]), suppress(FileNotFoundError):
-                obstore.delete(self._store, list(keys))
+    def unlink(self, path: Path) -> None:
+        self.delete([path])
 
-    def copy(self, key: str, target: str) -> None:
+    def delete(self, paths: Sequence[Path]) -> None:
+        """Remove objects, those that are there."""
+        if paths:
+            with self._refusals(paths[0]), suppress(FileNotFoundError):
+                obstore.delete(self._store, [key_of(path) for path in paths])
+
+    def copy(self, path: Path, target: Path) -> None:
         """Have an object under a second name, whatever was there."""
-        with self._refusals(key):
-            obstore.copy(self._store, key, target)
+        with self._refusals(path):
+            obstore.copy(self._store, key_of(path), key_of(target))
 
     # ---- looking --------------------------------------------------------------------------------
 
-    def get(self, key: str) -> bytes:
-        """The bytes of an object."""
-        with self._refusals(key):
-            return bytes(obstore.get(self._store, key).bytes())
+    def read(self, path: Path) -> bytes:
+        with self._refusals(path):
+            return bytes(obstore.get(self._store, key_of(path)).bytes())
 
-    def stream(self, key: str) -> Iterator[memoryview]:
+    def stream(self, path: Path) -> Iterator[memoryview]:
         """The bytes of an object in pieces, in their order."""
-        with self._refusals(key):
-            for piece in obstore.get(self._store, key).stream(min_chunk_size=PIECE):
+        with self._refusals(path):
+            for piece in obstore.get(self._store, key_of(path)).stream(min_chunk_size=PIECE):
                 yield memoryview(piece)
 
-    def part(self, key: str, begin: int, nbytes: int) -> memoryview:
+    def part(self, path: Path, begin: int, nbytes: int) -> memoryview:
         """Some bytes of an object; fewer where it ends before."""
-        with self._refusals(key):
-            return memoryview(obstore.get_range(self._store, key, start=begin, length=nbytes))
+        with self._refusals(path):
+            found = obstore.get_range(self._store, key_of(path), start=begin, length=nbytes)
+            return memoryview(found)
 
-    def size(self, key: str) -> int:
-        """Bytes of an object."""
-        with self._refusals(key):
-            return obstore.head(self._store, key)["size"]
+    def size(self, path: Path) -> int:
+        with self._refusals(path):
+            return obstore.head(self._store, key_of(path))["size"]
 
-    def below(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Key and bytes of every object whose key begins with ``prefix/``."""
-        with self._refusals(prefix):
-            for batch in obstore.list(self._store, prefix or None):
-                yield from ((facts["path"], facts["size"]) for facts in batch)
+    def listed(self, directory: Path) -> dict[str, int]:
+        prefix = key_of(directory)
+        with self._refusals(directory):
+            return {
+                facts["path"].removeprefix(f"{prefix}/"): facts["size"]
+                for batch in obstore.list(self._store, prefix or None)
+                for facts in batch
+            }
 
-    def names(self, prefix: str) -> list[str]:
-        """What lies directly below ``prefix/``: objects, and prefixes of others."""
-        with self._refusals(prefix):
-            found = obstore.list_with_delimiter(self._store, prefix or None)
+    def names(self, directory: Path) -> list[str]:
+        with self._refusals(directory):
+            found = obstore.list_with_delimiter(self._store, key_of(directory) or None)
             paths = [*found["common_prefixes"], *(facts["path"] for facts in found["objects"])]
-            return [path.rpartition("/")[2] for path in paths]
+            return sorted(path.rpartition("/")[2] for path in paths)
 
-    def any_below(self, prefix: str) -> bool:
-        """Is there any object whose key begins with ``prefix/``?"""
-        with self._refusals(prefix):
-            return any(obstore.list(self._store, prefix or None, chunk_size=1))
+    def is_directory(self, path: Path) -> bool:
+        """Is there any object below a name?"""
+        with self._refusals(path):
+            return any(obstore.list(self._store, key_of(path) or None, chunk_size=1))
 
     # ---- what the server refuses ----------------------------------------------------------------
 
     @contextmanager
-    def _refusals(self, key: str) -> Iterator[None]:
+    def _refusals(self, path: Path) -> Iterator[None]:
         """A server that refuses, or is not there, in one line. That an object is not there is for
         the caller, unless it is because the bucket is not."""
         self._look()
         try:
             yield
         except (AlreadyExistsError, PreconditionError) as error:
-            raise FileExistsError(key) from error
+            raise FileExistsError(str(path)) from error
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
                 raise self._refused(error) from error
-            raise FileNotFoundError(f"{self.name}/{key}") from error
+            raise FileNotFoundError(str(path)) from error
         except BaseError as error:
             raise self._refused(error) from error
 
-    def check_conditions(self, prefix: str) -> None:
+    def check_conditions(self, directory: Path) -> None:
         """Put one name twice: does the server refuse the second?
 
         Raises:
             StoreRefused: it does not, so that of two writers one would overwrite what the other has
                 vouched for.
         """
-        key = f"{prefix}/probe-{uuid.uuid4().hex}"
+        path = directory / f"probe-{uuid.uuid4().hex}"
         try:
-            self.create(key, b"first")
-            overwritten = self.create(key, b"second")
+            self.put_exclusive(path, b"first")
+            overwritten = self.put_exclusive(path, b"second")
         finally:
-            self.delete([key])
+            self.unlink(path)
         if overwritten:
             raise StoreRefused(
                 f"{self.name}: the server overwrites where it was told not to (it ignores "

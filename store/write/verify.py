@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from strata.store.errors import LevelDamaged, refusals
+from strata.store.errors import LevelDamaged, LevelStale, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import make_directory, present, read_hashed, replace, unseal
 from strata.store.fingerprint import fingerprint, sha256
@@ -73,8 +73,10 @@ def check_level(
         return _by_receipts(directory, files) if deep else []
     try:
         body = commit_of(directory, files)
-    except LevelDamaged:
+    except LevelDamaged as error:
         damage = Damage(directory / COMMIT, NOT_ITSELF, directory)
+        if isinstance(error, LevelStale):
+            damage = _damage(directory / COMMIT, error, directory)
         return [damage, *_check_intent(directory, files), *_by_receipts(directory, files)]
     key = LevelKey(**body["level"])
     if key.directory(root) != directory:

@@ -320,6 +320,7 @@ def test_looking_does_not_wait_for_heavy_libraries(tmp_path: Path, arguments: li
 
 WHERE = {"--run", "--store", "--read-cache", "--seed", "--json"}
 WORK = WHERE | {"--device", "--data", "--data-root", "--download", "--skip-broken"}
+WORK |= {"--accept-data"}
 MEMORY = {"--gpu-memory", "--memory-budget"}
 WORK |= {"--tier", "--loader"} | MEMORY
 LAYER = {"--layer", "-l"}

@@ -13,7 +13,6 @@ from root import ROOT
 from runs import Place
 
 from strata.pipeline.recipe import builtin
-from strata.pipeline.recipe.recipe import parse
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -64,7 +63,7 @@ def runs(sound: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = (sound.root / "tiny.toml").read_text("utf-8")
     monkeypatch.setattr(paper, "systems", lambda: [System("Table 9", "tiny", "tiny", top1=50.0)])
     monkeypatch.setattr(paper, "PROGRESS", ("tiny",))
-    monkeypatch.setattr(builtin, "load", lambda name: (name, parse(text, name)))
+    monkeypatch.setattr(builtin, "text_of", lambda name: (name, text, sound.root))
     for seed in (0, 1):
         shutil.copytree(sound.run, tmp_path / "tiny" / str(seed))
     return tmp_path
@@ -132,7 +131,7 @@ def test_figure_3_is_what_was_probed(
     monkeypatch.setattr(paper, "systems", lambda: [])
     monkeypatch.setattr(paper, "PROGRESS", ())
     monkeypatch.setattr(builtin, "names", lambda: ["separability-tiny"])
-    monkeypatch.setattr(builtin, "load", lambda name: (name, parse(text, name)))
+    monkeypatch.setattr(builtin, "text_of", lambda name: (name, text, place.root))
     shutil.copytree(place.run, tmp_path / "runs/separability-tiny/0")
     (curve,) = beside(tmp_path / "runs")["figure_3"]
     assert (curve["recipe"], curve["kind"]) == ("separability-tiny", "linear")

@@ -13,7 +13,7 @@ from root import PYTHONPATH
 from rows_of import written
 
 from strata.pipeline.errors import LoaderError
-from strata.pipeline.feed.ffcv.beton import check
+from strata.pipeline.feed.ffcv.beton import ffcv
 from strata.store.level.layout import Geometry
 from strata.store.level.level import Level
 
@@ -25,7 +25,7 @@ NEEDS_FFCV = [
 
 def skip_unless_it_imports() -> None:
     try:
-        check()
+        ffcv()
     except LoaderError as error:
         pytest.skip(f"ffcv is installed, but: {error}")
 

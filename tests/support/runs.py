@@ -14,6 +14,7 @@ from command import Result
 
 from strata import cli
 from strata.pipeline.materialize.images import ensure_images
+from strata.pipeline.options import Options
 from strata.pipeline.recipe.recipe import parse
 from strata.pipeline.run import overview, rundir
 from strata.pipeline.run.overview import Overview
@@ -138,7 +139,8 @@ class Place:
         return found
 
     def overview(self) -> Overview:
-        return overview.find(str(self.root / "tiny.toml"), self.run, self.store, self.seed)
+        recipe = str(self.root / "tiny.toml")
+        return overview.find(Options(recipe, self.run, self.store, seed=self.seed))
 
     def copy(self, root: Path) -> Place:
         shutil.copytree(self.root, root)

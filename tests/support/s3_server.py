@@ -23,9 +23,9 @@ from strata.store.feature_store import Store
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import LevelKey, geometry
 from strata.store.level.level import Level
-from strata.store.s3.objects import Objects, object_path
+from strata.store.s3.objects import Objects
 from strata.store.s3.read_cache import ReadCache
-from strata.store.s3.s3 import S3Bucket
+from strata.store.s3.s3 import object_path
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 ROOMY = 1 << 30
@@ -62,7 +62,7 @@ def use(monkeypatch: pytest.MonkeyPatch, url: str, attempts: int = 2) -> None:
 
 def connect(bucket: str, cache: Path | None = None, budget: int = ROOMY, **how: Any) -> Store:
     """A client of its own, as another process would have."""
-    files = Objects(S3Bucket(bucket, **how), ReadCache(cache, budget) if cache else None)
+    files = Objects(bucket, ReadCache(cache, budget) if cache else None, **how)
     return Store(object_path(f"s3://{bucket}/store"), files)
 
 

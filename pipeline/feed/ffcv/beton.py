@@ -27,11 +27,6 @@ FORMAT = 1
 """Version of the record that binds a .beton to its level."""
 
 
-def check() -> None:
-    """Raises LoaderError, with what to do, unless ffcv can be used."""
-    ffcv()
-
-
 @cache
 def ffcv() -> SimpleNamespace:
     """The parts of ffcv that we use, without what importing them does to torch.

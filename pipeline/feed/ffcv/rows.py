@@ -93,7 +93,7 @@ class FfcvLevels(FfcvRows):
 
     def __init__(self, levels: Sequence[Level]) -> None:
         """Raises as :class:`MappedRows` does; LoaderError: no ffcv, or a packed level."""
-        beton.check()  # if it is missing, say so before anything is mapped
+        ffcv()  # if it is missing, say so before anything is mapped
         shape = levels[0].geometry
         if shape.profile != "raw":
             raise LoaderError(
@@ -142,9 +142,6 @@ class FfcvBeton(FfcvRows):
                 )
         self._seen[rows.row] = True
 
-    def close(self) -> None:
-        """Nothing: see the class."""
-
 
 def image_file(session: Session, level: Level) -> Path | None:
     """The .beton of x_0 that the session's loader reads; None if it reads the level itself.
@@ -153,13 +150,13 @@ def image_file(session: Session, level: Level) -> Path | None:
         LoaderError: ffcv cannot be had, or the recipe wants JPEG and the loader cannot read it.
     """
     quality = session.run.recipe.data.jpeg
-    if session.loader != "ffcv":
+    if session.options.loader != "ffcv":
         if quality:
             raise LoaderError(
                 f"'data.jpeg' is {quality}: its images are read by ffcv. Use --loader ffcv"
             )
         return None
-    beton.check()
+    ffcv()
     mode = f"jpeg{quality}" if quality else "raw"
     path = level.directory.with_name(f"{level.key.name}.{mode}.beton")
     try:

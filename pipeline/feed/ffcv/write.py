@@ -71,7 +71,7 @@ def write_images(
         LevelBusy: another process writes the same file.
         DiskFull, StoreRefused: the file system does not let us.
     """
-    beton.check()
+    ffcv()
     if jpeg and level.geometry.sample[0] != 3:
         raise LoaderError(
             f"a JPEG has 3 channels, not the {level.geometry.sample[0]} of {level.key.label}: "

@@ -65,7 +65,7 @@ def test_without_ffcv_everything_imports_and_one_line_says_what_to_do(
     beton.ffcv.cache_clear()
     try:
         for attempt in (
-            beton.check,
+            beton.ffcv,
             lambda: FfcvLevels(levels),
             lambda: write.write_images(tmp_path / "x.beton", levels[0]),
         ):

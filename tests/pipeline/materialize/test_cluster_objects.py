@@ -239,7 +239,7 @@ def test_a_store_is_told_so_that_another_process_finds_it(
     told = pickle.loads(pickle.dumps(StoreAddress.of(store)))
     again = told.open()
     assert str(again.root) == empty.store
-    assert again.files.bucket.conditional == (not more)
+    assert again.files.conditional == (not more)
     assert (again.files.cache.directory, again.files.cache.budget) == (tmp_path / "copies", 12345)
     assert StoreAddress.of(connect(empty.bucket)).read_cache is None
 

@@ -52,6 +52,7 @@ def session_on(place: Path, images: int) -> Session:
     }
     np.savez(data, allow_pickle=False, **arrays)
     text = tiny(epochs=1, layers=1, downsample="[]").replace('"digits"', f'"npz:{data}"')
+    text = text.replace("train = 1437", f"train = {images}").replace("test = 360", "test = 100")
     text = text.replace("width = 8", "width = 32").replace("shard_mb = 1", "shard_mb = 4")
     return open_run(place, text)
 

@@ -11,14 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import examples
 
-from strata.pipeline.plan.choose import (
-    X0,
-    CachedDepth,
-    Chain,
-    Costs,
-    cheapest_chain,
-    other_decision,
-)
+from strata.pipeline.plan.choose import X0, CachedDepth, Chain, Costs, cheapest_chain
 
 FORMS = ("raw", "zstd")
 
@@ -84,7 +77,8 @@ def test_the_other_decision_is_the_best_of_those(
     depth = data.draw(st.integers(1, max(1, costs.layers - 1)))
     if best.seconds == math.inf or depth >= costs.layers:
         return
-    other = other_decision(costs, best, depth, disk=disk)
+    how = "never" if best.form(depth) else "must"
+    other = cheapest_chain(costs, disk=disk, **{how: frozenset([depth])})
     others = [
         simulated(costs, chain, disk)
         for chain in chains(costs.layers)

@@ -12,13 +12,12 @@ import pytest
 from root import MACHINES, ROOT
 from runs import inside
 
-from strata.pipeline.commands.plan_tables import crossover
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.plan.choose import X0, CachedDepth, cheapest_chain
 from strata.pipeline.plan.costs import RecipeCosts
 from strata.pipeline.plan.machine import JPEG_GUESS, Machine, RowRate, load
 from strata.pipeline.plan.plan import make_plan
-from strata.pipeline.plan.worth import Depth, Worth, weigh
+from strata.pipeline.plan.worth import weigh
 from strata.pipeline.recipe import builtin
 from strata.pipeline.recipe.augmentation import train_views
 from strata.pipeline.recipe.recipe import Recipe
@@ -249,23 +248,6 @@ def test_a_plan_for_a_machine_that_is_not_here(tmp_path: Path) -> None:
     missing = inside(tmp_path, "plan", "--machine", tmp_path / "none.toml")
     assert missing.rc == 3
     assert "No such file" in missing.error
-
-
-def test_where_reading_wins_is_one_sentence() -> None:
-    def said(*depths: tuple[str | None, int | None]) -> str:
-        rows = [Depth(d, form, 0, 1.0, n) for d, (form, n) in enumerate(depths, start=1)]
-        return crossover(Worth("here", "guess", 1, {"best": 1.0}, {"raw": 1.0}, tuple(rows)))
-
-    assert said(("raw", 1), ("raw", 1)) == "Reading wins from x_1 on."
-    assert said((None, None), ("raw", 1), ("raw", 1)) == "Reading wins from x_2 on."
-    assert said((None, 9), (None, 3), ("raw", 1)) == (
-        "Reading wins from x_3 on; with 3 or more problems from x_2 on; "
-        "with 9 or more problems from x_1 on."
-    )
-    assert said(("raw", 1), (None, None)) == "Reading wins at x_1."
-    assert said((None, 4), (None, None)) == (
-        "Computing again wins everywhere; with 4 or more problems at x_1."
-    )
 
 
 def test_what_a_clock_said_is_in_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,3 +205,26 @@ def test_progress_has_a_rate_and_the_time_left() -> None:
     text = progress_text(12_800, 50_000, 32.0, "images")
     assert text == "12,800 of 50,000 (25 %), 400 images/s, 1 min 33 s left"
     assert duration(7260) == "2 h 01 min"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (999_960, "1.0 MB"), (25e9, "25.0 GB")],
+)
+def test_bytes_in_words(count: float, words: str) -> None:
+    assert size(count) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0.00 s"),
+        (0.25, "0.25 s"),
+        (12.34, "12.3 s"),
+        (59.97, "1 min 00 s"),
+        (3599.9, "1 h 00 min"),
+        (11_100, "3 h 05 min"),
+    ],
+)
+def test_seconds_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -11,7 +11,7 @@ from rows_of import views
 
 from strata.pipeline.errors import BudgetError, exit_code
 from strata.pipeline.feed.delivery import Delivery
-from strata.pipeline.plan.tiers import TierChoice, choose_tier
+from strata.pipeline.plan.memory import TierChoice, choose_tier
 from strata.pipeline.run.device import ReadOptions, _group_memory, available_memory
 from strata.store.level.layout import Geometry
 

@@ -20,7 +20,7 @@ from sizes import examples
 from strata.pipeline.plan.choose import X0, CachedDepth, Chain, cheapest_chain, evicted
 from strata.pipeline.plan.costs import PROFILES, RecipeCosts
 from strata.pipeline.plan.machine import Machine, load
-from strata.pipeline.plan.tiers import CACHE_SHARE, DEVICE_SHARE, MEMORY_SHARE
+from strata.pipeline.plan.memory import CACHE_SHARE, DEVICE_SHARE, MEMORY_SHARE
 from strata.pipeline.plan.worth import PRECISIONS, VIEWS, weigh
 from strata.pipeline.recipe.builtin import load as load_recipe
 from strata.pipeline.recipe.recipe import Recipe, parse
@@ -131,6 +131,8 @@ def test_a_tier_that_was_asked_for_and_has_no_room_is_no_way() -> None:
     found = RecipeCosts(open_recipe(), replace(LAPTOP, memory=1e6), 1437, 360, tier="memory")
     assert found.solve(CachedDepth(1, "raw"), 2) == math.inf
     assert replace(found, tier="disk").solve(CachedDepth(1, "raw"), 2) < math.inf
+    roomy = replace(found, machine=replace(found.machine, memory=3e6))
+    assert {d.reason for d in weigh(roomy).depths} == {"--tier memory has no room for it"}
 
 
 # ---- what is said -------------------------------------------------------------------------------

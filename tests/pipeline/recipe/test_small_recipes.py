@@ -59,7 +59,7 @@ def test_a_twin_runs(tmp_path: Path, name: str) -> None:
     text = text_of(name)[1].replace(f"epochs = {recipe.schedule.epochs}", "epochs = 1")
     (tmp_path / "tiny.toml").write_text(text)
     place, depth = Place(tmp_path), len(recipe.layers)
-    said = place.do("run", "--data", f"npz:{tmp_path / 'few.npz'}")
+    said = place.do("run", "--data", f"npz:{tmp_path / 'few.npz'}", "--accept-data")
     assert said.rc == 0, said.err
     assert len(place.do("evaluate", "--json").json["layers"]) == depth
     planned = make_plan(recipe, {"train": 24, "test": 12}).depths

@@ -1,5 +1,6 @@
 """What status says of levels and layers: absent, partial, complete, stale, damaged."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from strata.pipeline.run.levels import inventory
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
+from strata.store.files.publish import sealed
 from strata.store.level.layout import LevelKey
 
 
@@ -108,6 +110,8 @@ def test_a_damaged_commit_is_seen(session: Session) -> None:
     path = session.key(2, "test", "clean").directory(session.store.root) / "COMMIT.json"
     path.write_bytes(path.read_bytes().replace(b'"format": 3', b'"format": 7'))
     assert states(session, 2) == ["complete", "damaged"]
+    path.write_bytes(sealed({**json.loads(path.read_bytes())["body"], "format": 2}))
+    assert states(session, 2) == ["complete", "stale"]
 
 
 def test_an_unfinished_layer_is_partial(session: Session) -> None:

@@ -22,8 +22,9 @@ def text(tmp_path: Path) -> Path:
 
 
 def opened(text: Path, source: str | None = None) -> Session:
-    found = overview.find(str(text), text.parent / "run", text.parent / "store", 0)
-    return open_session(found, Options(device="cpu", data=source), report=Reporter())
+    found = overview.find(Options(str(text), text.parent / "run", text.parent / "store"))
+    options = Options(device="cpu", data=source, accept_data=True)
+    return open_session(found, options, report=Reporter())
 
 
 def test_a_mistaken_source_is_forgotten(text: Path) -> None:

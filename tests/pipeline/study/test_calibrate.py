@@ -165,7 +165,7 @@ def test_decoding_jpeg_is_measured_where_a_recipe_has_it(
     def missing() -> None:
         raise LoaderError("no ffcv")
 
-    monkeypatch.setattr("strata.pipeline.feed.ffcv.beton.check", missing)
+    monkeypatch.setattr("strata.pipeline.feed.ffcv.beton.ffcv", missing)
     assert decode_jpeg(jpeg, images, tmp_path / "other") is None
     there = replace(load(MACHINES / "laptop.toml"), decode_jpeg=None)
     assert guesses(jpeg, there)[0] == "A guess: images are decoded from JPEG at 1.0 GB/s."

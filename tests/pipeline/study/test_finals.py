@@ -19,7 +19,7 @@ from strata.pipeline.recipe.variants import finals
 from strata.pipeline.run import weights
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import solving
-from strata.stages.network.network import build_auxiliary
+from strata.stages.network.network import build
 from strata.stages.network.spec import AuxiliarySpec
 from strata.stages.solve.evaluate import ensemble, top_k
 
@@ -80,7 +80,7 @@ def test_logits_are_those_of_the_classifier_on_x_j(trained: Place) -> None:
     said = json.loads((one(trained, NAME) / "result.json").read_text())["body"]
     spec = AuxiliarySpec(**said["made_of"]["auxiliary"])
     assert (spec.channels, spec.width, spec.k) == (16, 4, 2)
-    classifier = build_auxiliary(spec, None).eval()
+    classifier = build([spec], None)[0].eval()
     classifier.load_state_dict(weights.read(one(trained, NAME) / "auxiliary.safetensors")[0])
     with torch.no_grad():
         z = torch.cat([classifier(x) for x in clean_batches(session(trained), 2)])

@@ -15,7 +15,7 @@ from strata.stages.features import calibrate as calibration
 from strata.stages.features.calibrate import Calibration, calibrate
 from strata.stages.features.quantise import LEVELS, Codec, Floats, Quantiser, codec
 from strata.stages.network.featurize import Frozen, featurize
-from strata.stages.network.network import build_layer
+from strata.stages.network.network import build
 from strata.stages.network.spec import LayerSpec
 
 CODES = sorted(LEVELS)
@@ -163,7 +163,7 @@ def test_float16_refuses_what_the_others_hold() -> None:
 
 @pytest.mark.parametrize("block", [2, 8])
 def test_frozen_layers_name_the_sample_of_the_batch_not_of_the_block(block: int) -> None:
-    layer = build_layer(LayerSpec(1, 1, 4, 0, batch_norm=False, bias=True), 0).eval()
+    layer = build([LayerSpec(1, 1, 4, 0, batch_norm=False, bias=True)], 0)[0].eval()
     x = normal(0, 7, 1, 4, 4)
     x[5] = float("nan")
     with pytest.raises(NotFinite) as caught:

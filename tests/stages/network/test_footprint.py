@@ -15,7 +15,7 @@ from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.stages.memory import watched
 from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.network.footprint import applying, solving
-from strata.stages.network.network import build_auxiliary, build_problem
+from strata.stages.network.network import build, build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 
@@ -67,7 +67,7 @@ def test_a_classifier_alone_takes_what_was_predicted(name: str, accumulate: int)
     recipe, batch = narrowed(name, 32), 16
     auxiliary = recipe.auxiliaries[-1]
     shape = recipe.shape(len(recipe.layers), recipe.augment.crop)
-    problem = build_auxiliary(auxiliary, 0)
+    problem = build([auxiliary], 0)[0]
     measured = stepped(problem, shape, batch, accumulate, torch.float32)
     micro, divided = -(-batch // accumulate), accumulate > 1
     found = solving(None, auxiliary, shape, batch=batch, micro=micro, divided=divided)

@@ -13,13 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from strata.pipeline.recipe.builtin import load, names
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
 from strata.stages.network.blocks import scale_at
-from strata.stages.network.network import (
-    Auxiliary,
-    Layer,
-    build_auxiliary,
-    build_layer,
-    build_problem,
-)
+from strata.stages.network.network import Auxiliary, Layer, build, build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 BUILT_IN = [pytest.param(name, id=name) for name in names()]
@@ -57,7 +51,7 @@ def test_p_gives_the_four_decimated_copies() -> None:
 @pytest.mark.parametrize("side", [2, 3, 7, 8, 14])
 def test_a_averages_the_four_quadrants(side: int) -> None:
     """A x is 2×2 whatever the size; for even sizes each value is the mean of one quadrant."""
-    auxiliary = build_auxiliary(AuxiliarySpec(3, 1, 0, 10, False, True), None)
+    auxiliary = build([AuxiliarySpec(3, 1, 0, 10, False, True)], None)[0]
     x = seeded(2, 3, side, side)
     averaged = auxiliary.average(x)
     assert averaged.shape == (2, 3, 2, 2)
@@ -73,7 +67,7 @@ def test_planned_shapes_and_parameters_are_the_modules(name: str) -> None:
     for size in (recipe.augment.crop, recipe.canvas):
         x = torch.empty(2, recipe.data.channels, size, size, device="meta")
         for j, (spec, aux) in enumerate(zip(recipe.layers, recipe.auxiliaries, strict=True), 1):
-            layer = build_layer(spec, None).to("meta")
+            layer = build([spec], None)[0].to("meta")
             with torch.device("meta"):
                 auxiliary = Auxiliary(aux)
             x = layer(x)

@@ -24,7 +24,7 @@ from strata.stages.network.block_source import construct, digest
 from strata.stages.network.blocks import Block, Origin, scale_at, shape_at
 from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.network.footprint import applying, solving
-from strata.stages.network.network import build_layer, build_problem
+from strata.stages.network.network import build, build_problem
 from strata.stages.network.spec import AuxiliarySpec, described
 from strata.stages.solve.baseline import build_end_to_end
 
@@ -140,7 +140,7 @@ def test_figures_are_those_of_the_modules(resnet, residual) -> None:
     for blocks in (resnet, residual):
         shape = (blocks[0].channels, blocks[0].side, blocks[0].side)
         for block in blocks:
-            module = build_layer(block, None).eval()
+            module = build([block], None)[0].eval()
             with FlopCounterMode(display=False) as counter:
                 x = module(torch.zeros(1, *shape))
             assert block.operations(shape) == counter.get_total_flops() // 2
@@ -167,14 +167,14 @@ def test_a_fingerprint_has_what_decides_about_values(residual: tuple[Block, ...]
         "arguments": replace(residual[1].source, arguments=(("width", 16), ("channels", 2))),
     }
     for source in changed.values():
-        assert digest(source, build_layer(residual[1], None)) != residual[1].digest
+        assert digest(source, build([residual[1]], None)[0]) != residual[1].digest
     again = read_blocks(residual[0].source, (1, 32, 32))
     assert [block.digest for block in again] == [block.digest for block in residual]
 
 
 def test_weights_of_another_block_are_not_loaded_into_this_one(residual) -> None:
     with pytest.raises(UnusableNetwork, match="another version"):
-        build_layer(replace(residual[1], digest="0" * 64), None)
+        build([replace(residual[1], digest="0" * 64)], None)[0]
 
 
 # ---- refused -------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_a_forward_pass_takes_what_was_predicted(residual, precision: str) -> No
     rows, side = 64, 24
     for first in range(3):
         some, shape = residual[first:], shape_at(residual, first, 1, side)
-        modules = [build_layer(b, None).eval().to(memory_format=torch.channels_last) for b in some]
+        modules = [build([b], None)[0].eval().to(memory_format=torch.channels_last) for b in some]
         codecs = [coded(precision, b.width) for b in some]
         layers = [Frozen(*pair) for pair in zip(modules, codecs, strict=True)]
         weights = [p for frozen in layers for p in frozen.layer.parameters()]

@@ -19,7 +19,7 @@ from strata.pipeline.plan.costs import kind
 from strata.pipeline.recipe.builtin import load, text_of
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.recipe.variants import variants
-from strata.stages.network.network import Auxiliary, Layer, build_auxiliary, build_problem
+from strata.stages.network.network import Auxiliary, Layer, build, build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 from strata.stages.solve.baseline import EndToEnd, build_end_to_end
 
@@ -47,10 +47,10 @@ def test_max_pooling_opens_the_layer() -> None:
 def test_auxiliary_convolutions_see_half_the_resolution(side: int) -> None:
     """Sec. 4.3: 2×2 averages; where a side is odd, the last is of fewer pixels."""
     spec = AuxiliarySpec(3, 3, 5, 10, True, True, half_resolution=True)
-    half = build_auxiliary(spec, None).eval()
+    half = build([spec], None)[0].eval()
     problem = build_problem(LayerSpec(1, 3, 3, 0, False, True), spec, 0)
     half.load_state_dict(problem.auxiliary.state_dict())
-    whole = build_auxiliary(AuxiliarySpec(3, 3, 5, 10, True, True), None).eval()
+    whole = build([AuxiliarySpec(3, 3, 5, 10, True, True)], None)[0].eval()
     whole.load_state_dict(half.state_dict())
     x = seeded(2, 3, side, side)
     means = F.adaptive_avg_pool2d(F.pad(x, (0, side % 2) * 2, mode="replicate"), -(-side // 2))

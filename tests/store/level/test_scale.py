@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strata.store.errors import LevelDamaged
+from strata.store.errors import LevelDamaged, LevelStale
 from strata.store.files.files import DISK
 from strata.store.files.publish import sealed, unseal
 from strata.store.fingerprint import canonical, sha256
 from strata.store.level.layout import Geometry, LevelKey, shard_name
-from strata.store.level.level import COMMIT, RECEIPTS, Level, commit_of, receipt_name
+from strata.store.level.level import COMMIT, RECEIPTS, Level, receipt_name
 from strata.store.level.shard_table import Entry, ShardTable
 from strata.store.parallel import WAITING, map_in_threads
 from strata.store.write.unfinished import unfinished
+from strata.store.write.verify import check_level, forget_damage
 from strata.store.write.writer import LevelWriter
 
 SHAPE = Geometry(10, (1, 2, 2), "float32", chunk_rows=1, shard_rows=2)
@@ -65,17 +66,22 @@ def test_columns_are_what_entries_were(sizes: list[int]) -> None:
     assert again.content_root == sha256(canonical([digest(n) for n in range(len(sizes))]))
 
 
-def test_a_commit_of_format_2_is_read(tmp_path: Path) -> None:
-    """It had an entry for every shard, and the same content root."""
-    level = written(tmp_path).commit(None)
-    path = level.directory / COMMIT
-    body = unseal(path)
-    assert isinstance(body["shards"], dict)
-    path.write_bytes(sealed({**body, "format": 2, "shards": list(level.shards)}))
-    old = Level.open(tmp_path, KEY)
-    assert list(old.shards) == list(level.shards)
-    assert commit_of(level.directory)["shards"].content_root == level.content_root
-    assert np.array_equal(old.read(0, 10), level.read(0, 10))
+def test_a_commit_of_format_2_is_stale_and_written_anew(tmp_path: Path) -> None:
+    """It had an entry for every shard. The shards stay: their receipts vouch for them."""
+    writer = written(tmp_path)
+    level = writer.commit(None)
+    path, now = level.directory / COMMIT, (level.directory / COMMIT).read_bytes()
+    path.write_bytes(sealed({**unseal(path), "format": 2, "shards": list(level.shards)}))
+    with pytest.raises(LevelStale, match=r"is stale: it has format 2, and this version reads 3"):
+        Level.open(tmp_path, KEY)
+    damage = check_level(tmp_path, level.directory)[0]
+    assert damage.path == path
+    assert damage.what.startswith("is stale: it has format 2")
+    forget_damage(tmp_path, level.directory)
+    with writer.locked():
+        assert writer.missing() == []
+        writer.commit(None)
+    assert path.read_bytes() == now
 
 
 def test_bytes_of_a_commit_for_each_shard() -> None:

@@ -40,7 +40,7 @@ from strata.store.read.order import cut
 from strata.store.read.packed import LoadedRows
 from strata.store.read.pool import Pool
 from strata.store.read.rows import Rows, RowSource, TakenRows
-from strata.store.s3.objects import key_of
+from strata.store.s3.s3 import key_of
 from strata.store.write.verify import check_level, forget_damage
 
 
@@ -190,7 +190,7 @@ def test_a_level_has_the_bytes_of_a_local_one(bucket: str, tmp_path: Path, profi
 
 def test_zarr_reads_it(bucket: str) -> None:
     level, found = write(connect(bucket)), {}
-    client = level.files.bucket._store  # pyright: ignore
+    client = level.files._store  # pyright: ignore
     prefix = key_of(level.directory)
     for facts in (facts for batch in obstore.list(client, prefix) for facts in batch):
         name = facts["path"].removeprefix(f"{prefix}/")

@@ -167,15 +167,15 @@ def slow(store: Store, what: str) -> Iterator[Future[Published]]:
     """A worker with other low bits. An object of its shard 0 is on its way to the server for the
     whole block, and then arrives."""
     files: Any = store.files
-    under_way, go_on, put = threading.Event(), threading.Event(), files.bucket._put
+    under_way, go_on, put = threading.Event(), threading.Event(), files._put
 
-    def late(key: str, data: bytes, mode: Any) -> str:
-        if what in key and not under_way.is_set():
+    def late(path: Path, data: bytes, mode: Any) -> str:
+        if what in str(path) and not under_way.is_set():
             under_way.set()
             assert go_on.wait(60)
-        return put(key, data, mode)
+        return put(path, data, mode)
 
-    files.bucket._put = late
+    files._put = late
     with ThreadPoolExecutor(1) as pool:
         stray = pool.submit(other(store).put, 0, part(0, 1))
         try:
