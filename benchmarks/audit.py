@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def forge(session: Session, key: LevelKey, rows: np.ndarray, **arrays: np.ndarra
     beside = {name: level.array(name) for name in (n[:-4] for n in level.auxiliary)} | arrays
     tool = commit_of(level.directory)["tool"]
     store.remove_level(key)
-    writer = store.writer(key, level.geometry, session.run.lineage(key.depth))
+    shape = replace(level.geometry, rows=len(rows))
+    writer = store.writer(key, shape, session.run.lineage(key.depth))
     with writer.locked():
         parts = (slice(*writer.geometry.shard_range(s)) for s in range(writer.geometry.shards))
         writer.fill((number, rows[part]) for number, part in enumerate(parts))

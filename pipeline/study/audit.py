@@ -28,6 +28,7 @@ from strata.pipeline.run.session import Session
 from strata.stages.data.images import Source
 from strata.stages.features.quantise import Codec
 from strata.stages.network.featurize import Frozen, featurize
+from strata.store.errors import LevelConflict
 from strata.store.feature_store import Store
 from strata.store.level.layout import LevelKey, depth_directory
 from strata.store.level.level import Level, commit_of
@@ -50,6 +51,7 @@ def audit(
     Raises:
         RunConflict: the source has not as many images as the run was made from.
         LevelDamaged: a row, a small array or weights are not what was written.
+        LevelConflict: a level has another shape or precision.
     """
     run, block, found = session.run, session.run.recipe.cache.block, surveyed(session, source)
     depth = max((key.depth for key in keys), default=0)
@@ -61,6 +63,10 @@ def audit(
         levels = {key: session.store.open(key) for key in keys if key.split == split}
         beside = {"labels": source.labels(split)[samples], "sample_id": samples}
         for key, level in levels.items():
+            shapes = level.geometry, level_geometry(run.recipe, key.depth, len(samples))
+            has, wanted = (f"{g.rows:,} rows of {g.sample} {g.precision}" for g in shapes)
+            if has != wanted:
+                raise LevelConflict(f"{key.label} has {has}, the images give {wanted}")
             arrays = layers[key.depth - 1].stored.tensors() if key.depth else beside
             audited[key] = _begun(level, arrays, len(drawn))
         shape = level_geometry(run.recipe, 0, len(samples))

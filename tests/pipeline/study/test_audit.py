@@ -18,6 +18,7 @@ from runs import Place, here, inside, made, tiny
 
 from strata.pipeline.run import record, weights
 from strata.pipeline.run.session import Session
+from strata.store.errors import LevelConflict
 
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
@@ -235,6 +236,17 @@ def test_mutants_are_caught_as_often_as_predicted(sessions: dict[str, Session]) 
     found = [was for _, _, was in forging.mutants(sessions, (0.1,), 20, 8)]
     expected = forging.predicted(0.1, 20)
     assert abs(np.mean(found) - expected) < 2 * forging.interval(expected, len(found))
+
+
+def test_a_level_without_its_last_row_is_refused(sessions: dict[str, Session]) -> None:
+    session = sessions["float32"]
+    key = session.key(2, "train", "v1")
+    true = forging.whole(session, key)
+    forging.forge(session, key, true[:-1])
+    with pytest.raises(LevelConflict, match=r"x_2 train.v1 has 199 rows .*, the images give 200"):
+        forging.caught(session, key, 1, 0)
+    forging.forge(session, key, true)
+    assert forging.caught(session, key, TRAIN, 0) is None
 
 
 def test_levels_below_are_not_looked_at(sessions: dict[str, Session]) -> None:
