@@ -207,7 +207,6 @@ def repair(session: Session, findings: Findings) -> list[str]:
     for path in (d.path for d in findings.damaged if d.path.parent.name == "sources"):
         store.remove_file(path)
         lines.append(f"removed {path}, which is written again when it is needed")
-    levels.refer_to(run, store)  # writes a note that is damaged again, if it is this run's
     variants = {j: sweep_results.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
     rundir.keep_network(run.directory, run.recipe)
@@ -226,6 +225,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
             lines += _mend_depth(own, depth, where)
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
+    levels.refer_to(run, store)  # writes a note that is damaged again, if it is this run's
     return lines + [f"{_mended(path)} {path}" for path, _ in findings.run]
 
 

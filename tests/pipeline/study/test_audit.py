@@ -233,7 +233,7 @@ def test_all_labels_are_compared_whatever_is_drawn(sessions: dict[str, Session])
 
 def test_mutants_are_caught_as_often_as_predicted(sessions: dict[str, Session]) -> None:
     """Of 200 rows 20 are drawn: of a tenth altered, about nine of ten mutants are caught."""
-    found = [was for _, _, was in forging.mutants(sessions, (0.1,), 20, 8)]
+    found = [was for _, _, was in forging.mutants(sessions, (0.1,), 20, 4)]
     expected = forging.predicted(0.1, 20)
     assert abs(np.mean(found) - expected) < 2 * forging.interval(expected, len(found))
 
