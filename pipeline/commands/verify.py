@@ -66,7 +66,7 @@ class Findings:
     """In the store."""
     run: tuple[tuple[Path, str], ...]
     """Damaged files of the run, and what is wrong with them."""
-    foreign: tuple[tuple[Path, str], ...] = ()
+    strange: tuple[tuple[Path, str], ...] = ()
     """Files in the store that do not belong there, and why."""
 
     @property
@@ -94,14 +94,14 @@ def verify(options: Options) -> Answer:
         "partial": [f"{path.parent.name}/{path.name}" for path in checked.partial],
         "damaged": [{"path": str(path), "what": what} for path, what in checked.all],
         "mended": mended,
-        "foreign": [{"path": str(path), "what": what} for path, what in checked.foreign],
+        "strange": [{"path": str(path), "what": what} for path, what in checked.strange],
     }
     count = len(checked.all)
     depth = "every byte" if options.deep else "sizes and small files; --deep reads every byte"
     what = "damage was found" if count else "all is as it was written"
     lines = [*mended, *(f"damaged: {path}: {what}" for path, what in checked.all)]
     lines += [f"not finished: {path}" for path in checked.partial]
-    lines += [f"does not belong here: {path}: {what}" for path, what in checked.foreign]
+    lines += [f"does not belong here: {path}: {what}" for path, what in checked.strange]
     lines += [f"{checked.levels} levels, {size(checked.nbytes)} ({depth}): {what}"]
     said = "1 file is damaged" if count == 1 else f"{count} files are damaged"
     return Answer(value, tuple(lines), LevelDamaged(said) if count else None)

@@ -162,7 +162,7 @@ def test_what_lies_beside_the_levels_is_looked_at_too(far: Remote) -> None:
     said = far.do("verify", "--deep", "--json")
     assert said.rc == 10
     assert [one["path"] for one in json.loads(said.out)["damaged"]] == [str(path)]
-    assert [one["path"] for one in json.loads(said.out)["foreign"]] == [str(stranger)]
+    assert [one["path"] for one in json.loads(said.out)["strange"]] == [str(stranger)]
     assert far.do("verify", "--deep", "--repair").rc == 0
     assert references(root, files)
 

@@ -58,7 +58,7 @@ def test_the_note_of_another_run_is_left_to_that(place: Place) -> None:
 def test_every_file_of_a_sound_store_is_in_the_table(sound: Place) -> None:
     assert {kind(name) for name in DISK.listed(sound.store)} == {"level", "record", "kept"}
     assert beside_levels(sound.store) == ([], ())
-    assert json.loads(sound.do("verify", "--deep", "--json").out)["foreign"] == []
+    assert json.loads(sound.do("verify", "--deep", "--json").out)["strange"] == []
 
 
 NAMES = {
@@ -84,10 +84,10 @@ def test_what_does_not_belong_there_is_listed_and_is_no_damage(
     path.write_bytes(b"{}")
     said = place.do("verify", "--deep", "--json")
     assert said.rc == 0, said.out
-    assert json.loads(said.out)["foreign"] == [{"path": str(path), "what": STRANGE[found]}]
+    assert json.loads(said.out)["strange"] == [{"path": str(path), "what": STRANGE[found]}]
     shown = place.do("verify", "--deep").out
     assert f"does not belong here: {path}: {STRANGE[found]}" in shown
-    assert json.loads(place.do("verify", "--json").out)["foreign"] == []
+    assert json.loads(place.do("verify", "--json").out)["strange"] == []
 
 
 def test_what_repairs_set_aside_and_locks_are_no_strangers(place: Place) -> None:
