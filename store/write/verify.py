@@ -64,13 +64,14 @@ def level_directories(root: Path, files: Files = DISK) -> list[Path]:
 def check_level(
     root: Path, directory: Path, *, deep: bool = False, files: Files = DISK
 ) -> list[Damage]:
-    """Every damaged file of a committed level; of one without a commit none, since it is not done.
+    """Every damaged file of a level; of one without a commit, which is not done, only ``deep``, and
+    then of what has a receipt.
 
     Args:
         deep: hash the shards, too. Those of a level whose commit cannot be read are always hashed.
     """
     if not files.exists(directory / COMMIT):
-        return []
+        return _by_receipts(directory, files) if deep else []
     try:
         body = commit_of(directory, files)
     except LevelDamaged as error:
@@ -162,12 +163,14 @@ def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None 
 
 
 def _by_receipts(directory: Path, files: Files) -> list[Damage]:
-    """The shards of a level whose commit cannot be read, always by hash."""
+    """The shards of a level whose commit is not there or cannot be read, always by hash."""
     entries, damaged = [], []
-    for name in files.names(directory / RECEIPTS):
-        path = directory / RECEIPTS / name
+    for path in (directory / RECEIPTS / name for name in files.names(directory / RECEIPTS)):
         try:
-            entries.append(unseal(path, files, CHECKSUMS))
+            if path.suffix == ".json":  # no temporary file
+                entries.append(unseal(path, files, CHECKSUMS))
+        except FileNotFoundError:  # a writer makes it again
+            continue
         except LevelDamaged:
             damaged.append(Damage(path, NOT_ITSELF, directory))
     return [*damaged, *_shards(directory, entries, True, files)]
