@@ -11,6 +11,7 @@ import unicodedata
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ class ImageFolder(Source):
             if kind == FOLDER and why != _AGAIN:
                 if not why:
                     folders[path] = place
-                todo += [(f"{path}/{name}", k, at, why) for name, k, at in self._list(path, place)]
+                inside = sorted(self._list(path, place), key=itemgetter(0), reverse=True)
+                todo += [(f"{path}/{name}", k, at, why) for name, k, at in inside]
             elif kind == LINK and not why:
                 heapq.heappush(links, (path, place))
             elif why or kind != FILE or not self._is_image(path, place):
@@ -197,7 +199,7 @@ class ImageFolder(Source):
         """Paths of folders that hold train/, down to three levels; not all where there are many."""
         todo = [("", root)]
         for path, place in todo:  # which grows
-            for name, kind, at in sorted(self._list(path, place), key=lambda entry: entry[0]):
+            for name, kind, at in sorted(self._list(path, place), key=itemgetter(0)):
                 if kind == FOLDER and name == "train" and path:
                     yield path
                 elif kind == FOLDER and path.count("/") < 2 and len(todo) < most:
