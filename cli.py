@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -56,7 +58,7 @@ def flag(names: str, help: str) -> click.Option:
     return option(names, help, is_flag=True)
 
 
-FOLDER, COUNT = click.Path(path_type=Path), click.IntRange(1)
+FOLDER, COUNT = click.Path(path_type=Path), click.IntRange(1, 2**31 - 1)
 FILE = click.Path(path_type=Path, dir_okay=False)
 TIER, LOADER = click.Choice(["auto", "device", "memory", "disk"]), click.Choice(["native", "ffcv"])
 CACHED = click.Choice(["always", "never", "auto"])
@@ -235,13 +237,27 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
 does it, and has the command's name."""
 
 
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """What is written to stdout, by this process or by those that it starts, goes to stderr."""
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))
+        with suppress(OSError):  # stdout or stderr is closed
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            os.dup2(2, 1)
+            stack.callback(os.dup2, kept, 1)
+        yield
+
+
 def perform(path: str, **parsed: Any) -> None:
     """Do the command of a key of :data:`COMMANDS`, and print its answer: one JSON object for
     machines, tables and lines for people. Of several ranks the first one speaks."""
     file, _, name = path.partition(".")
     command = getattr(import_module(f"strata.pipeline.commands.{file}"), name)
     options = Options(**parsed, confirm=partial(click.confirm, abort=True, err=True))
-    answer = command(options)
+    with _silenced():  # what code of others prints, and workers, is no answer
+        answer = command(options)
     if not ranks.leads():
         return
     from rich.console import Console
@@ -262,7 +278,8 @@ class Strata(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as raised:
+            error = errors.ours(raised)
             code = errors.exit_code(error)
             if code is None:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from strata.stages import foreign
 from strata.stages.errors import (
     DataError,
     DeviceError,
@@ -96,6 +97,13 @@ Exit codes:
 def exit_code(error: BaseException) -> int | None:
     """The exit code of one of our errors; None for anything else, which is a bug."""
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
+
+
+def ours(error: BaseException) -> BaseException:
+    """The error, or one of ours where code of others raised it, with its file and line."""
+    if exit_code(error) is not None or not foreign.place(error):
+        return error
+    return UnusableNetwork(f"the network's own code failed: {foreign.told(error)}")
 
 
 def one_line(error: BaseException) -> str:

@@ -130,4 +130,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size; write for example 20GB")
     step = 1024 if match[3] else 1000
-    return int(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
+    found = float(match[1]) * step ** " KMGT".index(match[2].upper() or " ")
+    if found >= 2**63:
+        raise ValueError(f"{text[:20]!r} is more than any disk or memory has")
+    return int(found)

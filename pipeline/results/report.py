@@ -15,7 +15,9 @@ import numpy as np
 
 from strata.pipeline.plan import compression
 from strata.pipeline.progress import duration, size
-from strata.pipeline.recipe import augmentation
+from strata.pipeline.recipe import augmentation, builtin
+from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.recipe.tables import Claim
 from strata.pipeline.results import figures, separability
 from strata.pipeline.results.figures import Report, human_percent
 from strata.pipeline.results.status import status
@@ -53,6 +55,8 @@ def collect(overview: Overview) -> Report:
         for j in range(1, run.solved() + 1)
     ]
     recipe = {k: table for k, table in dataclasses.asdict(run.recipe).items() if table is not None}
+    for here in ("folder", "home", "read"):  # where it was made, and not what
+        recipe["network"].pop(here, None)
     steps = _steps(layers)
     return {
         "name": run.name,
@@ -65,7 +69,7 @@ def collect(overview: Overview) -> Report:
         "machine": run.facts["machine"],
         "versions": {**run.facts["versions"], "strata": _own_version()},
         "data": {**{k: data[k] for k in DATA}, "source": source_name(run.source)},
-        "claim": recipe["claim"],
+        "claim": dataclasses.asdict(_claim(run.recipe)),
         "layers": layers,
         "confusion": evaluation["confusion"],
         "probes": separability.curves(run),
@@ -73,6 +77,14 @@ def collect(overview: Overview) -> Report:
         "outcomes": list(_outcomes(run)),
         "seconds": sum(step["seconds"] for step in steps),
     }
+
+
+def _claim(recipe: Recipe) -> Claim:
+    """The recipe's claim; an empty one where it was copied from a built-in recipe, and the rest is
+    not as there."""
+    copied = [one for _, one in map(builtin.load, builtin.names()) if one.claim == recipe.claim]
+    own = not copied or any(one.science() == recipe.science() for one in copied)
+    return recipe.claim if own else Claim()
 
 
 def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import LayerRange, NotThereYet, RunConflict
 from strata.pipeline.options import Options
-from strata.pipeline.plan.plan import Inventory, Plan
+from strata.pipeline.plan.plan import Inventory, Plan, Step
+from strata.pipeline.progress import reporter
 from strata.pipeline.recipe import builtin
+from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
@@ -39,11 +43,10 @@ class Overview:
         """What the images turned out to be; None before they were read."""
         return self.run.data() if self.run else None
 
-    def to_write(self, costs: Plan) -> int:
-        """Bytes that are still to be written of what a whole run reads: x_0 … x_{J-1}, uncompressed
-        where it is not known better."""
+    def to_write(self, costs: Plan, steps: Sequence[Step]) -> int:
+        """Bytes that steps have still to write, uncompressed where it is not known better."""
         todo = 0
-        for depth in costs.depths[:-1]:
+        for depth in (costs.depths[step.j] for step in steps if step.kind != "solve"):
             keys = keys_at(self.run, depth.depth) if self.run else []
             there = {key.name for key in keys if is_current(self.store, key)}
             todo += sum(n for name, n in depth.levels.items() if name not in there)
@@ -81,18 +84,24 @@ def find(options: Options) -> Overview:
         RunConflict: the directory was made with another recipe or seed.
     """
     name, text, folder = builtin.text_of(options.recipe)
-    loaded = parse(text, name, folder)
+    loaded = parse(text, options.recipe, folder)
     place = options.run_dir or Path("runs") / name / str(options.seed)
     run = rundir.find(place)
     if run is not None:
         asked = {**loaded.science(), "seed": options.seed}
-        if found := differences({**run.recipe.science(), "seed": run.seed}, asked):
+        found = differences({**run.recipe.science(), "seed": run.seed}, asked)
+        if found := found + rundir.other_files(run, loaded.network):
+            free = next(path for n in count(2) if not Path(path := f"{place}-{n}").exists())
             raise RunConflict(
-                f"{place} was made with another recipe ({run.name}): {'; '.join(found[:3])}"
-                f"{' …' if len(found) > 3 else ''}. Choose another directory with --run"
+                f"{place} was made with another recipe ({place / 'recipe.toml'}): "
+                f"{'; '.join(found[:3])}{' …' if len(found) > 3 else ''}. Choose another directory "
+                f"with --run: for {options.recipe} for example --run {free}"
             )
         # The same network, and perhaps the run knows its blocks.
         loaded = replace(loaded, network=run.recipe.network)
+    if isinstance(loaded.network, NamedNetwork) and not loaded.network.known:
+        report = reporter(quiet=options.as_json)
+        report.say(f"reading the blocks of {loaded.network.name}: this imports torch, once per run")
     loaded.check_layers()
     store = open_store(options.store, options.read_cache)
     return Overview(name, loaded, place, run, store, text)

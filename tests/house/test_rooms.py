@@ -28,7 +28,7 @@ ROOMS = (
     "store/errors store/fingerprint store/memory store/parallel",
     *("store/files", "store/level", "store/read store/write", "store/s3"),
     "store/feature_store",
-    "stages/errors stages/memory stages/faking",
+    "stages/errors stages/memory stages/faking stages/foreign",
     *("stages/data", "stages/features", "stages/network", "stages/solve"),
     "pipeline/errors pipeline/options pipeline/progress pipeline/interrupt",
     *("pipeline/recipe", "pipeline/plan", "pipeline/run", "pipeline/feed"),
