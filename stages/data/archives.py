@@ -131,7 +131,7 @@ class Archive(ImageFolder):
         return id(place) if isinstance(place, dict) else place
 
     def signature(self) -> str:
-        return stamp(("archive", *map(repr, self.left_out.items())), [self._path.resolve()])
+        return stamp(("archive",), [self._path.resolve()])
 
     def close(self) -> None:
         if self._data is not None:
