@@ -17,7 +17,7 @@ from strata.stages.errors import UnusableNetwork
 from strata.stages.network.block_reading import read_blocks
 from strata.stages.network.block_source import construct
 from strata.stages.network.blocks import Origin
-from strata.stages.network.network import build_layer
+from strata.stages.network.network import build
 
 READS = """
 from pathlib import Path
@@ -88,10 +88,10 @@ def test_two_folders_may_have_helpers_of_one_name(tmp_path: Path) -> None:
 
 def test_the_text_of_a_helper_is_a_part_of_the_block(place: Path) -> None:
     block = read_blocks(origin(place, READS.format("one.pt")), (1, 8, 8))[0]
-    build_layer(block, None)
+    build([block], None)
     (place / "helper.py").write_text(HELPER + "\n")
     with pytest.raises(UnusableNetwork, match="is not what the run was made with"):
-        build_layer(block, None)
+        build([block], None)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def blocks(): return [Later(1, 4, 3, padding=1)]
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "SystemExit"])
 def test_what_fails_later_is_told_with_file_and_line(tmp_path: Path, kind: str) -> None:
-    layer = build_layer(read_blocks(origin(tmp_path, LATER.format(kind)), (1, 8, 8))[0], None)
+    (layer,) = build([read_blocks(origin(tmp_path, LATER.format(kind)), (1, 8, 8))[0]], None)
     with pytest.raises((RuntimeError, SystemExit)) as error:
         layer(torch.zeros(1, 1, 9, 9))
     ours = errors.ours(error.value)
