@@ -36,8 +36,8 @@ def conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def origin(place: Path, code: str, **more: str) -> Origin:
-    return Origin("net.py:blocks", (), code, str(place), **more)
+def origin(place: Path, code: str, home: str = "") -> Origin:
+    return Origin("net.py:blocks", (), code, str(place), home)
 
 
 @pytest.fixture
