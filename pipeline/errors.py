@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from strata.stages import foreign
 from strata.stages.errors import (
@@ -14,6 +15,8 @@ from strata.stages.errors import (
     UnusableNetwork,
 )
 from strata.store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError, StoreRefused
+
+E = TypeVar("E", bound=BaseException)
 
 
 class PipelineError(Exception):
@@ -99,7 +102,7 @@ def exit_code(error: BaseException) -> int | None:
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
 
 
-def ours(error: BaseException) -> BaseException:
+def ours(error: E) -> E | UnusableNetwork:
     """The error, or one of ours where code of others raised it, with its file and line."""
     if exit_code(error) is not None or not foreign.place(error):
         return error

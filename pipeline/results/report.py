@@ -57,8 +57,10 @@ def collect(overview: Overview) -> Report:
         for j in range(1, run.solved() + 1)
     ]
     recipe = {k: table for k, table in dataclasses.asdict(run.recipe).items() if table is not None}
-    for here in ("folder", "home", "read"):  # where it was made, and not what
-        recipe["network"].pop(here, None)
+    network = recipe["network"]
+    for source in (network, *(block["source"] for block in network.get("known", ()))):
+        for here in ("folder", "home", "read"):  # where it was made, and not what
+            source.pop(here, None)
     steps = _steps(layers)
     return {
         "name": run.name,

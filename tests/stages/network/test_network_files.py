@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -37,8 +36,8 @@ def conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def origin(place: Path, code: str, **more: Any) -> Origin:
-    return Origin("net.py:blocks", (), code, str(place), **more)
+def origin(place: Path, code: str, home: str = "") -> Origin:
+    return Origin("net.py:blocks", (), code, str(place), home)
 
 
 @pytest.fixture
@@ -89,10 +88,10 @@ def test_two_folders_may_have_helpers_of_one_name(tmp_path: Path) -> None:
 
 def test_the_text_of_a_helper_is_a_part_of_the_block(place: Path) -> None:
     block = read_blocks(origin(place, READS.format("one.pt")), (1, 8, 8))[0]
-    build([block], None)[0]
+    build([block], None)
     (place / "helper.py").write_text(HELPER + "\n")
     with pytest.raises(UnusableNetwork, match="is not what the run was made with"):
-        build([block], None)[0]
+        build([block], None)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +142,7 @@ def blocks(): return [Later(1, 4, 3, padding=1)]
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "SystemExit"])
 def test_what_fails_later_is_told_with_file_and_line(tmp_path: Path, kind: str) -> None:
-    blocks = read_blocks(origin(tmp_path, LATER.format(kind)), (1, 8, 8))
-    layer = build([blocks[0]], None)[0]
+    (layer,) = build([read_blocks(origin(tmp_path, LATER.format(kind)), (1, 8, 8))[0]], None)
     with pytest.raises((RuntimeError, SystemExit)) as error:
         layer(torch.zeros(1, 1, 9, 9))
     ours = errors.ours(error.value)
