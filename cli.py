@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +22,7 @@ if __name__ == "__main__":
     sys.path[:] = [str(here / "typings"), *(p for p in sys.path if Path(p).resolve() != here)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.getenv("PYTHONPATH"))))
 
-from strata.pipeline import errors
+from strata.pipeline import errors, streams
 from strata.pipeline.options import Options
 from strata.pipeline.run import ranks
 
@@ -250,43 +248,47 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
 does it, and has the command's name."""
 
 
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """What is written to stdout, by this process or by those that it starts, goes to stderr."""
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(sys.stderr))
-        with suppress(OSError):  # stdout or stderr is closed
-            kept = os.dup(1)
-            stack.callback(os.close, kept)
-            os.dup2(2, 1)
-            stack.callback(os.dup2, kept, 1)
-        yield
-
-
 def perform(path: str, **parsed: Any) -> None:
     """Do the command of a key of :data:`COMMANDS`, and print its answer: one JSON object for
     machines, tables and lines for people. Of several ranks the first one speaks."""
     file, _, name = path.partition(".")
     command = getattr(import_module(f"strata.pipeline.commands.{file}"), name)
     options = Options(**parsed, confirm=partial(click.confirm, abort=True, err=True))
-    with _silenced():  # what code of others prints, and workers, is no answer
+    with streams.silenced():  # what code of others prints, and workers, is no answer
         answer = command(options)
     if not ranks.leads():
         return
     from rich.console import Console
 
-    # Without wrapping to 80 columns where nobody looks.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    from strata.pipeline.commands.tables import fit
+
+    # Names are shown as they are. Without wrapping to 80 columns where nobody looks.
+    plain: Any = {"markup": False, "emoji": False, "highlight": False}
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").strip("0").isdigit()
+    console = Console(width=None if known else 200, **plain)
+    value, left_out = answer.value, list(answer.left_out)
+    if left_out:
+        said = f"Warning: left out, since it cannot be read: {'; '.join(left_out)}"
+        click.echo(" ".join(said.split()), err=True)
+        value = value | {"left_out": left_out} if isinstance(value, dict) else value
     if options.as_json:
-        click.echo(json.dumps(answer.value, indent=1))
+        print(json.dumps(value, indent=1))
     for part in () if options.as_json else answer.shown:
-        click.echo(part) if isinstance(part, str) else console.print(part)
+        print(part) if isinstance(part, str) else console.print(fit(part, console.width))
     if answer.error:
         raise answer.error
 
 
 class Strata(click.Group):
     """Turns our own errors into one line and an exit code; anything else stays a bug."""
+
+    def main(self, *args: Any, **how: Any) -> Any:
+        streams.install()
+        try:
+            return super().main(*args, **how)
+        finally:
+            if why := streams.lost():
+                click.echo(f"Warning: the answer on stdout is lost: {why.lower()}", err=True)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -35,7 +35,9 @@ def evaluate(options: Options) -> Answer:
 
     found = lifecycle.find(options)
     result = evaluate(found.existing(), found.store)
-    return Answer(result, (tables.of_evaluation(result),))
+    place = str(found.store.root)
+    shown = tables.of_evaluation(result), f"labels from the store {place}"
+    return Answer({**result, "store": place}, shown)
 
 
 def report(options: Options) -> Answer:
@@ -45,7 +47,8 @@ def report(options: Options) -> Answer:
     found = lifecycle.find(options)
     report = write_report(found)
     page = f"report: {found.directory / 'report.html'}"
-    return Answer(report, (tables.of_outcomes(report["outcomes"]), page))
+    shown = tables.of_outcomes(report["outcomes"]), page
+    return Answer(report, shown, left_out=report["left_out"])
 
 
 def statistics(options: Options) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ class Answer:
     """For people: tables and lines."""
     error: Exception | None = None
     """Raised once the rest was said."""
+    left_out: Sequence[str] = ()
+    """Neighbours that cannot be read, and why: told in one warning."""
 
 
 def done_answer(found: Overview, done: list[str]) -> Answer:

@@ -25,7 +25,8 @@ from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import source_name
 from strata.pipeline.run.record import CURVE
 from strata.pipeline.run.rundir import Run
-from strata.store.files.publish import replace
+from strata.store.errors import LevelDamaged
+from strata.store.files.publish import present, replace
 
 DATA = ("digest", "train", "test", "classes", "broken", "broken_count")
 """Fields of what is known of the images that a report shows."""
@@ -43,13 +44,13 @@ def write_report(overview: Overview) -> Report:
     with run.in_turn():
         report = collect(overview)
         replace(run.directory, "report.json", (json.dumps(report, indent=1) + "\n").encode())
-        replace(run.directory, "report.html", render(report).encode())
+        replace(run.directory, "report.html", render(report).encode("utf-8", "backslashreplace"))
     return report
 
 
 def collect(overview: Overview) -> Report:
     """Everything a report shows. Raises NotThereYet if no layer is solved."""
-    run = overview.existing()
+    run, left_out = overview.existing(), list[str]()
     data, evaluation, states = run.data(), overview.evaluation(), status(overview)
     assert data is not None
     layers = [
@@ -76,7 +77,8 @@ def collect(overview: Overview) -> Report:
         "claim": dataclasses.asdict(_claim(run.recipe)),
         "layers": layers,
         "confusion": evaluation["confusion"],
-        "probes": separability.curves(run),
+        "probes": separability.curves(run, left_out),
+        "left_out": left_out,
         "steps": steps,
         "outcomes": list(_outcomes(run)),
         "seconds": sum(step["seconds"] for step in steps),
@@ -94,9 +96,9 @@ def _claim(recipe: Recipe) -> Claim:
 def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
     record = run.layer(j)
     assert record is not None
-    lines = (run.layer_directory(j) / CURVE).read_text("utf-8").splitlines()
+    epochs = _curve(run.layer_directory(j) / CURVE)
     written = (run.features(j) or {"levels": {}})["levels"]
-    trained = len(lines) * (run.data() or {})["train"]
+    trained = len(epochs) * (run.data() or {})["train"]
     return {
         "layer": j,
         "shape": list(run.recipe.shape(j, augmentation.cached_size(run.recipe))),
@@ -105,7 +107,7 @@ def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
         "compression": compression.summary(record),
         "train": record["train"],
         **{k: evaluation[k] for k in ("test", "ensemble")},
-        "epochs": [json.loads(line) for line in lines],
+        "epochs": epochs,
         "solve_seconds": record["seconds"],
         "samples_per_second": trained / record["seconds"],
         **{k: record[k] for k in ("peak_memory_bytes", "quantiser")},
@@ -115,6 +117,15 @@ def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
             for level in state["levels"]
         ],
     }
+
+
+def _curve(path: Path) -> list[Report]:
+    """One entry for every epoch. Raises LevelDamaged: they are not there, or not as written."""
+    with present(path, "the layer is solved"):
+        try:
+            return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        except ValueError as error:
+            raise LevelDamaged(f"{path} is damaged: {error}") from None
 
 
 def _steps(layers: list[Report]) -> list[Report]:

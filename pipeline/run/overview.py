@@ -19,7 +19,7 @@ from strata.pipeline.run import rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
 from strata.pipeline.run.record import RUN
 from strata.pipeline.run.rundir import Run
-from strata.pipeline.run.stores import open_store
+from strata.pipeline.run.stores import check_places, open_store
 from strata.store.feature_store import Store
 from strata.store.files.files import DISK
 from strata.store.fingerprint import differences
@@ -74,7 +74,12 @@ class Overview:
     def existing(self) -> Run:
         """The run. Raises NotThereYet if it was not made."""
         if self.run is None:
-            raise NotThereYet(f"there is no run in {self.directory}. Run: strata run {self.name}")
+            below = [str(path.parent) for path in sorted(self.directory.glob(f"*/{RUN}"))]
+            more = (
+                f" There are runs in {', '.join(below[:3])}: name one with --run." if below else ""
+            )
+            text = f"there is no run in {self.directory}.{more} Run: strata run {self.name}"
+            raise NotThereYet(text)
         return self.run
 
     def evaluation(self) -> dict[str, Any]:
@@ -92,11 +97,13 @@ def find(options: Options) -> Overview:
 
     Raises:
         RecipeError: unknown recipe, or one that cannot be.
+        OptionRange: a place is something else.
         RunConflict: the directory was made with another recipe or seed.
     """
     name, text, folder = builtin.text_of(options.recipe)
     loaded = parse(text, options.recipe, folder)
     place = options.run_dir or Path("runs") / name / str(options.seed)
+    check_places(options.store, place)
     held, run = DISK.share(place / RUN), rundir.find(place)
     if run is not None:
         _check_matches(run, loaded, options)

@@ -134,7 +134,7 @@ class Run:
 
     def baselines(self) -> list[str]:
         """Variants of the network that were trained end to end, or begun."""
-        return sorted(path.name for path in (self.directory / BASELINE).glob("*"))
+        return [path.name for path in folders(self.directory / BASELINE)]
 
     def baseline(self, variant: str) -> dict[str, Any] | None:
         """The record of a network trained end to end on the images that the run has today; None if
@@ -217,6 +217,12 @@ class Run:
         paths = [path for path in self.directory.iterdir() if path.name != LOCK]
         for path in sorted(paths, key=lambda path: (path.is_file(), path.name != RUN)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def folders(directory: Path) -> list[Path]:
+    """What lies in folders of their own in a directory, by name: variants, for example. What others
+    leave there (``.DS_Store``, ``@eaDir``) is none."""
+    return sorted(path for path in directory.glob("[!.@]*") if path.is_dir())
 
 
 def find(directory: Path) -> Run | None:

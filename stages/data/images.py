@@ -21,6 +21,7 @@ from strata.stages.data.sources import SPLITS, Source, broken, open_digits, open
 from strata.stages.data.values import CLEARED, plain, told, undecided
 from strata.stages.data.zoo import open_torchvision
 from strata.stages.errors import BrokenImage, DataError
+from strata.stages.home import home
 
 _FORMS = ("digits", "torchvision:NAME", "imagefolder:PATH", "npz:PATH")
 _MODES = {1: "L", 3: "RGB"}
@@ -44,9 +45,9 @@ def open_source(spec: str, *, root: Path, download: bool = False) -> Source:
     if kind == "torchvision" and rest:
         return open_torchvision(rest, root, download)
     if kind == "imagefolder" and rest:
-        return open_imagefolder(Path(rest).expanduser())
+        return open_imagefolder(home(rest))
     if kind == "npz" and rest:
-        return open_npz(Path(rest).expanduser())
+        return open_npz(home(rest))
     kinds = [form.partition(":")[0] for form in _FORMS]
     near = "" if kind in kinds else suggest(kind, kinds)
     raise DataError(f"unknown data source {spec!r}, must be {', '.join(_FORMS)}.{near}")

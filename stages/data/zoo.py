@@ -21,6 +21,7 @@ from strata.stages.data.sources import (
     suggest,
 )
 from strata.stages.errors import DataError
+from strata.stages.home import home
 
 _FLAGS, _NAMES = (True, False), ("train", "test")
 _SETS: dict[str, tuple[tuple[Any, Any], str | None, str | None]] = {
@@ -116,7 +117,7 @@ def open_torchvision(name: str, root: Path, download: bool) -> TorchvisionSource
         if name in datasets.__all__:
             raise DataError(f"torchvision's {name} has no train and test split of labelled images")
         raise DataError(f"torchvision has no data set {name!r}.{suggest(name, _SETS)}")
-    root = root.expanduser()
+    root = home(str(root))
     sets, extra = {}, {"download": True} if download and name not in _NOT_FETCHED else {}
     for split, option in zip(SPLITS, _SETS[name][0], strict=True):
         chosen = {"train" if isinstance(option, bool) else "split": option}
