@@ -97,7 +97,7 @@ def made(place: Path, images: Path, precision: str, train: int, test: int) -> Se
 
 def forge(session: Session, key: LevelKey, rows: np.ndarray, **arrays: np.ndarray) -> None:
     """Write a level with other rows (stored elements), or other arrays beside it, and commit it."""
-    store, level = session.store, session.store.open(key)
+    store, level = session.store, session.store.open(key).let_go()
     beside = {name: level.array(name) for name in (n[:-4] for n in level.auxiliary)} | arrays
     tool = commit_of(level.directory)["tool"]
     store.remove_level(key)
