@@ -22,7 +22,7 @@ if __name__ == "__main__":
     sys.path[:] = [str(here / "typings"), *(p for p in sys.path if Path(p).resolve() != here)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.getenv("PYTHONPATH"))))
 
-from strata.pipeline import errors
+from strata.pipeline import errors, streams
 from strata.pipeline.options import Options
 from strata.pipeline.run import ranks
 
@@ -56,7 +56,7 @@ def flag(names: str, help: str) -> click.Option:
     return option(names, help, is_flag=True)
 
 
-FOLDER, COUNT = click.Path(path_type=Path), click.IntRange(1)
+FOLDER, COUNT = click.Path(path_type=Path), click.IntRange(1, 2**31 - 1)
 FILE = click.Path(path_type=Path, dir_okay=False)
 TIER, LOADER = click.Choice(["auto", "device", "memory", "disk"]), click.Choice(["native", "ffcv"])
 CACHED = click.Choice(["always", "never", "auto"])
@@ -68,6 +68,8 @@ LAYER = option("--layer -l", "j, from 1.", type=int, required=True)
 ONLY_LAYER = option("--layer -l", "Only this layer.  [all]", type=int)
 BUDGET = option("--disk-budget", "Refuse to need more: 20GB.", callback=sized)
 DEVICE = option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
+DATA = option("--data", "Other images for the recipe, e.g. imagefolder:PATH.")
+DATA_ROOT = option("--data-root", "Of torchvision's data sets.", type=FOLDER)
 VARY = option("--vary", "Once per key.", multiple=True, required=True, metavar="KEY=VALUE,…")
 CACHE_HELP = "Local copies of shards from an object store: PATH[:BYTES].  [read-cache:20GB]"
 
@@ -87,8 +89,8 @@ MEMORY = (
 WORK = (
     *WHERE,
     DEVICE,
-    option("--data", "Other images for the recipe, e.g. imagefolder:PATH."),
-    option("--data-root", "Of torchvision's data sets.", type=FOLDER),
+    DATA,
+    DATA_ROOT,
     flag("--download", "Let torchvision fetch its data set."),
     flag("--skip-broken", "Leave broken images out; do not stop."),
     flag("--accept-data", "Take other numbers of images than the recipe says."),
@@ -214,6 +216,17 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
             flag("--repair", "Compute what is damaged again, and only that."),
         ),
     ),
+    "inspect.audit": (
+        "Make rows at random again from the images and the weights: are those on disk the same?",
+        (
+            *(*WHERE, DEVICE, DATA, DATA_ROOT),
+            option("--layer -l", "Only x_j, and x_0.  [all there are]", type=int),
+            option("--rows", "To draw of every split.", type=COUNT),
+            option(
+                "--draw", "Draw the rows of an earlier audit.  [other rows each time]", type=int
+            ),
+        ),
+    ),
     "explain.explain": (
         "Why x_j is not there, or not to be used: which field changed, from what to what.",
         (*WHERE, LAYER),
@@ -241,17 +254,27 @@ def perform(path: str, **parsed: Any) -> None:
     file, _, name = path.partition(".")
     command = getattr(import_module(f"strata.pipeline.commands.{file}"), name)
     options = Options(**parsed, confirm=partial(click.confirm, abort=True, err=True))
-    answer = command(options)
+    with streams.silenced():  # what code of others prints, and workers, is no answer
+        answer = command(options)
     if not ranks.leads():
         return
     from rich.console import Console
 
-    # Without wrapping to 80 columns where nobody looks.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    from strata.pipeline.commands.tables import fit
+
+    # Names are shown as they are. Without wrapping to 80 columns where nobody looks.
+    plain: Any = {"markup": False, "emoji": False, "highlight": False}
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").strip("0").isdigit()
+    console = Console(width=None if known else 200, **plain)
+    value, left_out = answer.value, list(answer.left_out)
+    if left_out:
+        said = f"Warning: left out, since it cannot be read: {'; '.join(left_out)}"
+        click.echo(" ".join(said.split()), err=True)
+        value = value | {"left_out": left_out} if isinstance(value, dict) else value
     if options.as_json:
-        click.echo(json.dumps(answer.value, indent=1))
+        print(json.dumps(value, indent=1))
     for part in () if options.as_json else answer.shown:
-        click.echo(part) if isinstance(part, str) else console.print(part)
+        print(part) if isinstance(part, str) else console.print(fit(part, console.width))
     if answer.error:
         raise answer.error
 
@@ -259,10 +282,19 @@ def perform(path: str, **parsed: Any) -> None:
 class Strata(click.Group):
     """Turns our own errors into one line and an exit code; anything else stays a bug."""
 
+    def main(self, *args: Any, **how: Any) -> Any:
+        streams.install()
+        try:
+            return super().main(*args, **how)
+        finally:
+            if why := streams.lost():
+                click.echo(f"Warning: the answer on stdout is lost: {why.lower()}", err=True)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as raised:
+            error = errors.ours(raised)
             code = errors.exit_code(error)
             if code is None:
                 raise

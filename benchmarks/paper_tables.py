@@ -22,14 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 import checkout  # noqa: F401
-from strata.pipeline.errors import RunConflict
 from strata.pipeline.options import Options
 from strata.pipeline.recipe import builtin, strict
 from strata.pipeline.results import separability
 from strata.pipeline.run import overview, rundir
 from strata.pipeline.run.probe_results import source_name
 from strata.pipeline.run.rundir import EVALUATION, RESULT, Run
-from strata.store.errors import LevelDamaged
+from strata.store.errors import readable
 
 METRICS = ("top1", "ensemble_top1", "top5", "ensemble_top5")
 PROGRESS = "imagenet-k1", "imagenet-small"
@@ -106,16 +105,21 @@ def _studies() -> list[str]:
 # ---- our runs -----------------------------------------------------------------------------------
 
 
-def _runs(root: Path, name: str, left_out: list[str]) -> Iterator[Run]:
+def _runs(root: Path, name: str, left_out: list[str]) -> list[Run]:
     """Runs of a built-in recipe; why another one is left out is added to ``left_out``."""
-    for path in sorted((root / name).glob(f"*/{rundir.RUN}")):
-        try:
-            run = rundir.find(path.parent)
-            if run is not None:
-                overview.find(Options(name, run_dir=path.parent, seed=run.seed))
-                yield run
-        except (RunConflict, LevelDamaged) as error:
-            left_out.append(f"{name}/{path.parent.name}: {error}")
+    wrong = list[str]()
+
+    def read(directory: Path) -> Run | None:
+        run = rundir.find(directory)
+        if run is not None:
+            overview.find(Options(name, run_dir=directory, seed=run.seed))
+            run.evaluation()
+        return run
+
+    paths = sorted(path.parent for path in (root / name).glob(f"*/{rundir.RUN}"))
+    found = [run for run in readable(paths, read, wrong) if run is not None]
+    left_out += [why.replace(f"{root}/", "") for why in wrong]
+    return found
 
 
 def _greedy(run: Run, ensemble: str = "probabilities") -> Found | None:
@@ -200,7 +204,7 @@ def _progress(name: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 def _separability(name: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """Figure 3: test accuracy of probes against depth, the mean over seeds."""
-    for curve in separability.curves(runs[0]) if runs else ():
+    for curve in separability.curves(runs[0], []) if runs else ():
         if curve["images"] is None:
             yield {"recipe": name, **curve}
 

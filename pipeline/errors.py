@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from strata.stages import foreign
 from strata.stages.errors import (
     DataError,
     DeviceError,
@@ -12,7 +14,15 @@ from strata.stages.errors import (
     TemporaryFull,
     UnusableNetwork,
 )
-from strata.store.errors import DiskFull, LevelBusy, LevelDamaged, StoreError, StoreRefused
+from strata.store.errors import (
+    DiskFull,
+    LevelAbsent,
+    LevelBusy,
+    LevelDamaged,
+    StoreError,
+    StoreRefused,
+    refusal,
+)
 
 
 class PipelineError(Exception):
@@ -77,9 +87,20 @@ REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (DiskFull, "Make space and repeat the command: what is finished is kept"),
     (LevelBusy, "Wait for it and repeat the command"),
     (StoreRefused, "Choose another --store or --run; what is finished is kept"),
+    (LevelAbsent, "Name the store that has it with --store, or let `run` make it"),
     (LevelDamaged, "`verify --deep --repair` mends what the run can make again"),
 )
 """What to do next where nobody below said so."""
+
+REMEDY_OF = {
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n`) and repeat the command",
+    errno.ENFILE: "Too many files are open on this machine: close some and repeat the command",
+    **dict.fromkeys(
+        (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP),
+        "Something else lies there than was written: put it right and repeat the command",
+    ),
+}
+"""What to do next where the system said why, by its number."""
 
 HELP = """
 \b
@@ -93,16 +114,43 @@ Exit codes:
 """The exit codes, as the end of --help shows them."""
 
 
+OUR_OWN = (None, errno.EBADF, errno.EFAULT)
+"""What an ``OSError`` has for a number where the system was not asked, or asked nonsense."""
+
+
+def of_outside(error: BaseException) -> BaseException:
+    """What was raised, as one of our errors where the outside failed: every ``OSError`` by which
+    the system answers a call, whoever made it, and a path with a null byte. Anything else, as it
+    is, is ours or a bug."""
+    if isinstance(error, OSError) and error.errno not in OUR_OWN:
+        found = refusal(error)
+        found.__cause__ = error
+        return found
+    if isinstance(error, ValueError) and str(error).startswith("embedded null"):
+        return RecipeError("a path has a null byte in it, which no file system can hold")
+    return error
+
+
 def exit_code(error: BaseException) -> int | None:
     """The exit code of one of our errors; None for anything else, which is a bug."""
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
+
+
+def ours(error: BaseException) -> BaseException:
+    """The error, or one of ours where the outside failed, or where code of others raised it, with
+    its file and line."""
+    if exit_code(error) is not None or not foreign.place(error):
+        return of_outside(error)
+    return UnusableNetwork(f"the network's own code failed: {foreign.told(error)}")
 
 
 def one_line(error: BaseException) -> str:
     """The message and the remedies added on its way up, on one line."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped; what is finished is kept, and the same command goes on from there"
-    general = [text for kind, text in REMEDIES if isinstance(error, kind)][:1]
+    number = getattr(error.__cause__, "errno", None)
+    general = [text for kind, text in REMEDIES if isinstance(error, kind)]
+    general = [REMEDY_OF[number]] if number in REMEDY_OF else general[:1]
     text = ". ".join([str(error).rstrip("."), *getattr(error, "__notes__", general)])
     return " ".join(text.split())
 

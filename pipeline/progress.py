@@ -65,17 +65,19 @@ class BarReporter(Reporter):
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     @contextmanager
     def task(self, title: str, total: int, unit: str) -> Iterator[Tick]:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        shown = TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
-        columns = *shown, TimeRemainingColumn()
+        texts = [
+            TextColumn(t, markup=False) for t in ("  {task.description}", "{task.fields[text]}")
+        ]
+        columns = texts[0], BarColumn(), texts[1], TimeRemainingColumn()
         with Progress(*columns, console=self.console, transient=True) as bars:
             bar = bars.add_task(title, total=total, text="")
 
@@ -130,4 +132,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size; write for example 20GB")
     step = 1024 if match[3] else 1000
-    return int(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
+    found = float(match[1]) * step ** " KMGT".index(match[2].upper() or " ")
+    if found >= 2**63:
+        raise ValueError(f"{text[:20]!r} is more than any disk or memory has")
+    return int(found)

@@ -16,9 +16,12 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -62,6 +65,8 @@ class DiskFull(StoreRefused):
         self.where, self.needed, self.free = where, needed, free
 
     def __str__(self) -> str:
+        if not self.needed:  # nobody said how much
+            return f"no space left for {self.where}: {self.free:,} bytes are free"
         return f"no space left: {self.where} needs {self.needed:,} bytes, {self.free:,} are free"
 
 
@@ -79,15 +84,26 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
-            existing = next(p for p in path.absolute().parents if p.exists())
-            free = shutil.disk_usage(existing).free
-            raise DiskFull(str(path), needed, free) from error
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        refused = StoreRefused(f"the file system refuses {path}: {reason}")
-        if isinstance(error, PermissionError):
-            refused.add_note(_rights(path))
-        raise refused from error
+        raise refusal(error, path, needed) from error
+
+
+def refusal(error: OSError, path: Path | None = None, needed: int = 0) -> StoreRefused:
+    """What an error of the file system is called: as :func:`refusals` raises it.
+
+    Args:
+        path: None: that of which the error itself says that it is about.
+    """
+    if path is None:
+        name = error.filename
+        path = Path(os.fsdecode(name) if isinstance(name, str | bytes) else "a call without a name")
+    if error.errno in FULL:
+        existing = next(p for p in path.absolute().parents if p.exists())
+        return DiskFull(str(path), needed, shutil.disk_usage(existing).free)
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    refused = StoreRefused(f"the file system refuses {path}: {reason}")
+    if isinstance(error, PermissionError):
+        refused.add_note(_rights(path))
+    return refused
 
 
 def _rights(path: Path) -> str:
@@ -99,3 +115,26 @@ def _rights(path: Path) -> str:
         "Choose another --store or --run; or a group shares it, once its owner has said: "
         "chgrp -R GROUP DIR; find DIR -type d -exec chmod g+rwxs {} +"
     )
+
+
+def readable(
+    paths: Iterable[Path], read: Callable[[Path], T], left_out: list[str] | None
+) -> Iterator[T]:
+    """What ``read`` makes of every path of a listing.
+
+    Args:
+        left_out: a neighbour that cannot be read, whatever is wrong with it, is named here with the
+            reason, and the others go on. None: it raises what ``read`` does.
+    """
+    for path in paths:
+        try:
+            found = read(path)
+        except Exception as error:
+            if left_out is None:
+                raise
+            known = refusal(error) if isinstance(error, OSError) else error
+            builtin = type(known).__module__ == "builtins"
+            why = f"{type(known).__name__}: {known}" if builtin else str(known)
+            left_out.append(f"{path}: {why.removeprefix(f'{path} ')}")
+        else:
+            yield found

@@ -36,7 +36,7 @@ def clean(options: Options) -> Answer:
     if options.dry_run:
         return _clean(options, found)
     with lifecycle.locked(found):
-        return _clean(options, replace(found.again(options.seed), held=None))
+        return _clean(options, replace(found.again(options), held=None))
 
 
 def _clean(options: Options, found: Overview) -> Answer:

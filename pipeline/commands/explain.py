@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from strata.pipeline.commands import lifecycle
@@ -10,7 +11,7 @@ from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.options import Options
 from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.rundir import Run
-from strata.store.errors import LevelDamaged
+from strata.store.errors import LevelDamaged, readable
 from strata.store.feature_store import Store
 from strata.store.files.publish import unseal
 from strata.store.fingerprint import differences
@@ -29,16 +30,18 @@ def explain(options: Options) -> Answer:
     has of x_j that is nearest to it.
     """
     overview, j = lifecycle.find(options), options.j
-    run = overview.existing()
+    run, store, left_out = overview.existing(), overview.store, list[str]()
     if j:
         overview.check_layer(j)
-    levels = [(key.label, *_level(run, overview.store, key)) for key in keys_at(run, j)]
+    levels = [(key.label, *_level(run, store, key, left_out)) for key in keys_at(run, j)]
+    place = {"store": str(store.root)}
     found = levels or [_layer(run, j)]
-    value = [{"level": level, "state": state, "why": why} for level, state, why in found]
+    value = [{"level": level, "state": state, "why": why, **place} for level, state, why in found]
     lines = []
     for level, state, why in found:
         lines += [f"{level}: {state}", *(f"  {reason}" for reason in why)]
-    return Answer(value, tuple(lines))
+    lines.append(f"looked in the store {store.root}")
+    return Answer(value, tuple(lines), left_out=list(dict.fromkeys(left_out)))
 
 
 def _layer(run: Run, j: int) -> tuple[str, str, list[str]]:
@@ -53,8 +56,8 @@ def _layer(run: Run, j: int) -> tuple[str, str, list[str]]:
     return f"layer {i}", "stale", [f"it was solved on another x_{i - 1}:", *why]
 
 
-def _level(run: Run, store: Store, key: LevelKey) -> tuple[str, list[str]]:
-    """The state of a level, and why."""
+def _level(run: Run, store: Store, key: LevelKey, left_out: list[str]) -> tuple[str, list[str]]:
+    """The state of a level, and why; neighbours that cannot be read are added to ``left_out``."""
     try:
         state = state_of(store, key)
     except LevelDamaged as error:
@@ -75,7 +78,7 @@ def _level(run: Run, store: Store, key: LevelKey) -> tuple[str, list[str]]:
     if last and last["fingerprint"] == key.fingerprint and key.name in last["levels"]:
         return "absent", ["it was written, and removed since; `materialize` makes it again"]
     now = run.lineage(key.depth)
-    other = _nearest(store, key, now, last["fingerprint"] if last else None)
+    other = _nearest(store, key, now, last["fingerprint"] if last else None, left_out)
     if other is None:
         return "absent", ["it was never written"]
     name, was = other
@@ -83,21 +86,20 @@ def _level(run: Run, store: Store, key: LevelKey) -> tuple[str, list[str]]:
 
 
 def _nearest(
-    store: Store, key: LevelKey, now: Lineage, last: str | None
+    store: Store, key: LevelKey, now: Lineage, last: str | None, left_out: list[str]
 ) -> tuple[str, Lineage] | None:
     """The directory and lineage in the store, of the same depth, split and view, that the run wrote
     last (``last``: its fingerprint), or else that differs least from ``now``."""
     last = last and depth_directory(store.root, key.depth, last).name
-    found = []
-    for directory in level_directories(store.root, store.files):
+
+    def entry(directory: Path) -> tuple[bool, int, str, Lineage]:
+        was = unseal(directory.parent / INTENT, store.files, LINEAGE)[LINEAGE]
         name = directory.parent.name
-        if directory.name != key.name or not name.startswith(f"x_{key.depth}-"):
-            continue
-        try:
-            was = unseal(directory.parent / INTENT, store.files, LINEAGE)[LINEAGE]
-        except (FileNotFoundError, LevelDamaged):
-            continue
-        found.append((name != last, len(compare(was, now)), name, was))
+        return name != last, len(compare(was, now)), name, was
+
+    there = level_directories(store.root, store.files, left_out)
+    same = (one for one in there if one.match(f"x_{key.depth}-*/{key.name}"))
+    found = list(readable(same, entry, left_out))
     return min(found, key=lambda entry: entry[:3])[2:] if found else None
 
 

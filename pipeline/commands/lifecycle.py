@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ class Answer:
     """For people: tables and lines."""
     error: Exception | None = None
     """Raised once the rest was said."""
+    left_out: Sequence[str] = ()
+    """Neighbours that cannot be read, and why: told in one warning."""
 
 
 def done_answer(found: Overview, done: list[str]) -> Answer:
@@ -88,7 +90,7 @@ def perform(found: Overview, options: Options, **goal: int) -> tuple[Overview, l
                 # Decided again, since another process may have had the run meanwhile.
                 steps = make(session, plan.steps, evict=how.evict, cached=how.depths, **goal)
                 done = [str(step) for step in steps]
-                found = found.again(options.seed)
+                found = found.again(options)
         elif found.run:
             refer_to(found.run, found.store)
     return found, done
@@ -128,7 +130,7 @@ def at_work(
                 yield open_session(found, options, report=report, stop=stop, **how)
                 return
             with locked(found, patience(stop, report)):
-                found = found.again(options.seed)
+                found = found.again(options)
                 session = open_session(found, options, report=report, stop=stop, **how)
                 session.run.tidy()
                 session.ranks.wait()

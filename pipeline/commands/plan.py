@@ -31,7 +31,7 @@ def plan(options: Options) -> Answer:
     found = lifecycle.find(options)
     recipe, costs = found.recipe, make_plan(found.recipe, found.data())
     todo = steps(found.inventory(), solve=len(recipe.layers))
-    space = {"needed_bytes": found.to_write(costs), "free_bytes": found.store.free_bytes()}
+    space = {"needed_bytes": found.to_write(costs, todo), "free_bytes": found.store.free_bytes()}
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
     saved, saving = compression.saved(recipe, costs, found.data(), options)
     value |= {"compression": saved} if saved else {}

@@ -34,14 +34,14 @@ def run(options: Options) -> Answer:
     """Solve every layer, evaluate, and write the report if anything has changed."""
     found = lifecycle.find(options)
     found, done = lifecycle.perform(found, options, solve=len(found.recipe.layers))
-    page = found.directory / "report.html"
+    page, left_out = found.directory / "report.html", list[str]()
     if ranks.leads() and (done or not page.exists()):
         from strata.pipeline.results.report import write_report
 
-        write_report(found)
+        left_out = write_report(found)["left_out"]
     said = lifecycle.done_answer(found, done)
     table = tables.of_evaluation(found.evaluation())
-    return Answer(said.value, (*said.shown, table, f"report: {page}"))
+    return Answer(said.value, (*said.shown, table, f"report: {page}"), left_out=left_out)
 
 
 def baseline(options: Options) -> Answer:

@@ -5,9 +5,10 @@ No torch, and no recipe but for `evict`: notes of runs and commits of levels tel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from strata.pipeline.errors import NotThereYet, RunConflict, remedy
 from strata.pipeline.options import Options
 from strata.pipeline.progress import size
 from strata.pipeline.run.rundir import RUN
-from strata.pipeline.run.stores import open_store
-from strata.store.errors import LevelBusy, LevelDamaged
+from strata.pipeline.run.stores import check_places, open_store
+from strata.store.errors import LevelBusy, LevelDamaged, readable
 from strata.store.feature_store import LevelState, Place, Store, complete, partial, used_bytes
 from strata.store.files.files import DISK, Files
 from strata.store.level.layout import depth_directory
@@ -28,22 +29,28 @@ from strata.store.write.verify import QUARANTINE, level_directories
 
 
 def _existing(place: Place) -> Store:
+    check_places(place)
     store = open_store(place)
     if not store.files.is_directory(store.root):
         raise NotThereYet(f"there is no store in {store.root}. Name one with --store")
     return store
 
 
-def _notes_in(store: Store) -> list[Reference]:
-    """Every run's note. Raises LevelDamaged if one cannot be read: who knows what that run uses."""
+def _notes_in(store: Store, left_out: list[str] | None = None) -> list[Reference]:
+    """Every run's note. Who removes something has no ``left_out``: LevelDamaged is raised if one
+    cannot be read, since nobody knows what that run uses."""
     advice = "`materialize` of that run writes it again; if the run is gone, remove the note"
     with remedy(LevelDamaged, advice):
-        return references(store.root, store.files)
+        return references(store.root, store.files, left_out)
 
 
 def _is_live(note: Reference) -> bool:
-    """Does the run that left a note still exist? One of another host is taken to."""
-    return not note.here or (Path(note.run) / RUN).exists()
+    """Does the run that left a note still exist? One of another host, or where nobody may look, is
+    taken to."""
+    try:
+        return not note.here or bool((Path(note.run) / RUN).lstat())
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError | NotADirectoryError)
 
 
 def _users(notes: Iterable[Reference], directory: str) -> list[str]:
@@ -66,30 +73,40 @@ def level_state(directory: Path, files: Files = DISK) -> tuple[LevelState, int |
 def du(options: Options) -> Answer:
     """Every level of a store with its bytes and users."""
     store = _existing(options.store)
-    root, files, notes, levels = store.root, store.files, _notes_in(store), list[dict[str, Any]]()
-    for directory in level_directories(root, files):
+    root, files, left_out = store.root, store.files, list[str]()
+    notes = _notes_in(store, left_out)
+
+    def entry(directory: Path) -> dict[str, Any]:
         state, values = level_state(directory, files)
-        levels.append(
-            {
-                "depth": directory.parent.name,
-                "level": directory.name,
-                "state": state.state,
-                "rows": state.rows,
-                "bytes": used_bytes(directory, files),
-                "value_bytes": values,
-                "runs": _users(notes, directory.parent.name),
-            }
-        )
-    listed = files.listed(root)
+        return {
+            "depth": directory.parent.name,
+            "level": directory.name,
+            "state": state.state,
+            "rows": state.rows,
+            "bytes": used_bytes(directory, files),
+            "value_bytes": values,
+            "runs": _users(notes, directory.parent.name),
+        }
+
+    def sizes(path: Path) -> dict[str, int]:
+        if not files.is_directory(path):
+            return {path.name: files.size(path)}
+        return {f"{path.name}/{name}": n for name, n in files.listed(path).items()}
+
+    directories = level_directories(root, files, left_out)
+    told = " ".join(left_out)
+    tops = (path for name in files.names(root) if str(path := root / name) not in told)
+    tops = readable(tops, sizes, left_out)
+    listed = dict(chain.from_iterable(map(dict.items, tops)))
     found = {
         "store": str(root),
-        "levels": levels,
+        "levels": list(readable(directories, entry, left_out)),
         "quarantine_bytes": used_bytes(root / QUARANTINE, files),
         "beton_bytes": sum(n for name, n in listed.items() if fnmatch(name, "x_0-*/*.beton")),
         "total_bytes": sum(listed.values()),
         "free_bytes": store.free_bytes(),
     }
-    return Answer(found, tables.of_disk_use(found))
+    return Answer(found, tables.of_disk_use(found), left_out=list(dict.fromkeys(left_out)))
 
 
 @dataclass(frozen=True)
@@ -103,8 +120,8 @@ class Garbage:
 
 def gc(options: Options) -> Answer:
     """What nobody uses, removed with ``--delete``."""
-    store = _existing(options.store)
-    found = list(_garbage(store))
+    store, left_out = _existing(options.store), list[str]()
+    found = list(_garbage(store, _notes_in(store, None if options.delete else left_out), left_out))
     left = list(_remove(store, found)) if options.delete else found
     items = [{**vars(one), "path": str(one.path)} for one in found]
     value = {"garbage": items, "left": [str(one.path) for one in left]}
@@ -116,13 +133,13 @@ def gc(options: Options) -> Answer:
         lines.append(f"removed {size(sum(one.bytes for one in found if one not in left))}")
     else:
         lines.append(f"{size(sum(one.bytes for one in found))} in all; `gc --delete` removes it")
-    return Answer(value, tuple(lines))
+    return Answer(value, tuple(lines), left_out=left_out)
 
 
-def _garbage(store: Store) -> Iterator[Garbage]:
+def _garbage(store: Store, notes: Sequence[Reference], left_out: list[str]) -> Iterator[Garbage]:
     """Levels that no run refers to, and what repairs set aside."""
-    files, notes = store.files, _notes_in(store)
-    for path in sorted({found.parent for found in level_directories(store.root, files)}):
+    files = store.files
+    for path in sorted({one.parent for one in level_directories(store.root, files, left_out)}):
         if not _users(notes, path.name):
             gone = [note.run for note in notes if path.name in note.levels]
             why = f"used by {gone[0]}, which is gone" if gone else "no run refers to it"
@@ -161,7 +178,7 @@ def evict(options: Options) -> Answer:
         NotThereYet, LevelDamaged: there is no x_j, or what it is made from is not there or sound.
         RunConflict: other runs use it, and ``--force`` was not given.
     """
-    found, j = lifecycle.find(options), options.j
+    found, j, left_out = lifecycle.find(options), options.j, list[str]()
     run, store = found.existing(), found.store
     found.check_layer(j)
     nodes = run.nodes()
@@ -175,7 +192,8 @@ def evict(options: Options) -> Answer:
     for path, what in run.damaged(*(f"layer_{i}" for i in range(1, j + 1))):
         raise LevelDamaged(f"{path}: {what}; x_{j} could not be made again. Nothing is removed")
     own = str(run.directory.resolve())
-    others = [user for user in _users(_notes_in(store), place.name) if user != own]
+    notes = _notes_in(store, left_out if options.force else None)
+    others = [user for user in _users(notes, place.name) if user != own]
     if others and not options.force:
         raise RunConflict(
             f"x_{j} is also used by {', '.join(others)}. It can be made again, there too; to evict "
@@ -183,4 +201,4 @@ def evict(options: Options) -> Answer:
         )
     freed = store.remove(j, nodes[j].fingerprint)
     text = f"removed x_{j}: {size(freed)} freed; `materialize --layer {j}` makes it again"
-    return Answer({"freed": freed}, (text,))
+    return Answer({"freed": freed}, (text,), left_out=left_out)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.table import Column, Table
 
 from strata.pipeline.progress import duration, size
@@ -23,6 +25,26 @@ def table(*columns: str, title: str | None = None, rows: Iterable[Row] = ()) -> 
     for row in rows:
         found.add_row(*("" if cell is None else str(cell) for cell in row))
     return found
+
+
+def fit(shown: Table, width: int) -> Table:
+    """The table for so many columns of a terminal, without cutting a word in two: narrow cells, and
+    where lines between them leave no room, none. Where words do not fit, they are folded."""
+    cells = [[str(cell) for cell in (one.header, *one.cells)] for one in shown.columns]
+    words = [max((cell_len(w) for cell in some for w in cell.split()), default=0) for some in cells]
+    widths = [max(map(cell_len, some)) for some in cells]
+    room = width - 3 * len(cells) - 1
+    if sum(words) > room:
+        shown.box, shown.show_edge, shown.padding = SIMPLE_HEAD, False, (0, 0, 0, 0)
+        room = width - len(cells) + 1
+    if sum(words) > room:
+        return shown
+    while sum(widths) > room:
+        spare = [have - need for have, need in zip(widths, words, strict=True)]
+        widths[spare.index(max(spare))] -= 1
+    for column, found in zip(shown.columns, widths, strict=True):
+        column.width = found
+    return shown
 
 
 def percent(share: float | None) -> str:

@@ -30,6 +30,7 @@ from strata.store.feature_store import Store
 from strata.store.fingerprint import sha256
 from strata.store.level.layout import LevelKey, lock_path
 from strata.store.level.level import COMMIT, SHARDS, commit_of
+from strata.store.write.contents import beside_levels
 from strata.store.write.unfinished import HASH_THREADS
 from strata.store.write.verify import (
     Damage,
@@ -65,6 +66,8 @@ class Findings:
     """In the store."""
     run: tuple[tuple[Path, str], ...]
     """Damaged files of the run, and what is wrong with them."""
+    strange: tuple[tuple[Path, str], ...] = ()
+    """Files in the store that do not belong there, and why."""
 
     @property
     def all(self) -> list[tuple[Path, str]]:
@@ -91,12 +94,14 @@ def verify(options: Options) -> Answer:
         "partial": [f"{path.parent.name}/{path.name}" for path in checked.partial],
         "damaged": [{"path": str(path), "what": what} for path, what in checked.all],
         "mended": mended,
+        "strange": [{"path": str(path), "what": what} for path, what in checked.strange],
     }
     count = len(checked.all)
     depth = "every byte" if options.deep else "sizes and small files; --deep reads every byte"
     what = "damage was found" if count else "all is as it was written"
     lines = [*mended, *(f"damaged: {path}: {what}" for path, what in checked.all)]
     lines += [f"not finished: {path}" for path in checked.partial]
+    lines += [f"does not belong here: {path}: {what}" for path, what in checked.strange]
     lines += [f"{checked.levels} levels, {size(checked.nbytes)} ({depth}): {what}"]
     said = "1 file is damaged" if count == 1 else f"{count} files are damaged"
     return Answer(value, tuple(lines), LevelDamaged(said) if count else None)
@@ -113,7 +118,7 @@ def check(
     """Check every level of the store, and the records and weights of the run.
 
     Args:
-        deep: every byte of every shard, not only its size.
+        deep: every byte of every shard, not only its size; and what lies beside the levels.
         layer: only x_layer, and only that layer's weights.
         crew: workers that hash the shards of a ``deep`` check; None: this process.
 
@@ -135,16 +140,19 @@ def check(
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
         for directory in found:
             held = store.files.share(directory / COMMIT)  # so that no removal looks like damage
-            wrong = check_level(store.root, directory, files=store.files)
+            begun = deep and states[directory].state in ("partial", "absent")
+            wrong = check_level(store.root, directory, deep=begun, files=store.files)
             whole = states[directory].state == "complete" and not any(d.belongs for d in wrong)
             if deep and held and whole:
                 wrong += _hashed(store, directory, wrong, crew, tick)
             for damage in wrong:
                 damaged[damage.path] = damaged.pop(damage.path, damage)
+    beside, strange = ([], ()) if layer or not deep else beside_levels(store.root, store.files)
     unfinished = tuple(d for d, s in states.items() if s.state in ("partial", "absent"))
     places = (f"layer_{layer}", f"sweep_{layer}/*") if layer else ()
     of_run = tuple(run.damaged(*places)) if run else ()
-    return Findings(len(found), nbytes, unfinished, tuple(damaged.values()), of_run)
+    in_store = (*damaged.values(), *beside)
+    return Findings(len(found), nbytes, unfinished, in_store, of_run, strange)
 
 
 def _hashed(
@@ -200,6 +208,9 @@ def repair(session: Session, findings: Findings) -> list[str]:
         for d in findings.damaged
         if d.belongs
     ]
+    for path in (d.path for d in findings.damaged if d.path.parent.name == "sources"):
+        store.remove_file(path)
+        lines.append(f"removed {path}, which is written again when it is needed")
     variants = {j: sweep_results.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
     rundir.keep_network(run.directory, run.recipe)
@@ -218,6 +229,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
             lines += _mend_depth(own, depth, where)
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
+    levels.refer_to(run, store)  # writes a note that is damaged again, if it is this run's
     return lines + [f"{_mended(path)} {path}" for path, _ in findings.run]
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class Costs:
     """Seconds of one problem at layer j, which reads a depth and computes x_{j-1} from it."""
     problems: int = 1
     """Solved at every depth, one after another."""
+
+    @cached_property
+    def solved(self) -> Mapping[CachedDepth, list[float]]:
+        """Seconds of all problems of the next 0, 1, 2, … layers above a depth, that read it."""
+        found, layers = dict[CachedDepth, list[float]](), range(1, self.layers + 1)
+        for base in self.nbytes:
+            seconds = (self.problems * self.solve[base, j] for j in layers[base.depth :])
+            found[base] = list(accumulate(seconds, initial=0.0))
+        return found
 
 
 @dataclass(frozen=True)
@@ -72,26 +82,24 @@ def cheapest_chain(
     nodes = (node for node in costs.nbytes if node.depth and node.depth not in never)
     nbytes, room = {**costs.nbytes, X0: 0, end: 0}, disk - costs.nbytes[X0]
     for node in (*nodes, end):
+        lowest = max((depth for depth in must if depth < node.depth), default=0)
         ways = (
-            _extended(costs, so_far, base, node)
+            (_extended(costs, so_far, base, node), so_far.chain)
             for base, so_far in best.items()
-            if base.depth < node.depth
-            and must.isdisjoint(range(base.depth + 1, node.depth))
-            and nbytes[base] + nbytes[node] <= room
+            if lowest <= base.depth < node.depth and nbytes[base] + nbytes[node] <= room
         )
-        if way := min(ways, key=lambda chain: chain.seconds, default=None):
-            best[node] = way
+        if way := min(ways, key=lambda found: found[0], default=None):
+            best[node] = Chain(way[0], (*way[1], node))
     whole = best.get(end, Chain(math.inf, ()))
     return Chain(whole.seconds, whole.chain[:-1])
 
 
-def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth) -> Chain:
-    """A chain that goes on from ``base``: the layers up to that of ``node`` are solved, and it is
-    written."""
-    between = range(base.depth + 1, node.depth + 1)
-    solving = sum(costs.problems * costs.solve[base, j] for j in between)
+def _extended(costs: Costs, so_far: Chain, base: CachedDepth, node: CachedDepth) -> float:
+    """Seconds of a chain that goes on from ``base``: the layers up to that of ``node`` are solved,
+    and it is written."""
+    solving = costs.solved[base][node.depth - base.depth]
     writing = costs.write[base, node] if node.depth < costs.layers else 0.0
-    return Chain(so_far.seconds + solving + writing, (*so_far.chain, node))
+    return so_far.seconds + solving + writing
 
 
 def evicted(costs: Costs, best: Chain, disk: float) -> dict[int, int]:

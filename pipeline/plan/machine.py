@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,13 +163,8 @@ def load(path: Path) -> Machine:
     Raises:
         RecipeError: no such file, no TOML, or not what a machine's file says; names it.
     """
+    text = strict.read_text(path)
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no TOML: {error}") from error
-    try:
-        return strict.read(Machine, table)
+        return strict.read(Machine, strict.tables(text))
     except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        raise RecipeError(f"{path}: {strict.located(text, error)}") from error

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from strata.pipeline.errors import RecipeError
-from strata.pipeline.recipe.strict import require
+from strata.pipeline.recipe.strict import MOST, bounded, brief, read_text, require
 from strata.stages.errors import UnusableNetwork
 from strata.stages.network.blocks import AnyLayer, Block, Origin
 
@@ -89,13 +89,22 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
     )
     require(isinstance(arguments, dict), f"'network.arguments' must be a table, got {arguments!r}")
     for key, value in arguments.items():
+        path = f"network.arguments.{key}"
         require(
-            isinstance(value, VALUES) and key not in ("weights", "progress"),
-            f"'network.arguments.{key}' is {value!r}; it must be a number, a string, true or "
-            "false, and weights are always random",
+            key != "weights" or not name.startswith("torchvision:"),
+            f"'{path}' is {brief(value)}, but weights are always random, drawn from the seed: "
+            "leave it out. torchvision's trained weights cannot be had",
         )
+        require(
+            isinstance(value, VALUES),
+            f"'{path}' must be a number, a string, true or false, got {brief(value)}",
+        )
+        if type(value) in MOST:
+            bounded(type(value), value, path)
     network = NamedNetwork(name, tuple(arguments.items()))
-    return replace(network, code=_text(folder, network.file)) if network.file else network
+    if not network.file:
+        return network
+    return replace(network, code=_text(folder, network.file), folder=str(folder.absolute()))
 
 
 def _is_name(name: str) -> bool:
@@ -110,7 +119,6 @@ def _text(folder: Path, file: str) -> str:
         f"'network' names {file}; the file must lie beside the recipe, or below it",
     )
     try:
-        return (folder / file).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise RecipeError(f"'network' names {folder / file}, which cannot be read: {why}") from None
+        return read_text(folder / file)
+    except RecipeError as error:
+        raise RecipeError(f"'network' names a file: {error}") from None

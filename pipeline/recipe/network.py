@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from strata.pipeline.recipe.strict import one_of, positive, require
+from strata.pipeline.recipe.strict import FEW, one_of, positive, require
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
@@ -37,8 +37,9 @@ class NetworkTable:
     """Channels of x_1 … x_J, where they do not follow from M and P; the first is M."""
 
     def __post_init__(self) -> None:
-        positive("network", layers=self.layers, width=self.width)
-        require(self.stem >= 0, f"'network.stem' is {self.stem}; it must be 0 or more")
+        positive("network", FEW, layers=self.layers)
+        positive("network", width=self.width)
+        require(0 <= self.stem < 16, f"'network.stem' is {self.stem}; it must be in 0 … 15")
         for j in self.downsample:
             require(
                 1 <= j < self.layers,
@@ -100,9 +101,10 @@ class AuxiliaryTable:
     """The last layer's C is max pooling and fully connected layers of these widths (VGG)."""
 
     def __post_init__(self) -> None:
-        positive("auxiliary", k=self.k)
+        positive("auxiliary", FEW, k=self.k)
         if self.k > 1:
             positive("auxiliary", width=self.width)
+            positive("auxiliary", final_width=1 if self.final_width is None else self.final_width)
         require(
             self.k > 1 or not self.half_resolution,
             "'auxiliary.half_resolution' is for the convolutions of C, and with 'auxiliary.k' 1 "

@@ -7,7 +7,6 @@ value is checked here, once, with the fix in the message; after loading nothing 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, cast
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.recipe.named_network import NamedNetwork, named
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable, without_later_defaults
-from strata.pipeline.recipe.strict import read, require
+from strata.pipeline.recipe.strict import located, read, require, tables
 from strata.pipeline.recipe.tables import Augment, Cache, Claim, Compress, Data, Schedule
 from strata.stages.network.blocks import AnyLayer, Block, scale_at, shape_at
 from strata.stages.network.spec import AuxiliarySpec, Shape
@@ -152,13 +151,20 @@ class Recipe:
 
     def shape(self, depth: int, size: int) -> Shape:
         """Shape of x_depth for an image (crop or canvas) of side ``size``."""
-        return shape_at(self.layers, depth, self.data.channels, size)
+        known = self._shapes.setdefault(size, [(self.data.channels, size, size)])
+        known += (layer.output(known[-1]) for layer in self.layers[len(known) - 1 : depth])
+        return known[depth]
+
+    @cached_property
+    def _shapes(self) -> dict[int, list[Shape]]:
+        """Shapes of x_0 … so far, by the side of the image: a plan asks for them at every depth."""
+        return {}
 
     def science(self) -> dict[str, Any]:
         """What decides the result, as JSON: all of the recipe but its claim and the data's path."""
-        tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del tables["claim"]
-        found = {name: without_later_defaults(t) for name, t in tables.items() if t is not None}
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del parts["claim"]
+        found = {name: without_later_defaults(t) for name, t in parts.items() if t is not None}
         del found["data"]["source"]
         if isinstance(self.network, NamedNetwork):
             found["network"] = self.network.science()
@@ -176,10 +182,10 @@ def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
             the file cannot be read.
     """
     try:
-        tables = tomllib.loads(text)
-        network: Any = tables.get("network")
+        found = tables(text)
+        network: Any = found.get("network")
         if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
-            tables["network"] = named(cast(Any, network), folder or Path())
-        return read(Recipe, tables)
-    except (tomllib.TOMLDecodeError, RecipeError) as error:
-        raise RecipeError(f"recipe {name}: {error}") from None
+            found["network"] = named(cast(Any, network), folder or Path())
+        return read(Recipe, found)
+    except RecipeError as error:
+        raise RecipeError(f"recipe {name}: {located(text, error)}") from None

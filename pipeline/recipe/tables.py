@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strata.pipeline.recipe.strict import one_of, positive, require
+from strata.pipeline.recipe.strict import FEW, one_of, positive, require
 from strata.stages.solve.schedule import SGDSchedule
+
+SIDE = 65_535
+"""Most pixels a side: those of the largest JPEG."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Data:
     it on all cores; it is then what the network sees. 0: raw pixels."""
 
     def __post_init__(self) -> None:
-        positive("data", classes=self.classes, size=self.size, train=self.train, test=self.test)
+        positive("data", classes=self.classes, train=self.train, test=self.test)
+        positive("data", SIDE, size=self.size)
         require(self.channels in (1, 3), f"'data.channels' is {self.channels}; it must be 1 or 3")
         for name, values in (("mean", self.mean), ("std", self.std)):
             require(
@@ -75,11 +79,14 @@ class Augment:
     def __post_init__(self) -> None:
         positive("augment", crop=self.crop, stride=self.stride)
         one_of("augment.flips", self.flips, ("auto", "random", "alternated"))
-        require(self.pad >= 0, f"'augment.pad' is {self.pad}; it must be 0 or more")
+        require(0 <= self.pad <= SIDE, f"'augment.pad' is {self.pad}; it must be in 0 … {SIDE:,}")
         if isinstance(self.views, str):
             one_of("augment.views", self.views, ("canvas",))
         else:
-            require(self.views >= 0, f"'augment.views' is {self.views}; it must be 0 or more")
+            require(
+                0 <= self.views <= FEW,
+                f"'augment.views' is {self.views}; it must be in 0 … {FEW:,}",
+            )
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,15 @@ class Schedule(SGDSchedule):
         one_of("schedule.kind", self.kind, ("step", "one-cycle"))
         one_of("schedule.keep", self.keep, ("last", "best"))
         one_of("schedule.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
-        positive("schedule", epochs=self.epochs, batch=self.batch, lr=self.lr, decay=self.decay)
+        positive("schedule", epochs=self.epochs, batch=self.batch, lr=self.lr)
         positive("schedule", every=self.every, accumulate=self.accumulate)
+        positive("schedule", 1, decay=self.decay)
+        for name, value in (("weight_decay", self.weight_decay), ("test_every", self.test_every)):
+            require(value >= 0, f"'schedule.{name}' is {value}; it must be 0 or more")
+        require(
+            self.momentum > 0 or not self.nesterov,
+            "'schedule.nesterov' needs a 'schedule.momentum' above 0",
+        )
         require(
             0 <= self.momentum < 1, f"'schedule.momentum' is {self.momentum}; it must be in [0, 1)"
         )
@@ -123,7 +137,8 @@ class Compress:
     """Removals, of as many filters each time."""
 
     def __post_init__(self) -> None:
-        positive("compress", epochs=self.epochs, lr=self.lr, rounds=self.rounds)
+        positive("compress", epochs=self.epochs, lr=self.lr)
+        positive("compress", FEW, rounds=self.rounds)
         shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
         require(
             bool(shares) and all(0 < share <= 1 for share in shares),
@@ -166,7 +181,7 @@ class Cache:
             f"'cache.percentile' is {self.percentile}; it must be above 0 and at most 100",
         )
         one_of("cache.profile", self.profile, ("raw", "zstd", "lz4", "auto"))
-        positive("cache", shard_mb=self.shard_mb, block=self.block)
+        positive("cache", 1 << 16, shard_mb=self.shard_mb, block=self.block)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from strata.pipeline.errors import OptionRange, RecipeError
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.recipe.strict import did_you_mean
+from strata.pipeline.recipe.strict import FEW, MOST, bounded, did_you_mean, positive
 from strata.pipeline.recipe.tables import Schedule
 from strata.stages.network.blocks import AnyLayer, Block, scale_at
 from strata.stages.network.spec import AuxiliarySpec, described
@@ -151,10 +150,15 @@ def _value(key: str, text: str) -> Any:
     except (KeyError, ValueError):
         wanted = {int: "an integer", float: "a number", bool: "true or false"}[kind]
         raise OptionRange(f"--vary {key}: {text!r} must be {wanted}") from None
-    low = {float: -math.inf, int: 0 if key == SEED else 1}.get(kind)
-    if low is not None and not (low <= value and math.isfinite(value)):
-        bound = "finite" if kind is float else f"{low} or more"
-        raise OptionRange(f"--vary {key}: {text} must be {bound}")
+    if kind is int and value < (low := 0 if key == SEED else 1):
+        raise OptionRange(f"--vary {key}: {text} must be {low} or more")
+    try:
+        if kind in MOST and key != SEED:
+            bounded(kind, value, key)
+        if key == K:
+            positive("auxiliary", FEW, k=value)
+    except RecipeError as error:
+        raise OptionRange(f"--vary {error}") from None
     return value
 
 
@@ -198,16 +202,9 @@ def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Vari
 def _schedule(recipe: Recipe, changes: Mapping[str, Any]) -> Schedule:
     found = {k.removeprefix("schedule."): v for k, v in changes.items() if k.startswith("schedule")}
     try:
-        schedule = dataclasses.replace(recipe.schedule, **found)
+        return dataclasses.replace(recipe.schedule, **found)
     except RecipeError as error:
         raise OptionRange(f"--vary: {error}") from None
-    if schedule.weight_decay < 0:
-        raise OptionRange(
-            f"--vary schedule.weight_decay: {schedule.weight_decay} must be 0 or more"
-        )
-    if schedule.nesterov and not schedule.momentum:
-        raise OptionRange("--vary schedule.nesterov: it needs a 'schedule.momentum' above 0")
-    return schedule
 
 
 def _name(changes: Mapping[str, Any]) -> str:

@@ -40,13 +40,13 @@ from strata.pipeline.run.rundir import LOGITS, Run
 from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train.evaluation import evaluate
 from strata.stages.errors import UnusableNetwork
-from strata.stages.network.block_source import first_line
+from strata.stages.foreign import first_line
 from strata.stages.network.blocks import Block
 from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.solve.evaluate import ensemble as summed
 from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK
-from strata.store.files.publish import TEMPORARY, make_directory, replace
+from strata.store.files.publish import TEMPORARY, make_directory, read_npy, replace
 from strata.store.fingerprint import sha256
 
 COMPARED, FEW = 256, 8
@@ -258,7 +258,7 @@ def _expected(
         places = [run.layer_directory(i) for i in range(1, network.depth + 1)]
         if final:
             places[-1] = run.sweep_directory(network.depth + 1) / final["name"]
-        logits = [np.load(place / LOGITS) for place in places]
+        logits = [read_npy(place / LOGITS) for place in places]
         kept = summed(logits) if len(network.powers) > 1 else logits[-1]
         return torch.from_numpy(kept[: len(images)].astype(np.float32))
     x = image_views(run.recipe, images, level_draws(run.recipe, run.seed, "clean", len(images)))

@@ -15,7 +15,9 @@ import numpy as np
 
 from strata.pipeline.plan import compression
 from strata.pipeline.progress import duration, size
-from strata.pipeline.recipe import augmentation
+from strata.pipeline.recipe import augmentation, builtin
+from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.recipe.tables import Claim
 from strata.pipeline.results import figures, separability
 from strata.pipeline.results.figures import Report, human_percent
 from strata.pipeline.results.status import status
@@ -23,7 +25,8 @@ from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import source_name
 from strata.pipeline.run.record import CURVE
 from strata.pipeline.run.rundir import Run
-from strata.store.files.publish import replace
+from strata.store.errors import LevelDamaged
+from strata.store.files.publish import present, replace
 
 DATA = ("digest", "train", "test", "classes", "broken", "broken_count")
 """Fields of what is known of the images that a report shows."""
@@ -41,13 +44,13 @@ def write_report(overview: Overview) -> Report:
     with run.in_turn():
         report = collect(overview)
         replace(run.directory, "report.json", (json.dumps(report, indent=1) + "\n").encode())
-        replace(run.directory, "report.html", render(report).encode())
+        replace(run.directory, "report.html", render(report).encode("utf-8", "backslashreplace"))
     return report
 
 
 def collect(overview: Overview) -> Report:
     """Everything a report shows. Raises NotThereYet if no layer is solved."""
-    run = overview.existing()
+    run, left_out = overview.existing(), list[str]()
     data, evaluation, states = run.data(), overview.evaluation(), status(overview)
     assert data is not None
     layers = [
@@ -55,6 +58,10 @@ def collect(overview: Overview) -> Report:
         for j in range(1, run.solved() + 1)
     ]
     recipe = {k: table for k, table in dataclasses.asdict(run.recipe).items() if table is not None}
+    network = recipe["network"]
+    for source in (network, *(block["source"] for block in network.get("known", ()))):
+        for here in ("folder", "home", "read"):  # where it was made, and not what
+            source.pop(here, None)
     steps = _steps(layers)
     return {
         "name": run.name,
@@ -67,22 +74,31 @@ def collect(overview: Overview) -> Report:
         "machine": run.facts["machine"],
         "versions": {**run.facts["versions"], "strata": _own_version()},
         "data": {**{k: data[k] for k in DATA}, "source": source_name(run.source)},
-        "claim": recipe["claim"],
+        "claim": dataclasses.asdict(_claim(run.recipe)),
         "layers": layers,
         "confusion": evaluation["confusion"],
-        "probes": separability.curves(run),
+        "probes": separability.curves(run, left_out),
+        "left_out": left_out,
         "steps": steps,
         "outcomes": list(_outcomes(run)),
         "seconds": sum(step["seconds"] for step in steps),
     }
 
 
+def _claim(recipe: Recipe) -> Claim:
+    """The recipe's claim; an empty one where it was copied from a built-in recipe, and the rest is
+    not as there."""
+    copied = [one for _, one in map(builtin.load, builtin.names()) if one.claim == recipe.claim]
+    own = not copied or any(one.science() == recipe.science() for one in copied)
+    return recipe.claim if own else Claim()
+
+
 def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
     record = run.layer(j)
     assert record is not None
-    lines = (run.layer_directory(j) / CURVE).read_text("utf-8").splitlines()
+    epochs = _curve(run.layer_directory(j) / CURVE)
     written = (run.features(j) or {"levels": {}})["levels"]
-    trained = len(lines) * (run.data() or {})["train"]
+    trained = len(epochs) * (run.data() or {})["train"]
     return {
         "layer": j,
         "shape": list(run.recipe.shape(j, augmentation.cached_size(run.recipe))),
@@ -91,7 +107,7 @@ def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
         "compression": compression.summary(record),
         "train": record["train"],
         **{k: evaluation[k] for k in ("test", "ensemble")},
-        "epochs": [json.loads(line) for line in lines],
+        "epochs": epochs,
         "solve_seconds": record["seconds"],
         "samples_per_second": trained / record["seconds"],
         **{k: record[k] for k in ("peak_memory_bytes", "quantiser")},
@@ -101,6 +117,15 @@ def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
             for level in state["levels"]
         ],
     }
+
+
+def _curve(path: Path) -> list[Report]:
+    """One entry for every epoch. Raises LevelDamaged: they are not there, or not as written."""
+    with present(path, "the layer is solved"):
+        try:
+            return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        except ValueError as error:
+            raise LevelDamaged(f"{path} is damaged: {error}") from None
 
 
 def _steps(layers: list[Report]) -> list[Report]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from strata.pipeline.errors import RunConflict
 from strata.pipeline.results.figures import BLUE, OCHRE, SLATE, depth_axis, drawable
 from strata.pipeline.run import probe_results, rundir
 from strata.pipeline.run.probe_results import Kind, ProbeResult
-from strata.pipeline.run.rundir import RUN, Run
-from strata.store.errors import LevelDamaged
+from strata.pipeline.run.rundir import Run
+from strata.store.errors import readable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,9 +22,12 @@ _Name = tuple[str, str | None, str | None, str]
 """Network, images and their digest (None: the run's own), and kind of probe."""
 
 
-def curves(run: Run) -> list[dict[str, Any]]:
+def curves(run: Run, left_out: list[str]) -> list[dict[str, Any]]:
     """Test accuracy against depth for every network, images and kind of probe that the run has,
     over the runs of the same recipe beside it, one for each seed.
+
+    Args:
+        left_out: runs beside it that cannot be read are added, with the reason.
 
     Returns:
         As JSON: ``of``, ``images`` (None: the run's own), ``kind``, and ``points`` with ``depth``,
@@ -33,9 +35,11 @@ def curves(run: Run) -> list[dict[str, Any]]:
         None of one) and ``runs``.
     """
     found = defaultdict[_Name, dict[int, list[ProbeResult]]](lambda: defaultdict(list))
-    for one in (run, *_beside(run)):
-        for name, result in _results(one):
-            if one is run or name in found:
+    for name, result in _results(run):
+        found[name][result["layer"]].append(result)
+    for others in _beside(run, left_out):
+        for name, result in others:
+            if name in found:
                 found[name][result["layer"]].append(result)
     return [
         {"of": of, "images": images, "kind": kind, "points": _points(depths)}
@@ -54,15 +58,22 @@ def _results(run: Run) -> Iterator[tuple[_Name, ProbeResult]]:
             yield (probe_results.trained(network), images, digest, one["kind"]), one
 
 
-def _beside(run: Run) -> Iterator[Run]:
-    """Runs of the same recipe in the same directory, one for every other seed."""
+def _beside(run: Run, left_out: list[str]) -> Iterator[list[tuple[_Name, ProbeResult]]]:
+    """Results of the runs of the same recipe in the same directory, one for every other seed."""
     seeds, science = {run.seed}, run.recipe.science()
-    for path in sorted(run.directory.resolve().parent.glob(f"*/{RUN}")):
-        with suppress(RunConflict, LevelDamaged, OSError):  # it is not this run that is reported
-            other = rundir.find(path.parent)
-            if other and other.recipe.science() == science and other.seed not in seeds:
-                seeds.add(other.seed)
-                yield other
+
+    def read(directory: Path) -> list[tuple[_Name, ProbeResult]]:
+        other = rundir.find(directory)
+        if not other or other.recipe.science() != science or other.seed in seeds:
+            return []
+        found = list(_results(other))
+        seeds.add(other.seed)
+        return found
+
+    # A file with a suffix is somebody's note; one without lies where a run should.
+    found = run.directory.resolve().parent.glob("[!.@]*")
+    beside = sorted(path for path in found if not (path.suffix and path.is_file()))
+    yield from readable(beside, read, left_out)
 
 
 def _points(depths: Mapping[int, Sequence[ProbeResult]]) -> list[dict[str, Any]]:

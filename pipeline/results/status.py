@@ -113,8 +113,10 @@ def _state(overview: Overview, key: LevelKey) -> LevelState:
     earlier = replace(key, fingerprint=record["fingerprint"])
     if not store.files.exists(depth_directory(store.root, key.depth, earlier.fingerprint)):
         return state
-    found = store.state(earlier)
-    return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
+    with suppress(LevelDamaged):
+        found = store.state(earlier)
+        return LevelState("stale", found.rows, found.nbytes) if found.state != "absent" else state
+    return state
 
 
 def _accuracies(run: Run | None) -> dict[int, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from strata.pipeline.plan.plan import Inventory
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run.rundir import Run
+from strata.stages.home import home
 from strata.store.errors import StoreRefused
 from strata.store.feature_store import LevelState, Store
 from strata.store.level.layout import LevelKey
@@ -93,7 +94,7 @@ def have_images(run: Run, store: Store) -> bool:
 def stamp(source: str) -> list[int] | None:
     """Size and mtime of a source that is one file; None if it is not one, or gone."""
     with suppress(OSError):
-        path = Path(source.partition(":")[2]).expanduser()
+        path = home(source.partition(":")[2])
         if path.is_file():
             return [path.stat().st_size, path.stat().st_mtime_ns]
     return None
@@ -103,7 +104,7 @@ def unchanged(run: Run, known: dict[str, Any]) -> bool:
     """Is the source still what a record of the images says, as far as can be told without reading
     it? A file by size and time, a folder by those of all its files; built in or gone: yes."""
     kind, _, place = run.source.partition(":")
-    path = Path(place).expanduser()
+    path = home(place)
     if run.source != known["source"]:
         return False
     if kind == "imagefolder" and path.is_dir():

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import LayerRange, NotThereYet, RunConflict
 from strata.pipeline.options import Options
-from strata.pipeline.plan.plan import Inventory, Plan
+from strata.pipeline.plan.plan import Inventory, Plan, Step
+from strata.pipeline.progress import reporter
 from strata.pipeline.recipe import builtin
+from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
 from strata.pipeline.run.record import RUN
 from strata.pipeline.run.rundir import Run
-from strata.pipeline.run.stores import open_store
+from strata.pipeline.run.stores import check_places, open_store
 from strata.store.feature_store import Store
 from strata.store.files.files import DISK
 from strata.store.fingerprint import differences
@@ -35,10 +39,12 @@ class Overview:
     held: object = None
     """Nobody removes the run while this lives."""
 
-    def again(self, seed: int) -> Overview:
+    def again(self, options: Options) -> Overview:
         """Look at the run again, after another process may have had it."""
-        held = DISK.share(self.directory / RUN)
-        return replace(self, run=_matching(self.directory, self.recipe, seed), held=held)
+        held, run = DISK.share(self.directory / RUN), rundir.find(self.directory)
+        if run is not None:
+            _check_matches(run, self.recipe, options)
+        return replace(self, run=run, held=held)
 
     def inventory(self) -> Inventory:
         """What exists of the run."""
@@ -48,11 +54,10 @@ class Overview:
         """What the images turned out to be; None before they were read."""
         return self.run.data() if self.run else None
 
-    def to_write(self, costs: Plan) -> int:
-        """Bytes that are still to be written of what a whole run reads: x_0 … x_{J-1}, uncompressed
-        where it is not known better."""
+    def to_write(self, costs: Plan, steps: Sequence[Step]) -> int:
+        """Bytes that steps have still to write, uncompressed where it is not known better."""
         todo = 0
-        for depth in costs.depths[:-1]:
+        for depth in (costs.depths[step.j] for step in steps if step.kind != "solve"):
             keys = keys_at(self.run, depth.depth) if self.run else []
             there = {key.name for key in keys if is_current(self.store, key)}
             todo += sum(n for name, n in depth.levels.items() if name not in there)
@@ -69,7 +74,12 @@ class Overview:
     def existing(self) -> Run:
         """The run. Raises NotThereYet if it was not made."""
         if self.run is None:
-            raise NotThereYet(f"there is no run in {self.directory}. Run: strata run {self.name}")
+            below = [str(path.parent) for path in sorted(self.directory.glob(f"*/{RUN}"))]
+            more = (
+                f" There are runs in {', '.join(below[:3])}: name one with --run." if below else ""
+            )
+            text = f"there is no run in {self.directory}.{more} Run: strata run {self.name}"
+            raise NotThereYet(text)
         return self.run
 
     def evaluation(self) -> dict[str, Any]:
@@ -87,26 +97,34 @@ def find(options: Options) -> Overview:
 
     Raises:
         RecipeError: unknown recipe, or one that cannot be.
+        OptionRange: a place is something else.
         RunConflict: the directory was made with another recipe or seed.
     """
     name, text, folder = builtin.text_of(options.recipe)
-    loaded = parse(text, name, folder)
+    loaded = parse(text, options.recipe, folder)
     place = options.run_dir or Path("runs") / name / str(options.seed)
-    held, run = DISK.share(place / RUN), _matching(place, loaded, options.seed)
-    if run is not None:  # the same network, and perhaps the run knows its blocks
+    check_places(options.store, place)
+    held, run = DISK.share(place / RUN), rundir.find(place)
+    if run is not None:
+        _check_matches(run, loaded, options)
+        # The same network, and perhaps the run knows its blocks.
         loaded = replace(loaded, network=run.recipe.network)
+    if isinstance(loaded.network, NamedNetwork) and not loaded.network.known:
+        report = reporter(quiet=options.as_json)
+        report.say(f"reading the blocks of {loaded.network.name}: this imports torch, once per run")
     loaded.check_layers()
     store = open_store(options.store, options.read_cache)
     return Overview(name, loaded, place, run, store, text, held)
 
 
-def _matching(place: Path, recipe: Recipe, seed: int) -> Run | None:
-    """The run in a directory, which must be of a recipe and seed; None: there is none."""
-    run, asked = rundir.find(place), {**recipe.science(), "seed": seed}
-    found = run and differences({**run.recipe.science(), "seed": run.seed}, asked)
-    if run and found:
+def _check_matches(run: Run, wanted: Recipe, options: Options) -> None:
+    """Raises RunConflict unless a run was made from a recipe, its files and a seed."""
+    place, asked = run.directory, {**wanted.science(), "seed": options.seed}
+    found = differences({**run.recipe.science(), "seed": run.seed}, asked)
+    if found := found + rundir.other_files(run, wanted.network):
+        free = next(path for n in count(2) if not Path(path := f"{place}-{n}").exists())
         raise RunConflict(
-            f"{place} was made with another recipe ({run.name}): {'; '.join(found[:3])}"
-            f"{' …' if len(found) > 3 else ''}. Choose another directory with --run"
+            f"{place} was made with another recipe ({place / 'recipe.toml'}): "
+            f"{'; '.join(found[:3])}{' …' if len(found) > 3 else ''}. Choose another directory "
+            f"with --run: for {options.recipe} for example --run {free}"
         )
-    return run

@@ -31,7 +31,7 @@ from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import NOT_RESULTS
 from strata.pipeline.run import record
 from strata.pipeline.run.record import RESULT, RUN
-from strata.pipeline.run.rundir import NETWORK, TRANSFER, Run
+from strata.pipeline.run.rundir import NETWORK, TRANSFER, Run, folders
 from strata.stages.network.spec import AuxiliarySpec, described
 from strata.stages.solve import probe
 from strata.store.fingerprint import fingerprint
@@ -170,8 +170,7 @@ def results(network: Run) -> list[ProbeResult]:
     """All results of a network that are believed, by depth."""
     found: list[ProbeResult | None] = []
     for j in range(1, network.solved() + 1):
-        paths = network.probe_directory(j).glob(f"*/{RESULT}")
-        found += [
-            result(network, j, kind) for kind in sorted(Kind.of(p.parent.name) for p in paths)
-        ]
+        names = (path.name for path in folders(network.probe_directory(j)))
+        kinds = sorted(Kind.of(name) for name in names if re.fullmatch(r"linear|cnn-\d+", name))
+        found += [result(network, j, kind) for kind in kinds]
     return [one for one in found if one is not None]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.store.errors import LevelDamaged
+from strata.store.files.files import DISK
 from strata.store.files.publish import make_directory, replace, sealed, unseal
 from strata.store.fingerprint import sha256
 
@@ -25,6 +26,15 @@ RUN, DATA, EVALUATION = "run.json", "data.json", "evaluation.json"
 NETWORK, LAYER, FEATURES, RESULT = "network.json", "layer.json", "features.json", "result.json"
 RECORDS = (RUN, DATA, EVALUATION, NETWORK, LAYER, FEATURES, RESULT)
 CHECKPOINT, CURVE = "checkpoint.safetensors", "epochs.jsonl"
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    RUN: ("science", "recipe", "seed", "source", "compute"),
+    DATA: ("digest", "source", "stamp", "train", "test", "classes"),
+    EVALUATION: ("solved", "samples", "layers", "confusion"),
+    NETWORK: ("blocks",),
+    LAYER: ("input", "weights", "scales", "files"),
+    FEATURES: ("fingerprint", "levels"),
+}
+"""What a record of each name must say, whatever wrote it."""
 
 
 def write(path: Path, body: Any) -> None:
@@ -48,18 +58,21 @@ def read(path: Path) -> Any:
     """The body of a record that matches its own hash, whatever it was made of; None: there is none.
 
     Raises:
-        LevelDamaged: it does not match.
+        LevelDamaged: it does not match, or is of another kind.
     """
     try:
-        return unseal(path)
+        return _unsealed(path)
     except FileNotFoundError:
+        for one in (path, path.parent):
+            if one.is_symlink() and not one.exists():
+                raise LevelDamaged(f"{one} is a link that leads nowhere") from None
         return None
 
 
 def whole(path: Path) -> Any:
     """The body of a record if it and its files are what they were; else None."""
-    with suppress(FileNotFoundError, LevelDamaged):
-        found = unseal(path)
+    with suppress(FileNotFoundError, NotADirectoryError, LevelDamaged):
+        found = _unsealed(path)
         if not any(_damaged_files(path, found)):
             return found
     return None
@@ -84,18 +97,22 @@ def damage(path: Path) -> Iterator[tuple[Path, str]]:
         FileNotFoundError: there is no record.
     """
     try:
-        found = unseal(path)
+        found = _unsealed(path)
     except LevelDamaged:
         yield path, "it does not match its own sha256"
         return
     yield from _damaged_files(path, found)
 
 
+def _unsealed(path: Path) -> Any:
+    return unseal(path, DISK, *FIELDS.get(path.name, ("files",)))
+
+
 def _damaged_files(path: Path, found: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     """The files that a record vouches for in its body ``found`` and that are not what they were."""
     for name, expected in found.get("files", {}).items():
         file = path.parent / name
-        if not file.exists():
+        if not file.is_file():
             yield file, "it is missing"
         elif sha256(file.read_bytes()) != expected:
             yield file, f"it is not what {path.name} says: its sha256 differs"

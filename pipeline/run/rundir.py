@@ -35,12 +35,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
+from strata.pipeline.recipe.strict import read_text
 from strata.pipeline.run import record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
@@ -132,7 +134,7 @@ class Run:
 
     def baselines(self) -> list[str]:
         """Variants of the network that were trained end to end, or begun."""
-        return sorted(path.name for path in (self.directory / BASELINE).glob("*"))
+        return [path.name for path in folders(self.directory / BASELINE)]
 
     def baseline(self, variant: str) -> dict[str, Any] | None:
         """The record of a network trained end to end on the images that the run has today; None if
@@ -217,23 +219,51 @@ class Run:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def folders(directory: Path) -> list[Path]:
+    """What lies in folders of their own in a directory, by name: variants, for example. What others
+    leave there (``.DS_Store``, ``@eaDir``) is none."""
+    return sorted(path for path in directory.glob("[!.@]*") if path.is_dir())
+
+
 def find(directory: Path) -> Run | None:
     """The run in a directory, or None. Raises RunConflict: its recipe was edited meanwhile."""
     facts = record.read(directory / RUN)
     if facts is None:
         return None
-    text = (directory / "recipe.toml").read_text("utf-8")
-    recipe = parse(text, facts["recipe"], directory)
+    text = read_text(path := directory / "recipe.toml")
+    recipe = parse(text, str(path), directory)
     network, kept = recipe.network, record.whole(directory / record.NETWORK)
     if isinstance(network, NamedNetwork) and kept is not None:  # a damaged one: `verify` names it
+        read = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
+        network = replace(network, **read)
         known = tuple(Block.of_json(one, network) for one in kept["blocks"])
         recipe = replace(recipe, network=replace(network, known=known))
     if edited := differences(facts["science"], recipe.science()):
         raise RunConflict(
-            f"{directory / 'recipe.toml'}, or a file it names, was edited since the run was made: "
+            f"{path}, or a file it names, was edited since the run was made: "
             f"{'; '.join(edited[:3])}. Restore it, or start a new run from a copy of it"
         )
     return Run(directory, facts["recipe"], recipe, facts)
+
+
+def other_files(run: Run, wanted: object) -> list[str]:
+    """Files that the run's network has read, which are others now beside the network that is
+    wanted. Those that are gone are not: the run has copies."""
+    read = (record.whole(run.directory / record.NETWORK) or {}).get("read", {})
+    if not isinstance(wanted, NamedNetwork):
+        return []
+    there = {name: _beside(wanted.folder, wanted) / name for name in read}
+    there = {name: path for name, path in there.items() if path.is_file()}
+    return [f"{path} is another" for name, path in there.items() if _sha256(path) != read[name]]
+
+
+def _beside(folder: str | Path, network: NamedNetwork) -> Path:
+    return Path(folder, network.file or "").parent
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def create(
@@ -275,5 +305,15 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
     if network.file and not (path := directory / network.file).exists():
         publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
     if not (path := directory / record.NETWORK).exists():
-        blocks = [Block.as_json(layer) for layer in recipe.layers]  # pyright: ignore
-        record.write(path, {"blocks": blocks})
+        blocks: Any = recipe.layers
+        body: dict[str, Any] = {"blocks": [Block.as_json(block) for block in blocks]}
+        home, here = _beside(network.folder, network), _beside(directory, network)
+        if read := sorted(blocks[0].source.read):
+            body |= {
+                "read": {name: _sha256(home / name) for name in read},
+                "home": network.home or network.folder,
+            }
+        for name in read:
+            if not (to := here / name).exists():  # as what lies elsewhere does
+                publish.replace(make_directory(to.parent), to.name, (home / name).read_bytes())
+        record.write(path, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -9,9 +10,12 @@ from pathlib import Path
 
 from strata.pipeline.errors import LoaderError, OptionRange
 from strata.pipeline.progress import parse_size
+from strata.pipeline.run.record import DATA, RUN
 from strata.pipeline.run.rundir import Run
 from strata.store.feature_store import Place, Store, is_url
 from strata.store.files.files import Files
+from strata.store.level.level import COMMIT, RECEIPTS
+from strata.store.write.writer import INTENT
 
 READ_CACHE = "read-cache"
 CACHE_BYTES = 20 * 10**9
@@ -64,6 +68,28 @@ def open_store(place: Place, read_cache: str | None = None) -> Store:
         return Store(Path(place))
     directory, budget = _cache(read_cache or READ_CACHE)
     return _remote(str(place), directory, budget)
+
+
+def check_places(store: Place, run: Path | None = None) -> None:
+    """Raises OptionRange: ``--store`` or ``--run`` names something else of ours, or a file. A run
+    may be its own store."""
+    if run and not (run / RUN).exists() and (found := _found(run)):
+        raise OptionRange(f"--run {run} is {found}. Name a run; the default is runs/RECIPE/SEED")
+    if not is_url(store) and (found := _found(Path(store))) not in ("", "a store"):
+        raise OptionRange(f"--store {store} is {found}. Name a store; the default is features")
+
+
+def _found(path: Path) -> str:
+    """What lies at a path, in words; empty: nothing of ours."""
+    if os.path.lexists(path) and not path.is_dir():
+        return "a file" if path.exists() else "a link that leads nowhere"
+    if (path / COMMIT).exists() or (path / RECEIPTS).is_dir():
+        return f"a level of the store {path.parent.parent}"
+    if (path / INTENT).exists():
+        return f"one depth of the store {path.parent}"
+    if (path / "locks").is_dir() or any(path.glob(f"x_*/{INTENT}")):
+        return "a store"
+    return "a run" if (path / DATA).exists() else ""
 
 
 @cache

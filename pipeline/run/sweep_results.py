@@ -21,7 +21,7 @@ from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import record
 from strata.pipeline.run.record import RESULT
-from strata.pipeline.run.rundir import Run
+from strata.pipeline.run.rundir import Run, folders
 from strata.stages.errors import Diverged, StageError
 from strata.store.errors import LevelDamaged
 
@@ -64,7 +64,7 @@ def finals(run: Run) -> dict[str, tuple[str, SweepResult | None]]:
     """
     found: dict[str, tuple[str, SweepResult | None]] = {}
     here = [node.fingerprint for node in run.nodes()[run.layers :]]
-    for directory in sorted(run.sweep_directory(run.layers + 1).glob("*")):
+    for directory in folders(run.sweep_directory(run.layers + 1)):
         one, state = record.whole(directory / RESULT), "partial"
         if one and [one["made_of"]["input"]] == here:
             state = "diverged" if one["diverged"] else "solved"

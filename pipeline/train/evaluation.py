@@ -13,6 +13,7 @@ from strata.pipeline.run.levels import keys_at
 from strata.pipeline.run.rundir import EVALUATION, LOGITS, Run
 from strata.stages.solve.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
 from strata.store.feature_store import Store
+from strata.store.files.publish import read_npy
 
 
 def evaluate(run: Run, store: Store) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def _evaluation(run: Run, store: Store) -> dict[str, Any]:
     test = next(key for key in keys_at(run, 0) if key.split == "test")
     labels = store.open(test).array("labels")
     files = [run.layer_directory(j) / LOGITS for j in range(1, solved + 1)]
-    logits = [np.load(path, allow_pickle=False) for path in files]
+    logits = [read_npy(path) for path in files]
     probabilities = [softmax(z) for z in logits]
     return {
         "solved": [run.layer(j)["weights"] for j in range(1, solved + 1)],  # pyright: ignore
@@ -65,7 +66,7 @@ def _finals(run: Run, logits: Sequence[np.ndarray], labels: np.ndarray) -> list[
     for name, (_, one) in sweep_results.finals(run).items():
         if one is not None:
             path = run.sweep_directory(run.layers + 1) / name / LOGITS
-            scores = [*logits[:-1], np.load(path, allow_pickle=False)]
+            scores = [*logits[:-1], read_npy(path)]
             whole = _layer(run.layers, scores, [softmax(z) for z in scores], labels)
             found.append({"name": name, "auxiliary": one["auxiliary"], **whole})
     return found

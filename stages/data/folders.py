@@ -11,14 +11,15 @@ import unicodedata
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from strata.stages.data.sources import SPLITS, Source, printable, short_reason, stamp, summary
-from strata.stages.errors import BrokenImage, DataError
+from strata.stages.data.sources import SPLITS, Source, printable, stamp, summary
+from strata.stages.errors import DataError
 
 HEAD = 16
 """The first bytes of a file, which tell its type."""
@@ -104,21 +105,14 @@ class ImageFolder(Source):
     def name(self, split: str, i: int) -> str:
         return self._names[split][i]
 
-    def content(self, split: str, i: int) -> bytes:
-        name = self._names[split][i]
-        try:
-            return self._read(name)
-        except OSError as error:
-            raise BrokenImage(name, error.strerror or short_reason(error)) from error
-
     @abstractmethod
     def _read(self, file: str) -> bytes:
         """The bytes of one file. Raises OSError."""
 
-    def _open(self, split: str, i: int) -> Image.Image:
-        if not (data := self.content(split, i)):
-            raise BrokenImage(self.name(split, i), "the file is empty")
-        return Image.open(io.BytesIO(data))
+    def _open(self, split: str, i: int) -> tuple[bytes, Image.Image]:
+        if not (data := self._read(self._names[split][i])):
+            raise ValueError("the file is empty")
+        return data, Image.open(io.BytesIO(data))
 
     @abstractmethod
     def _list(self, path: str, folder: Any) -> list[Entry]:
@@ -132,9 +126,9 @@ class ImageFolder(Source):
     def _identity(self, path: str, place: Any) -> Hashable:
         """A value that a file or folder has whatever the path to it."""
 
-    def _is_image(self, path: str, place: Any) -> bool:
-        """Whether a file counts as an image, where its kind does not say so already."""
-        return True
+    @abstractmethod
+    def _head(self, path: str, place: Any) -> bytes:
+        """The first bytes of a file."""
 
     def _walk(self, top: str, place: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The places of the folders and of the images of a split, by path."""
@@ -160,11 +154,14 @@ class ImageFolder(Source):
             if kind == FOLDER and why != _AGAIN:
                 if not why:
                     folders[path] = place
-                todo += [(f"{path}/{name}", k, at, why) for name, k, at in self._list(path, place)]
+                inside = sorted(self._list(path, place), key=itemgetter(0), reverse=True)
+                todo += [(f"{path}/{name}", k, at, why) for name, k, at in inside]
             elif kind == LINK and not why:
                 heapq.heappush(links, (path, place))
-            elif why or kind != FILE or not self._is_image(path, place):
-                self._leave_out(why or (kind if kind != FILE else NO_IMAGE), path)
+            elif why or kind != FILE:
+                self._leave_out(why or kind, path)
+            elif not (is_image(path) or is_image(path, self._head(path, place))):
+                self._leave_out(NO_IMAGE, path)
             else:
                 self._listed.append(path)
                 if path.count("/") > 1:
@@ -197,7 +194,7 @@ class ImageFolder(Source):
         """Paths of folders that hold train/, down to three levels; not all where there are many."""
         todo = [("", root)]
         for path, place in todo:  # which grows
-            for name, kind, at in sorted(self._list(path, place), key=lambda entry: entry[0]):
+            for name, kind, at in sorted(self._list(path, place), key=itemgetter(0)):
                 if kind == FOLDER and name == "train" and path:
                     yield path
                 elif kind == FOLDER and path.count("/") < 2 and len(todo) < most:
@@ -232,7 +229,7 @@ class ImageFolder(Source):
 
 
 class Directory(ImageFolder):
-    """Class folders on disk. A place is the path that a link leads to, or None."""
+    """Class folders on disk. A place is the identity of what a link leads to, or None."""
 
     def __init__(self, root: Path) -> None:
         self._root, resolved = root, root.resolve()
@@ -242,7 +239,7 @@ class Directory(ImageFolder):
     def _read(self, file: str) -> bytes:
         return (self._root / file).read_bytes()
 
-    def _list(self, path: str, folder: None) -> list[Entry]:
+    def _list(self, path: str, folder: Hashable) -> list[Entry]:
         try:
             with os.scandir(self._root / path) as entries:
                 return [(entry.name, _kind(entry), None) for entry in entries]
@@ -251,28 +248,21 @@ class Directory(ImageFolder):
                 f"the folder {error.filename} cannot be read: {error.strerror}"
             ) from error
 
-    def _follow(self, path: str, link: None) -> tuple[str, str | None]:
-        try:
-            mode = (self._root / path).stat().st_mode
-        except OSError:  # named as a broken image, if it looks like one
-            return FILE if is_image(path) else NOWHERE, None
-        if not stat.S_ISREG(mode):
-            return FOLDER if stat.S_ISDIR(mode) else SPECIAL, None
-        return FILE, str((self._root / path).resolve())
-
-    def _identity(self, path: str, place: str | None) -> Hashable:
+    def _follow(self, path: str, link: None) -> tuple[str, Hashable]:
         try:
             found = (self._root / path).stat()
-        except OSError:
-            return path
-        return found.st_dev, found.st_ino
+        except OSError:  # named as a broken image, if it looks like one
+            return FILE if is_image(path) else NOWHERE, path
+        regular = FILE if stat.S_ISREG(found.st_mode) else SPECIAL
+        return FOLDER if stat.S_ISDIR(found.st_mode) else regular, (found.st_dev, found.st_ino)
 
-    def _is_image(self, path: str, place: str | None) -> bool:
-        if is_image(name := place or path):
-            return True
+    def _identity(self, path: str, place: Hashable) -> Hashable:
+        return place or self._follow(path, None)[1]
+
+    def _head(self, path: str, place: Hashable) -> bytes:
         with suppress(OSError), (self._root / path).open("rb", buffering=0) as file:
-            return is_image(name, file.read(HEAD))
-        return False
+            return file.read(HEAD)
+        return b""
 
     def signature(self) -> str:
         root = self._root.resolve()

@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
+from strata.stages.foreign import guarded, told
 from strata.stages.memory import TensorBytes
-from strata.stages.network.block_source import construct, digest, first_line
+from strata.stages.network.block_source import construct, digest
 from strata.stages.network.blocks import Block, MemoryPeaks, Origin, Pair
 from strata.stages.network.spec import Shape
 
@@ -41,10 +42,11 @@ def read_blocks(source: Origin, shape: Shape) -> tuple[Block, ...]:
     known: dict[tuple[str, Shape], dict[str, Any]] = {}
     for index, (name, module) in enumerate(construct(source, None), start=1):
         title = f"network {source.name}: block {index}, {name},"
-        _check_apart(module, index, owner, title)
-        key = digest(source, module), shape
-        if key not in known:  # many networks have the same block many times
-            known[key] = _figures(module, shape, title)
+        with guarded(title.rstrip(",")):
+            _check_apart(module, index, owner, title)
+            key = digest(source, module), shape
+            if key not in known:  # many networks have the same block many times
+                known[key] = _figures(module, shape, title)
         one = Block(index=index, digest=key[0], name=name, source=source, **known[key])
         blocks.append(one)
         shape = one.output(shape)
@@ -104,7 +106,10 @@ class _Draws(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags and self.name is None:
-            self.name = func.name().removeprefix("aten::")
+            given = {one.name: one.default_value for one in func._schema.arguments}
+            given |= {**dict(zip(given, args, strict=False)), **(kwargs or {})}
+            if given.get("dropout_p") != 0:  # attention has the tag whatever its dropout is
+                self.name = func.name().removeprefix("aten::")
         return func(*args, **(kwargs or {}))
 
 
@@ -117,11 +122,11 @@ def _shown(module: nn.Module, shape: Shape, title: str) -> tuple[Shape, int]:
             with FlopCounterMode(display=False) as counter:
                 y = functional_call(module, state, (x,))
             changed = x._version > 0
+            frozen = functional_call(module.eval(), state, (x,))
+            module.train()
     except Exception as error:  # whatever code of others does
         seen = "×".join(map(str, shape))
-        raise UnusableNetwork(
-            f"{title} cannot take {seen}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise UnusableNetwork(f"{title} cannot take {seen}: {told(error)}") from error
     if draws.name:
         raise UnusableNetwork(
             f"{title} draws random numbers in training ({draws.name}), which a run could not "
@@ -131,9 +136,12 @@ def _shown(module: nn.Module, shape: Shape, title: str) -> tuple[Shape, int]:
         raise UnusableNetwork(
             f"{title} changes its input in place: let its first operation make a copy"
         )
-    if not isinstance(y, Tensor) or y.ndim != 4 or len(y) != rows:
-        gives = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise UnusableNetwork(f"{title} must give one tensor N×C×H×W, and gives {gives}")
+    for given, mode in ((y, "training"), (frozen, "eval")):
+        gives = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        if not isinstance(given, Tensor) or given.ndim != 4 or given.shape != (rows, *y.shape[1:]):
+            raise UnusableNetwork(
+                f"{title} must give one tensor N×C×H×W, and gives {gives} in {mode} mode"
+            )
     if not y.requires_grad or not y.dtype.is_floating_point:
         raise UnusableNetwork(f"{title} gives no gradient to its weights")
     _, channels, height, width = y.shape

@@ -23,22 +23,22 @@ import difflib
 import inspect
 import json
 import re
-import sys
 import textwrap
-import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from hashlib import sha256
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
+from strata.stages.foreign import at_home, executed, guarded
 from strata.stages.network.blocks import Block, Origin
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -60,7 +60,9 @@ def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
     made, found = dict(enumerate(construct(source, seed), start=1)), []
     for block in blocks:
         name, module = made.get(block.index, ("missing", nn.Identity()))
-        if digest(source, module) != block.digest:
+        with guarded(f"network {source.name}"):
+            here = digest(source, module)
+        if here != block.digest:
             raise _unusable(
                 source,
                 f"block {block.index}, {name} here, is not what the run was made with "
@@ -78,9 +80,16 @@ def construct(source: Origin, seed: int | None) -> list[Named]:
     weights to be loaded, draws nothing. Raises UnusableNetwork where it cannot be made or cut.
     """
     draws = _NoDraws() if seed is None else nullcontext()
-    with torch.random.fork_rng(devices=[]), draws, _errors_named(source):
+    with torch.random.fork_rng(devices=[]), draws, guarded(f"network {source.name}"):
         torch.default_generator.manual_seed(seed or 0)
-        return _of_file(source) if source.file else _cut(_torchvision(source), source.name)
+        if not source.file:
+            return _cut(_torchvision(source), source.name)
+        file = Path(source.folder, source.file).absolute()
+        home = Path(source.home or source.folder, source.file).absolute()
+        with at_home(file.parent, home.parent, source.read):
+            made = _of_file(source, file)
+        source.read.discard(file.name)
+        return made
 
 
 def digest(source: Origin, module: nn.Module) -> str:
@@ -93,6 +102,10 @@ def digest(source: Origin, module: nn.Module) -> str:
         "structure": ADDRESS.sub("", str(module)),
         "state": state,
     }
+    beside = Path(source.folder, source.file or "").parent
+    texts = {name: beside / name for name in sorted(source.read) if name.endswith(".py")}
+    if texts:
+        said["beside"] = {n: sha256(p.read_bytes()).hexdigest() for n, p in texts.items()}
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -119,9 +132,11 @@ def _torchvision(source: Origin) -> nn.Module:
     return models.get_model(name, weights=None, **dict(source.arguments))
 
 
-def _of_file(source: Origin) -> list[Named]:
+def _of_file(source: Origin, file: Path) -> list[Named]:
     path, _, name = source.name.rpartition(":")
-    found = getattr(_executed(source, path), name, None)
+    code = source.code or ""
+    module = f"strata_network_{sha256(code.encode()).hexdigest()[:12]}"
+    found = getattr(executed(module, code, file), name, None)
     if found is None:
         raise _unusable(source, f"{path} has no {name}")
     if callable(found) and not isinstance(found, nn.Module):
@@ -135,17 +150,11 @@ def _of_file(source: Origin) -> list[Named]:
         if not isinstance(part, nn.Module):
             kind = type(part).__name__
             raise _unusable(source, f"block {number} is a {kind}, not a module")
+        lazy = next((p for p in part.modules() if isinstance(p, LazyModuleMixin)), None)
+        if lazy is not None:
+            kind = type(lazy).__name__
+            raise _unusable(source, f"block {number} has a {kind}: say how many channels it sees")
     return [(f"{name}[{n}] ({type(part).__name__})", part) for n, part in enumerate(found)]
-
-
-def _executed(source: Origin, path: str) -> ModuleType:
-    """The file as a module of its own. Its directory is not searched for imports: what it needs
-    beside installed packages is in it, so that its text tells all."""
-    code = source.code or ""
-    module = ModuleType(f"strata_network_{sha256(code.encode()).hexdigest()[:12]}")
-    sys.modules[module.__name__] = module  # dataclasses look there for the types of their fields
-    exec(compile(code, path, "exec"), module.__dict__)
-    return module
 
 
 class _NoDraws(TorchFunctionMode):
@@ -162,27 +171,6 @@ class _NoDraws(TorchFunctionMode):
             return func(*args, **kwargs)
         with torch.no_grad():
             return (args[0] if args else kwargs["tensor"]).zero_()
-
-
-@contextmanager
-def _errors_named(source: Origin) -> Iterator[None]:
-    """Whatever goes wrong in code that is not ours, as one of our errors, with network and line."""
-    try:
-        yield
-    except UnusableNetwork:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == source.file]
-        if isinstance(error, SyntaxError):
-            lines = [error.lineno]
-        where = f"line {lines[-1]}, " if lines else ""
-        raise _unusable(source, f"{where}{type(error).__name__}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 200 characters."""
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 # ---- cutting ------------------------------------------------------------------------------------

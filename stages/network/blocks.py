@@ -30,6 +30,12 @@ class Origin:
     """Arguments of the function that makes the network."""
     code: str | None = field(default=None, repr=False)
     """Text of the Python file."""
+    folder: str = field(default="", repr=False)
+    """Where the file and what it reads lie: the recipe's folder, or a run with copies."""
+    home: str = field(default="", repr=False, compare=False)
+    """The folder of the recipe that a run was made from; empty: ``folder``."""
+    read: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Files that the file has read beside itself, by their name from its folder."""
 
     @property
     def file(self) -> str | None:

@@ -6,6 +6,7 @@ Tests put another one in its place: a disk that loses what was not synced, or a 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -179,7 +180,9 @@ class Files:
         """Names in a directory, sorted; none if there is no such directory."""
         try:
             return sorted(path.name for path in directory.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
             return []
 
     def free(self, path: Path) -> int:

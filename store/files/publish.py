@@ -152,6 +152,15 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def read_npy(path: Path) -> np.ndarray:
+    """The array of an ``.npy`` file. Raises LevelDamaged: it is not there, or none."""
+    with present(path, "what it belongs to is there"):
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise LevelDamaged(f"{path} is damaged: {error}") from None
+
+
 def sealed(body: Any) -> bytes:
     """JSON text ``{"sha256": …, "body": …}`` that proves itself."""
     record = {"sha256": sha256(canonical(body)), "body": body}
@@ -159,18 +168,21 @@ def sealed(body: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")  # as canonical() does
 
 
-def unseal(path: Path, files: Files = DISK, field: str | None = None) -> Any:
+def unseal(path: Path, files: Files = DISK, *fields: str) -> Any:
     """Read a sealed file back.
 
     Args:
-        field: only records of this kind have it.
+        fields: records of this kind have them.
 
     Raises:
         FileNotFoundError: there is none.
         LevelDamaged: it is not, byte for byte, what was sealed, or a record of another kind.
     """
-    body = opened(files.read(path), path)
-    if field is not None and not (isinstance(body, dict) and field in body):
+    try:
+        body = opened(files.read(path), path)
+    except IsADirectoryError:
+        raise LevelDamaged(f"{path} is damaged: it is a directory") from None
+    if fields and not (isinstance(body, dict) and body.keys() >= set(fields)):
         raise LevelDamaged(f"{path} is damaged: it is a record of another kind")
     return body
 

@@ -34,6 +34,8 @@ SHARDS, CHECKSUMS = "shards", "crc32c"
 """Fields by which a commit and a receipt are told from other records."""
 FORMAT = 3
 """Version of what a commit says."""
+FIELDS = {"level", "geometry", "content_root", "parent", "auxiliary", "zarr_json", SHARDS}
+"""What every commit says."""
 CHUNKS_KEPT = 8
 """Decoded inner chunks kept, for readers that want a part of one after another."""
 
@@ -267,7 +269,8 @@ def read_commit(directory: Path, key: LevelKey, files: Files = DISK) -> dict[str
         try:
             body = commit_of(directory, files)
         except FileNotFoundError:
-            raise LevelAbsent(f"{key.label} ({key.fingerprint[:12]}) is not in the store") from None
+            what, root = f"{key.label} ({key.fingerprint[:12]})", directory.parent.parent
+            raise LevelAbsent(f"{what} is not in the store {root}") from None
     if body["level"] != asdict(key):
         raise LevelConflict(f"{directory} holds {body['level']}, not {asdict(key)}")
     return body
@@ -281,10 +284,12 @@ def commit_of(directory: Path, files: Files = DISK) -> dict[str, Any]:
         LevelDamaged: it is not what was written.
         LevelStale: it has another format.
     """
-    body = unseal(directory / COMMIT, files, SHARDS)
+    body = unseal(directory / COMMIT, files, "format")
     if (found := body["format"]) != FORMAT:
         text = f"is stale: it has format {found}, and this version reads {FORMAT}"
         raise LevelStale(f"{directory / COMMIT} {text}")
+    if not body.keys() >= FIELDS:
+        raise LevelDamaged(f"{directory / COMMIT} is damaged: it is a record of another kind")
     return body | {SHARDS: ShardTable.from_json(geometry_of(body), body[SHARDS])}
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from strata.store.errors import refusals
+from strata.store.errors import readable, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import make_directory, replace, sealed, unseal
 from strata.store.fingerprint import fingerprint
@@ -62,20 +62,30 @@ def refer(root: Path, note: Reference, files: Files = DISK) -> None:
     replace(directory, note.name, data, files)
 
 
-def references(root: Path, files: Files = DISK) -> list[Reference]:
+def references(
+    root: Path, files: Files = DISK, left_out: list[str] | None = None
+) -> list[Reference]:
     """Every run's note.
+
+    Args:
+        left_out: as of :func:`readable`.
 
     Raises:
         LevelDamaged: a note cannot be read, so nobody knows what that run uses.
     """
+
+    def read(path: Path) -> Reference | None:
+        try:
+            note = unseal(path, files, "host", "run", "levels")
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise
+            return None  # it was forgotten meanwhile
+        return Reference(note["run"], note["host"], tuple(note["levels"]))
+
     directory = root / REFERENCES
-    found = []
-    for name in files.names(directory):
-        with suppress(FileNotFoundError):  # it was forgotten meanwhile
-            if name.endswith(".json"):
-                note = unseal(directory / name, files, "host")
-                found.append(Reference(note["run"], note["host"], tuple(note["levels"])))
-    return found
+    paths = (directory / name for name in files.names(directory) if name.endswith(".json"))
+    return [note for note in readable(paths, read, left_out) if note]
 
 
 def forget(root: Path, note: Reference, files: Files = DISK) -> None:

@@ -7,6 +7,7 @@ too. A file that is wrong is named; nothing is changed until :func:`forget_damag
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from strata.store.errors import LevelDamaged, LevelStale, refusals
+from strata.store.errors import LevelDamaged, LevelStale, readable, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.lock import Waiting
 from strata.store.files.publish import make_directory, present, read_hashed, replace, unseal
@@ -37,6 +38,8 @@ from strata.store.write.unfinished import HASH_THREADS
 from strata.store.write.writer import INTENT, LINEAGE
 
 QUARANTINE = "quarantine"
+DEPTH = re.compile(r"x_\d+-[0-9a-f]{12}$")
+"""How directories of levels are called."""
 NOT_ITSELF = "it does not match its own sha256, or is of another kind"
 
 
@@ -54,23 +57,37 @@ class Damage:
     """The level that a misplaced directory holds."""
 
 
-def level_directories(root: Path, files: Files = DISK) -> list[Path]:
-    """Every directory of a store that holds, or began to hold, a level."""
-    depths = [root / name for name in files.names(root) if name.startswith("x_")]
-    found = (depth / name for depth in depths for name in files.names(depth))
-    return [directory for directory in found if files.is_directory(directory)]
+def level_directories(
+    root: Path, files: Files = DISK, left_out: list[str] | None = None
+) -> list[Path]:
+    """Every directory of a store that holds, or began to hold, a level.
+
+    Args:
+        left_out: as of :func:`readable`; directories that have no name of a level are named there,
+            too.
+    """
+
+    def levels(depth: Path) -> list[Path]:
+        if left_out is not None and not (DEPTH.match(depth.name) and files.is_directory(depth)):
+            raise LevelDamaged(f"{depth} is no directory of levels")
+        found = (depth / name for name in files.names(depth))
+        return [directory for directory in found if files.is_directory(directory)]
+
+    depths = (root / name for name in files.names(root) if name.startswith("x_"))
+    return list(chain.from_iterable(readable(depths, levels, left_out)))
 
 
 def check_level(
     root: Path, directory: Path, *, deep: bool = False, files: Files = DISK
 ) -> list[Damage]:
-    """Every damaged file of a committed level; of one without a commit none, since it is not done.
+    """Every damaged file of a level; of one without a commit, which is not done, only ``deep``, and
+    then of what has a receipt.
 
     Args:
         deep: hash the shards, too. Those of a level whose commit cannot be read are always hashed.
     """
     if not files.exists(directory / COMMIT):
-        return []
+        return _by_receipts(directory, files) if deep else []
     try:
         body = commit_of(directory, files)
     except LevelDamaged as error:
@@ -98,7 +115,8 @@ def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
     except LevelDamaged:
         yield Damage(path, NOT_ITSELF, directory)
     else:
-        if not directory.parent.name.endswith(f"-{fingerprint(lineage[-1])[:12]}"):
+        made = [fingerprint(one)[:12] for one in lineage]
+        if made[-1:] != [directory.parent.name.rpartition("-")[2]]:
             yield Damage(path, "it describes another level", directory)
 
 
@@ -162,12 +180,14 @@ def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None 
 
 
 def _by_receipts(directory: Path, files: Files) -> list[Damage]:
-    """The shards of a level whose commit cannot be read, always by hash."""
+    """The shards of a level whose commit is not there or cannot be read, always by hash."""
     entries, damaged = [], []
-    for name in files.names(directory / RECEIPTS):
-        path = directory / RECEIPTS / name
+    for path in (directory / RECEIPTS / name for name in files.names(directory / RECEIPTS)):
         try:
-            entries.append(unseal(path, files, CHECKSUMS))
+            if path.suffix == ".json":  # no temporary file
+                entries.append(unseal(path, files, CHECKSUMS))
+        except FileNotFoundError:  # a writer makes it again
+            continue
         except LevelDamaged:
             damaged.append(Damage(path, NOT_ITSELF, directory))
     return [*damaged, *_shards(directory, entries, True, files)]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 from distributed import Worker, WorkerPlugin, get_worker
 
 import strata
-from strata.pipeline.errors import exit_code
+from strata.pipeline.errors import exit_code, ours
 from strata.pipeline.plan import hardware
 from strata.store.errors import DiskFull, StoreRefused, refusals
 from strata.store.write.writer import PUBLISHERS
@@ -152,8 +152,9 @@ def serve(task: bytes, item: Any) -> Any:
             work = state.opened(task)
         with state.room, _as_refusals():
             return work(item)
-    except Exception as error:
-        if exit_code(error) is None:
+    except Exception as raised:
+        error = ours(raised)
+        if exit_code(error) is None or not isinstance(error, Exception):
             raise
         failed = Failed(state.label, error, work is None or isinstance(error, StoreRefused))
         if failed.alone:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.recipe.recipe import Recipe, parse
-from strata.pipeline.recipe.strict import did_you_mean
+from strata.pipeline.recipe.strict import did_you_mean, read_text
 
 DEFAULT = "digits"
 FOLDER = Path(__file__).parent
@@ -23,16 +23,13 @@ def text_of(recipe: str) -> tuple[str, str, Path]:
     Python file lies that it names.
 
     Raises:
-        RecipeError: there is neither; suggests the nearest name.
+        RecipeError: there is neither, and suggests the nearest name; or it cannot be read.
     """
     if recipe in names():
         return recipe, (FOLDER / f"{recipe}.toml").read_text("utf-8"), FOLDER
     path = Path(recipe)
     if path.suffix == ".toml":
-        try:
-            return path.stem, path.read_text("utf-8"), path.parent
-        except OSError as error:
-            raise RecipeError(f"cannot read recipe {recipe}: {error.strerror}") from None
+        return path.stem, read_text(path), path.parent
     raise RecipeError(
         f"unknown recipe {recipe!r}{did_you_mean(recipe, names())} (a file must end in .toml)"
     )
@@ -41,4 +38,4 @@ def text_of(recipe: str) -> tuple[str, str, Path]:
 def load(recipe: str) -> tuple[str, Recipe]:
     """Name and recipe, from a built-in name or a path."""
     name, text, folder = text_of(recipe)
-    return name, parse(text, name, folder)
+    return name, parse(text, recipe, folder)

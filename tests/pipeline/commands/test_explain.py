@@ -202,7 +202,10 @@ def key_of(place: Place, depth: int, name: str):
 
 def test_what_is_complete_needs_no_reason(sound: Place) -> None:
     said = sound.do("explain", "--layer", 1)
-    assert said.out.splitlines() == ["x_1 train.plain: complete", "x_1 test: complete"]
+    levels = ["x_1 train.plain: complete", "x_1 test: complete"]
+    assert said.out.splitlines() == [*levels, f"looked in the store {sound.store}"]
+    said = sound.do("explain", "--layer", 1, "--json")
+    assert {one["store"] for one in said.json} == {str(sound.store)}
 
 
 def partial(place: Place) -> None:

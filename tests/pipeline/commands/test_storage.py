@@ -142,13 +142,14 @@ def test_a_run_of_another_host_is_taken_to_be_alive(place: Place) -> None:
     assert len(list((place.store / "runs").iterdir())) == 2, "only the note of the run that is gone"
 
 
-def test_a_note_that_cannot_be_read_stops_everything(place: Place) -> None:
+def test_a_note_that_cannot_be_read_stops_what_removes(place: Place) -> None:
     shutil.rmtree(other(place).run)
     note = refer(place, place.run, sorted(own(place, 0, 1, 2)))
     flip(note)
     before = place.files()
-    for arguments in (("gc", "--delete"), ("du",)):
-        said = here(*arguments, "--store", place.store)
+    commands = ("gc", "--delete", "--store", place.store), ("evict", *place.options, "--layer", 1)
+    for arguments in commands:
+        said = here(*arguments)
         assert said.rc == 10
         assert str(note) in said.error
         assert "`materialize` of that run writes it again" in said.error

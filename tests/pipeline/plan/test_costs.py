@@ -212,7 +212,7 @@ def test_fresh_draws_cannot_be_cached() -> None:
     [
         ("forward = -1.0", "'forward' is -1.0; it must be above 0"),
         ("decode_jpeg = 0.0", "'decode_jpeg' is 0.0; it must be above 0"),
-        ("memory = nan", "'memory' is nan; it must be above 0"),
+        ("memory = nan", "'memory' is nan; it must be finite"),
         ('device = "tpu"', "'device' is 'tpu'; it is one of cpu, cuda"),
         ("forwards = 1.0", "Did you mean 'forward'?"),
         ("= 1", "is no TOML"),

@@ -228,3 +228,15 @@ def test_bytes_in_words(count: float, words: str) -> None:
 )
 def test_seconds_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_no_disk_has_so_much() -> None:
+    with pytest.raises(ValueError, match="more than any disk"):
+        parse_size("9" * 400 + "GB")
+
+
+def test_a_plan_of_many_layers_is_no_matter_of_minutes() -> None:
+    """Steps and shapes in proportion to their number; a recursion would end at some hundreds."""
+    recipe = parse(tiny(layers=1000), "tiny")
+    assert len(make_plan(recipe).depths) == 1001
+    assert len(steps(Inventory(False, 0, frozenset()), solve=1000)) == 2000

@@ -1,6 +1,8 @@
 """Recipes: strict, frozen, and the paper's where they say so."""
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +92,94 @@ def test_what_cannot_be_is_refused_with_its_path(text: str, words: list[str]) ->
         parse(text, "test")
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e400", "1e39", "1" * 4000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("lr = 0.1\n", "mean = [0.306]\n", "std = [0.376]\n", "last = 95.0\n"),
+        *("momentum = 0.9\n", "weight_decay = 0.0\n", "decay = 0.2\n", "warmup = 0.25\n"),
+    ],
+)
+def test_numbers_are_finite(line: str, value: str) -> None:
+    key = line.partition(" ")[0]
+    given = re.sub(r"[\d.]+", value, line)
+    text = re.sub(rf"(?m)^{key} *=.*\n", "", DIGITS)
+    table = {"mean": "data", "std": "data", "last": "claim"}.get(key, "schedule")
+    head = "" if f"[{table}]\n" in text else f"[{table}]\n"
+    text = text.replace(f"[{table}]\n", f"[{table}]\n{given}") if not head else text + head + given
+    number = text.split("\n").index(given.strip()) + 1
+    with pytest.raises(RecipeError) as caught:
+        parse(text, "test")
+    said = str(caught.value)
+    assert said.startswith(f"recipe test: line {number}: '{table}.{key}"), said
+    assert "finite" in said or "it must be at " in said, said
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("layers = 3", "layers = 1001", "'network.layers' is 1001; it must be at most 1,000"),
+        ("k = 2\n", f"k = {10**9}\n", "'auxiliary.k' is 1000000000; it must be at most 1,000"),
+        ('views = "canvas"', "views = 1001", "'augment.views' is 1001; it must be in 0 … 1,000"),
+        ("size = 8", "size = 65536", "'data.size' is 65536; it must be at most 65,535"),
+        ("classes = 10", f"classes = {2**31}", "'data.classes' is 2147483648; it must be at most"),
+        ("classes = 10", f"classes = {-(2**63)}", "it must be at least -2,147,483,647"),
+        ("lr = 0.1\n", "lr = 0.1\ntest_every = -1\n", "'schedule.test_every' is -1"),
+        ("weight_decay = 5e-4", "weight_decay = -1", "'schedule.weight_decay' is -1.0"),
+        ("lr = 0.1\n", "lr = 0.1\ndecay = 2\n", "'schedule.decay' is 2.0; it must be at most 1"),
+        ("lr = 0.1\n", "lr = 0.1\nnesterov = true\nmomentum = 0\n", "needs a 'schedule.momentum'"),
+        ("k = 2\n", "k = 2\nfinal_width = 0\n", "'auxiliary.final_width' is 0; it must be above 0"),
+        ("lr = 0.1\n", "lr = [[0.1]]\n", "'schedule.lr' must be a number, got [[0.1]]"),
+        ("lr = 0.1\n", "lr = 1979-05-27\n", "'schedule.lr' must be a number, got datetime.date"),
+        ("lr = 0.1\n", "lr = 0.1\nlr = 0.2\n", "is no TOML: Cannot overwrite a value: 'lr = 0.2'"),
+        ("lr = 0.1\n", f"lr = {'9' * 5000}\n", "5000 digits"),
+        ("lr = 0.1\n", f"lr = {'[' * 5000}\n", "maximum recursion depth"),
+        ("lr = 0.1\n", f"lr = {[0] * 5000}\n", "'schedule.lr' must be a number, got [0, 0, 0, 0,"),
+    ],
+)
+def test_what_no_plan_could_hold_or_no_step_could_do_is_refused(
+    old: str, new: str, said: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(changed(old, new), "test")
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_byte_order_marks_and_ends_of_lines_are_understood(
+    tmp_path: Path, mark: str, end: str
+) -> None:
+    (tmp_path / "a.toml").write_bytes((mark + DIGITS).replace("\n", end).encode())
+    assert load(str(tmp_path / "a.toml"))[1] == load("digits")[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_other_encodings_are_refused_by_file_and_line(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(("[data]\n# é\n" + DIGITS).encode(encoding))
+    line = 2 if encoding in ("latin-1", "utf-16-le") else 1
+    with pytest.raises(RecipeError, match=rf"{path}, line {line}, is no UTF-8 text"):
+        load(str(path))
+
+
+def test_what_is_no_text_is_refused_by_file(tmp_path: Path) -> None:
+    for name, data, said in (
+        ("empty", b"", "missing key 'data'"),
+        ("nul", b"[data]\nclasses\0 = 3\n", "line 2, is no UTF-8 text"),
+        ("control", b"[data]\n\x01\n", "line 2 is no TOML: Invalid statement: '\\x01'"),
+    ):
+        (tmp_path / f"{name}.toml").write_bytes(data)
+        with pytest.raises(RecipeError, match=re.escape(said)) as caught:
+            load(str(tmp_path / f"{name}.toml"))
+        assert f"{tmp_path / name}.toml" in str(caught.value)
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(RecipeError, match=r"folder\.toml cannot be read: Is a directory"):
+        load(str(tmp_path / "folder.toml"))
 
 
 def test_a_single_random_view_is_given_to_those_who_ask() -> None:

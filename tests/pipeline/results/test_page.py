@@ -10,8 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from strata.pipeline.recipe import builtin
+from strata.pipeline.recipe.recipe import parse
+from strata.pipeline.recipe.tables import Claim
 from strata.pipeline.results import figures
-from strata.pipeline.results.report import render
+from strata.pipeline.results.report import _claim, render
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("$x")</script>'
@@ -275,3 +278,13 @@ def test_recipe_values_read_as_words(pages: dict[str, str]) -> None:
 def test_thousand_classes_are_pooled(pages: dict[str, str]) -> None:
     assert "Each cell pools 5 × 5 classes." in pages["thousand classes"]
     assert "… and 800 more." in pages["thousand classes"]
+
+
+def test_a_claim_is_the_recipes_it_was_made_for() -> None:
+    _, text, _ = builtin.text_of("cifar10-k1")
+    own = parse(text, "copy")
+    assert _claim(own) == own.claim
+    changed = parse(text.replace("epochs = 50", "epochs = 5"), "copy")
+    assert _claim(changed) == Claim()
+    other = text.replace("last = 88.3", "last = 60.0").replace("epochs = 50", "epochs = 5")
+    assert _claim(parse(other, "copy")).last == 60.0

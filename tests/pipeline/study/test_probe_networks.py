@@ -266,7 +266,7 @@ def test_another_recipe_beside_it_is_another_experiment(pair: Place, tmp_path: P
     (facts.parent / "recipe.toml").write_text(tiny(layers=2, epochs=2, precision="uint8"))
     body["science"]["schedule"]["epochs"] = 2
     replace(facts.parent, facts.name, sealed(body))
-    told = separability.curves(place.overview().existing())
+    told = separability.curves(place.overview().existing(), [])
     assert {point["runs"] for one in told for point in one["points"]} == {1}
 
 

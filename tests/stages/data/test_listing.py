@@ -198,6 +198,36 @@ def test_a_second_link_to_an_image_elsewhere_is_left_out(folder: Path, tmp_path:
     assert left_out == {AGAIN: 1}, "what lies in test is not what lies in train"
 
 
+def test_hard_links_are_files_and_in_a_linked_folder_the_first_counts(folder: Path) -> None:
+    first = image(folder / "pool/b.png", 50)
+    for name in ("c", "a", "d"):
+        (folder / f"pool/{name}.png").hardlink_to(first)
+    (folder / "train/cat/real.png").hardlink_to(folder / "train/cat/1.png")
+    (folder / "train/cat/pool").symlink_to("../../pool")
+    for path in everywhere(folder):
+        names, left_out = listed(path)
+        assert [name for name in names if "pool" in name] == ["train/cat/pool/a.png"]
+        assert "train/cat/real.png" in names
+        assert left_out[AGAIN] == 3
+
+
+def test_a_link_counts_as_an_image_by_its_own_name_or_by_content(folder: Path) -> None:
+    (folder / "blobs").mkdir()
+    (folder / "blobs/1").write_text("no image")
+    (folder / "blobs/2.jpg").write_text("no image")
+    image(folder / "blobs/3.txt", 60, format="PNG")
+    for number, name in enumerate(("1.jpg", "2", "3"), 1):
+        target = "2.jpg" if number == 2 else "3.txt" if number == 3 else "1"
+        (folder / "train/cat" / f"link-{name}").symlink_to(f"../../blobs/{target}")
+    for path in everywhere(folder):
+        names, left_out = listed(path)
+        linked = [name for name in names if "link" in name]
+        assert linked == ["train/cat/link-1.jpg", "train/cat/link-3"]
+        assert left_out == {"beside train/ and test/": 1, "no image": 1}
+        with opened(path) as source, pytest.raises(BrokenImage):
+            source.image("train", names.index(linked[0]))
+
+
 @pytest.mark.parametrize("target", ["/etc", "../../../elsewhere", "gone", "me"])
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_link_out_of_a_tar_is_refused_by_name(

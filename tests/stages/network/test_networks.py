@@ -57,6 +57,24 @@ class Excited(nn.Module):
         x = self.conv(x)
         return x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
 
+class Undecided(nn.Conv2d):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.training else (y, y)
+
+class Unspeakable(nn.Conv2d):
+    def extra_repr(self):
+        raise ValueError("no words")
+
+class Attention(nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.conv, self.see = conv(1, 4), nn.MultiheadAttention(4, 2, dropout, batch_first=True)
+    def forward(self, x):
+        y = self.conv(x).flatten(2).transpose(1, 2)
+        y, _ = self.see(y, y, y, need_weights=False)
+        return y.transpose(1, 2).unflatten(2, x.shape[2:])
+
 def blocks():
     return {0}
 """
@@ -184,6 +202,7 @@ def test_weights_of_another_block_are_not_loaded_into_this_one(residual) -> None
     ("blocks", "words"),
     [
         ("nn.Sequential(conv(1, 4), nn.Dropout(0.1))", ["draws random numbers", "dropout"]),
+        ("Attention(0.1)", ["draws random numbers"]),
         ("nn.Sequential(nn.ReLU(inplace=True), conv(1, 4))", ["changes its input in place"]),
         ("conv(1, 4, padding=0)", ["side of 8 pixels into 6"]),
         ("conv(1, 4, stride=8)", ["4×1×1", "2 or more pixels", "'augment.crop'"]),
@@ -197,7 +216,12 @@ def test_weights_of_another_block_are_not_loaded_into_this_one(residual) -> None
         ("", ["list of blocks"]),
         ("1 / 0", [f"line {LAST}, ZeroDivisionError"]),
         ("import other", [f"line {LAST}, SyntaxError"]),
-        ("__import__('residual')", ["ModuleNotFoundError", "residual"]),
+        ("__import__('elsewhere')", [f"residual.py, line {LAST}, ModuleNotFoundError"]),
+        ("__import__('sys').exit('bye')", [f"residual.py, line {LAST}, SystemExit: bye"]),
+        ("blocks()", ["residual.py", "RecursionError"]),
+        ("nn.LazyConv2d(4, 3)", ["block 1 has a LazyConv2d", "how many channels"]),
+        ("Undecided(1, 4, 3, padding=1)", ["gives tuple in eval mode"]),
+        ("Unspeakable(1, 4, 3, padding=1)", ["residual.py, line", "ValueError: no words"]),
     ],
 )
 def test_blocks_that_cannot_be_layers_are_refused(
@@ -258,6 +282,12 @@ def test_a_block_that_sees_the_whole_map_has_no_canvas(tmp_path: Path) -> None:
         canvas.check_layers()
     views.check_layers()
     assert [getattr(block, "local", None) for block in views.layers] == [False, True]
+
+
+def test_attention_without_dropout_is_not_random(tmp_path: Path) -> None:
+    place = beside(tmp_path, CODE.format("[Attention(0.0)]"))
+    recipe = parse(named('"residual.py:blocks"', views="0"), "tiny", place)
+    assert [getattr(layer, "local", None) for layer in recipe.layers] == [False]
 
 
 def test_filters_of_blocks_are_not_removed(tmp_path: Path) -> None:
