@@ -27,7 +27,7 @@ from strata.store.files.lock import EVERY, Waiting
 from strata.store.level.level import COMMIT
 from strata.store.s3.read_cache import ReadCache
 from strata.store.s3.s3 import S3Bucket
-from strata.store.s3.signs import READS, REMOVES, WRITES, Sign
+from strata.store.s3.signs import LEFT, READS, REMOVES, WRITES, Sign, take_away
 
 REQUESTS = 16
 """Requests under way at a time: each waits for the network most of its time."""
@@ -106,6 +106,10 @@ class Objects(S3Bucket):
             self.size(path)
             return True
         return self.is_directory(path)
+
+    def listed(self, directory: Path) -> dict[str, int]:
+        take_away(LEFT)
+        return super().listed(directory)
 
     def sizes(self, directory: Path) -> dict[str, int]:
         return {name: nbytes for name, nbytes in self.listed(directory).items() if "/" not in name}

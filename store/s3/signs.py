@@ -9,11 +9,12 @@ believed on its own machine; elsewhere nobody can know, so it stays until it is 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import threading
 import uuid
-import weakref
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +28,15 @@ if TYPE_CHECKING:
 READS, WRITES, REMOVES = "reads", "writes", "removes"
 
 
+PUT: dict[Path, S3Bucket] = {}
+"""Signs of this process."""
+LEFT: deque[Path] = deque()
+"""Those that nobody has any more. They go with the next request for signs, or with the process: a
+request from within the garbage collector could wait for the one that it interrupts."""
+
+
 class Sign:
-    """A sign of this process, until :attr:`remove` is called, or nobody has the object."""
+    """A sign of this process, until :meth:`remove` is called, or nobody has the object."""
 
     def __init__(self, bucket: S3Bucket, place: Path, kind: str) -> None:
         """
@@ -37,7 +45,14 @@ class Sign:
         """
         self._bucket, self._path = bucket, place / f"{kind}-{uuid.uuid4().hex}"
         bucket.put(self._path, json.dumps({"who": this_process(), **_me()}).encode())
-        self.remove = weakref.finalize(self, _remove, bucket, self._path, os.getpid())
+        PUT[self._path] = bucket
+
+    def remove(self) -> None:
+        LEFT.append(self._path)
+        take_away(LEFT)
+
+    def __del__(self) -> None:
+        LEFT.append(self._path)
 
     def refuse_beside(self, *kinds: str) -> None:
         """Raises LevelBusy, and takes the sign away, if others have put signs of these kinds."""
@@ -48,6 +63,7 @@ class Sign:
     def others(self, *kinds: str) -> list[str]:
         """Who else has put signs of these kinds, each in a sentence. This thread may write what it
         removes."""
+        take_away(LEFT)
         found, me, place = [], _me(), self._path.parent
         for name in self._bucket.names(place):
             kind, path = name.partition("-")[0], place / name
@@ -72,7 +88,15 @@ def _me() -> dict[str, object]:
     return {"machine": machine, "process": os.getpid(), "thread": threading.get_native_id()}
 
 
-def _remove(bucket: S3Bucket, path: Path, process: int) -> None:
-    if process == os.getpid():  # and no child of it
-        with suppress(StoreError):
-            bucket.unlink(path)
+def take_away(paths: deque[Path]) -> None:
+    """Remove signs of this process."""
+    with suppress(IndexError):  # there is none any more: threads share the work
+        while True:
+            path = paths.popleft()
+            if bucket := PUT.pop(path, None):
+                with suppress(StoreError):
+                    bucket.unlink(path)
+
+
+atexit.register(lambda: take_away(deque(PUT)))
+os.register_at_fork(after_in_child=PUT.clear)

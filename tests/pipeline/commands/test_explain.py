@@ -165,7 +165,7 @@ def test_a_level_below_was_written_with_other_values(place: Place) -> None:
     """As another device would; the name is the same."""
     run, store = run_of(place), place.overview().store
     key, geometry = key_of(place, 1, "train.plain")
-    level = store.open(key)
+    level = store.open(key).let_go()
     rows, was, parent = level.read(0, len(level)), level.content_root, level.parent
     rows[5, 0, 0, 0] += np.float16(1)
     store.remove_level(key)

@@ -69,7 +69,7 @@ def test_columns_are_what_entries_were(sizes: list[int]) -> None:
 def test_a_commit_of_format_2_is_stale_and_written_anew(tmp_path: Path) -> None:
     """It had an entry for every shard. The shards stay: their receipts vouch for them."""
     writer = written(tmp_path)
-    level = writer.commit(None)
+    level = writer.commit(None).let_go()
     path, now = level.directory / COMMIT, (level.directory / COMMIT).read_bytes()
     path.write_bytes(sealed({**unseal(path), "format": 2, "shards": list(level.shards)}))
     with pytest.raises(LevelStale, match=r"is stale: it has format 2, and this version reads 3"):

@@ -21,7 +21,7 @@ from strata.store.errors import LevelBusy, StoreRefused
 from strata.store.feature_store import Store
 from strata.store.level.layout import Geometry
 from strata.store.level.level import COMMIT, Level
-from strata.store.s3.signs import READS, Sign
+from strata.store.s3.signs import READS
 
 SHAPE = Geometry(5, (1, 2, 2), "float32", chunk_rows=1, shard_rows=2)
 ROWS = np.arange(20, dtype=np.float32).reshape(5, 1, 2, 2)
@@ -152,10 +152,10 @@ def test_who_may_not_write_reads_all_the_same(bucket: str, monkeypatch: pytest.M
     store = connect(bucket)
     write(store)
 
-    def denied(self: Sign, *arguments: object) -> None:
-        raise StoreRefused("s3://bucket: access is denied")
+    def denied(path: object, data: bytes) -> None:
+        raise StoreRefused(f"s3://bucket: {path}: access is denied")
 
-    monkeypatch.setattr(Sign, "__init__", denied)
+    monkeypatch.setattr(store.files, "put", denied)
     level = Level.open(store.root, KEY, store.files)
     assert level.read(0, 5).tobytes() == ROWS.tobytes()
     assert signs(store) == []
