@@ -15,7 +15,7 @@ from strata.pipeline.commands import lifecycle
 from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.commands.storage import level_state
 from strata.pipeline.errors import ClusterError
-from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.interrupt import Interruptions, patience
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.materialize.cluster.submit import in_order
 from strata.pipeline.options import Options
@@ -139,9 +139,11 @@ def check(
         crew.begin()
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
         for directory in found:
+            held = store.files.share(directory / COMMIT)  # so that no removal looks like damage
             begun = deep and states[directory].state in ("partial", "absent")
             wrong = check_level(store.root, directory, deep=begun, files=store.files)
-            if deep and states[directory].state == "complete" and not any(d.belongs for d in wrong):
+            whole = states[directory].state == "complete" and not any(d.belongs for d in wrong)
+            if deep and held and whole:
                 wrong += _hashed(store, directory, wrong, crew, tick)
             for damage in wrong:
                 damaged[damage.path] = damaged.pop(damage.path, damage)
@@ -198,6 +200,8 @@ def repair(session: Session, findings: Findings) -> list[str]:
     from strata.pipeline.train.evaluation import evaluate
 
     run, store = session.run, session.store
+    now = set(run.damaged())  # another process may have had the run since we looked
+    findings = replace(findings, run=tuple(one for one in findings.run if one in now))
     aside = put_back(store.root, findings.damaged, store.files)
     lines = [
         f"moved {d.path} to {'quarantine' if d.path in aside else 'where it belongs'}"
@@ -262,15 +266,16 @@ def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[s
     directories, and write what is missing of them."""
     from strata.pipeline.materialize.images import ensure_images
     from strata.pipeline.materialize.materialize import write
-    from strata.pipeline.run.session import patience
 
     store, before, damaged = session.store, {}, {}
+    waiting = patience(session.stop, session.report)
     keys = [k for k in levels.all_at(session.run, depth) if k.directory(store.root) in where]
     for key in keys:
         was, directory = _content_root(store, key), key.directory(store.root)
         lock = lock_path(store.root, depth, key.fingerprint)
-        with store.files.lock(lock, key.label, patience(session)):
-            names = [d.path.name for d in forget_damage(store.root, directory, store.files)]
+        with store.files.lock(lock, key.label, waiting):
+            damage = forget_damage(store.root, directory, store.files, waiting)
+            names = [d.path.name for d in damage]
         if not store.files.exists(directory / COMMIT):
             before[key], damaged[key] = was, names
     if depth == 0 and before:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,14 @@ from strata.stages.data.images import (
     check_labels,
     examine,
     open_source,
-    pixels,
+    read,
     spans,
+    square,
     survey,
 )
 from strata.stages.data.sources import printable, summary
-from strata.stages.errors import DataError
+from strata.stages.data.values import COLOUR
+from strata.stages.errors import BrokenImage, DataError
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import make_directory, replace, sealed, unseal
 from strata.store.fingerprint import fingerprint
@@ -82,7 +84,8 @@ def ensure_images(session: Session) -> None:
                 f"made from (digest {known['digest'][:12]}, now {found['digest'][:12]}). Restore "
                 "them, or choose another directory with --run"
             )
-        facts = {k: v for k, v in found.items() if k != "kept"}
+        facts = {k: v for k, v in found.items() if k not in ("kept", "sums")}
+        facts["converted"] = converted(found, session.run.recipe.data.channels)
         facts["left_out"] = {why: count for why, (count, _) in source.left_out.items()}
         record.write(session.run.directory / DATA, facts)
         for split in SPLITS:
@@ -128,6 +131,8 @@ def _table(session: Session, source: Source, found: Mapping[str, Any]) -> str:
     if found["broken_count"]:
         first = found["broken"][0]
         shown.append(f"left out {found['broken_count']:,} broken images, the first: {first}")
+    for how, count in converted(found, data.channels).items():
+        shown.append(f"converted {count:,} images: {how}")
     return "\n".join(shown)
 
 
@@ -139,7 +144,8 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
         remembered = unseal(memo, store.files)
         known = remembered["broken_count"] + sum(remembered[split] for split in SPLITS)
         listed = sum(source.count(split) for split in SPLITS)  # other versions list other files
-        if known == listed and (not remembered["broken_count"] or session.options.skip_broken):
+        same = known == listed and "sums" in remembered  # and read them otherwise
+        if same and (not remembered["broken_count"] or session.options.skip_broken):
             return remembered
     found = _read_all(session, source, signature) | {
         "signature": signature,
@@ -148,6 +154,13 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
     make_directory(memo.parent, store.files)
     replace(memo.parent, memo.name, sealed(found), store.files)
     return found
+
+
+def converted(found: Mapping[str, Any], channels: int) -> dict[str, int]:
+    """Images by what is done to them, beyond resizing, to have 8 bits in so many channels."""
+    counts = dict(sorted(found["converted"].items()))
+    colour = counts.pop(COLOUR, 0)
+    return counts | ({"colour to grey": colour} if colour and channels == 1 else {})
 
 
 def _memo(session: Session, signature: str) -> Path:
@@ -175,7 +188,7 @@ def surveyed(session: Session, source: Source) -> dict[str, Any]:
             f"{sum(was):,}, and {known['broken_count']:,} broken. Restore them, or name them with "
             "--data"
         )
-    return {"kept": kept}
+    return {"kept": kept, "scales": known.get("scales", {})}
 
 
 def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any]:
@@ -205,6 +218,9 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
         "train": len(result.kept["train"]),
         "test": len(result.kept["test"]),
         "kept": {split: result.kept[split].tolist() for split in SPLITS},
+        "sums": {split: sums.astype("<u4").tobytes().hex() for split, sums in result.sums.items()},
+        "scales": result.scales,
+        "converted": result.converted,
         "broken": [printable(f"{b.name}: {b.reason}") for b in result.broken[:NAMED_BROKEN]],
         "broken_count": len(result.broken),
     }
@@ -232,6 +248,10 @@ class ImageShards:
     samples: np.ndarray
     """int64 (rows,): the sample of every row."""
     shape: Geometry
+    scales: Mapping[str, int] = field(default_factory=dict)
+    """Full scales of values of more than 8 bits, as the survey found them."""
+    sums: np.ndarray | None = None
+    """uint32 by sample: sums of the contents that the survey found; None: they are not compared."""
     threads: int = READ_THREADS
     work = "decoding"
 
@@ -249,8 +269,25 @@ class ImageShards:
 
     def pixels(self, sample: np.int64) -> np.ndarray:
         """uint8 (channel, y, x) of one sample."""
-        data = self.recipe.data
-        return pixels(self.source.image(self.split, int(sample)), data.size, data.channels)
+        data, i = self.recipe.data, int(sample)
+        try:
+            image, found = read(self.source, self.split, i, self.scales)
+            if self.sums is not None and int(found.digest[:8], 16) != self.sums[i]:
+                raise BrokenImage(self.source.name(self.split, i), "it holds something else now")
+        except BrokenImage as error:
+            raise DataError(
+                f"{printable(error.name)} has changed since the images were looked through: "
+                f"{error.reason}. Run the command again when nobody changes them"
+            ) from error
+        return square(image, data.size, data.channels)
+
+
+def _as_surveyed(split: str, found: Mapping[str, Any]) -> tuple[dict[str, int], np.ndarray]:
+    """``scales`` and ``sums`` of :class:`ImageShards`."""
+    kept = np.array(found["kept"][split], np.int64)
+    sums = np.zeros(kept[-1] + 1, np.uint32)
+    sums[kept] = np.frombuffer(bytes.fromhex(found["sums"][split]), "<u4")
+    return found["scales"], sums
 
 
 def order_of_rows(key: LevelKey, found: Mapping[str, Any]) -> np.ndarray:
@@ -275,7 +312,9 @@ def _write_split(session: Session, source: Source, split: str, found: Mapping[st
     with locked_writer(session, key, shape) as writer:
         if writer is not None:
             shape, memo = writer.geometry, _memo(session, found["signature"]).absolute()
-            rows = ImageShards(session.run.recipe, source, split, samples, shape)
+            rows = ImageShards(
+                session.run.recipe, source, split, samples, shape, *_as_surveyed(split, found)
+            )
             task = partial(image_shards, RunAddress.of(session), key, shape, memo, found["digest"])
             write_level(session, writer, rows, task, parent=None, arrays=arrays)
 
@@ -298,5 +337,8 @@ def image_shards(
     if found["digest"] != digest:
         raise ClusterError(f"{memo} is, here, of other images")
     with open_source(address.source, root=address.data_root) as source:
-        rows = ImageShards(run.recipe, source, key.split, order_of_rows(key, found), shape)
+        if source.signature() != found["signature"]:
+            raise ClusterError(f"{address.source} holds, here, other files than the command sees")
+        samples, known = order_of_rows(key, found), _as_surveyed(key.split, found)
+        rows = ImageShards(run.recipe, source, key.split, samples, shape, *known)
         yield publishing(writer, rows)

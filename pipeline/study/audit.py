@@ -70,7 +70,7 @@ def audit(
             arrays = layers[key.depth - 1].stored.tensors() if key.depth else beside
             audited[key] = _begun(level, arrays, len(drawn))
         shape = level_geometry(run.recipe, 0, len(samples))
-        images = ImageShards(run.recipe, source, split, samples, shape)
+        images = ImageShards(run.recipe, source, split, samples, shape, found["scales"])
         with session.report.task(f"auditing {split}", len(drawn), "rows") as tick:
             for part in np.split(drawn, range(block, len(drawn), block)):
                 session.stop.check()

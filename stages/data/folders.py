@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from strata.stages.data.sources import SPLITS, Source, printable, short_reason, stamp, summary
-from strata.stages.errors import BrokenImage, DataError
+from strata.stages.data.sources import SPLITS, Source, printable, stamp, summary
+from strata.stages.errors import DataError
 
 HEAD = 16
 """The first bytes of a file, which tell its type."""
@@ -104,21 +104,14 @@ class ImageFolder(Source):
     def name(self, split: str, i: int) -> str:
         return self._names[split][i]
 
-    def content(self, split: str, i: int) -> bytes:
-        name = self._names[split][i]
-        try:
-            return self._read(name)
-        except OSError as error:
-            raise BrokenImage(name, error.strerror or short_reason(error)) from error
-
     @abstractmethod
     def _read(self, file: str) -> bytes:
         """The bytes of one file. Raises OSError."""
 
-    def _open(self, split: str, i: int) -> Image.Image:
-        if not (data := self.content(split, i)):
-            raise BrokenImage(self.name(split, i), "the file is empty")
-        return Image.open(io.BytesIO(data))
+    def _open(self, split: str, i: int) -> tuple[bytes, Image.Image]:
+        if not (data := self._read(self._names[split][i])):
+            raise ValueError("the file is empty")
+        return data, Image.open(io.BytesIO(data))
 
     @abstractmethod
     def _list(self, path: str, folder: Any) -> list[Entry]:

@@ -6,16 +6,19 @@ A data source is named by a word: digits, torchvision:NAME, imagefolder:PATH or 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from strata.stages.data.archives import open_imagefolder
-from strata.stages.data.sources import SPLITS, Source, open_digits, open_npz, suggest
+from strata.stages.data.sources import SPLITS, Source, broken, open_digits, open_npz, suggest
+from strata.stages.data.values import CLEARED, plain, told, undecided
 from strata.stages.data.zoo import open_torchvision
 from strata.stages.errors import BrokenImage, DataError
 
@@ -49,42 +52,27 @@ def open_source(spec: str, *, root: Path, download: bool = False) -> Source:
     raise DataError(f"unknown data source {spec!r}, must be {', '.join(_FORMS)}.{near}")
 
 
-def pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """uint8 (channels, size, size) of an image of any mode, 1 channel being grey and 3 RGB.
+def pixels(
+    image: Image.Image, size: int, channels: int, scales: Mapping[str, int] | None = None
+) -> np.ndarray:
+    """uint8 (channels, size, size) of an image of any mode; see `square`, and `plain` for
+    `scales`, of which 8 bits need none."""
+    return square(plain(image, scales or {})[0], size, channels)
 
-    Upright as its EXIF says; transparency over white; 16-bit grey by its high byte, rounded. The
-    shorter side is resized to `size`, then the centre is cut out. An image of that size already
+
+def square(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """uint8 (channels, size, size) of a plain image, 1 channel being grey and 3 RGB.
+
+    The shorter side is resized to `size`, then the centre is cut out. An image of that size already
     keeps its pixels bit for bit. Raises DataError for another number of channels.
     """
     if channels not in _MODES:
         raise DataError(f"{channels} channels asked for, must be 1 or 3")
-    plain = _flat(_upright(image)).convert(_MODES[channels])
-    array = np.asarray(_square(plain, size))
+    array = np.asarray(_resized(image.convert(_MODES[channels]), size))
     return np.ascontiguousarray(array.reshape(size, size, channels).transpose(2, 0, 1))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; as it is where the EXIF cannot be read."""
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # the EXIF reader raises nearly anything on a damaged block
-        return image
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """8 bits a channel and opaque: in mode 1, L or RGB."""
-    if image.mode.startswith("I"):
-        # The 32-bit mode is how some 16-bit files are read, so its range is theirs too.
-        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-    return image if image.mode in ("1", "L", "RGB") else image.convert("RGB")
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _resized(image: Image.Image, size: int) -> Image.Image:
     """size x size: the shorter side resized to `size` and the centre of the longer one."""
     if image.size == (size, size):
         return image
@@ -148,21 +136,36 @@ class Broken:
     reason: str
 
 
-Examined = list[str | Broken]
-"""Findings on some samples: each one's sha256 hex digest of its content, or what is wrong."""
+class Sound(NamedTuple):
+    """A sample that can be used: the sha256 hex digest of its content, and what `plain` tells."""
+
+    digest: str
+    changes: tuple[str, ...]
+    kind: str
+    scale: int
+
+
+Examined = list[Sound | Broken]
+"""Findings on some samples."""
 
 
 @dataclass(frozen=True)
 class Survey:
     """What one pass over a source found.
 
-    `digest` is the sha256 hex digest of the good samples' splits, labels, names and contents;
-    `kept` holds their indices by split, int64 and rising; `broken` the others.
+    `digest` is the sha256 hex digest of the good samples' splits, labels, names and contents, and
+    of how their values are scaled; `kept` holds their indices by split, int64 and rising, and
+    `sums` the first 4 bytes of the digests of their contents, uint32; `broken` the others. `scales`
+    are the full scales of values that have not 8 bits, by kind, and `converted` counts the good
+    samples by what is done to make them 8-bit grey or RGB.
     """
 
     digest: str
     kept: dict[str, np.ndarray]
+    sums: dict[str, np.ndarray]
     broken: tuple[Broken, ...]
+    scales: dict[str, int]
+    converted: dict[str, int]
 
 
 def survey(
@@ -179,31 +182,63 @@ def survey(
     sample and what `examined` holds. Raises DataError for broken images, all of them counted first,
     unless `skip_broken`, and when leaving them out empties a split or a class of train.
     """
-    samples = ((split, i) for split, span in spans(source) for i in span)
     lines: list[bytes] = []
+    # An index and a sum in one number: a list for each would take twice the memory.
     kept: dict[str, list[int]] = {split: [] for split in SPLITS}
-    broken: list[Broken] = []
-    for findings in examined or (examine(source, *span) for span in spans(source)):
-        for finding, (split, i) in zip(findings, samples, strict=False):
-            if isinstance(finding, Broken):
-                broken.append(finding)
-                continue
-            kept[split].append(i)
-            # No name holds a NUL, so no two lists of samples give the same lines.
-            line = f"{split}\0{source.labels(split)[i]}\0{source.name(split, i)}\0{finding}\n"
-            lines.append(line.encode("utf-8", "surrogateescape"))
-        tick(len(findings))
-    if broken and not skip_broken:
-        noun = "image" if len(broken) == 1 else "images"
-        named = ", ".join(f"{one.name} ({one.reason})" for one in broken[:_NAMED])
-        total = len(lines) + len(broken)
-        raise DataError(f"{len(broken)} broken {noun} of {total}, the first: {named}")
-    indices = {split: np.array(kept[split], np.int64) for split in SPLITS}
+    bad: list[Broken] = []
+    scales: dict[str, int] = {}
+    converted: Counter[str] = Counter()
+    for split, i, found in _decided(source, examined, tick):
+        if isinstance(found, Broken):
+            bad.append(found)
+            continue
+        kept[split].append(i << 32 | int(found.digest[:8], 16))
+        # No name holds a NUL, so no two lists of samples give the same lines.
+        line = f"{split}\0{source.labels(split)[i]}\0{source.name(split, i)}\0{found.digest}"
+        converted.update(found.changes)
+        if found.kind:
+            scales[found.kind] = found.scale
+            converted[told(found.kind, found.scale)] += 1
+            # Other images are read as they were before scales were chosen, and keep their digest.
+            if found.scale < 65535 or (found.kind == "integer" and CLEARED in found.changes):
+                line += f" {found.kind} {found.scale}"
+        lines.append(f"{line}\n".encode("utf-8", "surrogateescape"))
+    if bad and not skip_broken:
+        noun = "image" if len(bad) == 1 else "images"
+        named = ", ".join(f"{one.name} ({one.reason})" for one in bad[:_NAMED])
+        total = len(lines) + len(bad)
+        raise DataError(f"{len(bad)} broken {noun} of {total}, the first: {named}")
+    both = {split: np.sort(np.array(kept[split], np.int64)) for split in SPLITS}
+    indices = {split: each >> 32 for split, each in both.items()}
     _check_left(source, indices)
     digest = hashlib.sha256()
     for line in sorted(lines):
         digest.update(line)
-    return Survey(digest.hexdigest(), indices, tuple(broken))
+    sums = {split: each.astype(np.uint32) for split, each in both.items()}
+    return Survey(digest.hexdigest(), indices, sums, tuple(bad), scales, dict(converted))
+
+
+def _decided(
+    source: Source, examined: Iterable[Examined] | None, tick: Callable[[int], None]
+) -> Iterator[tuple[str, int, Sound | Broken]]:
+    """Findings on all samples, by split and index: those on values of more than 8 bits come last,
+    at the full scale of the whole data set, which is known only then."""
+    samples = ((split, i) for split, span in spans(source) for i in span)
+    deep: list[tuple[str, int, Sound]] = []
+    scales: dict[str, int] = {}
+    for findings in examined or (examine(source, *span) for span in spans(source)):
+        for found, (split, i) in zip(findings, samples, strict=False):
+            if isinstance(found, Broken) or not found.kind:
+                yield split, i, found
+                continue
+            deep.append((split, i, found))
+            scales[found.kind] = max(found.scale, scales.get(found.kind, 1))
+        tick(len(findings))
+    for split, i, found in deep:
+        if reason := undecided(found.kind, found.scale, scales[found.kind]):
+            yield split, i, Broken(split, source.name(split, i), reason)
+        else:
+            yield split, i, found._replace(scale=scales[found.kind])
 
 
 def spans(source: Source, length: int = _CHUNK) -> Iterator[tuple[str, range]]:
@@ -214,16 +249,30 @@ def spans(source: Source, length: int = _CHUNK) -> Iterator[tuple[str, range]]:
 
 
 def examine(source: Source, split: str, span: range) -> Examined:
-    """Hash and decode some samples."""
+    """Hash some samples, and read them as they will be read to be used."""
     found: Examined = []
     for i in span:
         try:
-            digest = hashlib.sha256(source.content(split, i)).hexdigest()
-            source.image(split, i)
-            found.append(digest)
+            found.append(read(source, split, i)[1])
         except BrokenImage as error:
             found.append(Broken(split, source.name(split, i), error.reason))
     return found
+
+
+def read(
+    source: Source, split: str, i: int, scales: Mapping[str, int] | None = None
+) -> tuple[Image.Image, Sound]:
+    """One sample as it is used, an image of 8 bits a channel, read once; and what was found.
+
+    `scales` are those that a survey found; None, for the survey. Raises BrokenImage, for whatever
+    is wrong.
+    """
+    try:
+        content, image = source.decoded(split, i)
+        flat, changes, kind, scale = plain(image, scales)
+        return flat, Sound(hashlib.sha256(content).hexdigest(), changes, kind, scale)
+    except Exception as error:  # decoders and converters do
+        raise broken(source.name(split, i), error) from error
 
 
 def _check_left(source: Source, kept: dict[str, np.ndarray]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from strata.stages.data.values import HIGH_BYTE
 from strata.stages.errors import BrokenImage, DataError
 
 SPLITS = ("train", "test")
@@ -64,38 +65,39 @@ class Source(ABC):
         """Name of sample `i`, the same wherever the data set lies, such as train/cat/0001.jpg."""
 
     @abstractmethod
-    def content(self, split: str, i: int) -> bytes:
-        """What is hashed: the file's bytes, or an array's after a line of its dtype and shape.
+    def _open(self, split: str, i: int) -> tuple[bytes, Image.Image]:
+        """Content and image of sample `i`, which need not be decoded yet, by one reading.
 
-        Raises BrokenImage where it cannot be read.
+        Content is what is hashed: the file's bytes, or an array's after a line of its dtype and
+        shape. Raises nearly anything on damaged data.
         """
 
-    @abstractmethod
-    def _open(self, split: str, i: int) -> Image.Image:
-        """Sample `i`, which need not be decoded yet. Raises nearly anything on damaged data."""
+    def decoded(self, split: str, i: int) -> tuple[bytes, Image.Image]:
+        """Content of sample `i`, and the image, fully decoded, in its own mode and size.
+
+        Raises nearly anything on damaged data; see `broken`.
+        """
+        # Each of Pillow's own warnings is either followed by an error here or harmless. Not in
+        # warnings.catch_warnings, which swaps what is the process's under other threads' feet.
+        if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        content, image = self._open(split, i)
+        if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or np.inf):
+            raise ValueError(f"{image.width} x {image.height} pixels, the bound is {limit} in all")
+        if (tiles := getattr(image, "tile", ())) and image.mode[0] not in "IF":
+            image.info[HIGH_BYTE] = ";16" in str(tiles[0][3])  # of a file, until it is decoded
+        image.load()
+        return content, image
 
     def image(self, split: str, i: int) -> Image.Image:
         """Sample `i`, fully decoded, in its own mode and size.
 
         Raises BrokenImage, with its name and a short reason, for whatever is wrong with it.
         """
-        # Each of Pillow's own warnings is either followed by an error here or harmless. Not in
-        # warnings.catch_warnings, which swaps what is the process's under other threads' feet.
-        if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
-            image = self._open(split, i)
-            if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or np.inf):
-                reason = f"{image.width} x {image.height} pixels, the bound is {limit} in all"
-                raise BrokenImage(self.name(split, i), reason)
-            image.load()
-        except (BrokenImage, MemoryError):
-            raise
+            return self.decoded(split, i)[1]
         except Exception as error:  # decoders do
-            unknown = isinstance(error, UnidentifiedImageError)
-            reason = "not an image in a known format" if unknown else short_reason(error)
-            raise BrokenImage(self.name(split, i), reason) from error
-        return image
+            raise broken(self.name(split, i), error) from error
 
     @abstractmethod
     def signature(self) -> str:
@@ -109,6 +111,17 @@ class Source(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def broken(sample: str, error: Exception) -> BrokenImage:
+    """What decoders and converters have raised on damaged data, with the sample's name."""
+    if isinstance(error, BrokenImage):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return BrokenImage(sample, "not an image in a known format")
+    if isinstance(error, MemoryError):
+        return BrokenImage(sample, "more memory is needed than there is")
+    return BrokenImage(sample, getattr(error, "strerror", None) or short_reason(error))
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -194,11 +207,9 @@ class Arrays(Source):
     def name(self, split: str, i: int) -> str:
         return f"{split}/{i}"
 
-    def content(self, split: str, i: int) -> bytes:
-        return array_bytes(self._images[split][i])
-
-    def _open(self, split: str, i: int) -> Image.Image:
-        return image_from(self._images[split][i])
+    def _open(self, split: str, i: int) -> tuple[bytes, Image.Image]:
+        array = self._images[split][i]
+        return array_bytes(array), image_from(array)
 
     def signature(self) -> str:
         return stamp(self._marks, self._files)

@@ -20,7 +20,7 @@ from strata.stages.data.sources import (
     stamp,
     suggest,
 )
-from strata.stages.errors import BrokenImage, DataError
+from strata.stages.errors import DataError
 
 _FLAGS, _NAMES = (True, False), ("train", "test")
 _SETS: dict[str, tuple[tuple[Any, Any], str | None, str | None]] = {
@@ -72,18 +72,11 @@ class TorchvisionSource(Source):
         inside = path.is_relative_to(self._root)
         return path.relative_to(self._root).as_posix() if inside else path.name
 
-    def content(self, split: str, i: int) -> bytes:
-        path = self._path(self._sets[split], i)
+    def _open(self, split: str, i: int) -> tuple[bytes, Image.Image]:
+        path, image = self._path(self._sets[split], i), _as_image(self._sets[split][i][0])
         if path is None:
-            image = self.image(split, i)
-            return image.mode.encode() + array_bytes(np.asarray(image))
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise BrokenImage(self.name(split, i), short_reason(error)) from error
-
-    def _open(self, split: str, i: int) -> Image.Image:
-        return _as_image(self._sets[split][i][0])
+            return image.mode.encode() + array_bytes(np.asarray(image)), image
+        return path.read_bytes(), image
 
     def signature(self) -> str:
         paths = {path for part in self._sets.values() for path in self._files(part)}

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_mode_gives_bytes_of_the_shape_asked_for(mode: str, channels: int) -> None:
     image = Image.fromarray(noise(1, 9, 17, 3)).convert("L" if mode == "LA" else "RGB")
-    array = pixels(image.convert(mode), SIZE, channels)
+    array = pixels(image.convert(mode), SIZE, channels, {"float": 255})
     assert array.shape == (channels, SIZE, SIZE)
     assert array.dtype == np.uint8
     assert array.flags.c_contiguous
@@ -57,14 +57,6 @@ def test_transparency_is_white_in_rgba_and_palette(tmp_path: Path) -> None:
         array = pixels(read, 4, 3)
     assert array[:, 0, 0].tolist() == [255, 255, 255]
     assert array[:, 1, 1].tolist() == [200, 10, 20]
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_sixteen_bits_become_eight(tmp_path: Path, dtype: type) -> None:
-    deep = np.array([[0, 257], [128 * 257, 65535]], dtype)
-    path = save(tmp_path / "deep.tif", Image.fromarray(deep))
-    with Image.open(path) as image:
-        assert pixels(image, 2, 1).tolist() == [[[0, 1], [128, 255]]]
 
 
 def test_exif_turns_the_image(tmp_path: Path) -> None:
@@ -206,8 +198,8 @@ def test_a_warning_of_pillow_is_neither_shown_nor_an_error(folder: Path) -> None
 def test_a_file_gone_since_opening_is_broken(folder: Path) -> None:
     with opened(folder) as source:
         (folder / "train/cat/0.JPG").unlink()
-        with pytest.raises(BrokenImage, match="No such file"):
-            source.content("train", 0)
+        with pytest.raises(BrokenImage, match=r"0\.JPG \(No such file or directory\)$"):
+            source.image("train", 0)
 
 
 def test_broken_image_survives_pickling() -> None:

@@ -203,7 +203,7 @@ def test_torchvision_over_files_of_images(tmp_path: Path) -> None:
         assert source.classes == ("0", "1")
         assert source.labels("test").tolist() == [1, 0]
         assert source.name("train", 1) == "gtsrb/GTSRB/Training/00001/a.ppm"
-        with Image.open(io.BytesIO(source.content("train", 1))) as image:
+        with Image.open(io.BytesIO(source.decoded("train", 1)[0])) as image:
             np.testing.assert_array_equal(np.asarray(image), noise(1, 9, 11, 3))
         before = source.signature()
         (tmp_path / "gtsrb/GTSRB/Training/00001/a.ppm").write_bytes(b"P6 9")
