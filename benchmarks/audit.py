@@ -100,13 +100,14 @@ def forge(session: Session, key: LevelKey, rows: np.ndarray, **arrays: np.ndarra
     store, level = session.store, session.store.open(key).let_go()
     beside = {name: level.array(name) for name in (n[:-4] for n in level.auxiliary)} | arrays
     tool = commit_of(level.directory)["tool"]
+    shape, parent = replace(level.geometry, rows=len(rows)), level.parent
+    del level  # nobody removes a level that is held
     store.remove_level(key)
-    shape = replace(level.geometry, rows=len(rows))
     writer = store.writer(key, shape, session.run.lineage(key.depth))
     with writer.locked():
         parts = (slice(*writer.geometry.shard_range(s)) for s in range(writer.geometry.shards))
         writer.fill((number, rows[part]) for number, part in enumerate(parts))
-        writer.commit(level.parent, beside, tool)
+        writer.commit(parent, beside, tool)
 
 
 def whole(session: Session, key: LevelKey) -> np.ndarray:

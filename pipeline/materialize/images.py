@@ -139,7 +139,7 @@ def _table(session: Session, source: Source, found: Mapping[str, Any]) -> str:
 def _survey(session: Session, source: Source) -> dict[str, Any]:
     """Digest, counts and good samples of a source, remembered while it is unchanged."""
     signature, store = source.signature(), session.store
-    memo = _memo(session, signature)
+    memo = memo_of(session, signature)
     with suppress(FileNotFoundError, LevelDamaged):
         remembered = unseal(memo, store.files)
         same = "sums" in remembered  # other versions list and read other images
@@ -161,32 +161,10 @@ def converted(found: Mapping[str, Any], channels: int) -> dict[str, int]:
     return counts | ({"colour to grey": colour} if colour and channels == 1 else {})
 
 
-def _memo(session: Session, signature: str) -> Path:
+def memo_of(session: Session, signature: str) -> Path:
     """The file that remembers a survey."""
     name = fingerprint([session.run.source, signature])[:12]
     return session.store.root / "sources" / f"{name}.json"
-
-
-def surveyed(session: Session, source: Source) -> dict[str, Any]:
-    """What :func:`order_of_rows` asks, by listing; of images that were broken, by the record of the
-    survey, or by looking again. Raises RunConflict: there are more images now, or fewer."""
-    known = session.run.data()
-    assert known is not None
-    kept: Mapping[str, Any] = {split: np.arange(source.count(split)) for split in SPLITS}
-    if known["broken_count"]:
-        try:
-            kept = unseal(_memo(session, known["signature"]), session.store.files, "kept")["kept"]
-        except (FileNotFoundError, LevelDamaged):
-            kept = survey(source, skip_broken=True).kept
-    there, was = sum(map(source.count, SPLITS)), [known[split] for split in SPLITS]
-    sizes = [len(kept[split]) for split in SPLITS if kept[split][-1] < source.count(split)]
-    if sizes != was or there != sum(was) + known["broken_count"]:
-        raise RunConflict(
-            f"the source has {there:,} images, or they are in other splits; the run was made from "
-            f"{sum(was):,}, and {known['broken_count']:,} broken. Restore them, or name them with "
-            "--data"
-        )
-    return {"kept": kept, "scales": known.get("scales", {})}
 
 
 def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any]:
@@ -309,7 +287,7 @@ def _write_split(session: Session, source: Source, split: str, found: Mapping[st
     shape = geometry(len(samples), sample, "uint8", shard_bytes)
     with locked_writer(session, key, shape) as writer:
         if writer is not None:
-            shape, memo = writer.geometry, _memo(session, found["signature"]).absolute()
+            shape, memo = writer.geometry, memo_of(session, found["signature"]).absolute()
             rows = ImageShards(
                 session.run.recipe, source, split, samples, shape, *_as_surveyed(split, found)
             )

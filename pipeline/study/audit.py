@@ -19,17 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strata.pipeline.errors import RunConflict
 from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
-from strata.pipeline.materialize.images import ImageShards, order_of_rows, surveyed
+from strata.pipeline.materialize.images import ImageShards, memo_of, order_of_rows
 from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.run.device import versions
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
-from strata.stages.data.images import Source
+from strata.stages.data.images import SPLITS, Source, survey
 from strata.stages.features.quantise import Codec
 from strata.stages.network.featurize import Frozen, featurize
-from strata.store.errors import LevelConflict
+from strata.store.errors import LevelConflict, LevelDamaged
 from strata.store.feature_store import Store
+from strata.store.files.publish import unseal
 from strata.store.level.layout import LevelKey, depth_directory
 from strata.store.level.level import Level, commit_of
 from strata.store.read.order import generator
@@ -53,7 +55,7 @@ def audit(
         LevelDamaged: a row, a small array or weights are not what was written.
         LevelConflict: a level has another shape or precision.
     """
-    run, block, found = session.run, session.run.recipe.cache.block, surveyed(session, source)
+    run, block, found = session.run, session.run.recipe.cache.block, _surveyed(session, source)
     depth = max((key.depth for key in keys), default=0)
     layers = [frozen_layer(run, j, session.device) for j in range(1, depth + 1)]
     audited: dict[LevelKey, dict[str, Any]] = {}
@@ -85,6 +87,28 @@ def audit(
                     one["different"] += wrong
                 tick(len(part))
     return sorted(audited.values(), key=itemgetter("depth"))
+
+
+def _surveyed(session: Session, source: Source) -> dict[str, Any]:
+    """What :func:`order_of_rows` asks, by listing; of images that were broken, by the record of the
+    survey, or by looking again. Raises RunConflict: there are more images now, or fewer."""
+    known = session.run.data()
+    assert known is not None
+    kept: Mapping[str, Any] = {split: np.arange(source.count(split)) for split in SPLITS}
+    if known["broken_count"]:
+        try:
+            kept = unseal(memo_of(session, known["signature"]), session.store.files, "kept")["kept"]
+        except (FileNotFoundError, LevelDamaged):
+            kept = survey(source, skip_broken=True).kept
+    there, was = sum(map(source.count, SPLITS)), [known[split] for split in SPLITS]
+    sizes = [len(kept[split]) for split in SPLITS if kept[split][-1] < source.count(split)]
+    if sizes != was or there != sum(was) + known["broken_count"]:
+        raise RunConflict(
+            f"the source has {there:,} images, or they are in other splits; the run was made from "
+            f"{sum(was):,}, and {known['broken_count']:,} broken. Restore them, or name them with "
+            "--data"
+        )
+    return {"kept": kept, "scales": known.get("scales", {})}
 
 
 def _begun(level: Level, arrays: Mapping[str, Any], drawn: int) -> dict[str, Any]:
