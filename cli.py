@@ -70,6 +70,8 @@ LAYER = option("--layer -l", "j, from 1.", type=int, required=True)
 ONLY_LAYER = option("--layer -l", "Only this layer.  [all]", type=int)
 BUDGET = option("--disk-budget", "Refuse to need more: 20GB.", callback=sized)
 DEVICE = option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
+DATA = option("--data", "Other images for the recipe, e.g. imagefolder:PATH.")
+DATA_ROOT = option("--data-root", "Of torchvision's data sets.", type=FOLDER)
 VARY = option("--vary", "Once per key.", multiple=True, required=True, metavar="KEY=VALUE,…")
 CACHE_HELP = "Local copies of shards from an object store: PATH[:BYTES].  [read-cache:20GB]"
 
@@ -89,8 +91,8 @@ MEMORY = (
 WORK = (
     *WHERE,
     DEVICE,
-    option("--data", "Other images for the recipe, e.g. imagefolder:PATH."),
-    option("--data-root", "Of torchvision's data sets.", type=FOLDER),
+    DATA,
+    DATA_ROOT,
     flag("--download", "Let torchvision fetch its data set."),
     flag("--skip-broken", "Leave broken images out; do not stop."),
     flag("--accept-data", "Take other numbers of images than the recipe says."),
@@ -214,6 +216,17 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
             *(*WORK, ONLY_LAYER, *CLUSTER),
             flag("--deep", "Read every byte, not only sizes and small files."),
             flag("--repair", "Compute what is damaged again, and only that."),
+        ),
+    ),
+    "inspect.audit": (
+        "Make rows at random again from the images and the weights: are those on disk the same?",
+        (
+            *(*WHERE, DEVICE, DATA, DATA_ROOT),
+            option("--layer -l", "Only x_j, and x_0.  [all there are]", type=int),
+            option("--rows", "To draw of every split.", type=COUNT),
+            option(
+                "--draw", "Draw the rows of an earlier audit.  [other rows each time]", type=int
+            ),
         ),
     ),
     "explain.explain": (

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Self
+
+from strata.pipeline.progress import Reporter
 
 
 class Interruptions:
@@ -39,3 +42,17 @@ class Interruptions:
         if self.asked and not self._passed_on:  # the second time, at once
             raise KeyboardInterrupt
         self.asked = True
+
+
+def patience(stop: Interruptions, report: Reporter) -> Callable[[str], None]:
+    """A function that is called while another process is waited for: it stops if somebody asks us
+    to, and says once for whom we wait."""
+    said = set[str]()
+
+    def waiting(who: str) -> None:
+        stop.check()
+        if who not in said:
+            said.add(who)
+            report.say(f"{who}: waiting until it is done")
+
+    return waiting

@@ -63,6 +63,9 @@ class Options:
     force: bool = False
     delete: bool = False
 
+    rows: int = 300
+    draw: int | None = None
+
     confirm: Callable[[str], object] = lambda question: None
     """Asks whether something may be removed, and raises if it may not."""
 

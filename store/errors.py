@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,4 +84,18 @@ def refusals(path: Path, needed: int = 0) -> Iterator[None]:
             free = shutil.disk_usage(existing).free
             raise DiskFull(str(path), needed, free) from error
         reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise StoreRefused(f"the file system refuses {path}: {reason}") from error
+        refused = StoreRefused(f"the file system refuses {path}: {reason}")
+        if isinstance(error, PermissionError):
+            refused.add_note(_rights(path))
+        raise refused from error
+
+
+def _rights(path: Path) -> str:
+    """Whose a path is that we may not change, and how a group shares it."""
+    place = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    facts = place.lstat()
+    return (
+        f"{place} is of user {facts.st_uid}, group {facts.st_gid}, {stat.filemode(facts.st_mode)}. "
+        "Choose another --store or --run; or a group shares it, once its owner has said: "
+        "chgrp -R GROUP DIR; find DIR -type d -exec chmod g+rwxs {} +"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusals
 from strata.store.files.files import DISK, Files, WholeFiles
+from strata.store.files.lock import Waiting
 from strata.store.files.publish import unseal
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import geometry_of_zarr
@@ -53,15 +54,17 @@ def is_url(place: Place) -> bool:
 class Store:
     """Levels under one root. Several runs may share it."""
 
-    def __init__(self, root: Path, files: Files = DISK) -> None:
-        self.root, self.files = root, files
+    def __init__(self, root: Path, files: Files = DISK, *, hold: bool = True) -> None:
+        """Touches nothing. ``hold`` as :meth:`Level.open` has it."""
+        self.root, self.files, self._hold = root, files, hold
 
     def state(self, key: LevelKey) -> LevelState:
         """Look at receipts and commit only; no shard is opened."""
         directory = key.directory(self.root)
-        if self.files.exists(directory / COMMIT):
+        try:
             return complete(read_commit(directory, key, self.files))
-        return partial(directory, self.files)
+        except LevelAbsent:
+            return partial(directory, self.files)
 
     def geometry(self, key: LevelKey) -> Geometry | None:
         """The geometry of a level that is there or was begun; None: there is nothing, or what there
@@ -74,7 +77,7 @@ class Store:
         return None
 
     def open(self, key: LevelKey) -> Level:
-        return Level.open(self.root, key, self.files)
+        return Level.open(self.root, key, self.files, hold=self._hold)
 
     def writer(
         self, key: LevelKey, geometry: Geometry, lineage: Sequence[Mapping[str, Any]]
@@ -88,7 +91,7 @@ class Store:
             Bytes freed.
 
         Raises:
-            LevelBusy: another process is writing it.
+            LevelBusy: another process writes or reads it.
             StoreRefused: the store cannot be written.
         """
         directory = depth_directory(self.root, depth, fingerprint)
@@ -96,17 +99,22 @@ class Store:
             return 0
         with self.files.lock(lock_path(self.root, depth, fingerprint), directory.name, None):
             freed = used_bytes(directory, self.files)
-            for name in self.files.names(directory):
-                self._revoke(directory / name)
+            places = [directory / name for name in self.files.names(directory)]
+            levels = [place for place in places if self.files.is_directory(place)]
+            commits = [level / COMMIT for level in levels]
+            with self.files.alone(commits, directory.name, None):
+                for level in levels:
+                    self._revoke(level)
             self._remove_tree(directory)
         return freed
 
-    def remove_level(self, key: LevelKey) -> None:
-        """Remove one level, commit first. The caller holds its lock, or nobody writes."""
+    def remove_level(self, key: LevelKey, waiting: Waiting = None) -> None:
+        """Remove one level, commit first. The caller holds its lock, or nobody writes. Raises
+        LevelBusy: another process reads it, and we do not wait."""
         directory = key.directory(self.root)
-        if self.files.exists(directory):
+        with self.files.alone([directory / COMMIT], key.label, waiting):
             self._revoke(directory)
-            self._remove_tree(directory)
+        self._remove_tree(directory)
 
     def _revoke(self, directory: Path) -> None:
         with refusals(directory):
@@ -116,7 +124,7 @@ class Store:
                 self.files.sync_directory(directory)
 
     def _remove_tree(self, directory: Path) -> None:
-        with refusals(directory):
+        with refusals(directory), suppress(FileNotFoundError):  # another was faster
             self.files.remove_tree(directory)
 
     def remove_file(self, path: Path) -> None:
@@ -124,7 +132,7 @@ class Store:
         if self.files.is_directory(path):
             self._remove_tree(path)
         else:
-            with refusals(path):
+            with refusals(path), suppress(FileNotFoundError):
                 self.files.unlink(path)
 
     def free_bytes(self) -> int | None:

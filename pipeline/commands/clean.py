@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,19 +14,34 @@ from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.options import Options
 from strata.pipeline.progress import size
 from strata.pipeline.run import sweep_results
-from strata.pipeline.run.record import RESULT
+from strata.pipeline.run.overview import Overview
+from strata.pipeline.run.record import RESULT, RUN
 from strata.pipeline.run.rundir import TRANSFER, Run
 from strata.store.feature_store import Store, used_bytes
+from strata.store.files.files import DISK
 from strata.store.level.layout import depth_directory
 
 
 def clean(options: Options) -> Answer:
     """Remove features, and if not only these, layers. What was swept goes with ``--sweeps``, or
-    with the whole run and its baselines and probes. Asks before anything trained goes."""
-    found, layer = lifecycle.find(options), options.layer
-    if layer is not None:
-        found.check_layer(layer)
-    run, store = found.existing(), found.store
+    with the whole run and its baselines and probes. Asks before anything trained goes.
+
+    Raises:
+        LevelBusy: somebody works on the run or its features, or reads them; says who.
+    """
+    found = replace(lifecycle.find(options), held=None)
+    if options.layer is not None:
+        found.check_layer(options.layer)
+    found.existing()
+    if options.dry_run:
+        return _clean(options, found)
+    with lifecycle.locked(found):
+        return _clean(options, replace(found.again(options), held=None))
+
+
+def _clean(options: Options, found: Overview) -> Answer:
+    """The same, of a run that nobody else works on."""
+    run, store, layer = found.existing(), found.store, options.layer
     everything = not (options.features or options.sweeps)
     whole = everything and layer is None
     layers = [layer] if layer else list(range(1, run.layers + 1))
@@ -49,12 +65,16 @@ def clean(options: Options) -> Answer:
     if len(names) > len(levels) and not (options.yes or options.dry_run):
         options.confirm(f"remove {text}?")
     if not options.dry_run:
-        for depth, fingerprint in levels:  # first: a level without a record is found by nobody
-            store.remove(depth, fingerprint)
-        for j in trained:
-            run.forget_layer(j)
-        for directory in [*map(run.sweep_directory, swept), *[run.directory] * whole]:
-            shutil.rmtree(directory)
+        what, files = f"the run {run.directory}", [run.directory / RUN] * bool(gone or whole)
+        with DISK.alone(files, what, None):
+            for depth, fingerprint in levels:  # first: a level without a record is found by nobody
+                store.remove(depth, fingerprint)
+            for j in trained:
+                run.forget_layer(j)
+            for directory in map(run.sweep_directory, swept):
+                shutil.rmtree(directory)
+            if whole:
+                run.remove()
     said = f"{'would remove' if options.dry_run else 'removed'} {text}"
     removed = [] if options.dry_run else names
     return Answer({"removed": removed, "would_remove": names, "bytes": nbytes}, (said,))

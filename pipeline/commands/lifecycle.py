@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.interrupt import Interruptions, patience
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.options import Options
 from strata.pipeline.plan import plan
@@ -16,7 +16,9 @@ from strata.pipeline.progress import Reporter, reporter
 from strata.pipeline.run import ranks as launch
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.overview import Overview, find
+from strata.pipeline.run.rundir import LOCK
 from strata.pipeline.run.stores import check_loader
+from strata.store.files.lock import Waiting, hold
 
 if TYPE_CHECKING:
     from strata.pipeline.run.session import Session
@@ -86,7 +88,7 @@ def perform(found: Overview, options: Options, **goal: int) -> tuple[Overview, l
                 # Decided again, since another process may have had the run meanwhile.
                 steps = make(session, plan.steps, evict=how.evict, cached=how.depths, **goal)
                 done = [str(step) for step in steps]
-                found = replace(found, run=session.run)
+                found = found.again(options)
         elif found.run:
             refer_to(found.run, found.store)
     return found, done
@@ -110,8 +112,7 @@ def at_work(
     Raises:
         OptionRange: torchrun has started several processes, and ``ranks`` is None.
     """
-    from strata.pipeline.run.session import open_session, patience
-    from strata.store.files.lock import hold
+    from strata.pipeline.run.session import open_session
 
     check_loader(found.store, options.loader)
     if ranks is None:
@@ -123,12 +124,30 @@ def at_work(
             found = find(options)
         with nullcontext() if follows else cluster.crew(options, report, stop) as crew:
             how: Any = {"profiles": profiles or {}, "ranks": ranks, "crew": crew}
-            session = open_session(found, options, report=report, stop=stop, **how)
             if follows:
-                yield session
+                yield open_session(found, options, report=report, stop=stop, **how)
                 return
-            lock = session.run.directory / "LOCK"
-            with hold(lock, f"the run {session.run.directory}", patience(session)):
+            with locked(found, patience(stop, report)):
+                found = found.again(options)
+                session = open_session(found, options, report=report, stop=stop, **how)
                 session.run.tidy()
                 session.ranks.wait()
                 yield session
+
+
+@contextmanager
+def locked(found: Overview, waiting: Waiting = None) -> Iterator[None]:
+    """Have the run's directory to ourselves for the block; it goes if nothing else is in it then.
+
+    Raises:
+        LevelBusy: another process works on the run and ``waiting`` is None; says who.
+    """
+    lock = found.directory / LOCK
+    with hold(lock, f"the run {found.directory}", waiting):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the next one has come already
+                if {path.name for path in found.directory.iterdir()} == {LOCK}:
+                    lock.unlink()
+                    found.directory.rmdir()

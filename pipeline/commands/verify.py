@@ -15,7 +15,7 @@ from strata.pipeline.commands import lifecycle
 from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.commands.storage import level_state
 from strata.pipeline.errors import ClusterError
-from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.interrupt import Interruptions, patience
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.materialize.cluster.submit import in_order
 from strata.pipeline.options import Options
@@ -30,6 +30,7 @@ from strata.store.feature_store import Store
 from strata.store.fingerprint import sha256
 from strata.store.level.layout import LevelKey, lock_path
 from strata.store.level.level import COMMIT, SHARDS, commit_of
+from strata.store.write.contents import beside_levels
 from strata.store.write.unfinished import HASH_THREADS
 from strata.store.write.verify import (
     Damage,
@@ -65,6 +66,8 @@ class Findings:
     """In the store."""
     run: tuple[tuple[Path, str], ...]
     """Damaged files of the run, and what is wrong with them."""
+    strange: tuple[tuple[Path, str], ...] = ()
+    """Files in the store that do not belong there, and why."""
 
     @property
     def all(self) -> list[tuple[Path, str]]:
@@ -91,12 +94,14 @@ def verify(options: Options) -> Answer:
         "partial": [f"{path.parent.name}/{path.name}" for path in checked.partial],
         "damaged": [{"path": str(path), "what": what} for path, what in checked.all],
         "mended": mended,
+        "strange": [{"path": str(path), "what": what} for path, what in checked.strange],
     }
     count = len(checked.all)
     depth = "every byte" if options.deep else "sizes and small files; --deep reads every byte"
     what = "damage was found" if count else "all is as it was written"
     lines = [*mended, *(f"damaged: {path}: {what}" for path, what in checked.all)]
     lines += [f"not finished: {path}" for path in checked.partial]
+    lines += [f"does not belong here: {path}: {what}" for path, what in checked.strange]
     lines += [f"{checked.levels} levels, {size(checked.nbytes)} ({depth}): {what}"]
     said = "1 file is damaged" if count == 1 else f"{count} files are damaged"
     return Answer(value, tuple(lines), LevelDamaged(said) if count else None)
@@ -113,7 +118,7 @@ def check(
     """Check every level of the store, and the records and weights of the run.
 
     Args:
-        deep: every byte of every shard, not only its size.
+        deep: every byte of every shard, not only its size; and what lies beside the levels.
         layer: only x_layer, and only that layer's weights.
         crew: workers that hash the shards of a ``deep`` check; None: this process.
 
@@ -134,15 +139,20 @@ def check(
         crew.begin()
     with (report or Reporter()).task("hashing", nbytes // MB if deep else 0, "MB") as tick:
         for directory in found:
-            wrong = check_level(store.root, directory, files=store.files)
-            if deep and states[directory].state == "complete" and not any(d.belongs for d in wrong):
+            held = store.files.share(directory / COMMIT)  # so that no removal looks like damage
+            begun = deep and states[directory].state in ("partial", "absent")
+            wrong = check_level(store.root, directory, deep=begun, files=store.files)
+            whole = states[directory].state == "complete" and not any(d.belongs for d in wrong)
+            if deep and held and whole:
                 wrong += _hashed(store, directory, wrong, crew, tick)
             for damage in wrong:
                 damaged[damage.path] = damaged.pop(damage.path, damage)
+    beside, strange = ([], ()) if layer or not deep else beside_levels(store.root, store.files)
     unfinished = tuple(d for d, s in states.items() if s.state in ("partial", "absent"))
     places = (f"layer_{layer}", f"sweep_{layer}/*") if layer else ()
     of_run = tuple(run.damaged(*places)) if run else ()
-    return Findings(len(found), nbytes, unfinished, tuple(damaged.values()), of_run)
+    in_store = (*damaged.values(), *beside)
+    return Findings(len(found), nbytes, unfinished, in_store, of_run, strange)
 
 
 def _hashed(
@@ -190,12 +200,17 @@ def repair(session: Session, findings: Findings) -> list[str]:
     from strata.pipeline.train.evaluation import evaluate
 
     run, store = session.run, session.store
+    now = set(run.damaged())  # another process may have had the run since we looked
+    findings = replace(findings, run=tuple(one for one in findings.run if one in now))
     aside = put_back(store.root, findings.damaged, store.files)
     lines = [
         f"moved {d.path} to {'quarantine' if d.path in aside else 'where it belongs'}"
         for d in findings.damaged
         if d.belongs
     ]
+    for path in (d.path for d in findings.damaged if d.path.parent.name == "sources"):
+        store.remove_file(path)
+        lines.append(f"removed {path}, which is written again when it is needed")
     variants = {j: sweep_results.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
     rundir.keep_network(run.directory, run.recipe)
@@ -214,6 +229,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
             lines += _mend_depth(own, depth, where)
     if run.evaluation() is None and run.solved():
         evaluate(run, store)
+    levels.refer_to(run, store)  # writes a note that is damaged again, if it is this run's
     return lines + [f"{_mended(path)} {path}" for path, _ in findings.run]
 
 
@@ -250,15 +266,16 @@ def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[s
     directories, and write what is missing of them."""
     from strata.pipeline.materialize.images import ensure_images
     from strata.pipeline.materialize.materialize import write
-    from strata.pipeline.run.session import patience
 
     store, before, damaged = session.store, {}, {}
+    waiting = patience(session.stop, session.report)
     keys = [k for k in levels.all_at(session.run, depth) if k.directory(store.root) in where]
     for key in keys:
         was, directory = _content_root(store, key), key.directory(store.root)
         lock = lock_path(store.root, depth, key.fingerprint)
-        with store.files.lock(lock, key.label, patience(session)):
-            names = [d.path.name for d in forget_damage(store.root, directory, store.files)]
+        with store.files.lock(lock, key.label, waiting):
+            damage = forget_damage(store.root, directory, store.files, waiting)
+            names = [d.path.name for d in damage]
         if not store.files.exists(directory / COMMIT):
             before[key], damaged[key] = was, names
     if depth == 0 and before:

@@ -64,7 +64,8 @@ class Delivery(AbstractContextManager["Delivery"]):
             LoaderError: ffcv cannot be had, or cannot read these.
             LevelDamaged: a file is not what was committed.
         """
-        self._levels, self._options = tuple(levels), options
+        self._held = [level.held for level in levels]
+        self._levels, self._options = tuple(level.let_go() for level in levels), options
         self.geometry, self.device = levels[0].geometry, options.device
         self._packed = self.geometry.profile != "raw"
         self.choice = self._choose(once)
@@ -80,8 +81,9 @@ class Delivery(AbstractContextManager["Delivery"]):
         self.close()
 
     def close(self) -> None:
-        """End the threads and unmap. Batches on the CPU stay valid."""
+        """End the threads and unmap. Batches on the CPU stay valid. The levels may be removed."""
         self._reader.close()
+        self._held.clear()
         self._on_device = None
 
     def batches(self, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:

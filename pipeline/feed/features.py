@@ -30,6 +30,7 @@ from strata.stages.features.quantise import Codec, codec
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.network.network import build
+from strata.store.errors import LevelAbsent
 from strata.store.level.level import Level
 
 
@@ -111,10 +112,15 @@ def features(
         base: 0 for the images; None: the nearest that is complete.
         clean: only of the un-augmented images.
     """
-    if base is None:
-        base = nearest(session, depth, split, clean=clean)
-    names = views.views_at(session.run.recipe, base, split, clean=clean)
-    levels = {view: session.store.open(session.key(base, split, view)) for view in names}
+    at = nearest(session, depth, split, clean=clean) if base is None else base
+    names = views.views_at(session.run.recipe, at, split, clean=clean)
+    try:
+        levels = {view: session.store.open(session.key(at, split, view)) for view in names}
+    except LevelAbsent:
+        if base is not None or not at:
+            raise
+        return features(session, depth, split, clean=clean)  # evicted meanwhile: the next nearest
+    base = at
     layers = [frozen_layer(session.run, j, session.device) for j in range(base + 1, depth + 1)]
     stored = codec_of(next(iter(levels.values())), session.device)  # all views have the same scales
     return Features(session, levels, base, stored, layers)

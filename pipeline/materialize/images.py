@@ -169,6 +169,28 @@ def _memo(session: Session, signature: str) -> Path:
     return session.store.root / "sources" / f"{name}.json"
 
 
+def surveyed(session: Session, source: Source) -> dict[str, Any]:
+    """What :func:`order_of_rows` asks, by listing; of images that were broken, by the record of the
+    survey, or by looking again. Raises RunConflict: there are more images now, or fewer."""
+    known = session.run.data()
+    assert known is not None
+    kept: Mapping[str, Any] = {split: np.arange(source.count(split)) for split in SPLITS}
+    if known["broken_count"]:
+        try:
+            kept = unseal(_memo(session, known["signature"]), session.store.files, "kept")["kept"]
+        except (FileNotFoundError, LevelDamaged):
+            kept = survey(source, skip_broken=True).kept
+    there, was = sum(map(source.count, SPLITS)), [known[split] for split in SPLITS]
+    sizes = [len(kept[split]) for split in SPLITS if kept[split][-1] < source.count(split)]
+    if sizes != was or there != sum(was) + known["broken_count"]:
+        raise RunConflict(
+            f"the source has {there:,} images, or they are in other splits; the run was made from "
+            f"{sum(was):,}, and {known['broken_count']:,} broken. Restore them, or name them with "
+            "--data"
+        )
+    return {"kept": kept, "scales": known.get("scales", {})}
+
+
 def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any]:
     total = sum(source.count(split) for split in SPLITS)
     if session.crew is not None:
@@ -240,12 +262,13 @@ class ImageShards:
                 first, last = self.shape.shard_range(shard)
                 images = np.empty((last - first, *self.shape.sample), np.uint8)
                 with timing.computing():
-                    for row, image in enumerate(pool.map(self._pixels, self.samples[first:last])):
+                    for row, image in enumerate(pool.map(self.pixels, self.samples[first:last])):
                         images[row] = image
                         timing.tick(1)
                 yield shard, images
 
-    def _pixels(self, sample: np.int64) -> np.ndarray:
+    def pixels(self, sample: np.int64) -> np.ndarray:
+        """uint8 (channel, y, x) of one sample. Raises DataError: it has changed meanwhile."""
         data, i = self.recipe.data, int(sample)
         try:
             image, found = read(self.source, self.split, i, self.scales)

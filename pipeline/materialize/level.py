@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from strata.pipeline.errors import ClusterError, one_line
+from strata.pipeline.interrupt import patience
 from strata.pipeline.materialize.cluster.submit import Dispatch, refusal
 from strata.pipeline.materialize.timing import NAMED, Done, Timing, limit
 from strata.pipeline.progress import duration, size
 from strata.pipeline.run import levels, rundir
 from strata.pipeline.run.rundir import Run
-from strata.pipeline.run.session import Session, patience
+from strata.pipeline.run.session import Session
 from strata.pipeline.run.stores import StoreAddress
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.write.shard import Published, ShardWriter
@@ -62,12 +63,14 @@ def locked_writer(session: Session, key: LevelKey, shape: Geometry) -> Iterator[
     levels.refer_to(session.run, session.store)
     shape = session.store.geometry(key) or shape
     writer = session.store.writer(key, shape, session.run.lineage(key.depth))
-    with writer.lock(patience(session)):
+    waiting = patience(session.stop, session.report)
+    with writer.lock(waiting):
         if levels.is_current(session.store, key):
             yield None
             return
         if writer.committed():
-            session.store.remove_level(key)  # made from a level below that has changed since
+            # It was made from a level below that has changed since.
+            session.store.remove_level(key, waiting)
         writer.begin()
         yield writer
 

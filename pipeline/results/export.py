@@ -40,7 +40,7 @@ from strata.pipeline.run.rundir import LOGITS, Run
 from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train.evaluation import evaluate
 from strata.stages.errors import UnusableNetwork
-from strata.stages.network.block_source import first_line
+from strata.stages.foreign import first_line
 from strata.stages.network.blocks import Block
 from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.solve.evaluate import ensemble as summed

@@ -39,9 +39,11 @@ def write_report(overview: Overview) -> Report:
     Raises:
         NotThereYet: nothing has been solved.
     """
-    run, report = overview.existing(), collect(overview)
-    replace(run.directory, "report.json", (json.dumps(report, indent=1) + "\n").encode())
-    replace(run.directory, "report.html", render(report).encode())
+    run = overview.existing()
+    with run.in_turn():
+        report = collect(overview)
+        replace(run.directory, "report.json", (json.dumps(report, indent=1) + "\n").encode())
+        replace(run.directory, "report.html", render(report).encode())
     return report
 
 

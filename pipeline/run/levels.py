@@ -76,8 +76,8 @@ def refer_to(run: Run, store: Store) -> None:
 
     A store that is only read takes no notes.
     """
-    note = reference(run.directory, [(node.depth, node.fingerprint) for node in run.nodes()])
-    with suppress(StoreRefused):
+    with run.in_turn(), suppress(StoreRefused):
+        note = reference(run.directory, [(node.depth, node.fingerprint) for node in run.nodes()])
         refer(store.root, note, store.files)
 
 

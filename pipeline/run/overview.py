@@ -17,9 +17,11 @@ from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.run import rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
+from strata.pipeline.run.record import RUN
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.stores import open_store
 from strata.store.feature_store import Store
+from strata.store.files.files import DISK
 from strata.store.fingerprint import differences
 
 
@@ -34,6 +36,15 @@ class Overview:
     store: Store
     text: str
     """The recipe's TOML."""
+    held: object = None
+    """Nobody removes the run while this lives."""
+
+    def again(self, options: Options) -> Overview:
+        """Look at the run again, after another process may have had it."""
+        held, run = DISK.share(self.directory / RUN), rundir.find(self.directory)
+        if run is not None:
+            _check_matches(run, self.recipe, options)
+        return replace(self, run=run, held=held)
 
     def inventory(self) -> Inventory:
         """What exists of the run."""
@@ -86,17 +97,9 @@ def find(options: Options) -> Overview:
     name, text, folder = builtin.text_of(options.recipe)
     loaded = parse(text, options.recipe, folder)
     place = options.run_dir or Path("runs") / name / str(options.seed)
-    run = rundir.find(place)
+    held, run = DISK.share(place / RUN), rundir.find(place)
     if run is not None:
-        asked = {**loaded.science(), "seed": options.seed}
-        found = differences({**run.recipe.science(), "seed": run.seed}, asked)
-        if found := found + rundir.other_files(run, loaded.network):
-            free = next(path for n in count(2) if not Path(path := f"{place}-{n}").exists())
-            raise RunConflict(
-                f"{place} was made with another recipe ({place / 'recipe.toml'}): "
-                f"{'; '.join(found[:3])}{' …' if len(found) > 3 else ''}. Choose another directory "
-                f"with --run: for {options.recipe} for example --run {free}"
-            )
+        _check_matches(run, loaded, options)
         # The same network, and perhaps the run knows its blocks.
         loaded = replace(loaded, network=run.recipe.network)
     if isinstance(loaded.network, NamedNetwork) and not loaded.network.known:
@@ -104,4 +107,17 @@ def find(options: Options) -> Overview:
         report.say(f"reading the blocks of {loaded.network.name}: this imports torch, once per run")
     loaded.check_layers()
     store = open_store(options.store, options.read_cache)
-    return Overview(name, loaded, place, run, store, text)
+    return Overview(name, loaded, place, run, store, text, held)
+
+
+def _check_matches(run: Run, wanted: Recipe, options: Options) -> None:
+    """Raises RunConflict unless a run was made from a recipe, its files and a seed."""
+    place, asked = run.directory, {**wanted.science(), "seed": options.seed}
+    found = differences({**run.recipe.science(), "seed": run.seed}, asked)
+    if found := found + rundir.other_files(run, wanted.network):
+        free = next(path for n in count(2) if not Path(path := f"{place}-{n}").exists())
+        raise RunConflict(
+            f"{place} was made with another recipe ({place / 'recipe.toml'}): "
+            f"{'; '.join(found[:3])}{' …' if len(found) > 3 else ''}. Choose another directory "
+            f"with --run: for {options.recipe} for example --run {free}"
+        )

@@ -19,6 +19,7 @@
         sweep_final/NAME/…              classifiers of x_J, layer J frozen
         probe_1/linear/ cnn-2/ …        probes of x_1 (pipeline/run/probe_results.py)
         evaluation.json  report.json  report.html
+        LOCK                            held while somebody works on the run
         baseline/plain/                     the network trained end to end: weights, curve, test
                 result.json                 logits, and a record as of a layer; see baseline.py
                 network/                    its layers as a run, to be probed
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from hashlib import file_digest
 from pathlib import Path
@@ -46,11 +48,12 @@ from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
 from strata.stages.network.blocks import Block
 from strata.store.files import publish
+from strata.store.files.files import DISK
 from strata.store.files.publish import TEMPORARY, make_directory
 from strata.store.fingerprint import differences
 
 BASELINE, TRANSFER, NETWORK = "baseline", "transfer", "network"
-QUANTISER, LOGITS = "quantiser.safetensors", "test_logits.npy"
+QUANTISER, LOGITS, LOCK = "quantiser.safetensors", "test_logits.npy", "LOCK"
 NOTE = "strata"
 """Key in the header of a .safetensors for what is not tensors, as JSON."""
 PLACES = ("layer_*", "sweep_*/*", "probe_*/*", f"{BASELINE}/*")
@@ -203,6 +206,17 @@ class Run:
         """Remove a layer's weights and records; the record that vouches for the rest goes first."""
         (self.layer_directory(j) / LAYER).unlink(missing_ok=True)
         shutil.rmtree(self.layer_directory(j), ignore_errors=True)
+
+    def in_turn(self) -> AbstractContextManager[None]:
+        """One process at a time, briefly: who looks last at the run writes last what it saw."""
+        return DISK.alone([self.directory / "recipe.toml"], str(self.directory), lambda who: None)
+
+    def remove(self) -> None:
+        """Remove all but the lock, which we must have. A run that lost its layers is one that
+        `clean` finds again, so small files go last, and first of them what makes it a run."""
+        paths = [path for path in self.directory.iterdir() if path.name != LOCK]
+        for path in sorted(paths, key=lambda path: (path.is_file(), path.name != RUN)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def find(directory: Path) -> Run | None:

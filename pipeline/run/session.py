@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -97,20 +97,6 @@ class Session:
             there = levels.profile_at(self.run, self.store, j) or self.profiles.get(j)
             profile = there or default_profile(self.store, self.run)
         return level_geometry(recipe, j, data[split], profile)
-
-
-def patience(session: Session) -> Callable[[str], None]:
-    """A function that is called while another process is waited for: it stops if somebody asks us
-    to, and says once for whom we wait."""
-    said = set[str]()
-
-    def waiting(who: str) -> None:
-        session.stop.check()
-        if who not in said:
-            said.add(who)
-            session.report.say(f"{who}: waiting until it is done")
-
-    return waiting
 
 
 def open_session(

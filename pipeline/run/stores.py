@@ -20,7 +20,7 @@ CACHE_BYTES = 20 * 10**9
 
 @dataclass(frozen=True)
 class StoreAddress:
-    """Where another process finds a store. Its credentials are that process' own."""
+    """Where a worker finds a store: the command holds its levels. Credentials are its own."""
 
     place: str
     """Absolute, or a URL."""
@@ -41,7 +41,8 @@ class StoreAddress:
 
     def open(self) -> Store:
         """Raises StoreRefused: the environment says nothing sensible of the object store."""
-        return open_store(self.place, self.read_cache)
+        store = open_store(self.place, self.read_cache)
+        return Store(store.root, store.files, hold=False)
 
     @property
     def files(self) -> Files:

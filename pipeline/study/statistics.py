@@ -87,7 +87,7 @@ def moments(
 
 
 def chosen(
-    found: Overview, layer: int | None, split: str | None, report: Reporter
+    found: Overview, layer: int | None, split: str | None, say: Callable[[str], object]
 ) -> list[LevelKey]:
     """The levels that are there, of those that are asked for (None: of all layers, both splits).
 
@@ -105,7 +105,7 @@ def chosen(
         if state == "complete":
             there.append(key)
         elif state != "absent":
-            report.say(f"{key.label} is {state}, and left out")
+            say(f"{key.label} is {state}, and left out")
     if not there:
         what = ("level", f"x_{layer}" if layer else "", split or "")
         raise NotThereYet(

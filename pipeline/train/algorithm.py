@@ -16,6 +16,7 @@ from strata.pipeline.run.levels import inventory, refer_to
 from strata.pipeline.run.session import Session
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.train import solve
+from strata.store.errors import LevelBusy
 
 
 def make(
@@ -58,5 +59,9 @@ def _evict_below(session: Session, depth: int) -> None:
     """Remove the features below x_depth."""
     nodes = session.run.nodes()
     for j in range(1, depth):
-        if freed := session.store.remove(j, nodes[j].fingerprint):
-            session.report.say(f"removed x_{j}, which is not needed any more: {size(freed)} freed")
+        try:
+            if freed := session.store.remove(j, nodes[j].fingerprint):
+                said = f"removed x_{j}, which is not needed any more: {size(freed)} freed"
+                session.report.say(said)
+        except LevelBusy as busy:
+            session.report.say(f"x_{j} stays, though it is not needed here any more: {busy}")

@@ -18,6 +18,13 @@ from strata.store.feature_store import Store
 def evaluate(run: Run, store: Store) -> dict[str, Any]:
     """Top-1, top-5 and ensembles of every solved layer, and with every final classifier; confusion
     matrix of the last ensemble. Raises NotThereYet: no layer is solved."""
+    with run.in_turn():
+        result = _evaluation(run, store)
+        record.write(run.directory / EVALUATION, result)
+    return result
+
+
+def _evaluation(run: Run, store: Store) -> dict[str, Any]:
     solved = run.solved()
     if not solved:
         raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata run {run.name}")
@@ -26,7 +33,7 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
     files = [run.layer_directory(j) / LOGITS for j in range(1, solved + 1)]
     logits = [np.load(path, allow_pickle=False) for path in files]
     probabilities = [softmax(z) for z in logits]
-    result = {
+    return {
         "solved": [run.layer(j)["weights"] for j in range(1, solved + 1)],  # pyright: ignore
         "samples": len(labels),
         "layers": [_layer(j, logits, probabilities, labels) for j in range(1, solved + 1)],
@@ -36,8 +43,6 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
             "matrix": confusion(ensemble(probabilities), labels).tolist(),
         },
     }
-    record.write(run.directory / EVALUATION, result)
-    return result
 
 
 def _layer(

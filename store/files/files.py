@@ -9,14 +9,14 @@ import ctypes
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from strata.store.files.lock import hold
+from strata.store.files.lock import Waiting, alone, hold, let_group, shared
 
 SYNC_FILE_RANGE_WRITE = 2
 """sync_file_range(2): begin to write dirty pages, and do not wait."""
@@ -70,7 +70,9 @@ class Files:
 
     def create(self, path: Path) -> int:
         """A new file, open for writing. ``FileExistsError`` if the name is taken."""
-        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        let_group(path)
+        return descriptor
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of ``data`` (bytes, contiguous); returns how many bytes were taken."""
@@ -103,6 +105,7 @@ class Files:
     def make_directory(self, path: Path) -> None:
         """One directory whose parent exists. ``FileExistsError`` if it is there."""
         path.mkdir()
+        let_group(path)
 
     def remove_directory(self, path: Path) -> None:
         """One empty directory."""
@@ -184,11 +187,23 @@ class Files:
         existing = next(p for p in (path, *path.absolute().parents) if p.exists())
         return shutil.disk_usage(existing).free
 
-    def lock(
-        self, path: Path, what: str, waiting: Callable[[str], None] | None
-    ) -> AbstractContextManager[None]:
-        """See :func:`strata.store.files.lock.hold`."""
+    # ---- who works where ----------------------------------------------------------------------
+
+    def lock(self, path: Path, what: str, waiting: Waiting) -> AbstractContextManager[None]:
+        """Be the only writer: see :func:`strata.store.files.lock.hold`."""
         return hold(path, what, waiting)
+
+    def share(self, path: Path) -> object:
+        """Something to hold while what a file vouches for is read: nobody removes the file then.
+        None: there is no such file."""
+        descriptor = shared(path)
+        return None if descriptor is None else Descriptor(descriptor)
+
+    def alone(
+        self, paths: Sequence[Path], what: str, waiting: Waiting
+    ) -> AbstractContextManager[None]:
+        """Be about to remove files: see :func:`strata.store.files.lock.alone`."""
+        return alone(paths, what, waiting)
 
 
 class WholeFiles(Files, ABC):

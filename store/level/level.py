@@ -12,7 +12,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -54,10 +54,15 @@ class Level:
     shards: ShardTable
     """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
     files: Files = field(default=DISK, repr=False)
+    held: object = field(default=None, repr=False)
+    """Nobody removes the level while this lives: see :meth:`Files.share`."""
 
     @classmethod
-    def open(cls, root: Path, key: LevelKey, files: Files = DISK) -> Level:
+    def open(cls, root: Path, key: LevelKey, files: Files = DISK, *, hold: bool = True) -> Level:
         """Open a level by its commit.
+
+        Args:
+            hold: while the level lives nobody removes it. False: somebody else sees to that.
 
         Raises:
             LevelAbsent: no commit.
@@ -66,12 +71,17 @@ class Level:
             LevelStale: the commit has another format.
         """
         directory = key.directory(root)
+        held = files.share(directory / COMMIT) if hold else None
         body = read_commit(directory, key, files)
         facts = {name: body[name] for name in ("content_root", "parent", "auxiliary", "shards")}
-        level = cls(directory, key, geometry_of(body), **facts, files=files)
+        level = cls(directory, key, geometry_of(body), **facts, files=files, held=held)
         read_hashed(directory / "zarr.json", body["zarr_json"]["sha256"], files)
         level.check_sizes()
         return level
+
+    def let_go(self) -> Level:
+        """Give a level with the same rows that others may remove."""
+        return replace(self, held=None)
 
     def __len__(self) -> int:
         return self.geometry.rows
@@ -137,11 +147,11 @@ class Level:
     @cached_property
     def _piece(self) -> Callable[[int], np.ndarray]:
         kept = self.files.maps_kept if self.geometry.profile == "raw" else CHUNKS_KEPT
-        return lru_cache(kept)(self._decoded)
+        return lru_cache(kept)(self.let_go()._decoded)  # no ring, which would live on
 
     @cached_property
     def _checks(self) -> Checks:
-        return Checks((self,))
+        return Checks((self.let_go(),))
 
     def _decoded(self, piece: int) -> np.ndarray:
         """Rows of a raw shard, mapped, or of a packed inner chunk, by its number in the level."""

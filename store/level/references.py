@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,9 +55,11 @@ def refer(root: Path, note: Reference, files: Files = DISK) -> None:
         DiskFull, StoreRefused: the store cannot be written.
     """
     directory, data = root / REFERENCES, sealed(asdict(note))
-    if not files.exists(directory / note.name) or files.read(directory / note.name) != data:
-        make_directory(directory, files)
-        replace(directory, note.name, data, files)
+    with suppress(FileNotFoundError):  # or somebody collects garbage at this moment
+        if files.read(directory / note.name) == data:
+            return
+    make_directory(directory, files)
+    replace(directory, note.name, data, files)
 
 
 def references(root: Path, files: Files = DISK) -> list[Reference]:
@@ -66,13 +69,17 @@ def references(root: Path, files: Files = DISK) -> list[Reference]:
         LevelDamaged: a note cannot be read, so nobody knows what that run uses.
     """
     directory = root / REFERENCES
-    names = (name for name in files.names(directory) if name.endswith(".json"))
-    notes = (unseal(directory / name, files, "host") for name in names)
-    return [Reference(note["run"], note["host"], tuple(note["levels"])) for note in notes]
+    found: list[Reference] = []
+    for name in files.names(directory):
+        with suppress(FileNotFoundError):  # it was forgotten meanwhile
+            if name.endswith(".json"):
+                note = unseal(directory / name, files, "host")
+                found.append(Reference(note["run"], note["host"], tuple(note["levels"])))
+    return found
 
 
 def forget(root: Path, note: Reference, files: Files = DISK) -> None:
     """Remove a note."""
     path = root / REFERENCES / note.name
-    with refusals(path):
+    with refusals(path), suppress(FileNotFoundError):
         files.unlink(path)

@@ -8,10 +8,12 @@ its name has lost, or has won and lost the answer: the bytes tell.
 
 from __future__ import annotations
 
+import gc
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
@@ -19,10 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from strata.store.errors import StoreRefused
 from strata.store.files.files import Descriptor, Opened
+from strata.store.files.lock import EVERY, Waiting
 from strata.store.level.level import COMMIT
 from strata.store.s3.read_cache import ReadCache
 from strata.store.s3.s3 import S3Bucket
+from strata.store.s3.signs import READS, REMOVES, WRITES, Sign
 
 REQUESTS = 16
 """Requests under way at a time: each waits for the network most of its time."""
@@ -113,17 +118,63 @@ class Objects(S3Bucket):
     # ---- several writers ------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self, path: Path, what: str, waiting: Callable[[str], None] | None) -> Iterator[None]:
-        """Lock nothing: of several writers, who puts an object first has written it. Whoever comes
-        here is going to write, so the server is asked once whether it tells them apart.
+    def lock(self, path: Path, what: str, waiting: Waiting) -> Iterator[None]:
+        """Lock nothing: of several writers, who puts an object first has written it. Who removes
+        is told, though. Whoever comes here is going to write, so the server is asked once whether
+        it tells writers apart.
 
         Raises:
-            StoreRefused: it does not, or the object store refuses, or is not to be had.
+            LevelBusy: it is being removed.
+            StoreRefused: the server does not, or the object store refuses, or is not to be had.
         """
         if self.conditional and not self._checked:
             self.check_conditions(path.parent)
             self._checked = True
-        yield
+        sign = Sign(self, path.with_suffix(""), WRITES)
+        try:
+            sign.refuse_beside(REMOVES)
+            yield
+        finally:
+            sign.remove()
+
+    def share(self, path: Path) -> object:
+        """A sign that the level of a commit is read; who may not write reads without.
+
+        Raises:
+            LevelBusy: it is being removed.
+        """
+        try:
+            sign = Sign(self, _signs(path), READS)
+        except StoreRefused as error:
+            if "access is denied" not in str(error):
+                raise
+            return self
+        sign.refuse_beside(REMOVES)
+        return sign
+
+    @contextmanager
+    def alone(self, paths: Sequence[Path], what: str, waiting: Waiting) -> Iterator[None]:
+        """Be about to remove levels, by their commits.
+
+        Raises:
+            LevelBusy: others write or remove them, or read them and nobody wants to wait.
+        """
+        gc.collect()  # levels that nobody has any more are not read
+        with ExitStack() as stack:
+            for place in sorted(set(map(_signs, paths))):
+                sign = Sign(self, place, REMOVES)
+                stack.callback(sign.remove)
+                sign.refuse_beside(WRITES, REMOVES)
+                while waiting and (busy := sign.others(READS)):
+                    waiting(busy[0])
+                    time.sleep(EVERY)
+                sign.refuse_beside(READS)
+            yield
+
+
+def _signs(path: Path) -> Path:
+    """Where the signs are at the levels beside that of a commit."""
+    return path.parents[2] / "locks" / path.parents[1].name
 
 
 class RemoteShard:

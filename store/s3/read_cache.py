@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from strata.store.errors import FULL, LevelDamaged, refusals
+from strata.store.files.lock import opened
 
 Fetch = Callable[[], Iterable[bytes | memoryview]]
 
@@ -54,8 +55,8 @@ class ReadCache:
         path = self.directory / sha256
         while nbytes <= self.budget:
             with refusals(path):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_CREAT | os.O_RDONLY, 0o644)
+                descriptor = opened(path, os.O_CREAT | os.O_RDONLY)
+                assert descriptor is not None
             try:
                 room = self._arrived(descriptor, path, nbytes, fetch, where)
                 with refusals(path):
@@ -114,7 +115,9 @@ class ReadCache:
 
     def _admitted(self, path: Path, nbytes: int) -> bool:
         """Take so many bytes of the budget, removing what was not opened for longest."""
-        with (self.directory / "LOCK").open("a") as lock:
+        descriptor = opened(self.directory / "LOCK", os.O_CREAT | os.O_RDONLY)
+        assert descriptor is not None
+        with os.fdopen(descriptor, "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.truncate(path, 0)  # what a killed process left
             copies: list[tuple[int, int, Path]] = []

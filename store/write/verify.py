@@ -17,6 +17,7 @@ from typing import Any
 
 from strata.store.errors import LevelDamaged, LevelStale, refusals
 from strata.store.files.files import DISK, Files
+from strata.store.files.lock import Waiting
 from strata.store.files.publish import make_directory, present, read_hashed, replace, unseal
 from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level.layout import LevelKey
@@ -63,13 +64,14 @@ def level_directories(root: Path, files: Files = DISK) -> list[Path]:
 def check_level(
     root: Path, directory: Path, *, deep: bool = False, files: Files = DISK
 ) -> list[Damage]:
-    """Every damaged file of a committed level; of one without a commit none, since it is not done.
+    """Every damaged file of a level; of one without a commit, which is not done, only ``deep``, and
+    then of what has a receipt.
 
     Args:
         deep: hash the shards, too. Those of a level whose commit cannot be read are always hashed.
     """
     if not files.exists(directory / COMMIT):
-        return []
+        return _by_receipts(directory, files) if deep else []
     try:
         body = commit_of(directory, files)
     except LevelDamaged as error:
@@ -161,12 +163,14 @@ def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None 
 
 
 def _by_receipts(directory: Path, files: Files) -> list[Damage]:
-    """The shards of a level whose commit cannot be read, always by hash."""
+    """The shards of a level whose commit is not there or cannot be read, always by hash."""
     entries, damaged = [], []
-    for name in files.names(directory / RECEIPTS):
-        path = directory / RECEIPTS / name
+    for path in (directory / RECEIPTS / name for name in files.names(directory / RECEIPTS)):
         try:
-            entries.append(unseal(path, files, CHECKSUMS))
+            if path.suffix == ".json":  # no temporary file
+                entries.append(unseal(path, files, CHECKSUMS))
+        except FileNotFoundError:  # a writer makes it again
+            continue
         except LevelDamaged:
             damaged.append(Damage(path, NOT_ITSELF, directory))
     return [*damaged, *_shards(directory, entries, True, files)]
@@ -230,9 +234,11 @@ def _move(path: Path, target: Path, files: Files) -> None:
         files.sync_directory(target.parent)
 
 
-def forget_damage(root: Path, directory: Path, files: Files = DISK) -> list[Damage]:
+def forget_damage(
+    root: Path, directory: Path, files: Files = DISK, waiting: Waiting = None
+) -> list[Damage]:
     """Make of a damaged level one that is not finished, for a writer to go on with; returns what
-    was damaged. Nobody else may be writing.
+    was damaged. Nobody else may be writing; who reads it is waited for, unless ``waiting`` is None.
 
     The commit goes before the first shard does, so that no reader meets a level in repair, and
     after the damaged small files: nobody looks for damage in a level without a commit, and a writer
@@ -250,14 +256,15 @@ def forget_damage(root: Path, directory: Path, files: Files = DISK) -> list[Dama
         known = body[SHARDS]
     make_directory(directory / RECEIPTS, files)
     small = {d.path for d in damaged if d.shard is None and d.path.name != COMMIT}
-    for path in (*sorted(small), directory / COMMIT):
-        if writer is not None and path.name == ZARR:
-            replace(directory, ZARR, writer.metadata, files)
-            continue
-        with refusals(path):
-            with contextlib.suppress(FileNotFoundError):
-                files.unlink(path)
-            files.sync_directory(path.parent)
+    with files.alone([directory / COMMIT], f"{directory.parent.name} {directory.name}", waiting):
+        for path in (*sorted(small), directory / COMMIT):
+            if writer is not None and path.name == ZARR:
+                replace(directory, ZARR, writer.metadata, files)
+                continue
+            with refusals(path):
+                with contextlib.suppress(FileNotFoundError):
+                    files.unlink(path)
+                files.sync_directory(path.parent)
     bad = {damage.shard for damage in damaged}
     for damage in damaged:
         if damage.shard is not None:

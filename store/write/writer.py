@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from strata.store.errors import LevelConflict, LevelDamaged, refusals
 from strata.store.files.files import DISK, Files, WholeFiles
+from strata.store.files.lock import Waiting
 from strata.store.files.publish import (
     TEMPORARY,
     make_directory,
@@ -69,7 +70,7 @@ class LevelWriter(ShardWriter):
         self.intent = sealed({LINEAGE: list(lineage)})
 
     @contextlib.contextmanager
-    def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    def lock(self, waiting: Waiting = None) -> Iterator[None]:
         """Be the only writer of this x_depth for the block.
 
         Args:
@@ -85,7 +86,7 @@ class LevelWriter(ShardWriter):
             yield
 
     @contextlib.contextmanager
-    def locked(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    def locked(self, waiting: Waiting = None) -> Iterator[None]:
         """:meth:`lock` and :meth:`begin`."""
         with self.lock(waiting):
             self.begin()

@@ -345,6 +345,7 @@ OPTIONS = {
     "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--sweeps", "--dry-run", "--yes"},
     "verify": WORK | LAYER | CLUSTER | {"--deep", "--repair"},
+    "audit": WHERE | LAYER | {"--device", "--data", "--data-root", "--rows", "--draw"},
     "explain": WHERE | LAYER,
     "evict": WHERE | LAYER | {"--force"},
     "du": {"--store", "--json"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -99,6 +100,7 @@ def test_the_commands_of_a_store(far: Remote) -> None:
     states = [level["state"] for layer in status["layers"] for level in layer["levels"]]
     assert set(states) == {"complete"}
     assert far.do("verify", "--deep").rc == 0
+    assert "x_2 test: 300 of 300 equal" in far.do("audit").out
     assert far.do("plan").rc == 0
     assert far.do("evaluate").rc == 0
     used = here("du", "--store", far.store, "--json").json
@@ -146,6 +148,23 @@ def test_damage_is_named_and_mended_to_the_same_bytes(far: Remote) -> None:
     assert mended.rc == 0, mended.err
     assert "the same values as before" in mended.out
     assert levels(far.objects) == before
+
+
+def test_what_lies_beside_the_levels_is_looked_at_too(far: Remote) -> None:
+    assert far.do("materialize", "--layer", 2).rc == 0  # leaves its note
+    files, root = far.objects.files, far.objects.root
+    (name,) = files.names(root / "runs")
+    path, stranger = root / "runs" / name, root / "notes.txt"
+    data = bytearray(files.read(path))
+    data[50] ^= 4
+    files.put(path, bytes(data))  # pyright: ignore
+    files.put(stranger, b"mine")  # pyright: ignore
+    said = far.do("verify", "--deep", "--json")
+    assert said.rc == 10
+    assert [one["path"] for one in json.loads(said.out)["damaged"]] == [str(path)]
+    assert [one["path"] for one in json.loads(said.out)["strange"]] == [str(stranger)]
+    assert far.do("verify", "--deep", "--repair").rc == 0
+    assert references(root, files)
 
 
 def test_a_damaged_shard_is_never_trained_from(far: Remote) -> None:

@@ -11,6 +11,7 @@ from root import ROOT
 
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks/gpu")]
 
+import audit  # noqa: E402
 import compression  # noqa: E402
 import dask_materialize  # noqa: E402
 import depth_figure  # noqa: E402
@@ -62,6 +63,19 @@ def test_what_eight_problems_on_one_read_save() -> None:
     ]
     assert all(cases[name]["same_bits"] for name in CASES)
     assert all(cases[name]["holds"] for name in CASES[:3])
+
+
+def test_an_audit_finds_what_it_says() -> None:
+    found, page = result("audit"), (ROOT / "docs/durability.md").read_text("utf-8").splitlines()
+    mutants, seconds = found["mutants"], found["seconds"]
+    assert mutants["mutants"] >= 1000
+    assert set(mutants["by_kind"]) == {*audit.MUTANTS, "a label changed"}
+    assert all(one["holds"] for one in mutants["by_share"])
+    assert all(mutants["by_kind"][kind]["holds"] for kind in audit.MUTANTS)
+    assert mutants["by_kind"]["a label changed"]["caught"] == 1.0
+    assert [row for row in audit.table(mutants) if row not in page] == []
+    said = [one["seconds"] for one in seconds.values() if isinstance(one, dict)]
+    assert f"{min(said):.0f} to {max(said):.0f} seconds" in "\n".join(page)
 
 
 def test_how_separable_depths_are() -> None:

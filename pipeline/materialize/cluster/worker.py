@@ -153,7 +153,8 @@ def serve(task: bytes, item: Any) -> Any:
         with state.room, _as_refusals():
             return work(item)
     except Exception as raised:
-        if exit_code(error := ours(raised)) is None:
+        error = ours(raised)
+        if exit_code(error) is None or not isinstance(error, Exception):
             raise
         failed = Failed(state.label, error, work is None or isinstance(error, StoreRefused))
         if failed.alone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from strata.stages.errors import UnusableNetwork
 from strata.stages.network.block_reading import read_blocks
 from strata.stages.network.block_source import construct
 from strata.stages.network.blocks import Origin
-from strata.stages.network.network import build_layer
+from strata.stages.network.network import build
 
 READS = """
 from pathlib import Path
@@ -36,7 +37,7 @@ def conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def origin(place: Path, code: str, **more: str) -> Origin:
+def origin(place: Path, code: str, **more: Any) -> Origin:
     return Origin("net.py:blocks", (), code, str(place), **more)
 
 
@@ -88,10 +89,10 @@ def test_two_folders_may_have_helpers_of_one_name(tmp_path: Path) -> None:
 
 def test_the_text_of_a_helper_is_a_part_of_the_block(place: Path) -> None:
     block = read_blocks(origin(place, READS.format("one.pt")), (1, 8, 8))[0]
-    build_layer(block, None)
+    build([block], None)[0]
     (place / "helper.py").write_text(HELPER + "\n")
     with pytest.raises(UnusableNetwork, match="is not what the run was made with"):
-        build_layer(block, None)
+        build([block], None)[0]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,8 @@ def blocks(): return [Later(1, 4, 3, padding=1)]
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "SystemExit"])
 def test_what_fails_later_is_told_with_file_and_line(tmp_path: Path, kind: str) -> None:
-    layer = build_layer(read_blocks(origin(tmp_path, LATER.format(kind)), (1, 8, 8))[0], None)
+    blocks = read_blocks(origin(tmp_path, LATER.format(kind)), (1, 8, 8))
+    layer = build([blocks[0]], None)[0]
     with pytest.raises((RuntimeError, SystemExit)) as error:
         layer(torch.zeros(1, 1, 9, 9))
     ours = errors.ours(error.value)

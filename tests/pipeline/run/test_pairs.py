@@ -1,0 +1,27 @@
+"""Random pairs of commands within a second of each other: see ``pairs_of_commands``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from command import environment
+from root import PYTHONPATH, ROOT
+
+
+@pytest.mark.parametrize("pairs", [12, pytest.param(60, marks=pytest.mark.slow)])
+def test_nobody_is_robbed(pairs: int) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/support/pairs_of_commands.py"), str(1000), str(pairs)],
+        cwd=ROOT,
+        env={**environment(), "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=60 * pairs,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["wrong"] == []
+    assert sum(found["ended"].values()) == pairs
