@@ -142,24 +142,3 @@ def test_a_survey_of_before_there_were_scales_is_made_again(tmp_path: Path) -> N
     shutil.rmtree(next((tmp_path / "s").glob("x_0-*")))
     assert inside(tmp_path, *RUN).rc == 0
     assert "sums" in images.unseal(memo, files)
-
-
-def test_a_worker_that_lists_other_files_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sample is a number: with one file more, it would be another one."""
-    root = pets(tmp_path / "pets")
-    recipe(tmp_path, **PETS)
-
-    def by_a_worker(session: Any, writer: Any, rows: Any, task: Any, **_: Any) -> None:
-        begun = session.run, writer
-        monkeypatch.setattr(images.RunAddress, "begun", lambda *_: begun)
-        with task():
-            pass  # as it was surveyed
-        shutil.copy(root / "train/cat/1.png", root / "train/cat/0.png")
-        with task():
-            pytest.fail("the worker sees another file")
-
-    monkeypatch.setattr(images, "write_level", by_a_worker)
-    found = inside(tmp_path, *RUN)
-    assert "imagefolder:pets holds, here, other files than the command sees" in found.error
