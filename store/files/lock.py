@@ -25,6 +25,8 @@ from strata.store.errors import LevelBusy, StoreRefused, refusals
 
 EVERY = 0.1
 """Seconds between two tries."""
+TRIES = 10
+"""How often a directory is made that others may remove; some file systems let nobody make one."""
 SHOWN = 80
 """Letters of a command that are shown."""
 SHARED = stat.S_ISGID | stat.S_IWGRP
@@ -103,8 +105,9 @@ def _acquired(path: Path, flags: int, kind: int, said: str, waiting: Waiting) ->
                         raise LevelBusy(who)
                     waiting(who)
                     time.sleep(EVERY)
-                if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(descriptor), path.stat()):
+                        return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -117,7 +120,7 @@ def opened(path: Path, flags: int) -> int | None:
     is no file, and ``flags`` do not say to make one, and its directory."""
     make, directory = flags & os.O_CREAT, path.parent
     with refusals(path):
-        while True:
+        for again in reversed(range(TRIES)):
             try:
                 if make and not directory.exists():
                     missing = [p for p in (directory, *directory.parents) if not p.exists()]
@@ -131,10 +134,13 @@ def opened(path: Path, flags: int) -> int | None:
             except FileNotFoundError:  # its directory may have gone at this moment
                 if not make:
                     return None
+                if not again:
+                    raise
             except PermissionError:
                 if not path.exists():
                     raise
                 return os.open(path, os.O_RDONLY)
+    return None
 
 
 def let_group(path: Path) -> None:

@@ -232,8 +232,9 @@ def place(tmp_path: Path) -> Path:
     """A directory that every user may look into."""
     if os.geteuid():
         pytest.skip("only root can be two users")
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    for path in (tmp_path, *tmp_path.parents):
+        if not path.stat().st_mode & 0o001:
+            path.chmod(0o755)
     return tmp_path
 
 
@@ -332,4 +333,9 @@ def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
         pytest.raises(StoreRefused, match="not a directory"),
         hold(tmp_path / "file" / "LOCK", "it"),
     ):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_refused_at_once() -> None:
+    with pytest.raises(StoreRefused, match="/proc/x/LOCK"), hold(Path("/proc/x/LOCK"), "x"):
         pass
