@@ -12,6 +12,7 @@ from hypothesis import settings
 from root import PYTHONPATH
 
 os.environ["PYTHONPATH"] = PYTHONPATH  # of every process that a test starts
+os.environ.pop("COLUMNS", None)  # tables are as wide as they are where nobody looks
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in those: there are as many tests as cores
 
 if TYPE_CHECKING:
