@@ -155,8 +155,8 @@ def test_names_are_shown_as_they_are(tmp_path: Path, name: str) -> None:
     (tmp_path / "tiny.toml").write_text(TEXT)
     place = Place(tmp_path, f"runs/{name}")
     assert place.do("train", "--layer", 1).rc == 0
-    assert name in here("du", "--store", place.store).out
-    assert name in place.do("status").out
+    for shown in (here("du", "--store", place.store).out, place.do("status").out):
+        assert name in " ".join(shown.split())  # a long title is folded between words
 
 
 def test_a_bar_shows_names_as_they_are(
