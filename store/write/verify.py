@@ -87,7 +87,9 @@ def check_level(
         deep: hash the shards, too. Those of a level whose commit cannot be read are always hashed.
     """
     if not files.exists(directory / COMMIT):
-        return _by_receipts(directory, files) if deep else []
+        # A killed removal leaves receipts without shards: the next writer makes those again.
+        found = _by_receipts(directory, files) if deep else []
+        return [damage for damage in found if files.exists(damage.path)]
     try:
         body = commit_of(directory, files)
     except LevelDamaged as error:
@@ -263,7 +265,8 @@ def forget_damage(
     was begun, is written again if the commit can be read. Damaged shards go to quarantine. A
     receipt alone is written again from its shard, if the commit vouches for that.
     """
-    damaged = check_level(root, directory, deep=True, files=files)
+    finished = files.exists(directory / COMMIT)  # or else the next writer looks at all there is
+    damaged = check_level(root, directory, deep=True, files=files) if finished else []
     if not damaged:
         return []
     writer, known = None, ()

@@ -199,7 +199,7 @@ def test_a_flipped_byte_beside_a_level_is_refused_by_name(session: Session) -> N
 def test_a_level_that_was_removed_is_made_again_with_the_same_scales(session: Session) -> None:
     key = session.key(1, "train", "plain")
     materialize(session, 1)
-    before = session.store.open(key)
+    before = session.store.open(key).let_go()
     session.store.remove(1, key.fingerprint)
     materialize(session, 1)
     after = session.store.open(key)

@@ -273,7 +273,7 @@ def test_a_shard_that_is_gone_or_changed_is_named(bucket: str, tmp_path: Path) -
 
 def test_damage_is_found_and_mended(bucket: str) -> None:
     store = connect(bucket)
-    level = write(store)
+    level = write(store).let_go()
     before = contents(store)
     broken = [level.path(1), receipt_path(level.directory, 2), level.directory / "labels.npy"]
     for path in broken:
