@@ -15,8 +15,8 @@ import hashlib
 import pickle
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 import strata
 from strata.pipeline.errors import exit_code, ours
 from strata.pipeline.plan import hardware
-from strata.store.errors import DiskFull, StoreRefused, refusals
+from strata.store.errors import DiskFull, StoreRefused
 from strata.store.write.writer import PUBLISHERS
 
 if TYPE_CHECKING:
@@ -148,9 +148,8 @@ def serve(task: bytes, item: Any) -> Any:
     state, work = this_worker(), None
     torch.set_num_threads(state.threads)  # of this thread
     try:
-        with _as_refusals():
-            work = state.opened(task)
-        with state.room, _as_refusals():
+        work = state.opened(task)
+        with state.room:
             return work(item)
     except Exception as raised:
         error = ours(raised)
@@ -160,13 +159,3 @@ def serve(task: bytes, item: Any) -> Any:
         if failed.alone:
             time.sleep(LATE_S)
         return failed
-
-
-@contextmanager
-def _as_refusals() -> Iterator[None]:
-    """Raise an OSError of the files of a run, or of images, as one of the store's files."""
-    try:
-        yield
-    except OSError as error:
-        with refusals(Path(error.filename or "a file")):
-            raise
