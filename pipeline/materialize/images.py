@@ -73,11 +73,13 @@ def ensure_images(session: Session) -> None:
     with open_source(
         session.run.source, root=session.options.data_root, download=session.options.download
     ) as source:
-        if not session.options.skip_broken:  # or else it depends on what is left
+        skip = session.options.skip_broken  # then it depends on what is left
+        if not skip:
             _check(session, source, {})
         found = _survey(session, source)
         session.report.say(_table(session, source, found))
-        _check(session, source, found)
+        if skip:
+            _check(session, source, found)
         if known is not None and found["digest"] != known["digest"]:
             raise RunConflict(
                 f"the images of {session.run.source} are not those {session.run.directory} was "
@@ -203,14 +205,22 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
 
 
 @contextmanager
+def _same_source(source: str, data_root: Path, signature: str) -> Iterator[Source]:
+    """The images of a worker. Raises ClusterError: there are other files, by their signature, than
+    the command sees."""
+    with open_source(source, root=data_root) as opened:
+        if opened.signature() != signature:
+            raise ClusterError(f"{source} holds, here, other files than the command sees")
+        yield opened
+
+
+@contextmanager
 def examination(
     source: str, data_root: Path, signature: str
 ) -> Iterator[Callable[[Any], Examined]]:
     """The task of workers that hash and decode spans of images, to say which can be used. Raises
-    ClusterError: there are other files, by their signature, than the command sees."""
-    with open_source(source, root=data_root) as opened:
-        if opened.signature() != signature:
-            raise ClusterError(f"{source} holds, here, other files than the command sees")
+    ClusterError: there are other files than the command sees."""
+    with _same_source(source, data_root, signature) as opened:
         yield lambda span: examine(opened, *span)
 
 
@@ -306,15 +316,13 @@ def image_shards(
         digest: of all good images.
 
     Raises:
-        ClusterError: the record is of other images than the command knows.
+        ClusterError: the record is of other images than the command knows, or there are others.
     """
     run, writer = address.begun(key, shape)
     found = unseal(memo, writer.files)
     if found["digest"] != digest:
         raise ClusterError(f"{memo} is, here, of other images")
-    with open_source(address.source, root=address.data_root) as source:
-        if source.signature() != found["signature"]:
-            raise ClusterError(f"{address.source} holds, here, other files than the command sees")
+    with _same_source(address.source, address.data_root, found["signature"]) as source:
         samples, known = order_of_rows(key, found), _as_surveyed(key.split, found)
         rows = ImageShards(run.recipe, source, key.split, samples, shape, *known)
         yield publishing(writer, rows)
