@@ -94,8 +94,8 @@ def du(options: Options) -> Answer:
         return {f"{path.name}/{name}": n for name, n in files.listed(path).items()}
 
     directories = level_directories(root, files, left_out)
-    told = " ".join(left_out)
-    tops = (path for name in files.names(root) if str(path := root / name) not in told)
+    tops = (root / name for name in files.names(root))
+    tops = (path for path in tops if not any(one.startswith(f"{path}: ") for one in left_out))
     tops = readable(tops, sizes, left_out)
     listed = dict(chain.from_iterable(map(dict.items, tops)))
     found = {
