@@ -11,9 +11,9 @@ from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint
-from strata.store.write.verify import NOT_ITSELF, Damage
+from strata.store.write.verify import DEPTH, NOT_ITSELF, Damage
 
-DEPTH, RECORD = r"x_\d+-[0-9a-f]{12}", "record"
+RECORD = "record"
 TABLE = (
     (rf"(.+/)?{re.escape(TEMPORARY)}[^/]+|calibration-[^/]+/.+", "temporary"),
     (rf"{DEPTH}/intent\.json|{DEPTH}/[\w.]+/(COMMIT|zarr)\.json", "level"),

@@ -38,8 +38,8 @@ from strata.store.write.unfinished import HASH_THREADS
 from strata.store.write.writer import INTENT, LINEAGE
 
 QUARANTINE = "quarantine"
-DEPTH = re.compile(r"x_\d+-[0-9a-f]{12}$")
-"""How directories of levels are called."""
+DEPTH = r"x_\d+-[0-9a-f]{12}"
+"""Pattern of the name that the directory of the levels of one x_depth has."""
 NOT_ITSELF = "it does not match its own sha256, or is of another kind"
 
 
@@ -68,7 +68,8 @@ def level_directories(
     """
 
     def levels(depth: Path) -> list[Path]:
-        if left_out is not None and not (DEPTH.match(depth.name) and files.is_directory(depth)):
+        ours = re.fullmatch(DEPTH, depth.name) and files.is_directory(depth)
+        if left_out is not None and not ours:
             raise LevelDamaged(f"{depth} is no directory of levels")
         found = (depth / name for name in files.names(depth))
         return [directory for directory in found if files.is_directory(directory)]
