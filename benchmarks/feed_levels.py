@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 import checkout  # noqa: F401
-from strata.stages.data.images import open_source, pixels
+from strata.stages.data.images import open_source, square
+from strata.stages.data.values import plain
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Codec, Floats
 from strata.stages.network.featurize import run_layer
@@ -67,7 +68,7 @@ def load_images(data: Path | None, count: int = IMAGES, seed: int = 0) -> np.nda
     with open_source(f"imagefolder:{data}", root=Path()) as source:
         order = np.random.default_rng(seed).permutation(source.count("train"))[:count]
         in_order = np.stack(
-            [pixels(source.image("train", int(i)), SIZE, 3) for i in np.sort(order)]
+            [square(plain(source.image("train", int(i)))[0], SIZE, 3) for i in np.sort(order)]
         )
     return in_order[np.argsort(np.argsort(order))]
 

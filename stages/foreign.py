@@ -2,7 +2,8 @@
 
 It runs as a module does: with ``__file__``, and with its folder first on the path, so that it can
 import what lies beside it. A relative path that it opens is of that folder. What it reads while it
-runs is noted: files beneath the folder belong to it. No torch here.
+runs is noted: files beneath the folder belong to it. torch is imported when a file is run, and not
+before.
 """
 
 from __future__ import annotations

@@ -101,3 +101,21 @@ def _global_state() -> dict[str, object]:
         state["torch's global generator"] = torch.random.get_rng_state().numpy().tobytes()
         state["torch's thread count"] = torch.get_num_threads()
     return state
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """URL of an S3-speaking server of the file's own."""
+    from s3_server import serving
+
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a new bucket there, which this process finds from here on."""
+    from s3_server import new_bucket, use
+
+    use(monkeypatch, server)
+    return new_bucket(server)

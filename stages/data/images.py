@@ -53,14 +53,6 @@ def open_source(spec: str, *, root: Path, download: bool = False) -> Source:
     raise DataError(f"unknown data source {spec!r}, must be {', '.join(_FORMS)}.{near}")
 
 
-def pixels(
-    image: Image.Image, size: int, channels: int, scales: Mapping[str, int] | None = None
-) -> np.ndarray:
-    """uint8 (channels, size, size) of an image of any mode; see `square`, and `plain` for
-    `scales`, of which 8 bits need none."""
-    return square(plain(image, scales or {})[0], size, channels)
-
-
 def square(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """uint8 (channels, size, size) of a plain image, 1 channel being grey and 3 RGB.
 

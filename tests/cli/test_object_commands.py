@@ -13,15 +13,9 @@ import pytest
 from command import environment, start, strata
 from remote import TEXT, Remote, both, levels, local_levels
 from runs import Place, here, made, tiny
-from s3_server import Road, new_bucket, road, serving, use
+from s3_server import Road, new_bucket, road, use
 
 from strata.store.level.references import references
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serving() as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

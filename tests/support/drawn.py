@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strata.stages.data.images import SPLITS, Source, open_source, pixels, survey
+from strata.stages.data.images import SPLITS, Source, open_source, square, survey
+from strata.stages.data.values import plain
 from strata.stages.errors import DataError
 
 SIZE = 12
@@ -18,6 +20,13 @@ SIZE = 12
 
 def noise(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def pixels(
+    image: Image.Image, size: int, channels: int, scales: Mapping[str, int] | None = None
+) -> np.ndarray:
+    """uint8 (channels, size, size) of an image of any mode, as a run reads it."""
+    return square(plain(image, scales or {})[0], size, channels)
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,26 +55,45 @@ def together(*commands: Sequence[object], kill_at: Sequence[int] = ()) -> list[R
 
 
 @contextmanager
-def holding(lock: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds a lock for the block, or until it is killed."""
-    code = (
-        "import sys; from pathlib import Path; from strata.store.files.lock import hold\n"
-        "with hold(Path(sys.argv[1]), 'it'): print('held', flush=True); sys.stdin.read()"
-    )
+def has(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, for the block or until it is killed.
+
+    Args:
+        code: what it does with the path ``sys.argv[1]``; it prints ``ready`` once it has it, and
+            reads stdin to wait.
+    """
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(lock)],
+        [sys.executable, "-c", code, str(path)],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), "PYTHONPATH": PYTHONPATH},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         try:
             assert process.stdout
-            assert process.stdout.readline() == "held\n"
+            assert process.stdout.readline() == "ready\n"
             yield process
         finally:
             process.kill()
+
+
+def holding(lock: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Another process that holds a lock."""
+    code = (
+        "import sys; from pathlib import Path; from strata.store.files.lock import hold\n"
+        "with hold(Path(sys.argv[1]), 'it'): print('ready', flush=True); sys.stdin.read()"
+    )
+    return has(code, lock)
+
+
+def reading(directory: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Another process that has a level open."""
+    code = (
+        "import sys; from strata import open_level\n"
+        "level = open_level(sys.argv[1]); print('ready', flush=True); sys.stdin.read()"
+    )
+    return has(code, directory)
 
 
 def _main(jobs: list[list[str]], kills: list[int]) -> None:

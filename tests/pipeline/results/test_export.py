@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn import pixels
 from PIL import Image
 from runs import Place, made, tiny
 from safetensors.torch import load_file
@@ -18,7 +19,6 @@ from spoil import flip
 
 from strata.pipeline.feed.features import frozen_layer
 from strata.pipeline.results.exported import resized
-from strata.stages.data.images import pixels
 from strata.stages.solve.evaluate import ensemble
 from strata.store.feature_store import Store
 from strata.store.level.layout import LevelKey

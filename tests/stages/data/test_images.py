@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn import SIZE, facts, noise, opened, pack, pets, save
+from drawn import SIZE, facts, noise, opened, pack, pets, pixels, save
 from PIL import Image
 
-from strata.stages.data.images import SPLITS, check_labels, pixels, survey
+from strata.stages.data.images import SPLITS, check_labels, survey
 from strata.stages.errors import BrokenImage, DataError
 
 

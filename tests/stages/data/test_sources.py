@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn import noise, opened, refusal, save
+from drawn import noise, opened, pixels, refusal, save
 from PIL import Image
 
 from strata.stages.data import zoo
-from strata.stages.data.images import check_labels, open_source, pixels, survey
+from strata.stages.data.images import check_labels, open_source, survey
 from strata.stages.errors import BrokenImage, DataError
 
 

@@ -7,20 +7,15 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import environment
-from root import PYTHONPATH
 from small_levels import INTENT, KEY
-from together import holding
+from together import holding, reading
 
 from strata.store.errors import LevelBusy, StoreRefused
 from strata.store.feature_store import Store, open_level
@@ -48,25 +43,6 @@ def write(root: Path) -> Path:
 
 def remove(root: Path) -> int:
     return Store(root).remove(KEY.depth, KEY.fingerprint)
-
-
-@contextmanager
-def reading(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has a level open, for the block or until it is killed."""
-    code = (
-        "import sys; from strata import open_level\n"
-        "level = open_level(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(directory)]
-    how = {"env": {**environment(), "PYTHONPATH": PYTHONPATH}, "text": True}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, **how) as process:  # pyright: ignore
-        try:
-            assert process.stdout
-            assert process.stdout.readline() == "open\n"
-            yield process
-        finally:
-            process.kill()
 
 
 # ---- readers -------------------------------------------------------------------------------------

@@ -21,9 +21,7 @@ from s3_server import (
     Road,
     connect,
     contents,
-    new_bucket,
     road,
-    serving,
     shape,
     use,
     write,
@@ -42,18 +40,6 @@ from strata.store.read.pool import Pool
 from strata.store.read.rows import Rows, RowSource, TakenRows
 from strata.store.s3.s3 import key_of
 from strata.store.write.verify import check_level, forget_damage
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serving() as url:
-        yield url
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    use(monkeypatch, server)
-    return new_bucket(server)
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from command import environment
 from root import PYTHONPATH
-from s3_server import connect, new_bucket, serving, use
+from s3_server import connect
 from small_levels import INTENT, KEY
 
 from strata.store.errors import LevelBusy, StoreRefused
@@ -25,18 +25,6 @@ from strata.store.s3.signs import READS
 
 SHAPE = Geometry(5, (1, 2, 2), "float32", chunk_rows=1, shard_rows=2)
 ROWS = np.arange(20, dtype=np.float32).reshape(5, 1, 2, 2)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serving() as url:
-        yield url
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    use(monkeypatch, server)
-    return new_bucket(server)
 
 
 def write(store: Store) -> None:
