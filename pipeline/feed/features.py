@@ -73,8 +73,8 @@ class Features:
         """
         recipe, compute = self.session.run.recipe, self.session.compute
         if self.stored is not None:
-            width = next(iter(self.levels.values())).geometry.sample[2]
-            x = self.stored.decode(stored, width)
+            channels = next(iter(self.levels.values())).geometry.sample[0]
+            x = self.stored.decode(stored, channels)
         else:
             assert draws is not None
             x = image_views(recipe, stored, draws)

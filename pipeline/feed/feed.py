@@ -126,10 +126,9 @@ class Feed:
 
     def _values(self, x: Tensor, window: Tensor | None) -> Tensor:
         """Values of stored elements, cut while one has few bytes."""
-        if self.codec is not None:
-            x = self.codec.unpacked(x, self.delivery.geometry.sample[2])
         if window is not None:
             x = augment.crop(x, window, self.crop)
         if self.codec is not None:
+            x = self.codec.unpacked(x, self.delivery.geometry.sample[0])
             return self.codec.values(x, self._maps and self._maps.take(x.shape))
         return x

@@ -31,7 +31,6 @@ from strata.stages.features.moments import Moments
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.store.errors import LevelAbsent
 from strata.store.feature_store import images_of
-from strata.store.level.layout import precision
 from strata.store.level.level import Level
 from strata.store.read.order import Mixing, generator, mixing
 
@@ -87,7 +86,7 @@ class LevelFeed(Feed):
         """
         views = [levels] if isinstance(levels, Level) else list(levels)
         level, self._views, self.device = views[0], len(views), torch.device(device)
-        _check(level, batch, crop, stored, rank, ranks)
+        _check(level, batch, crop, rank, ranks)
         for name, given, there in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
             if given not in there:
                 raise ValueError(f"{name} is {given!r}; it may be {', '.join(there)}")
@@ -195,7 +194,7 @@ def moments_of(level: Level) -> Callable[[int], Moments]:
             x = torch.from_numpy(level.read(begin, min(last, begin + rows)))
             if codec is not None:  # NCHW: they are counted channel by channel
                 out = torch.empty(len(x), *shape.sample)
-                x = codec.values(codec.unpacked(x, shape.sample[-1]), out)
+                x = codec.values(codec.unpacked(x, shape.sample[0]), out)
             yield Moments.of(x)
 
     return lambda shard: reduce(Moments.merged, parts(shard))
@@ -229,7 +228,7 @@ def _labels(level: Level, given: np.ndarray | None) -> tuple[np.ndarray, np.ndar
     return labels, images.array("sample_id") if images else np.arange(len(level))
 
 
-def _check(level: Level, batch: int, crop: int | None, stored: bool, rank: int, ranks: int) -> None:
+def _check(level: Level, batch: int, crop: int | None, rank: int, ranks: int) -> None:
     """Raises ValueError with what was given and what could be."""
     if not 1 <= batch <= len(level):
         raise ValueError(f"batch is {batch}; {level.key.label} has {len(level):,} rows")
@@ -238,5 +237,3 @@ def _check(level: Level, batch: int, crop: int | None, stored: bool, rank: int, 
     side = min(level.geometry.sample[1:])
     if crop is not None and not 1 <= crop <= side:
         raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")
-    if stored and crop is not None and precision(level.geometry.precision).packed > 1:
-        raise ValueError(f"codes of {level.key.label} lie two in a byte, which no crop can cut")

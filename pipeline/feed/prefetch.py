@@ -73,7 +73,7 @@ class Reader(AbstractContextManager["Reader"]):
         self._source.close()
 
     def batches(self, rows: Rows, lengths: Sequence[int]) -> Iterator[np.ndarray]:
-        """The rows asked for, as batches of these lengths: arrays (length, channel, y, x) of stored
+        """The rows asked for, as batches of these lengths: arrays (length, y, x, channel) of stored
         elements, in the level's dtype. Each stays as it is while somebody holds it; then its memory
         is used again. Raises LevelDamaged: a row is not the one that was written; names file and
         row."""
@@ -99,7 +99,7 @@ class Reader(AbstractContextManager["Reader"]):
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
         geometry, row_bytes = self._source.geometry, self._row_bytes
-        dtype, row = geometry.dtype, geometry.stored
+        dtype, row = geometry.dtype, geometry.lying
         try:
             for lengths in epoch.stripes:
                 buffer, end = epoch.next_stripe(), 0

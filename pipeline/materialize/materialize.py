@@ -196,7 +196,7 @@ class FeatureShards:
             for shard, parts in zip(todo, blocks, strict=True):
                 first, last = shape.shard_range(shard)
                 whole = ring.take()[: (last - first) * shape.row_bytes]
-                out = whole.view(shape.dtype).reshape(-1, *shape.stored)
+                out = np.moveaxis(whole.view(shape.dtype).reshape(-1, *shape.lying), -1, 1)
                 del whole
                 here = chain([next(coming)], coming)
                 with timing.computing():

@@ -148,7 +148,7 @@ def _computed(
             stored = featurize([frozen], x, block=block, compute=session.compute, encode=True)
             if (view, j) in wanted:
                 yield wanted[view, j], stored
-            x = frozen.stored.decode(stored, level_geometry(run.recipe, j, 1).sample[2])
+            x = frozen.stored.decode(stored, level_geometry(run.recipe, j, 1).sample[0])
 
 
 def _compared(
@@ -156,12 +156,14 @@ def _compared(
 ) -> tuple[list[int], dict[str, Any] | None]:
     """Which of some rows (ascending) are not what was computed, and the first value that is not:
     a code where codes are stored."""
-    shape, width = level.geometry, level.geometry.sample[2]
-    found = np.empty((len(rows), *shape.stored), shape.dtype)
+    shape = level.geometry
+    channels, _, width = shape.sample
+    found = np.empty((len(rows), *shape.lying), shape.dtype)
     level.take(rows, found)
-    pair = [torch.from_numpy(found), computed.cpu().contiguous()]
+    pair = [torch.from_numpy(found).movedim(-1, 1), computed.cpu()]
     if codec is not None:
-        pair = [codec.unpacked(one, width).contiguous() for one in pair]
+        pair = [codec.unpacked(one, channels) for one in pair]
+    pair = [one.contiguous() for one in pair]
     bits = [one.view(torch.uint8).unflatten(-1, (width, -1)) for one in pair]
     differs = (bits[0] != bits[1]).any(-1)
     wrong = differs.flatten(1).any(1).nonzero().flatten().tolist()

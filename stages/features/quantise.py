@@ -56,8 +56,10 @@ class Floats:
         held = self.rounded(x)
         return held.view(torch.uint16) if self.precision == "bfloat16" else held
 
-    def unpacked(self, stored: Shaped[Tensor, "b c h w"], width: int) -> Float[Tensor, "b c h w"]:
-        """One element per value of a stored form; ``width`` is for packed codes alone."""
+    def unpacked(
+        self, stored: Shaped[Tensor, "b c h w"], channels: int
+    ) -> Float[Tensor, "b c h w"]:
+        """One element per value of a stored form; ``channels`` is for packed codes alone."""
         return stored.view(FLOATS[self.precision])
 
     def values(
@@ -66,9 +68,9 @@ class Floats:
         """float32 of unpacked elements: in ``out``, or in new memory, channels last."""
         return _as_float(unpacked, out)
 
-    def decode(self, stored: Shaped[Tensor, "b c h w"], width: int) -> Float[Tensor, "b c h w"]:
+    def decode(self, stored: Shaped[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b c h w"]:
         """Values of a stored form: float32, channels last."""
-        return self.values(self.unpacked(stored, width))
+        return self.values(self.unpacked(stored, channels))
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be kept to read the stored form: nothing."""
@@ -98,24 +100,28 @@ class Quantiser:
         """decode(encode(x)), without packing in between: float32."""
         return self._values(self._codes(x))
 
-    def encode(self, x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w2"]:
-        """Codes, W2 = W; for ``uint4`` two in a byte along x, W2 = ⌈W / 2⌉.
+    def encode(self, x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c2 h w"]:
+        """Codes, C2 = C; for ``uint4`` those of two channels in a byte, C2 = ⌈C / 2⌉.
 
-        The first of a pair is in the low bits; the partner that an odd width lacks is 0. Raises
+        The first of a pair is in the low bits; the partner that an odd number lacks is 0. Raises
         NotFinite where a value is NaN or infinite.
         """
         codes = self._codes(x).to(torch.uint8)
         if self.precision == "uint8":
             return codes
-        if codes.shape[-1] % 2:
-            codes = torch.cat([codes, torch.zeros_like(codes[..., :1])], dim=-1)
-        return codes[..., 0::2] | (codes[..., 1::2] << 4)
+        if codes.shape[1] % 2:
+            codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
+        return codes[:, 0::2] | (codes[:, 1::2] << 4)
 
-    def unpacked(self, stored: UInt8[Tensor, "b c h w2"], width: int) -> UInt8[Tensor, "b c h w"]:
-        """One code per value of a stored form; packed codes do not tell an odd ``width`` (W)."""
+    def unpacked(
+        self, stored: UInt8[Tensor, "b c2 h w"], channels: int
+    ) -> UInt8[Tensor, "b c h w"]:
+        """One code per value of a stored form; packed codes do not tell an odd C (``channels``)."""
         if self.precision == "uint8":
             return stored
-        return torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :width]
+        last = stored.movedim(1, -1)  # where the two of a pair lie side by side
+        pairs = torch.stack([last & 15, last >> 4], dim=-1).flatten(-2)
+        return pairs.movedim(-1, 1)[:, :channels]
 
     def values(
         self, unpacked: UInt8[Tensor, "b c h w"], out: Float[Tensor, "b c h w"] | None = None
@@ -123,9 +129,9 @@ class Quantiser:
         """float32 of codes: in ``out``, or in new memory, channels last."""
         return self._values(_as_float(unpacked, out))
 
-    def decode(self, stored: UInt8[Tensor, "b c h w2"], width: int) -> Float[Tensor, "b c h w"]:
+    def decode(self, stored: UInt8[Tensor, "b c2 h w"], channels: int) -> Float[Tensor, "b c h w"]:
         """Values of a stored form: float32, channels last."""
-        return self.values(self.unpacked(stored, width))
+        return self.values(self.unpacked(stored, channels))
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be kept to read the stored form: ``scale`` and ``zero``."""

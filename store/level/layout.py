@@ -32,7 +32,7 @@ class Precision:
     poison: float
     """Fill value: what a missing shard reads as, never what a whole written row holds."""
     packed: int = 1
-    """Neighbours along x that share one stored element, the first in its lowest bits."""
+    """Neighbouring channels that share one stored element, the first in its lowest bits."""
 
 
 PRECISIONS = {
@@ -100,7 +100,8 @@ def lock_path(root: Path, depth: int, fingerprint: str) -> Path:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Shape of a level and of its files. Rows are samples, in NCHW order."""
+    """Shape of a level and of its files. Rows are samples. Readers see (row, channel, y, x); on
+    disk and in memory channels lie last, which is what convolutions read fastest."""
 
     rows: int
     sample: tuple[int, int, int]
@@ -120,9 +121,15 @@ class Geometry:
 
     @property
     def stored(self) -> tuple[int, int, int]:
-        """(channel, y, x) of the stored elements: x is shorter where several values share one."""
+        """(channel, y, x) of the stored elements: fewer channels where several share one."""
         channels, height, width = self.sample
-        return channels, height, -(-width // precision(self.precision).packed)
+        return -(-channels // precision(self.precision).packed), height, width
+
+    @property
+    def lying(self) -> tuple[int, int, int]:
+        """(y, x, channel) of the stored elements: the order in which they lie."""
+        channels, height, width = self.stored
+        return height, width, channels
 
     @property
     def row_bytes(self) -> int:

@@ -32,7 +32,7 @@ COMMIT = "COMMIT.json"
 RECEIPTS = "receipts"
 SHARDS, CHECKSUMS = "shards", "crc32c"
 """Fields by which a commit and a receipt are told from other records."""
-FORMAT = 3
+FORMAT = 4
 """Version of what a commit says."""
 FIELDS = {"level", "geometry", "content_root", "parent", "auxiliary", "zarr_json", SHARDS}
 """What every commit says."""
@@ -98,7 +98,7 @@ class Level:
 
         Args:
             rows: int64 (n,), ascending.
-            out: C-contiguous (n, channel, y, x) of stored elements, in the level's dtype.
+            out: C-contiguous (n, y, x, channel) of stored elements, in the level's dtype.
 
         Raises:
             IndexError: a row is not in the level.
@@ -115,11 +115,12 @@ class Level:
         self._checks.check(np.zeros_like(rows), rows, out)
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements."""
+        """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements; their
+        channels lie last."""
         memory = aligned((end - begin) * self.geometry.row_bytes).view(self.geometry.dtype)
-        out = memory.reshape(end - begin, *self.geometry.stored)
+        out = memory.reshape(end - begin, *self.geometry.lying)
         self.take(np.arange(begin, end), out)
-        return out
+        return np.moveaxis(out, -1, 1)
 
     def array(self, name: str) -> np.ndarray:
         """A small array committed beside the level, e.g. ``labels``; checked against its sha256."""

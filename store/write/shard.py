@@ -25,7 +25,7 @@ from strata.store.errors import LevelConflict, LevelDamaged, StoreRefused, refus
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import Buffers, joined, put_exclusive, replace, sealed, unseal
 from strata.store.fingerprint import sha256
-from strata.store.level.codec import CODEC_THREADS, decode, encode, zarr_metadata
+from strata.store.level.codec import CODEC_THREADS, channels_last, decode, encode, zarr_metadata
 from strata.store.level.layout import Geometry, LevelKey, shard_name
 from strata.store.level.level import CHECKSUMS, receipt_of, receipt_path
 
@@ -95,7 +95,8 @@ class ShardWriter:
         """Publish one shard and its receipt, or find that it was published.
 
         Args:
-            rows: (rows of the shard, channel, y, x) of stored elements, in the level's dtype.
+            rows: (rows of the shard, channel, y, x) of stored elements, in the level's dtype; not
+                copied if channels lie last.
             threads: that compress.
 
         Raises:
@@ -108,6 +109,7 @@ class ShardWriter:
                 f"shard {shard} wants {expected} {self.geometry.dtype}, "
                 f"got {rows.shape} {rows.dtype}"
             )
+        rows = channels_last(rows)
         data, path = encode(self.geometry, rows, threads), receipt_path(self.directory, shard)
         # Hashing takes about as long as writing and syncing does, on another core.
         with ThreadPoolExecutor(1) as pool:

@@ -24,6 +24,7 @@ from strata.pipeline.feed.prefetch import Reader
 from strata.store.errors import DiskFull, LevelBusy, LevelDamaged
 from strata.store.files.files import Files
 from strata.store.files.lock import hold
+from strata.store.level.codec import channels_last
 from strata.store.level.layout import Geometry
 from strata.store.level.level import Level
 
@@ -107,8 +108,8 @@ def test_batches_before_a_failure_are_handed_out(
     monkeypatch.setattr(prefetch, "STRIPE_BYTES", 4 * SHAPE.row_bytes)
     with pytest.raises(LevelDamaged, match="row 16 "):
         found.extend(rows.batches(*PARTS))
-    whole = [drawn(SHAPE, 0), drawn(SHAPE, 1)[:16]]
-    assert equal(np.concatenate(found), np.concatenate(whole))
+    whole = np.concatenate([drawn(SHAPE, 0), drawn(SHAPE, 1)[:16]])
+    assert equal(np.concatenate(found), channels_last(whole))
 
 
 @needs_ffcv

@@ -72,7 +72,7 @@ def test_a_commit_of_format_2_is_stale_and_written_anew(tmp_path: Path) -> None:
     level = writer.commit(None).let_go()
     path, now = level.directory / COMMIT, (level.directory / COMMIT).read_bytes()
     path.write_bytes(sealed({**unseal(path), "format": 2, "shards": list(level.shards)}))
-    with pytest.raises(LevelStale, match=r"is stale: it has format 2, and this version reads 3"):
+    with pytest.raises(LevelStale, match=r"is stale: it has format 2, and this version reads 4"):
         Level.open(tmp_path, KEY)
     damage = check_level(tmp_path, level.directory)[0]
     assert damage.path == path
