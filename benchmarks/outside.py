@@ -109,7 +109,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 MAY_REMOVE = {"clean": "store/x_2-", "evict": "store/x_2-"}
 """What a command was asked to remove, by how its paths begin."""
-WORK = ("*.safetensors", "c.*", "x", "sample_ids.npy", "labels.npy")
+WORK = ("*.safetensors", "c.*", "x", "sample_ids.npy")
 """Files that took time to make."""
 CODES = {code for _, code in EXIT_CODES}
 PATIENCE = 60

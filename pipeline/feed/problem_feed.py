@@ -88,7 +88,7 @@ class ProblemFeed(Feed):
         self._scale = scale_at(recipe.layers, depth)
         self._views = augmentation.train_views(recipe)
         delivery = self.features.delivery(self._views if augmented else (), once=once)
-        known, batch = (images.array("labels"), images.array("sample_id")), recipe.schedule.batch
+        known, batch = (images.array("label"), images.array("sample_id")), recipe.schedule.batch
         # What is not x_depth as it is read has no codec here.
         codec = None if self.features.layers else self.features.stored
         order = mixed, True, session.run.seed, depth, batch, len(images) >= batch

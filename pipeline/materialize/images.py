@@ -293,7 +293,7 @@ def _write_split(session: Session, source: Source, split: str, found: Mapping[st
     samples = order_of_rows(key, found)
     shard_bytes = session.run.recipe.cache.shard_mb << 20
     sample = (data.channels, data.size, data.size)
-    arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
+    arrays = {"label": source.labels(split)[samples], "sample_id": samples}
     shape = geometry(len(samples), sample, "uint8", shard_bytes)
     with locked_writer(session, key, shape) as writer:
         if writer is not None:

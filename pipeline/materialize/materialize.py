@@ -78,11 +78,10 @@ def write(session: Session, keys: Sequence[LevelKey]) -> None:
             address = RunAddress.of(session)
             task = partial(feature_shards, address, key, writer.geometry, *made_from)
             scales = source.layers[-1].stored.tensors().items()
-            commit = {
-                "parent": below,
-                "arrays": {name: t.cpu().numpy() for name, t in scales},
-                "tool": devices.versions(),
-            }
+            images = session.images()[key.split]
+            arrays = {name: images.array(name) for name in ("label", "sample_id")}
+            arrays |= {name: t.cpu().numpy() for name, t in scales}
+            commit = {"parent": below, "arrays": arrays, "tool": devices.versions()}
             written[key.name] = write_level(session, writer, rows, task, **commit)
     if written:
         _record(session, keys, written, base)

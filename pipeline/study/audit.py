@@ -63,14 +63,14 @@ def audit(
         samples = order_of_rows(session.key(0, split, "clean"), found)
         drawn = np.sort(generator("audit", draw, split).permutation(len(samples))[:rows])
         levels = {key: session.store.open(key) for key in keys if key.split == split}
-        beside = {"labels": source.labels(split)[samples], "sample_id": samples}
+        beside: dict[str, Any] = {"label": source.labels(split)[samples], "sample_id": samples}
         for key, level in levels.items():
             shapes = level.geometry, level_geometry(run.recipe, key.depth, len(samples))
             has, wanted = (f"{g.rows:,} rows of {g.sample} {g.precision}" for g in shapes)
             if has != wanted:
                 raise LevelConflict(f"{key.label} has {has}, the images give {wanted}")
-            arrays = layers[key.depth - 1].stored.tensors() if key.depth else beside
-            audited[key] = _begun(level, arrays, len(drawn))
+            scales = layers[key.depth - 1].stored.tensors() if key.depth else {}
+            audited[key] = _begun(level, beside | scales, len(drawn))
         shape = level_geometry(run.recipe, 0, len(samples))
         images = ImageShards(run.recipe, source, split, samples, shape, found["scales"])
         with session.report.task(f"auditing {split}", len(drawn), "rows") as tick:
@@ -118,8 +118,8 @@ def _begun(level: Level, arrays: Mapping[str, Any], drawn: int) -> dict[str, Any
     for name, array in arrays.items():
         found, expected = level.array(name), np.asarray(torch.as_tensor(array).cpu())
         if len(wrong := np.flatnonzero(found != expected)):
-            count, i = f"{len(wrong):,} of {len(found):,} {name} differ", wrong[0]
-            beside.append(f"{count}: {i} has {found[i]}, should have {expected[i]}")
+            count, i = f"{len(wrong):,} of {len(found):,} differ", wrong[0]
+            beside.append(f"{name}: {count}: {i} has {found[i]}, should have {expected[i]}")
     bound = 0.0 if drawn == len(level) else 1 - (1 - CONFIDENCE) ** (1 / drawn)
     return {
         **{"level": level.key.label, "depth": level.key.depth, "directory": str(level.directory)},
@@ -185,7 +185,7 @@ def lines(one: Mapping[str, Any]) -> Iterator[str]:
         percent = f"{math.ceil(10**4 * one['bound']) / 100:g} %"
         share = f"with 95 % confidence fewer than {percent} of rows differ"
         said = [share if one["bound"] else "these are all rows"]
-        said += ["labels and order of all rows are right"] * (one["depth"] == 0)
+        said += ["labels and order of all rows are right"]
     elif different:
         rows = ", ".join(map(str, different[:NAMED])) + " …" * (len(different) > NAMED)
         said = [f"these differ: {rows}", *said]

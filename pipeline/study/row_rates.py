@@ -219,13 +219,14 @@ def _take(codec: Codec | None, batch: int, delivery: Delivery) -> None:
 
 
 def _put(place: Path, shape: Geometry, shards: list[np.ndarray], depth: int = 1) -> Level:
-    """Write a whole level; one of x_0 has labels."""
+    """Write a whole level with labels."""
     intent = {"calibration": [shape.profile, shape.precision, shape.rows]}
     key = LevelKey(depth, fingerprint(intent), "train", "clean")
     writer = LevelWriter(place, key, shape, [intent])
     with writer.locked():
         writer.fill(zip(writer.missing(), shards, strict=True))
-        return writer.commit(None, None if depth else {"labels": np.zeros(shape.rows, np.int64)})
+        names = ("label", "sample_id")
+        return writer.commit(None, dict.fromkeys(names, np.zeros(shape.rows, np.int64)))
 
 
 def publishing(place: Path) -> dict[str, float]:

@@ -38,7 +38,7 @@ CODEC_THREADS = os.cpu_count() or 1
 
 @cache
 def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
-    """The level's ``zarr.json``: Zarr v3, sharded, flat chunk keys, poison as fill value."""
+    """``x/zarr.json`` of a level: Zarr v3, sharded, flat chunk keys, poison as fill value."""
     import zarr
     import zarr.storage
     from zarr.codecs import TransposeCodec
@@ -54,10 +54,17 @@ def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
         compressors=_zarr_codecs(geometry),
         fill_value=precision(geometry.precision).poison,
         chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("sample", _channel_axis(geometry), "y", "x"),
+        dimension_names=("sample", *_dimensions(geometry)),
         attributes=_attributes(geometry, key),
     )
     return files["zarr.json"].to_bytes()
+
+
+def _dimensions(geometry: Geometry) -> list[str]:
+    """Names of the axes of a row. None is ``x``: xarray takes an array named like a dimension for
+    its coordinate. One on which several values share an element has another length, and name."""
+    axes = zip(("channel", "height", "width"), geometry.stored, geometry.sample, strict=True)
+    return [name if stored == values else f"{name}_pair" for name, stored, values in axes]
 
 
 def _attributes(geometry: Geometry, key: LevelKey) -> dict[str, Any]:
@@ -70,16 +77,11 @@ def _attributes(geometry: Geometry, key: LevelKey) -> dict[str, Any]:
     if geometry.precision == "bfloat16":
         found["logical_dtype"] = "bfloat16"
     elif geometry.precision in ("uint8", "uint4") and key.depth > 0:
-        found["values"] = "(code - zero[channel]) * scale[channel]; see scale.npy and zero.npy"
+        found["values"] = "(code - zero[channel]) * scale[channel]; see the arrays scale and zero"
     if precision(geometry.precision).packed > 1:
         found["packing"] = "two channels per byte, the first in the low bits"
         found["channels"] = geometry.sample[0]
     return found
-
-
-def _channel_axis(geometry: Geometry) -> str:
-    """The name of the first axis of a row: scales have one number a channel, not one a pair."""
-    return "channel" if precision(geometry.precision).packed == 1 else "channel_pair"
 
 
 def _zarr_codecs(geometry: Geometry) -> Any:
@@ -97,7 +99,7 @@ def _zarr_codecs(geometry: Geometry) -> Any:
 
 
 def geometry_of_zarr(metadata: bytes) -> Geometry:
-    """The geometry of a level by its ``zarr.json``. Raises LevelDamaged if it is none of ours."""
+    """The geometry of a level by its ``x/zarr.json``. Raises LevelDamaged if it is not ours."""
     try:
         found = json.loads(metadata)
         (sharding,) = (codec["configuration"] for codec in found["codecs"])

@@ -1,7 +1,7 @@
 """Names on disk. A level is named by what made it, so runs that agree up to a depth share it.
 
 STORE/x_3-9f3c1a72be04/intent.json
-                       train.v0/  zarr.json  c.0.0.0.0 …  receipts/000000.json …  COMMIT.json
+                       train.v0/  zarr.json  x/c.0.0.0.0 …  receipts/000000.json …  COMMIT.json
                        test/      …
       locks/x_3-9f3c1a72be04.lock
       runs/       who refers to what
@@ -16,6 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+ZARR = "zarr.json"
+VALUES = "x"
+"""The array of a level's group that holds its rows, and the directory of its shards."""
+BEGUN = f"{VALUES}/{ZARR}"
+"""The metadata of that array, with which a level is begun."""
 CHUNK_BYTES = 1 << 20
 """Aim for an inner chunk: below about 1 MiB, readers pay more per chunk than per byte."""
 
@@ -85,8 +90,13 @@ class LevelKey:
 
 
 def shard_name(shard: int) -> str:
-    """Zarr's key of a shard, with flat keys: one directory to sync instead of four."""
+    """Zarr's key of a shard in its array, with flat keys: one directory to sync, not four."""
     return f"c.{shard}.0.0.0"
+
+
+def shard_path(directory: Path, shard: int) -> Path:
+    """The file of a shard in the directory of its level."""
+    return directory / VALUES / shard_name(shard)
 
 
 def depth_directory(root: Path, depth: int, fingerprint: str) -> Path:

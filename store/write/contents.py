@@ -11,13 +11,15 @@ from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint
+from strata.store.level.group import SMALL
 from strata.store.write.verify import DEPTH, NOT_ITSELF, Damage
 
 RECORD = "record"
+ARRAYS = "|".join(SMALL)
 TABLE = (
     (rf"(.+/)?{re.escape(TEMPORARY)}[^/]+|calibration-[^/]+/.+", "temporary"),
-    (rf"{DEPTH}/intent\.json|{DEPTH}/[\w.]+/(COMMIT|zarr)\.json", "level"),
-    (rf"{DEPTH}/[\w.]+/(c\.\d+\.0\.0\.0|receipts/\d+\.json|\w+\.npy)", "level"),
+    (rf"{DEPTH}/intent\.json|{DEPTH}/[\w.]+/(COMMIT|(({ARRAYS}|x)/)?zarr)\.json", "level"),
+    (rf"{DEPTH}/[\w.]+/(x/c\.\d+\.0\.0\.0|({ARRAYS})/c\.0|receipts/\d+\.json)", "level"),
     (r"(runs|sources)/[0-9a-f]{12}\.json", RECORD),
     # Nobody reads what is in these, or whoever reads it checks it.
     (rf"machine\.toml|locks/.+|quarantine/.+|{DEPTH}/\.?[\w.]+\.beton(\.lock)?", "kept"),

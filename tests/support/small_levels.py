@@ -41,7 +41,7 @@ def begin(
 def written(root: Path, shape: Geometry = SMALL, rows: np.ndarray | None = None) -> Level:
     labels = np.arange(shape.rows) % 3
     return begin(root, shape, drawn(shape) if rows is None else rows).commit(
-        None, {"labels": labels}
+        None, {"label": labels}
     )
 
 

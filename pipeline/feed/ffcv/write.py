@@ -164,7 +164,7 @@ class Images:
     """The rows of x_0 as ffcv's fields want them."""
 
     def __init__(self, level: Level) -> None:
-        self.level, self.labels = level, level.array("labels")
+        self.level, self.labels = level, level.array("label")
         self.rgb = level.geometry.sample[0] == 3
 
     def __len__(self) -> int:

@@ -71,7 +71,7 @@ def test_a_reading_error_reaches_the_caller(session: Session) -> None:
     """A shard that vanishes under the feed is a named file, not a hang and not zeros."""
     with ProblemFeed(session, 1) as feed:
         level = next(iter(feed.features.levels.values()))
-        shard = level.directory / "c.0.0.0.0"
+        shard = level.directory / "x/c.0.0.0.0"
         hidden = shard.with_name("hidden")
         shard.rename(hidden)
         try:

@@ -106,11 +106,11 @@ def test_a_batch_is_memory_of_its_own(tmp_path: Path) -> None:
 def test_a_flipped_bit_is_an_error_and_names_the_row(tmp_path: Path, at: int) -> None:
     shape = Geometry(16, (2, 8, 8), "float16", chunk_rows=1, shard_rows=4)
     levels = views(tmp_path, shape)
-    flip(levels[1].directory / "c.2.0.0.0", at if at > 0 else 4 * shape.row_bytes + at)
+    flip(levels[1].directory / "x/c.2.0.0.0", at if at > 0 else 4 * shape.row_bytes + at)
     row = 8 if at > 0 else 11
     with (
         Reader(FfcvLevels(levels), 2) as rows,
-        pytest.raises(LevelDamaged, match=rf"train\.v1/c\.2\.0\.0\.0: row {row} is not"),
+        pytest.raises(LevelDamaged, match=rf"train\.v1/x/c\.2\.0\.0\.0: row {row} is not"),
     ):
         list(rows.batches(*divided(shape, parts_of(32))))
 
@@ -178,7 +178,7 @@ def test_any_ffcv_finds_labels_and_row_numbers_in_it(
     for path, level in betons.values():
         reader = ffcv().Reader(str(path))
         assert reader.field_names == ["image", "label", "row", "crc32c"]
-        assert np.array_equal(reader.metadata["f1"], level.array("labels"))
+        assert np.array_equal(reader.metadata["f1"], level.array("label"))
         assert np.array_equal(reader.metadata["f2"], np.arange(len(level)))
 
 

@@ -81,7 +81,7 @@ def test_objects_by_workers_are_those_of_one_process(
     assert seen.json["levels"] == local.do("statistics", "--json").json["levels"]
 
     before, files = levels(empty.objects), empty.objects.files
-    path = empty.level_path(1, "train.plain") / "c.1.0.0.0"
+    path = empty.level_path(1, "train.plain") / "x/c.1.0.0.0"
     data = bytearray(files.read(path))
     data[50] ^= 4
     files.put(path, bytes(data))  # pyright: ignore
