@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from strata.pipeline.run.session import Session
 
 MB = 10**6
-NO_VALUES = "its commit was lost, so there is nothing to compare with"
+NO_VALUES = "its commit could not be read, so there is nothing to compare with"
 SAME_VALUES = "the same values as before"
 OTHER_VALUES = (
     "with OTHER values than before, for example of another device: levels above are stale"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,14 @@ import pytest
 import xarray as xr
 import zarr
 from root import ROOT
-from small_levels import KEY, SMALL, begin, drawn
+from small_levels import KEY, SMALL, begin, contents, drawn
 
+from strata.store.errors import LevelStale
+from strata.store.feature_store import Store
+from strata.store.files.publish import sealed, unseal
 from strata.store.level.layout import PRECISIONS, Geometry, precision
-from strata.store.level.level import Level
+from strata.store.level.level import COMMIT, Level, receipt_path, shard_name, shard_path
+from strata.store.write.verify import check_level, forget_damage, level_directories
 
 PROFILES = ["raw", "zstd", "lz4"]
 FORMS = [replace(SMALL, precision=p, profile=q) for p in sorted(PRECISIONS) for q in PROFILES]
@@ -58,7 +64,11 @@ def test_the_documented_lines_open_it(tmp_path: Path, shape: Geometry) -> None:
     for x in (names["x"][:], ds.x.to_numpy(), names["lazy"].compute()):
         assert (x.dtype, x.shape) == (stored.dtype, stored.shape)
         assert x.tobytes() == stored.tobytes(), "no code is masked, no value is made a float"
-    assert ds.x.dims[:2] == ("sample", "channel") or shape.precision == "uint4"
+    lengths = dict(zip(("sample", "channel", "height", "width"), (11, *shape.sample), strict=True))
+    shared = {d for d, n in lengths.items() if ds.sizes.get(d) != n}
+    assert [d.removesuffix("_pair") for d in ds.x.dims] == [*lengths]
+    assert {f"{d}_pair" for d in shared} == {d for d in ds.x.dims if d.endswith("_pair")}
+    assert bool(shared) == (shape.precision == "uint4")
     assert set(ds.data_vars) == {"x", *level.arrays}
     assert not ds.coords
     for name, array in ARRAYS.items():
@@ -107,3 +117,70 @@ def test_arrays_of_the_other_byte_order_are_turned(tmp_path: Path) -> None:
     level = begin(tmp_path, SMALL, drawn(SMALL)).commit(None, arrays)
     assert level.array("label").tolist() == ARRAYS["label"].tolist()
     assert xr.open_zarr(level.directory).sample_id.to_numpy().tolist() == [*range(10, -1, -1)]
+
+
+# --- up to format 3 a level was an array ----------------------------------------------------------
+
+
+def older(level: Level, *, commit: bool = True) -> Path:
+    """Give a level the layout that it had: shards and small arrays in the level's directory."""
+    directory = level.directory
+    (directory / "zarr.json").write_bytes((directory / "x/zarr.json").read_bytes())
+    for shard in range(level.geometry.shards):
+        path = receipt_path(directory, shard)
+        shard_path(directory, shard).rename(directory / shard_name(shard))
+        path.write_bytes(sealed({**unseal(path), "key": shard_name(shard)}))
+    for name in level.arrays:
+        np.save(directory / f"{name}.npy", level.array(name))
+        shutil.rmtree(directory / name)
+    shutil.rmtree(directory / "x")
+    np.save(directory / "labels.npy", ARRAYS["label"])
+    body = {**unseal(directory / COMMIT), "format": 3}
+    (directory / COMMIT).write_bytes(sealed(body)) if commit else (directory / COMMIT).unlink()
+    return directory
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_level_of_the_old_layout_is_named_and_written_anew(tmp_path: Path, deep: bool) -> None:
+    level = full(tmp_path, SMALL).let_go()
+    before = contents(tmp_path)
+    directory = older(level)
+    with pytest.raises(LevelStale, match=r"is stale: it has format 3, and this version reads 4"):
+        Level.open(tmp_path, KEY)
+    found = check_level(tmp_path, directory, deep=deep)
+    assert [damage.path for damage in found] == [directory / COMMIT]
+    assert level_directories(tmp_path) == [directory]
+    forget_damage(tmp_path, directory)
+    assert Store(tmp_path).state(KEY).state == "partial"
+    assert full(tmp_path, SMALL).array("label").tolist() == ARRAYS["label"].tolist()
+    assert contents(tmp_path) == before
+
+
+def test_what_was_begun_in_the_old_layout_is_begun_again(tmp_path: Path) -> None:
+    """Nobody finds damage in it, and no receipt of it vouches for a shard."""
+    level = full(tmp_path, SMALL).let_go()
+    before = contents(tmp_path)
+    directory = older(level, commit=False)
+    assert check_level(tmp_path, directory, deep=True) == []
+    writer = begin(tmp_path, SMALL, drawn(SMALL), [])
+    assert writer.missing() == [0, 1, 2]
+    assert sorted(path.name for path in directory.iterdir()) == ["receipts", "x"]
+    full(tmp_path, SMALL)
+    assert contents(tmp_path) == before
+
+
+def test_what_was_begun_stays_whatever_lies_beside(tmp_path: Path) -> None:
+    """A writer that was killed just before its commit."""
+    directory = full(tmp_path, SMALL).let_go().directory
+    (directory / COMMIT).unlink()
+    (directory / "zarr.json").write_bytes(b"half")
+    before = shard_path(directory, 0).stat().st_ino
+    assert begin(tmp_path, SMALL, drawn(SMALL), []).missing() == []
+    assert shard_path(directory, 0).stat().st_ino == before
+
+
+@pytest.mark.parametrize("remove", [Store.remove, Store.remove_level])
+def test_it_is_removed_like_any_other(tmp_path: Path, remove: Callable[..., Any]) -> None:
+    directory = older(full(tmp_path, SMALL).let_go())
+    remove(Store(tmp_path), *((KEY.depth, KEY.fingerprint) if remove is Store.remove else (KEY,)))
+    assert not directory.exists()
