@@ -46,12 +46,20 @@ class Case:
     checkpointing: bool
     batch: int
     micro: int
+    swapped: bool = False
+    """End to end with gradients that go straight into the momentum, as layers are solved; or a
+    layer with torch.optim.SGD, by which networks are trained end to end."""
+
+    @property
+    def straight(self) -> bool:
+        return (self.layer is not None) != self.swapped
 
     @property
     def name(self) -> str:
         what = "end to end" if self.layer is None else f"greedy, layer {self.layer}"
         how = ", checkpointing" * self.checkpointing
-        return f"{what}{how}, {self.micro} of {self.batch}"
+        by = (", straight" if self.straight else ", torch.optim.SGD") * self.swapped
+        return f"{what}{how}, {self.micro} of {self.batch}{by}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ def _peak(net: Net, case: Case, device: torch.device, rows: int) -> int:
     schedule = SGDSchedule(
         "step", 1, rows, 0.0, 0.9, 5e-4, accumulate=-(-rows // case.micro)
     )  # a rate of 0: what is counted does not depend on it, and nothing diverges
-    solver = Solver(network, schedule, device, torch.float32)
+    solver = Solver(network, schedule, device, torch.float32, straight=case.straight)
     return peak_of_steps(solver, _batches(net, depth, rows, device))
 
 

@@ -72,8 +72,8 @@ def peak(
     made = computing(recipe, j - 1 - len(below), j - 1, device)
     if made is None:
         return None
-    held = footprint.held(layer, auxiliary, keep_best=keep_best)
-    gradients = footprint.FLOAT * (layer.parameters + auxiliary.parameters)
+    held = footprint.held(layer, auxiliary, keep_best=keep_best and not device.cuda)
+    gradients = footprint.gradients(layer, auxiliary, straight=_straight(recipe, device))
     frozen = footprint.FLOAT * sum(other.parameters for other in below)
     return max(step + frozen, held + gradients + made)
 
@@ -115,14 +115,20 @@ def peak_together(
             micro=micro,
             divided=accumulate > 1,
             compute=device.compute,
-            keep_best=keep_best,
+            keep_best=keep_best and not device.cuda,  # it is in the host's memory
+            straight=_straight(recipe, device),
             at_once=device.cuda,
         )
         if step is None:
             return None
-        own = footprint.held(layer, auxiliary, keep_best=keep_best)
+        own = footprint.held(layer, auxiliary, keep_best=keep_best and not device.cuda)
         held, largest = held + own, max(largest, step - own)
     return held + largest
+
+
+def _straight(recipe: Recipe, device: Device) -> bool:
+    """Whether large gradients go straight into the momentum, as ``Solver.straight`` says."""
+    return not recipe.schedule.nesterov and device.compute != "float16"
 
 
 def peaks(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,16 @@ def batches_of(one: Solving, feed: ProblemFeed, start: int, *, alone: bool = Tru
 def _epoch(here: Sequence[Solving], feed: ProblemFeed, tick: Tick, drop: Drop) -> list[Solving]:
     """Take problems through the rest of the epoch that they are in; returns those that diverged."""
     session, start, lost = here[0].session, min(one.at.batch for one in here), list[Solving]()
+
+    def attempt(one: Solving, work: Callable[[], None]) -> None:
+        begun = time.monotonic()
+        try:
+            work()
+        except Diverged as error:
+            lost.append(one)
+            drop(one, error)
+        one.at.seconds += time.monotonic() - begun
+
     for one in here:
         one.solver.problem.train()
     asked = time.monotonic()
@@ -92,24 +103,22 @@ def _epoch(here: Sequence[Solving], feed: ProblemFeed, tick: Tick, drop: Drop) -
         now = [one for one in here if one.at.batch == number and one not in lost]
         waited = (time.monotonic() - asked) / max(1, len(now))
         for one in now:
-            begun = time.monotonic() - waited
-            try:
-                one.solver.train_on(x, y, feed.batches)
-            except Diverged as error:
-                lost.append(one)
-                drop(one, error)
-            one.at.seconds += time.monotonic() - begun
+            one.at.seconds += waited
+            attempt(one, partial(one.solver.train_on, x, y, feed.batches))
             one.check_memory()
         tick(len(y) * len(now) * session.ranks.count, _note(now))
         stop = session.ranks.any(session.stop.asked)  # all ranks after the same batch
         for one in here:
             if one not in lost:
-                one.save_if_due(now=stop)
+                attempt(one, partial(one.save_if_due, now=stop))
         if stop:
             raise KeyboardInterrupt
         if len(lost) == len(here):
             break
         asked = time.monotonic()
+    for one in here:
+        if one not in lost:
+            attempt(one, one.solver.settle)
     return lost
 
 

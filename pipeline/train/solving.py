@@ -51,7 +51,7 @@ class Solving:
     saved_at: float = field(default_factory=time.monotonic)
     said_at: float = -SAY_SECONDS
     good: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-    """State at the end of the last epoch, for when the next one diverges."""
+    """State at the end of the last epoch, for when the next one diverges before it is saved."""
     before: int = 0
     """Epochs in the history that an earlier solver did; see compress.py."""
     compression: dict[str, Any] = field(default_factory=dict)
@@ -109,9 +109,11 @@ class Solving:
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint; of several ranks the leader does."""
+        """Write the checkpoint; of several ranks the leader does. Raises Diverged: a loss or what is
+        trained is not finite, and nothing is written."""
         self.saved_at = time.monotonic()
         if self.session.ranks.leads:
+            self.solver.settle()
             weights.write(self.checkpoint, self.solver.tensors(), self.note())
 
     def note(self) -> dict[str, Any]:
@@ -154,7 +156,10 @@ class Solving:
             )
 
     def keep_good(self) -> None:
-        """Remember the state, in host memory: a checkpoint may be 20 seconds old."""
+        """Remember the state, in host memory, until there is a checkpoint."""
+        self.good = None
+        if self.checkpoint.exists():
+            return
         tensors = {n: t.detach().cpu().clone() for n, t in self.solver.tensors().items()}
         self.good = tensors, self.note()
 

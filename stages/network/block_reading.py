@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from strata.stages.foreign import guarded, told
 from strata.stages.memory import TensorBytes
 from strata.stages.network.block_source import construct, digest
 from strata.stages.network.blocks import Block, MemoryPeaks, Origin, Pair
+from strata.stages.network.footprint import WHOLE
+from strata.stages.network.kernels import in_parts
 from strata.stages.network.spec import Shape
 
 PIXELS = 16
@@ -63,6 +66,7 @@ def _figures(module: nn.Module, shape: Shape, title: str) -> dict[str, Any]:
         "factor": _factor(shape, output, title),
         "parameters": sum(sizes),
         "largest": max(sizes),
+        "small": sum(p.numel() for p in module.parameters() if p.nbytes <= WHOLE),
         "side": shape[1],
         "work": work,
         "local": _is_local(module, shape[0], shape[1] // output[1]),
@@ -239,7 +243,14 @@ def _steps(module: nn.Module, shape: Sequence[int], compute: torch.dtype) -> lis
     """Bytes kept after a forward pass; during it; during the backward pass; without a gradient."""
     half = torch.autocast("cpu", compute, enabled=compute != torch.float32)
     module.train()
-    with faked(module, shape) as (state, x), _Logged([*state.values(), x]) as counted:
+    with faked(module, shape) as (state, x), ExitStack() as stack:
+        # As the solver does: what is large goes where the momentum is, and does not stay.
+        large = [t for t in state.values() if t.requires_grad and t.nbytes > WHOLE]
+        totals = {one: torch.zeros_like(one) for one in large}
+        for one in large:
+            one.register_post_accumulate_grad_hook(lambda t: setattr(t, "grad", None))
+        counted = stack.enter_context(_Logged([*state.values(), *totals.values(), x]))
+        stack.enter_context(in_parts(module, totals.__getitem__))
         with half:
             y = functional_call(module, state, (x,))
         kept, training = [counted.now - counted.held], counted.taken()

@@ -17,7 +17,13 @@ FLOAT = 4
 """Bytes of a weight, its gradient, its momentum."""
 POSITION = 8
 """Bytes of where in its 2×2 pixels max pooling found a value."""
-
+WHOLE = 1 << 20
+"""Bytes of a parameter up to which its gradient is kept until the step. A larger one's goes
+straight into the momentum, which costs some calls and saves as many bytes."""
+PART = 8 << 20
+"""Bytes above which a kernel's gradient is found in parts, of about so many."""
+TOGETHER = 32
+"""Output channels that a part is a multiple of: as many as CPUs and GPUs work on at once."""
 
 HELD = {
     "float32": (8, 4, 0),
@@ -33,6 +39,12 @@ ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value that a convolution makes, by its dtype."""
 
 
+def channels_at_once(channels: int, nbytes: int) -> int:
+    """Output channels of a part of a kernel's gradient, where one takes so many bytes."""
+    parts = -(-channels * nbytes // PART)
+    return -(-channels // (parts * TOGETHER)) * TOGETHER
+
+
 @dataclass(frozen=True)
 class _Convolution:
     """One W, batch norm or not, ρ. Sizes are in values: of the input, of the output, of W."""
@@ -40,6 +52,8 @@ class _Convolution:
     inputs: int
     outputs: int
     weights: int
+    channels: int
+    """Of the output."""
     batch_norm: bool
     averaged: int = 0
     """Size of what the input is an average of; 0: it is none."""
@@ -60,6 +74,7 @@ def solving(
     divided: bool,
     compute: str = "float32",
     keep_best: bool = False,
+    straight: bool = True,
     at_once: bool = False,
 ) -> int | None:
     """Peak bytes of solving layer j: layer, auxiliary classifier, optimiser, and the batch. None
@@ -73,36 +88,61 @@ def solving(
         divided: a step has several micro-batches.
         compute: dtype of the convolutions.
         keep_best: the best iterate is kept beside the present one.
+        straight: large gradients go into the momentum as they come.
         at_once: all weights are updated in one call, as on a GPU; not one by one.
     """
-    parameters = (layer.parameters if layer else 0) + auxiliary.parameters
     constant = FLOAT * batch * prod(shape) + held(layer, auxiliary, keep_best=keep_best)
-    whole = FLOAT * parameters if divided else 0  # gradients of the micro-batches before
+    kept = gradients(layer, auxiliary, straight=straight)
+    whole = kept if divided else 0  # gradients of the micro-batches before
     width = ACTIVATION_BYTES[compute]
-    largest = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
-    connected = (FLOAT + width * (width < FLOAT)) * sum(largest)  # their gradients come first
+    maps = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
+    copies = width * (width < FLOAT) * sum(maps)
+    connected = FLOAT * sum(_kept(maps, straight=straight)) + (not straight) * copies
+    first = straight * (FLOAT * max(maps, default=0) + copies)  # before all others, and then gone
     if isinstance(layer, Block):
         peaks = layer.memory(compute)
         if peaks is None:
             return None
         convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
-        kept, training, backward = (
+        between, training, backward = (
             layer.nbytes(some, shape, micro)
             for some in ((peaks.kept,), peaks.training, peaks.backward)
         )
-        classifier = kept + _backward(convolutions, width, resized=False, below=True)
-        backward = max(training, classifier, backward + FLOAT * auxiliary.parameters)
+        below = _backward(convolutions, width, resized=False, below=True, straight=straight)
+        above = gradients(None, auxiliary, straight=straight)
+        large = 0 if straight else FLOAT * (layer.parameters - layer.small)
+        backward = max(training, between + max(below, first), backward + above + large)
         forward = 0
-        largest.append(layer.largest)
+        maps += [layer.largest]
     else:
         convolutions = _convolutions(layer, auxiliary, shape, micro)
         resized = layer is not None and layer.downsamplings > 0
-        backward = _backward(convolutions, width, resized=resized)
+        backward = _backward(convolutions, width, resized=resized, straight=straight)
+        backward = max(backward, first + width * sum(c.saved for c in convolutions))
         forward = whole + FLOAT * micro * prod(shape) * _shuffles(layer)
-    largest += (c.weights for c in convolutions)
-    decayed = parameters if at_once else max(largest, default=0)  # gradient + decay · weight
-    update = FLOAT * (parameters + decayed)
+    maps += [c.weights for c in convolutions]
+    largest = FLOAT * max(_kept(maps, straight=straight), default=0)
+    update = kept + (kept if at_once else largest)  # gradient + decay · weight
     return constant + max(forward, whole + backward + connected, update)
+
+
+def gradients(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, straight: bool) -> int:
+    """Bytes of the gradients that a step keeps until its end."""
+    parameters = (layer.parameters if layer else 0) + auxiliary.parameters
+    if not straight:
+        return FLOAT * parameters
+    if isinstance(layer, Block):
+        parameters -= layer.parameters - layer.small
+    sizes = [inputs * outputs for inputs, outputs in auxiliary.maps]
+    sizes += [9 * inputs * outputs for inputs, outputs in auxiliary.convolutions]
+    if isinstance(layer, LayerSpec):
+        sizes.append(9 * layer.convolved_channels * layer.width)
+    return FLOAT * (parameters - sum(sizes) + sum(_kept(sizes, straight=True)))
+
+
+def _kept(sizes: Sequence[int], *, straight: bool) -> list[int]:
+    """Those whose gradients are kept until the step."""
+    return [size for size in sizes if not straight or FLOAT * size <= WHOLE]
 
 
 def held(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, keep_best: bool = False) -> int:
@@ -175,20 +215,23 @@ def _convolutions(
     found = []
     if layer:
         inputs, channels = layer.convolved_channels, output[0]
-        sizes = pixels * inputs, pixels * channels, 9 * inputs * channels
+        sizes = pixels * inputs, pixels * channels, 9 * inputs * channels, channels
         found.append(_Convolution(*sizes, layer.batch_norm))
     seen = rows * auxiliary.pixels(output)
     for number, (inputs, channels) in enumerate(auxiliary.convolutions):
         averaged = pixels * inputs if auxiliary.half_resolution and number == 0 else 0
-        kernels = 9 * inputs * channels
-        found.append(
-            _Convolution(seen * inputs, seen * channels, kernels, auxiliary.batch_norm, averaged)
-        )
+        sizes = seen * inputs, seen * channels, 9 * inputs * channels, channels
+        found.append(_Convolution(*sizes, auxiliary.batch_norm, averaged))
     return found
 
 
 def _backward(
-    convolutions: Sequence[_Convolution], width: int, *, resized: bool, below: bool = False
+    convolutions: Sequence[_Convolution],
+    width: int,
+    *,
+    resized: bool,
+    below: bool = False,
+    straight: bool,
 ) -> int:
     """Most bytes between the end of forward and the end of backward: activations and gradients.
 
@@ -197,12 +240,15 @@ def _backward(
     if not convolutions:
         return 0
     mixed = width < FLOAT
-    copies = width * sum(c.weights for c in convolutions) * mixed
+    parted = [straight and FLOAT * c.weights > PART for c in convolutions]
+    copies = [width * c.weights * mixed for c in convolutions]
     first = width * convolutions[0].inputs if (resized or mixed) and not below else 0
-    saved = first + copies + width * sum(c.saved for c in convolutions)
-    gradient, peak, done = width * convolutions[-1].outputs, saved, 0
+    saved = first + width * sum(c.saved for c in convolutions)
+    peak = saved + max(map(prod, zip(copies, parted, strict=True)))  # as it is convolved
+    saved += sum(copy for copy, part in zip(copies, parted, strict=True) if not part)
+    gradient, peak, done = width * convolutions[-1].outputs, max(peak, saved), 0
     for number in reversed(range(len(convolutions))):
-        c = convolutions[number]
+        c, in_parts, copy = convolutions[number], parted[number], copies[number]
         out = width * c.outputs
         peak = max(peak, saved + gradient + out + done)  # ρ: gradient in, gradient out
         if c.batch_norm:
@@ -211,9 +257,14 @@ def _backward(
         saved -= out
         gradient = width * c.inputs if number or below else 0
         of_weights = FLOAT * c.weights
-        peak = max(peak, saved + out + gradient + done + of_weights)
-        done += of_weights
-        saved -= width * c.weights * mixed
+        if in_parts:
+            channels = channels_at_once(c.channels, of_weights // c.channels)
+            part = width * channels * c.weights // c.channels
+            peak = max(peak, saved + out + done + max(part, gradient and gradient + copy))
+        else:
+            peak = max(peak, saved + out + gradient + done + of_weights)
+            saved -= copy
+        done += FLOAT * sum(_kept([c.weights], straight=straight))
         if c.averaged:
             saved -= gradient  # as large as the averaged input
             peak = max(peak, saved + gradient + width * c.averaged + done)

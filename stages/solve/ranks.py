@@ -57,17 +57,14 @@ class Ranks:
         dist.broadcast_object_list(found, src=0)
         return found[0]  # pyright: ignore[reportReturnType]
 
-    def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients over the ranks, all of them in one message: those of one layer are few,
-        and there is nothing to overlap it with."""
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Average tensors over the ranks, in place: dense ones, which lie alike on every rank."""
         if self.count == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        dist.all_reduce(flat)
-        parts = flat.div_(self.count).split([g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view(gradient.shape))
+        for tensor in tensors:
+            flat = tensor.as_strided((tensor.numel(),), (1,))  # kernels lie channels last
+            dist.all_reduce(flat)
+            flat.div_(self.count)
 
     def share_norms(self, network: nn.Module, device: torch.device) -> None:
         """Let every batch norm in a network be over all ranks, with the parameters that it has.

@@ -2,10 +2,13 @@
 
 The solver takes a step on each batch that it is handed; it knows neither where they come from nor
 where its state is kept. Everything it needs to go on after an interruption is in :class:`Solver`,
-between any two batches.
+between any two batches. A step on a GPU waits for none before it: losses are read later.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
+from strata.stages.solve.momentum import StraightSGD
 from strata.stages.solve.ranks import Ranks
 from strata.stages.solve.schedule import SGDSchedule
 
@@ -36,6 +40,8 @@ Batches = Iterable[tuple[BatchRows, Int[Tensor, " b"]]]
 WATCHED_STEPS = 2
 """First steps, of which peak memory is measured: from the second on there is momentum, and then all
 steps agree."""
+LAG = 8
+"""Most steps whose losses a GPU has not told yet: none of them is waited for."""
 
 
 @dataclass
@@ -47,7 +53,7 @@ class Progress:
     batch: int = 0
     """Finished batches of the epoch under way."""
     loss_sum: float = 0.0
-    """Σ loss over the samples of the epoch under way."""
+    """Σ loss over the samples of the epoch under way, of the steps that were read."""
     correct: int = 0
     samples: int = 0
     seconds: float = 0.0
@@ -55,7 +61,7 @@ class Progress:
     best_risk: float | None = None
     best_epoch: int | None = None
     last_good: float | None = None
-    """Mean loss of the last batch."""
+    """Mean loss of the last batch that was read."""
     peak_bytes: int = 0
     """Most bytes of tensors on the device in a step; see stages/memory.py."""
 
@@ -70,21 +76,29 @@ class Solver(Generic[Trainable]):
     compute: torch.dtype
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] = field(default_factory=dict)
+    """In host memory."""
     watched: int = 0
     """Steps whose memory this process has measured."""
     ranks: Ranks = field(default_factory=Ranks)
     """Processes that solve it together; :meth:`step` is given this one's part of the batch."""
+    straight: bool = True
+    """Large gradients go into the momentum as they come, if nothing forbids it: Nesterov's step and
+    the scaler of float16 want them whole. The step is torch.optim.SGD's in any case."""
 
     def __post_init__(self) -> None:
         self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
         self.ranks.share_norms(self.problem, self.device)
-        self.optimiser = torch.optim.SGD(
+        plan = self.schedule
+        self.straight &= not plan.nesterov and self.compute != torch.float16
+        self.optimiser = (StraightSGD if self.straight else torch.optim.SGD)(
             self.problem.parameters(),
-            lr=self.schedule.lr,
-            momentum=self.schedule.momentum,
-            weight_decay=self.schedule.weight_decay,
-            nesterov=self.schedule.nesterov,
+            lr=plan.lr,
+            momentum=plan.momentum,
+            weight_decay=plan.weight_decay,
+            nesterov=plan.nesterov,
         )
+        self.lag = LAG if self.device.type == "cuda" and self.ranks.count == 1 else 0
+        self._unread: deque[tuple[Tensor, torch.cuda.Event | None, int]] = deque()
         self.scaler = torch.amp.GradScaler(  # pyright: ignore
             self.device.type, enabled=self.compute == torch.float16
         )
@@ -111,13 +125,14 @@ class Solver(Generic[Trainable]):
             if name in part["momentum"]:
                 buffer = torch.empty_like(parameter).copy_(part["momentum"][name])
                 self.optimiser.state[parameter]["momentum_buffer"] = buffer
-        self.best = {n: t.to(self.device) for n, t in part["best"].items()}
+        self.best = part["best"]
         self.progress = Progress(**progress)
         if scaler:
             self.scaler.load_state_dict(scaler)
 
     def snapshot(self) -> dict:
-        """The state that is not tensors, as JSON."""
+        """The state that is not tensors, as JSON. All steps must be read: see :meth:`settle`."""
+        assert not self._unread
         return {"progress": asdict(self.progress), "scaler": self.scaler.state_dict()}
 
     # ---- one epoch ------------------------------------------------------------------------------
@@ -149,39 +164,75 @@ class Solver(Generic[Trainable]):
             y: its labels, int64 (B,), on the device.
 
         Raises:
-            Diverged: the loss is not finite. The last saved state is good.
+            Diverged: the loss of this step, or of one of the :attr:`lag` before it, is not finite.
+                The state is of no use then; the last saved one is good.
         """
         micro = -(-len(y) // self.schedule.accumulate)
-        loss_sum, correct = 0.0, 0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         parts = iter(x.split(micro))  # none is held here while the next one is made
-        for target in y.split(micro):
-            loss, right = self._backward(next(parts), target, len(y))
-            loss_sum, correct = loss_sum + loss, correct + right
-        self.ranks.average(self.problem.parameters())
-        loss_sum, correct, samples = self.ranks.total(loss_sum, correct, len(y))
-        if not torch.isfinite(torch.tensor(loss_sum)):
-            self.optimiser.zero_grad(set_to_none=True)
-            raise Diverged(self.progress.epoch + 1, self.progress.last_good)
+        straight = isinstance(self.optimiser, StraightSGD)
+        with self.optimiser.collecting(self.problem) if straight else nullcontext():
+            for target in y.split(micro):
+                sums += self._backward(next(parts), target, len(y))
+        if straight:
+            self.ranks.average(self.optimiser.sums)
+        else:
+            self.ranks.average(p.grad for p in self.problem.parameters() if p.grad is not None)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        self.progress.last_good = loss_sum / samples
-        self.progress.loss_sum += loss_sum
-        self.progress.correct += int(correct)
-        self.progress.samples += int(samples)
+        told = sums.to("cpu", non_blocking=True)
+        is_told = torch.cuda.current_stream().record_event() if sums.is_cuda else None
+        self._unread.append((told, is_told, len(y)))
+        self._read(self.lag)
 
-    def _backward(self, x: Tensor, target: Tensor, rows: int) -> tuple[float, int]:
-        """Gradients of a micro-batch in a batch of so many ``rows``; its Σ loss and hits."""
+    def _backward(self, x: Tensor, target: Tensor, rows: int) -> Tensor:
+        """Gradients of a micro-batch in a batch of so many ``rows``; its Σ loss and hits, float64
+        (2,) on the device."""
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
             logits = self.problem(x)
         loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
         self.scaler.scale(loss / rows).backward()
-        return float(loss.item()), int((logits.argmax(1) == target).sum())
+        hits = (logits.argmax(1) == target).sum()
+        return torch.stack((loss.detach().double(), hits.double()))
+
+    def _read(self, left: int) -> None:
+        """Add what steps have found to :attr:`progress`, of all but so many. Raises Diverged."""
+        done = self.progress
+        while len(self._unread) > left:
+            told, is_told, rows = self._unread.popleft()
+            if is_told is not None:
+                is_told.synchronize()
+            loss_sum, correct, samples = self.ranks.total(*told.tolist(), rows)
+            if not math.isfinite(loss_sum):
+                raise self._diverged()
+            done.last_good = loss_sum / samples
+            done.loss_sum += loss_sum
+            done.correct += int(correct)
+            done.samples += int(samples)
+
+    def settle(self) -> None:
+        """Read all steps, and look at what they have made: the state may be saved then.
+
+        Raises:
+            Diverged: a loss, a weight or a momentum is not finite. The last saved state is good.
+        """
+        self._read(0)
+        trained = [*self.problem.parameters()]
+        trained += [t for kept in self.optimiser.state.values() for t in kept.values()]
+        bounds = [bound for t in trained if t.numel() for bound in torch.aminmax(t.detach())]
+        if not torch.stack(bounds).isfinite().all():
+            raise self._diverged()
+
+    def _diverged(self) -> Diverged:
+        self._unread.clear()
+        return Diverged(self.progress.epoch + 1, self.progress.last_good)
 
     def finish_epoch(self) -> dict[str, float]:
         """Mean training ``loss``, accuracy ``top1``, and ``seconds`` of the epoch whose last batch
-        was trained on."""
+        was trained on. Raises Diverged: one of its losses is not finite."""
+        self._read(0)
         done = self.progress
         result = {"loss": done.loss_sum / done.samples, "top1": done.correct / done.samples}
         result["seconds"] = done.seconds
@@ -193,7 +244,8 @@ class Solver(Generic[Trainable]):
         """Keep the present iterate if its training risk is the lowest so far (Prop. 3.1)."""
         if self.progress.best_risk is None or risk < self.progress.best_risk:
             self.progress.best_risk, self.progress.best_epoch = risk, self.progress.epoch
-            self.best = {n: t.detach().clone() for n, t in self.problem.state_dict().items()}
+            state = self.problem.state_dict()
+            self.best = {n: t.to("cpu", copy=True) for n, t in state.items()}
 
     def finish(self) -> Trainable:
         """The problem at the iterate the schedule keeps, in eval mode."""

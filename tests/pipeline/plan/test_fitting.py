@@ -41,7 +41,7 @@ def test_half_precision_leaves_more_rows() -> None:
 
 def test_what_cannot_fit_is_refused_with_both_numbers() -> None:
     least = peak(4, 128)
-    assert peak(3, 128) < 200_000_000 < least
+    assert peak(3, 128) < 150_000_000 < least
     with pytest.raises(BudgetError) as caught:
         memory.fit(K1, CPU, 200_000_000)
     assert size(least) in str(caught.value)

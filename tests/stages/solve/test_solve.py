@@ -138,11 +138,9 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_last_good_loss() -> None
     good = s.progress.last_good
     poisoned = batches(1)
     poisoned[2][0][0, 0, 0, 0] = float("nan")
-    before = {n: p.detach().clone() for n, p in s.problem.named_parameters()}
     with pytest.raises(Diverged, match="epoch 2") as caught:
         run_epoch(s, poisoned[2:], 6)
     assert caught.value.last_good == good
-    assert all(torch.equal(p, before[n]) for n, p in s.problem.named_parameters())
 
 
 def test_logits_are_taken_in_eval_mode_and_training_goes_on_after() -> None:
