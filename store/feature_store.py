@@ -16,16 +16,16 @@ from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import geometry_of_zarr
 from strata.store.level.layout import Geometry, LevelKey, depth_directory, lock_path
 from strata.store.level.level import (
-    CHECKSUMS,
     COMMIT,
+    RECEIPT,
     RECEIPTS,
-    SHARDS,
     Level,
+    commit_of,
     geometry_of,
     read_commit,
 )
 from strata.store.write.shard import ZARR
-from strata.store.write.writer import INTENT, LINEAGE, LevelWriter
+from strata.store.write.writer import LevelWriter, read_lineage
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def partial(directory: Path, files: Files = DISK) -> LevelState:
     receipts = []
     for name in files.names(directory / RECEIPTS):
         with suppress(LevelDamaged, FileNotFoundError):
-            receipts.append(unseal(directory / RECEIPTS / name, files, CHECKSUMS))
+            receipts.append(unseal(directory / RECEIPTS / name, files, RECEIPT))
     if not receipts:
         return LevelState("absent")
     rows = sum(last - first for first, last in (r["rows"] for r in receipts))
@@ -179,7 +179,7 @@ def open_level(directory: Path | str, files: Files = DISK) -> Level:
     """
     path = (Path(directory) if isinstance(directory, str) else directory).absolute()
     try:
-        key = LevelKey(**unseal(path / COMMIT, files, SHARDS)["level"])
+        key = LevelKey(**commit_of(path, files)["level"])
     except FileNotFoundError:
         raise LevelAbsent(f"{directory} holds no level: it has no {COMMIT}") from None
     return Level.open(path.parent.parent, key, files)
@@ -195,6 +195,6 @@ def images_of(level: Level) -> Level:
     if level.key.depth == 0:
         return level
     directory = level.directory.parent
-    first = unseal(directory / INTENT, level.files, LINEAGE)[LINEAGE][0]
+    first = read_lineage(directory, level.files)[0]
     key = LevelKey(0, fingerprint(first), level.key.split, "clean")
     return Level.open(directory.parent, key, level.files)

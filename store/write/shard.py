@@ -27,7 +27,7 @@ from strata.store.files.publish import Buffers, joined, put_exclusive, replace, 
 from strata.store.fingerprint import sha256
 from strata.store.level.codec import CODEC_THREADS, decode, encode, zarr_metadata
 from strata.store.level.layout import Geometry, LevelKey, shard_name
-from strata.store.level.level import CHECKSUMS, receipt_of, receipt_path
+from strata.store.level.level import RECEIPT, receipt_of, receipt_path
 
 ZARR = "zarr.json"
 
@@ -86,7 +86,7 @@ class ShardWriter:
     def _found(self, shard: int) -> Published | None:
         path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
         with contextlib.suppress(FileNotFoundError, LevelDamaged):
-            found = Published.by(unseal(path, self.files, CHECKSUMS))
+            found = Published.by(unseal(path, self.files, RECEIPT))
             if sha256(self.files.read(data)) == found.sha256:
                 return found
         return None
@@ -120,7 +120,7 @@ class ShardWriter:
         if not self.adopt(shard):  # it cannot be read: it is none, and vouches for nothing
             replace(self.directory, shard_name(shard), data, self.files)
             self.vouch(shard, receipt)
-        return Published.by(unseal(path, self.files))
+        return Published.by(unseal(path, self.files, RECEIPT))
 
     def adopt(self, shard: int, digest: str | None = None) -> bool:
         """Vouch for a shard that lies there. False: it cannot be read, or has another sha256."""
