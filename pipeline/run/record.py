@@ -49,6 +49,9 @@ _PROBLEM = _TRAINED | {
     "peak_memory_bytes": _NUMBER,
 }
 _REMOVAL = {"filters": int} | _each(float, "test_before test_removed test_after")
+_CODES = _each(_NUMBER, "median_snr_db worst_channel worst_snr_db") | _each(
+    float, "clipped dead channels"
+)
 _SWEPT = _FILES | {"made_of": {"input": str}, "name": str, "changes": {str: object}}
 FIELDS: Mapping[str, Any] = {
     RUN: _each(str, "recipe source compute device")
@@ -72,7 +75,7 @@ FIELDS: Mapping[str, Any] = {
         | _PROBLEM
         | {
             "outcome": _OUTCOME,
-            "quantiser": ({str: _NUMBER}, NoneType),
+            "quantiser": (_CODES, NoneType),
             "variant": ({"name": str}, _MAYBE),
             "compression": ({"removals": [_REMOVAL], "solved_filters": int}, _MAYBE),
         },
