@@ -225,7 +225,7 @@ def largest_of(family: Family, measure: Measure, cap: int) -> Found:
 
         size = DEEPER * sizes["end to end"]
         if family.width is None:
-            size = largest(lambda size: highest(size)[0] <= cap, WIDEST)  # noqa: B023
+            size = largest(lambda size: highest(size)[0] <= cap, WIDEST)
         nbytes, layer = highest(size)
         found[f"greedy{way}"] = {**fact(family.net(size), nbytes), "highest_layer": layer}
         sizes[f"greedy{way}"] = size

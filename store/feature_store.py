@@ -15,11 +15,11 @@ from strata.store.files.publish import unseal
 from strata.store.level.codec import geometry_of_zarr
 from strata.store.level.layout import BEGUN, Geometry, LevelKey, depth_directory, lock_path
 from strata.store.level.level import (
-    CHECKSUMS,
     COMMIT,
+    RECEIPT,
     RECEIPTS,
-    SHARDS,
     Level,
+    commit_of,
     geometry_of,
     read_commit,
 )
@@ -155,7 +155,7 @@ def partial(directory: Path, files: Files = DISK) -> LevelState:
     receipts = []
     for name in files.names(directory / RECEIPTS):
         with suppress(LevelDamaged, FileNotFoundError):
-            receipts.append(unseal(directory / RECEIPTS / name, files, CHECKSUMS))
+            receipts.append(unseal(directory / RECEIPTS / name, files, RECEIPT))
     if not receipts:
         return LevelState("absent")
     rows = sum(last - first for first, last in (r["rows"] for r in receipts))
@@ -177,7 +177,7 @@ def open_level(directory: Path | str, files: Files = DISK) -> Level:
     """
     path = (Path(directory) if isinstance(directory, str) else directory).absolute()
     try:
-        key = LevelKey(**unseal(path / COMMIT, files, SHARDS)["level"])
+        key = LevelKey(**commit_of(path, files)["level"])
     except FileNotFoundError:
         raise LevelAbsent(f"{directory} holds no level: it has no {COMMIT}") from None
     return Level.open(path.parent.parent, key, files)

@@ -143,9 +143,8 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
     signature, store = source.signature(), session.store
     memo = memo_of(session, signature)
     with suppress(FileNotFoundError, LevelDamaged):
-        remembered = unseal(memo, store.files)
-        same = "sums" in remembered  # other versions list and read other images
-        if same and (not remembered["broken_count"] or session.options.skip_broken):
+        remembered = unseal(memo, store.files, record.SURVEY)
+        if not remembered["broken_count"] or session.options.skip_broken:
             return remembered
     found = _read_all(session, source, signature) | {
         "signature": signature,
@@ -319,7 +318,7 @@ def image_shards(
         ClusterError: the record is of other images than the command knows, or there are others.
     """
     run, writer = address.begun(key, shape)
-    found = unseal(memo, writer.files)
+    found = unseal(memo, writer.files, record.SURVEY)
     if found["digest"] != digest:
         raise ClusterError(f"{memo} is, here, of other images")
     with _same_source(address.source, address.data_root, found["signature"]) as source:

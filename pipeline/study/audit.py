@@ -23,6 +23,7 @@ from strata.pipeline.errors import RunConflict
 from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
 from strata.pipeline.materialize.images import ImageShards, memo_of, order_of_rows
 from strata.pipeline.plan.costs import level_geometry
+from strata.pipeline.run import record
 from strata.pipeline.run.device import versions
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
@@ -97,7 +98,8 @@ def _surveyed(session: Session, source: Source) -> dict[str, Any]:
     kept: Mapping[str, Any] = {split: np.arange(source.count(split)) for split in SPLITS}
     if known["broken_count"]:
         try:
-            kept = unseal(memo_of(session, known["signature"]), session.store.files, "kept")["kept"]
+            memo, files = memo_of(session, known["signature"]), session.store.files
+            kept = unseal(memo, files, record.SURVEY)["kept"]
         except (FileNotFoundError, LevelDamaged):
             kept = survey(source, skip_broken=True).kept
     there, was = sum(map(source.count, SPLITS)), [known[split] for split in SPLITS]

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, LevelStale, refusals
 from strata.store.files.files import DISK, Files
-from strata.store.files.publish import opened, present, read_hashed, unseal
+from strata.store.files.publish import fitting, opened, present, read_hashed, unseal
 from strata.store.level.codec import CHECKSUM, crc32c, decode, row_checksums
 from strata.store.level.group import CHUNK
 from strata.store.level.layout import BEGUN, VALUES, Geometry, LevelKey, shard_name, shard_path
@@ -31,11 +32,23 @@ from strata.store.memory import aligned
 COMMIT = "COMMIT.json"
 RECEIPTS = "receipts"
 SHARDS, CHECKSUMS = "shards", "crc32c"
-"""Fields by which a commit and a receipt are told from other records."""
 FORMAT = 4
 """Version of what a commit says."""
-FIELDS = {"level", "geometry", "content_root", "parent", "arrays", "metadata", SHARDS}
-"""What every commit says."""
+FILE = {"nbytes": int, "sha256": str}
+KEY = {"depth": int, "fingerprint": str, "split": str, "view": str}
+RECEIPT = {"shard": int, "key": str, "rows": [int], **FILE, CHECKSUMS: str}
+"""The shape of a receipt, and of a commit: what every one says, as ``publish.misfit`` has it."""
+FIELDS = {
+    "level": KEY,
+    "geometry": dict.fromkeys(("rows", "chunk_rows", "shard_rows"), int)
+    | {"sample": [int], "precision": str, "profile": str},
+    "content_root": str,
+    "parent": (KEY | {"content_root": str}, NoneType),
+    "arrays": {str: FILE | {"dtype": str, "shape": [int]}},
+    "metadata": {str: FILE},
+    SHARDS: {"nbytes": [[int]], "sha256": str, "receipts": str},
+    "tool": {str: object},
+}
 CHUNKS_KEPT = 8
 """Decoded inner chunks kept, for readers that want a part of one after another."""
 
@@ -125,6 +138,8 @@ class Level:
 
     def array(self, name: str) -> np.ndarray:
         """A copy of a small array of the level, e.g. ``label``; checked against its sha256."""
+        if name not in self.arrays:
+            raise LevelDamaged(f"{self.directory / COMMIT} is damaged: it has no {name}")
         facts = self.arrays[name]
         data = read_hashed(self.directory / name / CHUNK, facts["sha256"], self.files)
         return np.frombuffer(bytearray(data), facts["dtype"]).reshape(facts["shape"])
@@ -139,7 +154,8 @@ class Level:
         """crc32c of every row of a shard, uint32 (rows,). Raises LevelDamaged if its receipt is not
         the one that was committed."""
         path = receipt_path(self.directory, shard)
-        body = opened(read_hashed(path, self.shards[shard]["receipt"], self.files), path)
+        data = read_hashed(path, self.shards[shard]["receipt"], self.files)
+        body = opened(data, path, RECEIPT)
         return np.frombuffer(base64.b64decode(body[CHECKSUMS]), CHECKSUM)
 
     @property
@@ -286,13 +302,16 @@ def commit_of(directory: Path, files: Files = DISK) -> dict[str, Any]:
         LevelDamaged: it is not what was written.
         LevelStale: it has another format.
     """
-    body = unseal(directory / COMMIT, files, "format")
+    body = unseal(path := directory / COMMIT, files, {"format": int})
     if (found := body["format"]) != FORMAT:
         text = f"is stale: it has format {found}, and this version reads {FORMAT}"
-        raise LevelStale(f"{directory / COMMIT} {text}")
-    if not body.keys() >= FIELDS:
-        raise LevelDamaged(f"{directory / COMMIT} is damaged: it is a record of another kind")
-    return body | {SHARDS: ShardTable.from_json(geometry_of(body), body[SHARDS])}
+        raise LevelStale(f"{path} {text}")
+    fitting(body, FIELDS, path)
+    try:
+        LevelKey(**body["level"])
+        return body | {SHARDS: ShardTable.from_json(geometry_of(body), body[SHARDS])}
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise LevelDamaged(f"{path} is damaged: {error}") from None
 
 
 def geometry_of(commit: dict[str, Any]) -> Geometry:

@@ -12,6 +12,7 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint
 from strata.store.level.group import SMALL
+from strata.store.level.references import NOTE
 from strata.store.write.verify import DEPTH, NOT_ITSELF, Damage
 
 RECORD = "record"
@@ -30,8 +31,8 @@ STRANGE = {
     "temporary": "a temporary file, of a process that was killed or is at work",
     "": "nothing of a store has such a name",
 }
-NAMED_BY = {"runs": ("host", "run"), "sources": ("source", "signature")}
-"""Fields of a record that its file is named by, by the directory that it is in."""
+NAMED_BY = {"runs": ("host", "run", NOTE), "sources": ("source", "signature", {"signature": str})}
+"""Fields of a record that its file is named by, and its shape, by the directory that it is in."""
 
 
 def kind(name: str) -> str:
@@ -55,9 +56,9 @@ def beside_levels(
 
 
 def _record(path: Path, files: Files) -> Iterator[Damage]:
-    one, other = NAMED_BY[path.parent.name]
+    one, other, shape = NAMED_BY[path.parent.name]
     try:
-        body = unseal(path, files, other)
+        body = unseal(path, files, shape)
         if f"{fingerprint([body.get(one), body[other]])[:12]}.json" != path.name:
             yield Damage(path, "it is the record of another", path.parent)
     except LevelDamaged:

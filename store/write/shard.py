@@ -27,7 +27,7 @@ from strata.store.files.publish import Buffers, joined, put_exclusive, replace, 
 from strata.store.fingerprint import sha256
 from strata.store.level.codec import CODEC_THREADS, channels_last, decode, encode, zarr_metadata
 from strata.store.level.layout import BEGUN, Geometry, LevelKey, shard_path
-from strata.store.level.level import CHECKSUMS, receipt_of, receipt_path
+from strata.store.level.level import RECEIPT, receipt_of, receipt_path
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ShardWriter:
     def _found(self, shard: int) -> Published | None:
         path, data = receipt_path(self.directory, shard), shard_path(self.directory, shard)
         with contextlib.suppress(FileNotFoundError, LevelDamaged):
-            found = Published.by(unseal(path, self.files, CHECKSUMS))
+            found = Published.by(unseal(path, self.files, RECEIPT))
             if sha256(self.files.read(data)) == found.sha256:
                 return found
         return None
@@ -121,7 +121,7 @@ class ShardWriter:
         if not self.adopt(shard):  # it cannot be read: it is none, and vouches for nothing
             replace(place.parent, place.name, data, self.files)
             self.vouch(shard, receipt)
-        return Published.by(unseal(path, self.files))
+        return Published.by(unseal(path, self.files, RECEIPT))
 
     def adopt(self, shard: int, digest: str | None = None) -> bool:
         """Vouch for a shard that lies there. False: it cannot be read, or has another sha256."""

@@ -18,7 +18,7 @@ from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import Files
 from strata.store.files.publish import unseal
 from strata.store.level.layout import VALUES, Geometry, shard_name, shard_path
-from strata.store.level.level import CHECKSUMS, RECEIPTS, receipt_name, receipt_path
+from strata.store.level.level import RECEIPT, RECEIPTS, receipt_name, receipt_path
 from strata.store.parallel import map_in_threads
 from strata.store.write.shard import Published, ShardWriter
 
@@ -67,7 +67,7 @@ def unvouched(writer: ShardWriter) -> tuple[list[int], list[int]]:
         name = f"{VALUES}/{shard_name(shard)}"
         if name in listed and f"{RECEIPTS}/{receipt_name(shard)}" in listed:
             with suppress(LevelDamaged, FileNotFoundError):
-                receipt = unseal(receipt_path(writer.directory, shard), writer.files, CHECKSUMS)
+                receipt = unseal(receipt_path(writer.directory, shard), writer.files, RECEIPT)
                 if receipt["nbytes"] == listed[name]:
                     return True
         return name in listed and writer.adopt(shard)
@@ -89,7 +89,7 @@ def unsettled(writer: ShardWriter, published: Iterable[Published]) -> list[int]:
     def is_settled(one: Published) -> bool:
         path = receipt_path(writer.directory, one.shard)
         try:
-            found = Published.by(unseal(path, writer.files, CHECKSUMS))
+            found = Published.by(unseal(path, writer.files, RECEIPT))
             size = writer.files.size(shard_path(writer.directory, one.shard))
         except (FileNotFoundError, LevelDamaged):
             return False

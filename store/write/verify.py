@@ -24,8 +24,8 @@ from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level.group import CHUNK
 from strata.store.level.layout import BEGUN, VALUES, LevelKey
 from strata.store.level.level import (
-    CHECKSUMS,
     COMMIT,
+    RECEIPT,
     RECEIPTS,
     SHARDS,
     check_size,
@@ -36,7 +36,7 @@ from strata.store.level.level import (
 from strata.store.parallel import map_in_threads
 from strata.store.write.shard import ShardWriter, forget_shard
 from strata.store.write.unfinished import HASH_THREADS
-from strata.store.write.writer import INTENT, LINEAGE
+from strata.store.write.writer import INTENT, read_lineage
 
 QUARANTINE = "quarantine"
 DEPTH = r"x_\d+-[0-9a-f]{12}"
@@ -113,7 +113,7 @@ def check_level(
 def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
     path = directory.parent / INTENT
     try:
-        lineage = unseal(path, files, LINEAGE)[LINEAGE]
+        lineage = read_lineage(directory.parent, files)
     except FileNotFoundError:
         yield Damage(path, "it is missing", directory)
     except LevelDamaged:
@@ -190,7 +190,7 @@ def _by_receipts(directory: Path, files: Files) -> list[Damage]:
     for path in (directory / RECEIPTS / name for name in files.names(directory / RECEIPTS)):
         try:
             if path.suffix == ".json":  # no temporary file
-                entry = unseal(path, files, CHECKSUMS)
+                entry = unseal(path, files, RECEIPT)
                 if entry["key"].startswith(f"{VALUES}/"):
                     entries.append(entry)
         except FileNotFoundError:  # a writer makes it again

@@ -20,6 +20,7 @@ from strata.store.files.publish import (
     put_exclusive,
     replace,
     sealed,
+    unseal,
 )
 from strata.store.fingerprint import sha256
 from strata.store.level.group import CHUNK, SMALL, is_array, small_files
@@ -27,6 +28,7 @@ from strata.store.level.layout import BEGUN, VALUES, ZARR, Geometry, LevelKey, l
 from strata.store.level.level import (
     COMMIT,
     FORMAT,
+    RECEIPT,
     RECEIPTS,
     SHARDS,
     Level,
@@ -40,7 +42,6 @@ from strata.store.write.unfinished import unfinished, unvouched
 
 INTENT = "intent.json"
 LINEAGE = "lineage"
-"""Field by which an intent is told from other records."""
 PUBLISHERS = 2
 """Shards on their way to the disk at a time: hashing one takes as long as writing it to a fast
 disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
@@ -248,10 +249,16 @@ class LevelWriter(ShardWriter):
             data = self.files.read(path)
         except FileNotFoundError:
             raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
-        body = opened(data, path)
+        body = opened(data, path, RECEIPT)
         return Entry(body["nbytes"], body["sha256"], sha256(data))
 
 
 def _facts(data: bytes) -> dict[str, Any]:
     """What a commit says of a small file."""
     return {"nbytes": len(data), "sha256": sha256(data)}
+
+
+def read_lineage(directory: Path, files: Files) -> list[dict[str, Any]]:
+    """What made x_0 … x_depth, as ``intent.json`` of a depth's directory says it. Raises
+    LevelDamaged: it is not what was written; FileNotFoundError: it is not there."""
+    return unseal(directory / INTENT, files, {LINEAGE: [{str: object}]})[LINEAGE]
