@@ -68,16 +68,16 @@ class Ring:
 
 
 class MapBuffers:
-    """float32 maps in a ring's buffers, on the CPU."""
+    """Maps in a ring's buffers, on the CPU."""
 
     def __init__(self) -> None:
         self._ring = Ring(0, MAP_SLOTS)
 
-    def take(self, shape: Sequence[int]) -> Tensor:
+    def take(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor (B, C, H, W), channels last, of any content; its own while it is held."""
-        nbytes = 4 * prod(shape)
+        nbytes = dtype.itemsize * prod(shape)
         if self._ring.nbytes < nbytes:
             self._ring = Ring(nbytes, MAP_SLOTS)
         rows, channels, height, width = shape
-        flat = torch.from_numpy(self._ring.take()[:nbytes].view(np.float32))
+        flat = torch.from_numpy(self._ring.take()[:nbytes]).view(dtype)
         return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)

@@ -45,6 +45,8 @@ class Feed:
     """Side of the window that is cut out where crops are given."""
     rank: int = 0
     ranks: int = 1
+    dtype: torch.dtype = torch.float32
+    """What values are made in; without a codec x is what is stored."""
 
     def __post_init__(self) -> None:
         self.samples = int(self.ids.max(initial=-1)) + 1
@@ -104,9 +106,9 @@ class Feed:
                 None: the whole map.
 
         Returns:
-            x is (B, C, H, W): float32, channels last; without a codec as it is stored, and then as
-            long valid as :meth:`Delivery.batches` says. y is int64 (B,). While they are used,
-            nothing else is held.
+            x is (B, C, H, W): values in :attr:`dtype`, channels last; without a codec as it is
+            stored, and then as long valid as :meth:`Delivery.batches` says. y is int64 (B,). While
+            they are used, nothing else is held.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
@@ -130,5 +132,6 @@ class Feed:
             x = augment.crop(x, window, self.crop)
         if self.codec is not None:
             x = self.codec.unpacked(x, self.delivery.geometry.sample[0])
-            return self.codec.values(x, self._maps and self._maps.take(x.shape))
+            out = self._maps and self._maps.take(x.shape, self.dtype)
+            return self.codec.values(x, out, self.dtype)
         return x

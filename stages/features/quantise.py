@@ -63,10 +63,14 @@ class Floats:
         return stored.view(FLOATS[self.precision])
 
     def values(
-        self, unpacked: Float[Tensor, "b c h w"], out: Float[Tensor, "b c h w"] | None = None
+        self,
+        unpacked: Float[Tensor, "b c h w"],
+        out: Float[Tensor, "b c h w"] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "b c h w"]:
-        """float32 of unpacked elements: in ``out``, or in new memory, channels last."""
-        return _as_float(unpacked, out)
+        """Values of unpacked elements: in ``out``, of this dtype, or channels last; in new memory
+        if the dtype is another."""
+        return _in_dtype(unpacked, out, dtype)
 
     def decode(self, stored: Shaped[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b c h w"]:
         """Values of a stored form: float32, channels last."""
@@ -124,10 +128,15 @@ class Quantiser:
         return pairs.movedim(-1, 1)[:, :channels]
 
     def values(
-        self, unpacked: UInt8[Tensor, "b c h w"], out: Float[Tensor, "b c h w"] | None = None
+        self,
+        unpacked: UInt8[Tensor, "b c h w"],
+        out: Float[Tensor, "b c h w"] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "b c h w"]:
-        """float32 of codes: in ``out``, or in new memory, channels last."""
-        return self._values(_as_float(unpacked, out))
+        """Values of codes: in ``out``, of this dtype, or in new memory, channels last. They are
+        what a cast of the float32 values would be: a code less its zero point has at most 8 bits,
+        which every float dtype holds, and the product is rounded once."""
+        return self._values(_in_dtype(unpacked, out, dtype))
 
     def decode(self, stored: UInt8[Tensor, "b c2 h w"], channels: int) -> Float[Tensor, "b c h w"]:
         """Values of a stored form: float32, channels last."""
@@ -146,7 +155,8 @@ class Quantiser:
 
     def _values(self, codes: Tensor) -> Tensor:
         """In place, as new memory is dear: its pages are touched for the first time."""
-        return codes.sub_(_along(self.zero, codes)).mul_(_along(self.scale, codes))
+        codes.sub_(_along(self.zero, codes))
+        return torch.mul(codes, _along(self.scale, codes), out=codes)
 
 
 Codec = Floats | Quantiser
@@ -160,9 +170,9 @@ def codec(precision: str, tensors: Mapping[str, Tensor]) -> Codec:
     return Quantiser(precision, tensors["scale"], tensors["zero"])
 
 
-def _as_float(x: Tensor, out: Tensor | None) -> Tensor:
+def _in_dtype(x: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
     if out is None:
-        return x.to(torch.float32, memory_format=torch.channels_last)
+        return x.to(dtype, memory_format=torch.channels_last)
     return out.copy_(x)
 
 

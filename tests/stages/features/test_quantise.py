@@ -95,7 +95,7 @@ def test_the_error_is_half_a_step_and_the_poison_is_never_made(precision: str, x
     if precision == "uint8":
         assert int(codes.max()) <= 254
     else:
-        assert codes.shape[-1] == -(-x.shape[-1] // 2)
+        assert codes.shape[1] == -(-x.shape[1] // 2)
         assert int((codes & 15).max()) <= 14
         assert int((codes >> 4).max()) <= 14
 
@@ -283,3 +283,14 @@ def test_the_summary_is_that_of_the_channels() -> None:
     assert f"worst channel {ratios.index(min(ratios))}" in found.text
     assert found.text.startswith("uint4: signal-to-noise ")
     assert len(found.as_json()) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", CODES)
+def test_values_in_few_bits_are_those_of_float32_cast(precision: str, dtype: torch.dtype) -> None:
+    x = normal(0, 20, 5, 8, 8) * torch.tensor([1e-3, 0.1, 1.0, 7.0, 300.0])[:, None, None]
+    stored = codec_for(precision, x)
+    codes = stored.unpacked(stored.encode(x), 5)
+    expected = stored.values(codes).to(dtype)
+    assert torch.equal(stored.values(codes, dtype=dtype), expected)
+    assert torch.equal(stored.values(codes, torch.empty(20, 5, 8, 8, dtype=dtype)), expected)
