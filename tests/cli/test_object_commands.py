@@ -209,8 +209,8 @@ def test_after_kill_9_finished_shards_are_not_written_again(
     way.seen.clear()
     said = empty.do("materialize", "--layer", 1)
     assert said.rc == 0, said.err
-    assert not [name for name in there if way.count(rf"PUT .*train\.plain/{re.escape(name)}")]
-    assert way.count(r"PUT .*train\.plain/c\.") > 0
+    assert not [name for name in there if way.count(rf"PUT .*train\.plain/x/{re.escape(name)}")]
+    assert way.count(r"PUT .*train\.plain/x/c\.") > 0
     x_1 = {n: data for n, data in local_levels(local).items() if not n.startswith("x_2")}
     assert levels(empty.objects) == x_1
 

@@ -144,7 +144,7 @@ def test_a_worker_is_killed(dask: Cluster, empty: Remote, way: Road, local: Plac
     assert process.returncode == 0, err
     assert there
     for name in there:
-        assert way.count(rf"PUT .*train\.plain/c\.{int(name.removesuffix('.json'))}\.") == 1
+        assert way.count(rf"PUT .*train\.plain/x/c\.{int(name.removesuffix('.json'))}\.") == 1
     x_1 = {n: data for n, data in local_levels(local).items() if not n.startswith("x_2")}
     assert levels(empty.objects) == x_1
 
