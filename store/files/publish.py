@@ -210,8 +210,8 @@ def misfit(value: Any, shape: Any, at: str = "") -> str | None:
     """
     match shape, value:
         case tuple(), _:
-            found = [misfit(value, one, at) for one in shape]
-            return None if None in found else max(map(str, found), key=len)
+            tried = [misfit(value, one, at) for one in shape]
+            return None if None in tried else max(map(str, tried), key=len)
         case list(), list():
             parts = [(one, shape[0], f"{at}[{i}]") for i, one in enumerate(value)]
         case dict(), dict():

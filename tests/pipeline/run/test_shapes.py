@@ -94,6 +94,6 @@ def test_commands_end_in_one_line_whatever_type_a_field_has(sound: Place, tmp_pa
         path.write_bytes(sealed(changed(unseal(path), at, new)))
         for command, *more in draw.sample(COMMANDS, 3):
             own = ("--store", place.store) if command in ("du", "gc") else place.options
-            said = here(command, *own, *(place.root / w if w == "exported" else w for w in more))
+            said = here(command, *own, *(place.root / "to" if w == "exported" else w for w in more))
             lines = [line for line in said.err.splitlines() if line.startswith("Error: ")]
             assert len(lines) == bool(said.rc), (path, at, new, command, said.err)
