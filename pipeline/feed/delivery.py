@@ -97,8 +97,7 @@ class Delivery(AbstractContextManager["Delivery"]):
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        # By map, which holds no batch while it is used.
-        return map(lambda lying: lying.movedim(-1, 1), self._as_they_lie(rows, lengths))
+        return map(_channels_first, self._as_they_lie(rows, lengths))  # map holds none of them
 
     def _as_they_lie(self, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
         """Stored elements (length, y, x, channel) of the rows."""
@@ -164,3 +163,8 @@ class Delivery(AbstractContextManager["Delivery"]):
         else:
             rows = MappedRows(levels)
         return Reader(rows, threads, allocate=allocate)
+
+
+def _channels_first(lying: Tensor) -> Tensor:
+    """(n, channel, y, x) of rows as they lie."""
+    return lying.movedim(-1, 1)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -226,7 +227,7 @@ def clean_batches(
 
     In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
     """
-    how = {"cached": cached, "augmented": False, "once": True}
+    how: Any = {"cached": cached, "augmented": False, "once": True}
     with ProblemFeed(session, depth, split, **how) as feed:
         rows = np.arange(len(feed.ids))
         yield from map(itemgetter(0), feed.fixed(rows, session.run.recipe.cache.block))
