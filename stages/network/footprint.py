@@ -92,7 +92,7 @@ def solving(
         at_once: all weights are updated in one call, as on a GPU; not one by one.
     """
     width = ACTIVATION_BYTES[compute]
-    value = width if isinstance(layer, LayerSpec) else FLOAT  # see dtype_of in the feed of problems
+    value = width if isinstance(layer, LayerSpec) else FLOAT  # as the feed makes x_{j-1}
     constant = value * batch * prod(shape) + held(layer, auxiliary, keep_best=keep_best)
     kept = gradients(layer, auxiliary, straight=straight)
     whole = kept if divided else 0  # gradients of the micro-batches before
@@ -101,8 +101,7 @@ def solving(
     connected = FLOAT * sum(_kept(maps, straight=straight)) + (not straight) * copies
     first = straight * (FLOAT * max(maps, default=0) + copies)  # before all others, and then gone
     if isinstance(layer, Block):
-        peaks = layer.memory(compute)
-        if peaks is None:
+        if (peaks := layer.memory(compute)) is None:
             return None
         convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
         between, training, backward = (
@@ -117,8 +116,7 @@ def solving(
         maps += [layer.largest]
     else:
         convolutions = _convolutions(layer, auxiliary, shape, micro)
-        resized = layer is not None and layer.downsamplings > 0
-        copied = resized or value > width
+        copied = value > width or bool(layer and layer.downsamplings)
         backward = _backward(convolutions, width, copied=copied, straight=straight)
         backward = max(backward, first + width * sum(c.saved for c in convolutions))
         forward = whole + value * micro * prod(shape) * _shuffles(layer)
