@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
@@ -69,6 +70,27 @@ def test_the_steps_are_those_of_torch_but_for_the_order_of_sums(
         assert (one - other).abs().max() <= 1e-4 * (other - old).abs().max() + 2e-9
     assert ours.progress.loss_sum == pytest.approx(theirs.progress.loss_sum, rel=1e-6)
     assert ours.progress.correct == theirs.progress.correct
+
+
+def test_checkpointing_takes_the_same_steps() -> None:
+    """It saves other tensors for backward than the parameters."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self, inside: nn.Module) -> None:
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inside, x, use_reentrant=False)  # pyright: ignore
+
+    plain = network()
+    del plain[1]  # pyright: ignore  # batch norm, which would count twice
+    ours, theirs = solver(Checkpointed(copy.deepcopy(plain))), solver(plain)
+    for _ in range(3):
+        ours.train_on(X, Y, 3)
+        theirs.train_on(X, Y, 3)
+    assert all(map(torch.equal, weights(ours), weights(theirs)))
+    assert len(ours.optimiser.state) == len(theirs.optimiser.state) == len(weights(ours))
 
 
 def test_no_large_gradient_is_kept() -> None:
