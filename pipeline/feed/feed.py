@@ -78,9 +78,11 @@ class Feed:
             view: int64 (samples,), by sample id: the view that each is taken from; None: there is
                 only one.
         """
-        order = np.arange(len(self.ids))
-        if self.shuffle:
-            order = self.mixing.order(self.seed, self.depth, epoch)
+        order = (
+            self.mixing.order(self.seed, self.depth, epoch)
+            if self.shuffle
+            else np.arange(len(self.ids))
+        )
         row, lengths = batches(order, self.batch, drop_last=self.drop_last, start=start)
         return Rows.of(row) if view is None else Rows(view[self.ids[row]], row), lengths
 

@@ -31,7 +31,7 @@ class Rows:
     @classmethod
     def of(cls, row: np.ndarray, view: int = 0) -> Rows:
         """Rows that are all in one level."""
-        return cls(np.full(len(row), view), row)
+        return cls(np.broadcast_to(np.int64(view), len(row)), row)
 
     def __len__(self) -> int:
         return len(self.row)
