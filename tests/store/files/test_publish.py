@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier
 
@@ -267,10 +267,11 @@ def test_state_goes_from_absent_to_complete(tmp_path: Path) -> None:
     sizes = [shard_path(writer.directory, shard).stat().st_size for shard in (0, 1)]
     assert (found.state, found.nbytes, found.content_root) == ("partial", sum(sizes), None)
     writer.put(2, rows[8:])
-    level = writer.commit({"name": "x_2 train.v0"})
+    below = {**asdict(replace(KEY, depth=2)), "content_root": "0" * 64}
+    level = writer.commit(below)
     found = store.state(KEY)
     assert (found.state, found.rows, found.nbytes) == ("complete", 11, SMALL.nbytes)
-    assert (found.content_root, found.parent) == (level.content_root, {"name": "x_2 train.v0"})
+    assert (found.content_root, found.parent) == (level.content_root, below)
 
 
 def test_remove_frees_one_lineage_and_leaves_nothing_of_it(tmp_path: Path) -> None:
