@@ -98,7 +98,7 @@ def made(place: Path, images: Path, precision: str, train: int, test: int) -> Se
 def forge(session: Session, key: LevelKey, rows: np.ndarray, **arrays: np.ndarray) -> None:
     """Write a level with other rows (stored elements), or other arrays beside it, and commit it."""
     store, level = session.store, session.store.open(key).let_go()
-    beside = {name: level.array(name) for name in (n[:-4] for n in level.auxiliary)} | arrays
+    beside = {name: level.array(name) for name in level.arrays} | arrays
     tool = commit_of(level.directory)["tool"]
     shape, parent = replace(level.geometry, rows=len(rows)), level.parent
     del level  # nobody removes a level that is held
@@ -248,13 +248,13 @@ def mutants(
 def labelled(session: Session, repeats: int) -> Iterator[bool]:
     """One label of all is another: was it caught? All of them are compared, whatever is drawn."""
     key = session.key(0, "train", "clean")
-    true, rows = session.store.open(key).array("labels"), whole(session, key)
+    true, rows = session.store.open(key).array("label"), whole(session, key)
     for repeat in range(repeats):
         labels = true.copy()
         labels[repeat % len(labels)] ^= 1
-        forge(session, key, rows, labels=labels)
+        forge(session, key, rows, label=labels)
         yield caught(session, key, 1, repeat) is not None
-    forge(session, key, rows, labels=true)
+    forge(session, key, rows, label=true)
 
 
 def interval(share: float, count: int) -> float:

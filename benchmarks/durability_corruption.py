@@ -28,7 +28,7 @@ from strata.pipeline.commands import lifecycle, verify
 from strata.pipeline.options import Options
 from strata.store.errors import StoreError
 from strata.store.files.publish import unseal
-from strata.store.level.layout import LevelKey
+from strata.store.level.layout import VALUES, ZARR, LevelKey
 from strata.store.level.level import COMMIT, Level
 
 VOUCHED = ("weights", "auxiliary", "quantiser", "layer.json", "test_logits")
@@ -70,7 +70,7 @@ def swapped(draw: random.Random, files: list[Path]) -> list[Path]:
 
 
 def renamed(draw: random.Random, files: list[Path]) -> list[Path]:
-    level = draw.choice(shards(files)).parent
+    level = draw.choice(shards(files)).parents[1]
     name = draw.choice(("test", "train.v7", "train.plain", "train.flipped", "old"))
     place = level.with_name(name)
     if place == level:
@@ -99,7 +99,7 @@ WEIGHTS = (10, 1, 1, 1, 1, 1, 1)
 
 
 def shards(files: list[Path]) -> list[Path]:
-    return [path for path in files if path.name.startswith("c.")]
+    return [path for path in files if path.parent.name == VALUES and path.name != ZARR]
 
 
 # ---- one case -----------------------------------------------------------------------------------

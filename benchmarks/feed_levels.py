@@ -39,6 +39,7 @@ from strata.stages.network.network import Layer, build
 from strata.stages.network.spec import LayerSpec
 from strata.store.errors import LevelAbsent
 from strata.store.fingerprint import fingerprint, sha256
+from strata.store.level.codec import channels_last
 from strata.store.level.layout import LevelKey, geometry
 from strata.store.level.level import Level
 from strata.store.write.writer import LevelWriter
@@ -207,9 +208,9 @@ def write_flat(level: Level, path: Path) -> Flat:
     shape = level.geometry
     with path.open("wb") as file:
         for shard in range(shape.shards):
-            file.write(level.read(*shape.shard_range(shard)).data)
+            file.write(channels_last(level.read(*shape.shard_range(shard))).data)
         os.fsync(file.fileno())
-    return Flat(path, shape.rows, shape.stored, "uint8" if shape.dtype.itemsize == 1 else "int16")
+    return Flat(path, shape.rows, shape.lying, "uint8" if shape.dtype.itemsize == 1 else "int16")
 
 
 def write_beton(flat: Flat, path: Path, page: int = 8 << 20, timeout: float = 900.0) -> None:

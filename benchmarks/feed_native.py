@@ -53,7 +53,7 @@ class Native(Rival):
         assert self.feed is not None
         counter = Counter(look)
         for x, _ in self.feed.epoch(seed):
-            counter.add(x)
+            counter.add(x.movedim(1, -1))  # as it lies
         return counter.total
 
     def forget(self) -> None:

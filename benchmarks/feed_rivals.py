@@ -194,7 +194,7 @@ class ZarrRows:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.count = json.loads((directory / "zarr.json").read_text("utf-8"))["shape"][0]
+        self.count = json.loads((directory / "x/zarr.json").read_text("utf-8"))["shape"][0]
 
     def __len__(self) -> int:
         return self.count
@@ -207,7 +207,7 @@ class ZarrRows:
         """Opened by the process that reads: zarr's thread does not survive a fork."""
         import zarr
 
-        return zarr.open_array(self.directory, mode="r")
+        return zarr.open_array(self.directory / "x", mode="r")
 
 
 class DataLoader(Rival):
@@ -259,7 +259,7 @@ class Zarr(Threaded):
         from zarr.core.buffer import default_buffer_prototype
 
         zarr.config.set(settings)
-        self.array: Any = zarr.open_array(directory, mode="r")
+        self.array: Any = zarr.open_array(directory / "x", mode="r")
         self.wrap: Any = default_buffer_prototype().nd_buffer.from_ndarray_like
         shard, chunk = self.array.shards[0], self.array.chunks[0]
         step = max(1, min(chunks, shard // chunk // 2)) * chunk
@@ -295,7 +295,7 @@ class Tensorstore(Rival):
         mode = {"file_io_mode": {"mode": "memmap"}} if mapped else {}
         spec = {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{directory}/", **mode},
+            "kvstore": {"driver": "file", "path": f"{directory}/x/", **mode},
             "context": {"file_io_concurrency": limit, "data_copy_concurrency": limit},
             "recheck_cached_data": False,
             "recheck_cached_metadata": False,

@@ -80,9 +80,9 @@ def against_forward(place: Path, name: str, j: int, images: int, rounds: int) ->
     draws = level_draws(session.run.recipe, session.run.seed, "clean", block)
     layer = source.layers[-1].layer
     out = torch.empty_like(source.values(stored[0], draws, encode=True))
-    width = session.run.recipe.shape(j - 1, session.run.recipe.augment.crop)[2]
+    channels = session.run.recipe.shape(j - 1, session.run.recipe.augment.crop)[0]
     assert source.stored is not None
-    blocks = [source.stored.decode(part, width) for part in stored]
+    blocks = [source.stored.decode(part, channels) for part in stored]
 
     @torch.no_grad()
     def forward() -> None:

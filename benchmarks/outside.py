@@ -9,9 +9,10 @@ everything, on a copy of three small runs. Counted are: done; one line (a docume
 one line on stderr); tracebacks; and lost work: a file of weights or features that was sound before
 and is not there with the same bytes afterwards, though nobody asked for that.
 
-    python benchmarks/outside.py [--every N] [--draw N] [--out FILE] [--verbose]
+    TMPDIR=/dev/shm python benchmarks/outside.py [--draw N] [--minutes M] [--seed S] [--out FILE]
 
-The result is benchmarks/results/outside.json; two cores, one pass over all cases.
+Cases come in a random order, drawn by the seed; after so many minutes no more are begun. The result
+is benchmarks/results/outside.json: how many ran of how many there are; two cores, one pass.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 MAY_REMOVE = {"clean": "store/x_2-", "evict": "store/x_2-"}
 """What a command was asked to remove, by how its paths begin."""
-WORK = ("*.safetensors", "c.*", "x", "sample_ids.npy", "labels.npy")
+WORK = ("*.safetensors", "c.*", "x", "sample_ids.npy")
 """Files that took time to make."""
 CODES = {code for _, code in EXIT_CODES}
 PATIENCE = 60
@@ -247,19 +248,20 @@ def case(made: Path, name: str, fault: Fault) -> tuple[Said, list[str]]:
         shutil.rmtree(place)
 
 
-def cases(draw: random.Random, count: int | None = None) -> Iterator[tuple[str, Fault]]:
-    """Every command with every fault that it may meet, or ``count`` of them, drawn."""
-    found = [(name, fault) for fault in outside_faults.FAULTS for name in COMMANDS]
-    found = [(name, fault) for name, fault in found if fault.meets(name, COMMANDS[name])]
-    yield from found if count is None else draw.sample(found, count)
+def cases() -> Iterator[tuple[str, Fault]]:
+    """Every command with every fault that it may meet."""
+    for fault in outside_faults.FAULTS:
+        yield from ((name, fault) for name in COMMANDS if fault.meets(name, COMMANDS[name]))
 
 
-def measure(every: int, count: int | None, verbose: bool) -> dict[str, Any]:
+def measure(count: int | None, seed: int, minutes: float, verbose: bool) -> dict[str, Any]:
     counts, wrong, begun = Counter[str](), list[dict[str, Any]](), time.monotonic()
     by_fault: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        made, todo = make(Path(folder)), list(cases(random.Random(0), count))[::every]
-        for name, fault in todo:
+        made, every = make(Path(folder)), list(cases())
+        for name, fault in random.Random(seed).sample(every, min(count or len(every), len(every))):
+            if time.monotonic() - begun > 60 * minutes:
+                break
             said, gone = case(made, name, fault)
             verdict = "lost work" if gone else said.verdict
             counts[verdict] += 1
@@ -275,8 +277,9 @@ def measure(every: int, count: int | None, verbose: bool) -> dict[str, Any]:
     return {
         "claim": CLAIM,
         **dict.fromkeys(("machine", "versions")),
-        "n": len(todo),
-        "of": len(list(cases(random.Random(0)))),
+        "n": counts.total(),
+        "of": len(every),
+        "seed": seed,
         "commands": len(COMMANDS),
         "faults": len(outside_faults.FAULTS),
         **{verdict.replace(" ", "_"): n for verdict, n in sorted(counts.items())},
@@ -288,12 +291,13 @@ def measure(every: int, count: int | None, verbose: bool) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--draw", type=int, help="only so many cases, at random")
+    parser.add_argument("--draw", type=int, help="only so many cases")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--verbose", action="store_true")
     chosen = parser.parse_args()
     import measuring
 
-    found = measure(chosen.every, chosen.draw, chosen.verbose)
+    found = measure(chosen.draw, chosen.seed, chosen.minutes, chosen.verbose)
     measuring.keep(found, chosen.out, show=True)

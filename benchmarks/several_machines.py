@@ -110,7 +110,7 @@ class Trial:
 
     def until_under_way(self) -> None:
         """Three shards are there."""
-        until(lambda: len(list(self.store.glob("x_1-*/train.plain/c.*"))) >= 3)
+        until(lambda: len(list(self.store.glob("x_1-*/train.plain/x/c.*"))) >= 3)
 
     def told(self, codes: list[int], begun: float) -> dict[str, Any]:
         seconds = round(time.monotonic() - begun, 1)

@@ -12,20 +12,18 @@ from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, refusa
 from strata.store.files.files import DISK, Files, WholeFiles
 from strata.store.files.lock import Waiting
 from strata.store.files.publish import unseal
-from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import geometry_of_zarr
-from strata.store.level.layout import Geometry, LevelKey, depth_directory, lock_path
+from strata.store.level.layout import BEGUN, Geometry, LevelKey, depth_directory, lock_path
 from strata.store.level.level import (
-    CHECKSUMS,
     COMMIT,
+    RECEIPT,
     RECEIPTS,
-    SHARDS,
     Level,
+    commit_of,
     geometry_of,
     read_commit,
 )
-from strata.store.write.shard import ZARR
-from strata.store.write.writer import INTENT, LINEAGE, LevelWriter
+from strata.store.write.writer import LevelWriter
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Store:
         with suppress(LevelAbsent, LevelConflict, LevelDamaged):
             return geometry_of(read_commit(directory, key, self.files))
         with suppress(FileNotFoundError, LevelDamaged):
-            return geometry_of_zarr(self.files.read(directory / ZARR))
+            return geometry_of_zarr(self.files.read(directory / BEGUN))
         return None
 
     def open(self, key: LevelKey) -> Level:
@@ -157,7 +155,7 @@ def partial(directory: Path, files: Files = DISK) -> LevelState:
     receipts = []
     for name in files.names(directory / RECEIPTS):
         with suppress(LevelDamaged, FileNotFoundError):
-            receipts.append(unseal(directory / RECEIPTS / name, files, CHECKSUMS))
+            receipts.append(unseal(directory / RECEIPTS / name, files, RECEIPT))
     if not receipts:
         return LevelState("absent")
     rows = sum(last - first for first, last in (r["rows"] for r in receipts))
@@ -179,22 +177,7 @@ def open_level(directory: Path | str, files: Files = DISK) -> Level:
     """
     path = (Path(directory) if isinstance(directory, str) else directory).absolute()
     try:
-        key = LevelKey(**unseal(path / COMMIT, files, SHARDS)["level"])
+        key = LevelKey(**commit_of(path, files)["level"])
     except FileNotFoundError:
         raise LevelAbsent(f"{directory} holds no level: it has no {COMMIT}") from None
     return Level.open(path.parent.parent, key, files)
-
-
-def images_of(level: Level) -> Level:
-    """The images x_0 that a level was made from, whose labels and sample ids are its own.
-
-    Raises:
-        LevelAbsent: they are not in the store any more.
-        LevelDamaged: ``intent.json`` is not what was written.
-    """
-    if level.key.depth == 0:
-        return level
-    directory = level.directory.parent
-    first = unseal(directory / INTENT, level.files, LINEAGE)[LINEAGE][0]
-    key = LevelKey(0, fingerprint(first), level.key.split, "clean")
-    return Level.open(directory.parent, key, level.files)

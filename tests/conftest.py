@@ -38,6 +38,16 @@ def test_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(autouse=True)
+def folders_of_others() -> Iterator[None]:
+    """Whose code failed is told by folders that this process has run files of: each test's own."""
+    from strata.stages import foreign
+
+    before = set(foreign.FOLDERS)
+    yield
+    foreign.FOLDERS.intersection_update(before)
+
+
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> "Place":
     """A finished run of two layers, with x_1 and x_2. Not to be changed."""

@@ -13,11 +13,10 @@ from strata.pipeline.run.levels import keys_at, state_of
 from strata.pipeline.run.rundir import Run
 from strata.store.errors import LevelDamaged, readable
 from strata.store.feature_store import Store
-from strata.store.files.publish import unseal
 from strata.store.fingerprint import differences
 from strata.store.level.layout import LevelKey, depth_directory
 from strata.store.write.verify import level_directories
-from strata.store.write.writer import INTENT, LINEAGE
+from strata.store.write.writer import read_lineage
 
 Lineage = Sequence[dict[str, Any]]
 """What made x_0 … x_j, field by field."""
@@ -93,7 +92,7 @@ def _nearest(
     last = last and depth_directory(store.root, key.depth, last).name
 
     def entry(directory: Path) -> tuple[bool, int, str, Lineage]:
-        was = unseal(directory.parent / INTENT, store.files, LINEAGE)[LINEAGE]
+        was = read_lineage(directory.parent, store.files)
         name = directory.parent.name
         return name != last, len(compare(was, now)), name, was
 

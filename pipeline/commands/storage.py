@@ -19,7 +19,7 @@ from strata.pipeline.options import Options
 from strata.pipeline.progress import size
 from strata.pipeline.run.rundir import RUN
 from strata.pipeline.run.stores import check_places, open_store
-from strata.store.errors import LevelBusy, LevelDamaged, readable
+from strata.store.errors import LevelBusy, LevelDamaged, LevelStale, readable
 from strata.store.feature_store import LevelState, Place, Store, complete, partial, used_bytes
 from strata.store.files.files import DISK, Files
 from strata.store.level.layout import depth_directory
@@ -64,8 +64,8 @@ def level_state(directory: Path, files: Files = DISK) -> tuple[LevelState, int |
         body = commit_of(directory, files)
     except FileNotFoundError:
         return partial(directory, files), None
-    except LevelDamaged:
-        return LevelState("damaged"), None
+    except LevelDamaged as error:
+        return LevelState("stale" if isinstance(error, LevelStale) else "damaged"), None
     shape = geometry_of(body)
     return complete(body), shape.rows * shape.row_bytes
 

@@ -28,7 +28,7 @@ from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import LevelDamaged
 from strata.store.feature_store import Store
 from strata.store.fingerprint import sha256
-from strata.store.level.layout import LevelKey, lock_path
+from strata.store.level.layout import LevelKey, lock_path, shard_path
 from strata.store.level.level import COMMIT, SHARDS, commit_of
 from strata.store.write.contents import beside_levels
 from strata.store.write.unfinished import HASH_THREADS
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from strata.pipeline.run.session import Session
 
 MB = 10**6
-NO_VALUES = "its commit was lost, so there is nothing to compare with"
+NO_VALUES = "its commit could not be read, so there is nothing to compare with"
 SAME_VALUES = "the same values as before"
 OTHER_VALUES = (
     "with OTHER values than before, for example of another device: levels above are stale"
@@ -166,7 +166,7 @@ def _hashed(
     for shard, damage in zip(todo, in_order(crew, task, todo, HASH_THREADS), strict=True):
         tick(int(shards.sizes[shard]) // MB)
         if damage:
-            yield replace(damage, path=directory / damage.path.name, level=directory)
+            yield replace(damage, path=shard_path(directory, shard), level=directory)
 
 
 @contextmanager
@@ -275,7 +275,7 @@ def _mend_depth(session: Session, depth: int, where: Collection[Path]) -> list[s
         lock = lock_path(store.root, depth, key.fingerprint)
         with store.files.lock(lock, key.label, waiting):
             damage = forget_damage(store.root, directory, store.files, waiting)
-            names = [d.path.name for d in damage]
+            names = [str(d.path).removeprefix(f"{directory}/") for d in damage]
         if not store.files.exists(directory / COMMIT):
             before[key], damaged[key] = was, names
     if depth == 0 and before:

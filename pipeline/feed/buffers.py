@@ -42,6 +42,7 @@ class Ring:
     def __init__(self, nbytes: int, slots: int, allocate: Allocate = pageable) -> None:
         self.nbytes, self._slots, self._allocate = nbytes, slots, allocate
         self._memory: list[np.ndarray] = []
+        self._pages: list[np.ndarray] = []
         self._unused = 0
         self.more()
         self._unused = max(map(getrefcount, self._memory))
@@ -53,7 +54,7 @@ class Ring:
         """
         for number, holders in enumerate(map(getrefcount, self._memory)):
             if holders == self._unused:
-                return self._memory[number][page_of(self._memory[number], self.nbytes)]
+                return self._pages[number][:]
         return self.more() if len(self._memory) < self._slots else None
 
     def take(self) -> np.ndarray:
@@ -63,21 +64,23 @@ class Ring:
 
     def more(self) -> np.ndarray:
         """A buffer beyond their number, for whoever keeps all that he is given."""
-        self._memory.append(self._allocate(self.nbytes + PAGE))
-        return self._memory[-1][page_of(self._memory[-1], self.nbytes)]
+        memory = self._allocate(self.nbytes + PAGE)
+        self._memory.append(memory)
+        self._pages.append(memory[page_of(memory, self.nbytes)])
+        return self._pages[-1][:]
 
 
 class MapBuffers:
-    """float32 maps in a ring's buffers, on the CPU."""
+    """Maps in a ring's buffers, on the CPU."""
 
     def __init__(self) -> None:
         self._ring = Ring(0, MAP_SLOTS)
 
-    def take(self, shape: Sequence[int]) -> Tensor:
+    def take(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor (B, C, H, W), channels last, of any content; its own while it is held."""
-        nbytes = 4 * prod(shape)
+        nbytes = dtype.itemsize * prod(shape)
         if self._ring.nbytes < nbytes:
             self._ring = Ring(nbytes, MAP_SLOTS)
         rows, channels, height, width = shape
-        flat = torch.from_numpy(self._ring.take()[:nbytes].view(np.float32))
+        flat = torch.from_numpy(self._ring.take()[:nbytes]).view(dtype)
         return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)

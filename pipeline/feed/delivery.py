@@ -90,12 +90,17 @@ class Delivery(AbstractContextManager["Delivery"]):
         """The rows asked for, as batches of these lengths.
 
         Returns:
-            Stored elements (length, channel, y, x) on the device. On a GPU each is valid until
-            the next is asked for; on a CPU as long as it is held.
+            Stored elements (length, channel, y, x) on the device, channels last, as they lie on
+            disk. On a GPU each is valid until the next is asked for; on a CPU as long as it is
+            held.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
+        return map(_channels_first, self._as_they_lie(rows, lengths))  # map holds none of them
+
+    def _as_they_lie(self, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
+        """Stored elements (length, y, x, channel) of the rows."""
         if self._on_device is not None:
             return self._gathered(self._on_device, rows, lengths)
         batches = self._reader.batches(rows, lengths)
@@ -113,10 +118,10 @@ class Delivery(AbstractContextManager["Delivery"]):
         dtype = torch.from_numpy(np.empty(0, shape.dtype)).dtype
         dtype = torch.int16 if dtype == torch.uint16 else dtype  # no GPU gathers uint16
         count, end = views * shape.rows, 0
-        stored = torch.empty((count, *shape.stored), dtype=dtype, device=self.device)
+        stored = torch.empty((count, *shape.lying), dtype=dtype, device=self.device)
         rows = Rows(*np.divmod(np.arange(count), shape.rows))
         lengths = cut(count, max(1, LOAD_BYTES // shape.row_bytes))
-        for found in self.batches(rows, lengths):
+        for found in self._as_they_lie(rows, lengths):
             begin, end = end, end + len(found)
             stored[begin:end] = found.view(dtype)
             tick(len(found))
@@ -158,3 +163,8 @@ class Delivery(AbstractContextManager["Delivery"]):
         else:
             rows = MappedRows(levels)
         return Reader(rows, threads, allocate=allocate)
+
+
+def _channels_first(lying: Tensor) -> Tensor:
+    """(n, channel, y, x) of rows as they lie."""
+    return lying.movedim(-1, 1)

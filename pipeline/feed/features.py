@@ -26,7 +26,7 @@ from strata.pipeline.run.rundir import QUANTISER, Run
 from strata.pipeline.run.session import Session
 from strata.stages.data import augment
 from strata.stages.errors import NotFinite
-from strata.stages.features.quantise import Codec, codec
+from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.featurize import Frozen, featurize
 from strata.stages.network.network import build
@@ -73,8 +73,8 @@ class Features:
         """
         recipe, compute = self.session.run.recipe, self.session.compute
         if self.stored is not None:
-            width = next(iter(self.levels.values())).geometry.sample[2]
-            x = self.stored.decode(stored, width)
+            channels = next(iter(self.levels.values())).geometry.sample[0]
+            x = self.stored.decode(stored, channels)
         else:
             assert draws is not None
             x = image_views(recipe, stored, draws)
@@ -146,8 +146,10 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
     assert record is not None
     path = directory / "weights.safetensors"
     layer = read_layer(recipe.layers[j - 1], path, record["weights"], device)
-    scales = record["scales"] and weights.read_checked(directory / QUANTISER, record["scales"])
-    return Frozen(layer, codec(recipe.cache.precision, scales or {}).to(device))
+    scales: Mapping[str, Tensor] = {}
+    if needs_scales(recipe.cache.precision):
+        scales = weights.read_checked(directory / QUANTISER, record["scales"] or "none")
+    return Frozen(layer, codec(recipe.cache.precision, scales).to(device))
 
 
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:

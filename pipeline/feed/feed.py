@@ -45,6 +45,8 @@ class Feed:
     """Side of the window that is cut out where crops are given."""
     rank: int = 0
     ranks: int = 1
+    dtype: torch.dtype = torch.float32
+    """What values are made in; without a codec x is what is stored."""
 
     def __post_init__(self) -> None:
         self.samples = int(self.ids.max(initial=-1)) + 1
@@ -76,9 +78,11 @@ class Feed:
             view: int64 (samples,), by sample id: the view that each is taken from; None: there is
                 only one.
         """
-        order = np.arange(len(self.ids))
-        if self.shuffle:
-            order = self.mixing.order(self.seed, self.depth, epoch)
+        order = (
+            self.mixing.order(self.seed, self.depth, epoch)
+            if self.shuffle
+            else np.arange(len(self.ids))
+        )
         row, lengths = batches(order, self.batch, drop_last=self.drop_last, start=start)
         return Rows.of(row) if view is None else Rows(view[self.ids[row]], row), lengths
 
@@ -104,9 +108,9 @@ class Feed:
                 None: the whole map.
 
         Returns:
-            x is (B, C, H, W): float32, channels last; without a codec as it is stored, and then as
-            long valid as :meth:`Delivery.batches` says. y is int64 (B,). While they are used,
-            nothing else is held.
+            x is (B, C, H, W): values in :attr:`dtype`, channels last; without a codec as it is
+            stored, and then as long valid as :meth:`Delivery.batches` says. y is int64 (B,). While
+            they are used, nothing else is held.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
@@ -126,10 +130,10 @@ class Feed:
 
     def _values(self, x: Tensor, window: Tensor | None) -> Tensor:
         """Values of stored elements, cut while one has few bytes."""
-        if self.codec is not None:
-            x = self.codec.unpacked(x, self.delivery.geometry.sample[2])
         if window is not None:
             x = augment.crop(x, window, self.crop)
         if self.codec is not None:
-            return self.codec.values(x, self._maps and self._maps.take(x.shape))
+            x = self.codec.unpacked(x, self.delivery.geometry.sample[0])
+            out = self._maps and self._maps.take(x.shape, self.dtype)
+            return self.codec.values(x, out, self.dtype)
         return x

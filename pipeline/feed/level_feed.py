@@ -29,9 +29,6 @@ from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import GATHERERS, ReadOptions
 from strata.stages.features.moments import Moments
 from strata.stages.features.quantise import Codec, codec, needs_scales
-from strata.store.errors import LevelAbsent
-from strata.store.feature_store import images_of
-from strata.store.level.layout import precision
 from strata.store.level.level import Level
 from strata.store.read.order import Mixing, generator, mixing
 
@@ -71,7 +68,7 @@ class LevelFeed(Feed):
             batch: rows of a batch, over all ranks.
             shuffle: False keeps the order of the level.
             drop_last: leave a last, smaller batch out.
-            labels: int64 (rows,) in the order of the level's rows; None: those of the images.
+            labels: int64 (rows,) in the order of the level's rows; None: the level's own.
             ids: yield (x, y, ids) with the sample id of each row, int64.
             crop: cut a window of this side at a random place of each map, a new one in each epoch.
             stored: x as the level holds it (float16, codes, …), without making values of it.
@@ -82,16 +79,15 @@ class LevelFeed(Feed):
 
         Raises:
             ValueError: an argument that cannot be.
-            LevelAbsent: the images, whose labels these are, are not in the store any more.
             BudgetError, LoaderError, LevelDamaged: as :class:`Delivery`.
         """
         views = [levels] if isinstance(levels, Level) else list(levels)
         level, self._views, self.device = views[0], len(views), torch.device(device)
-        _check(level, batch, crop, stored, rank, ranks)
+        _check(level, batch, crop, rank, ranks)
         for name, given, there in (("tier", tier, TIERS), ("loader", loader, LOADERS)):
             if given not in there:
                 raise ValueError(f"{name} is {given!r}; it may be {', '.join(there)}")
-        known = _labels(level, labels)
+        known = _labels(level, labels), level.array("sample_id")
         options, report = ReadOptions(self.device, tier, loader, threads), report or Reporter()
         with report.task(f"reading {level.key.label}", len(views) * len(level), "rows") as tick:
             delivery = Delivery(views, options, tick=tick)
@@ -195,7 +191,7 @@ def moments_of(level: Level) -> Callable[[int], Moments]:
             x = torch.from_numpy(level.read(begin, min(last, begin + rows)))
             if codec is not None:  # NCHW: they are counted channel by channel
                 out = torch.empty(len(x), *shape.sample)
-                x = codec.values(codec.unpacked(x, shape.sample[-1]), out)
+                x = codec.values(codec.unpacked(x, shape.sample[0]), out)
             yield Moments.of(x)
 
     return lambda shard: reduce(Moments.merged, parts(shard))
@@ -213,23 +209,17 @@ def shuffle_text(mixing: Mixing) -> str:
     return text
 
 
-def _labels(level: Level, given: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Label and sample id of every row, int64; without the images a row's number is its id."""
-    try:
-        images = images_of(level)
-    except LevelAbsent:
-        if given is None:
-            raise
-        images = None
-    labels = images.array("labels") if given is None and images else np.asarray(given, np.int64)
+def _labels(level: Level, given: np.ndarray | None) -> np.ndarray:
+    """The label of every row, int64."""
+    labels = level.array("label") if given is None else np.asarray(given, np.int64)
     if labels.shape != (len(level),):
         raise ValueError(
             f"labels has shape {labels.shape}; {level.key.label} has {len(level)} rows"
         )
-    return labels, images.array("sample_id") if images else np.arange(len(level))
+    return labels
 
 
-def _check(level: Level, batch: int, crop: int | None, stored: bool, rank: int, ranks: int) -> None:
+def _check(level: Level, batch: int, crop: int | None, rank: int, ranks: int) -> None:
     """Raises ValueError with what was given and what could be."""
     if not 1 <= batch <= len(level):
         raise ValueError(f"batch is {batch}; {level.key.label} has {len(level):,} rows")
@@ -238,5 +228,3 @@ def _check(level: Level, batch: int, crop: int | None, stored: bool, rank: int, 
     side = min(level.geometry.sample[1:])
     if crop is not None and not 1 <= crop <= side:
         raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")
-    if stored and crop is not None and precision(level.geometry.precision).packed > 1:
-        raise ValueError(f"codes of {level.key.label} lie two in a byte, which no crop can cut")

@@ -22,7 +22,7 @@ from strata.store.read.order import cut
 from strata.store.read.pool import Pool
 from strata.store.read.rows import Rows, RowSource
 
-STRIPE_BYTES = 4 << 20
+STRIPE_BYTES = 1 << 20
 """Aim for a stripe: much against the price of handing it over, little against a CPU's cache."""
 PIECE_BYTES = 2 << 20
 """Bytes that one thread gathers at a time, at least: two of them finish a stripe together."""
@@ -73,7 +73,7 @@ class Reader(AbstractContextManager["Reader"]):
         self._source.close()
 
     def batches(self, rows: Rows, lengths: Sequence[int]) -> Iterator[np.ndarray]:
-        """The rows asked for, as batches of these lengths: arrays (length, channel, y, x) of stored
+        """The rows asked for, as batches of these lengths: arrays (length, y, x, channel) of stored
         elements, in the level's dtype. Each stays as it is while somebody holds it; then its memory
         is used again. Raises LevelDamaged: a row is not the one that was written; names file and
         row."""
@@ -90,7 +90,9 @@ class Reader(AbstractContextManager["Reader"]):
         stripes = [lengths[at : at + each] for at in range(0, len(lengths), each)]
         stripe_bytes = max(map(sum, stripes)) * self._row_bytes
         if self._ring.nbytes < stripe_bytes:
-            slots = max(3, min(self._threads + 2, RING_BYTES // stripe_bytes))
+            # Small ones are over soon: more of them, so that a thread seldom sleeps in between.
+            ahead = self._threads + (4 if stripe_bytes <= STRIPE_BYTES else 2)
+            slots = max(3, min(ahead, RING_BYTES // stripe_bytes))
             self._ring = Ring(stripe_bytes, slots, self._allocate)
         piece = max(1, self._piece_bytes // self._row_bytes), self._threads + 1
         epoch = _Epoch(self._source, rows, stripes, self._ring, self._tasks, piece)
@@ -99,14 +101,15 @@ class Reader(AbstractContextManager["Reader"]):
 
     def _run(self, epoch: _Epoch) -> Iterator[np.ndarray]:
         geometry, row_bytes = self._source.geometry, self._row_bytes
-        dtype, row = geometry.dtype, geometry.stored
+        dtype, row = geometry.dtype, geometry.lying
         try:
             for lengths in epoch.stripes:
                 buffer, end = epoch.next_stripe(), 0
+                whole = buffer[: sum(lengths) * row_bytes].view(dtype).reshape(-1, *row)
                 for length in lengths:
-                    begin, end = end, end + length * row_bytes
-                    yield buffer[begin:end].view(dtype).reshape(length, *row)
-                del buffer
+                    begin, end = end, end + length
+                    yield whole[begin:end]
+                del buffer, whole
             epoch.check_open()
         finally:
             epoch.leave()
@@ -130,6 +133,7 @@ class _Epoch:
             piece: rows of a part of a stripe, at least; and parts, at most.
         """
         self._source, self._rows, self.stripes = source, rows, stripes
+        self._row_bytes = source.geometry.row_bytes
         self._ring, self._tasks, self._piece = ring, tasks, piece
         counts = [sum(lengths) for lengths in stripes]
         self._decoding = source.begin(rows, counts) if isinstance(source, Pool) else None
@@ -180,7 +184,7 @@ class _Epoch:
         self._begun, self._end = number + 1, begin + rows
         for task in self._decoding.tasks(number) if self._decoding else ():
             self._tasks.put(task)
-        row_bytes = self._source.geometry.row_bytes
+        row_bytes = self._row_bytes
         lengths = cut(rows, max(1, -(-rows // min(most, max(1, rows // least)))))
         self._under_way.append((buffer, len(lengths), done))
         end = 0

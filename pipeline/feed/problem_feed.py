@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run.session import Session
 from strata.stages.data import augment
 from strata.stages.network.blocks import scale_at
+from strata.stages.network.spec import LayerSpec
 from strata.store.read.order import Mixing, cut, mixing
 from strata.store.read.rows import Rows
 
@@ -63,6 +65,7 @@ class ProblemFeed(Feed):
         cached: bool = True,
         augmented: bool = True,
         once: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """
         Args:
@@ -70,6 +73,7 @@ class ProblemFeed(Feed):
             cached: False computes x_depth from the images in every batch.
             augmented: False gives the un-augmented images in every epoch.
             once: every row is read once, in order.
+            dtype: of x; see :func:`dtype_of`.
         """
         recipe = self._recipe = session.run.recipe
         self._augmented, images = augmented, session.images()[split]
@@ -88,12 +92,12 @@ class ProblemFeed(Feed):
         self._scale = scale_at(recipe.layers, depth)
         self._views = augmentation.train_views(recipe)
         delivery = self.features.delivery(self._views if augmented else (), once=once)
-        known, batch = (images.array("labels"), images.array("sample_id")), recipe.schedule.batch
+        known, batch = (images.array("label"), images.array("sample_id")), recipe.schedule.batch
         # What is not x_depth as it is read has no codec here.
         codec = None if self.features.layers else self.features.stored
         order = mixed, True, session.run.seed, depth, batch, len(images) >= batch
         crop, ranks = recipe.augment.crop // self._scale, session.ranks
-        super().__init__(delivery, *known, *order, codec, crop, ranks.rank, ranks.count)
+        super().__init__(delivery, *known, *order, codec, crop, ranks.rank, ranks.count, dtype)
         self.batches = len(self)
         choice = delivery.choice
         if not once:
@@ -179,9 +183,8 @@ class ProblemFeed(Feed):
     def _made(
         self, rows: Rows, lengths: list[int], plan: EpochPlan
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """x_depth of some rows as batches, float32 and channels last, with labels: read, or
-        computed from the images or from the level below. While it is used, nothing but it is held.
-        """
+        """x_depth of some rows as batches, channels last, with labels: read, or computed from the
+        images or from the level below. While it is used, nothing but it is held."""
         if self.codec is not None:
             return self.read(rows, lengths, plan.crops)
         found = self.read(rows if self.features.base else Rows.of(rows.row), lengths)
@@ -202,9 +205,18 @@ class ProblemFeed(Feed):
             del stored
             if plan.crops is not None:
                 x = augment.crop(x, self.on_device(plan.crops[ids]), self.crop)
-            x = x.to(torch.float32, memory_format=torch.channels_last)
+            x = x.to(self.dtype, memory_format=torch.channels_last)
             yield x, y
             del x
+
+
+def dtype_of(session: Session, j: int) -> torch.dtype:
+    """What x_{j-1} is made in to train layer j: the dtype of its convolutions, if it begins with
+    one, so that nothing is rounded that would not be at once. A block of a named network, or a
+    classifier, may add x to something or average it first, and gets float32."""
+    layers = session.run.recipe.layers
+    convolves = j <= len(layers) and isinstance(layers[j - 1], LayerSpec)
+    return session.compute if convolves else torch.float32
 
 
 def clean_batches(
@@ -215,7 +227,7 @@ def clean_batches(
 
     In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
     """
-    how = {"cached": cached, "augmented": False, "once": True}
+    how: Any = {"cached": cached, "augmented": False, "once": True}
     with ProblemFeed(session, depth, split, **how) as feed:
         rows = np.arange(len(feed.ids))
         yield from map(itemgetter(0), feed.fixed(rows, session.run.recipe.cache.block))

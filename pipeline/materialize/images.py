@@ -143,9 +143,8 @@ def _survey(session: Session, source: Source) -> dict[str, Any]:
     signature, store = source.signature(), session.store
     memo = memo_of(session, signature)
     with suppress(FileNotFoundError, LevelDamaged):
-        remembered = unseal(memo, store.files)
-        same = "sums" in remembered  # other versions list and read other images
-        if same and (not remembered["broken_count"] or session.options.skip_broken):
+        remembered = unseal(memo, store.files, record.SURVEY)
+        if not remembered["broken_count"] or session.options.skip_broken:
             return remembered
     found = _read_all(session, source, signature) | {
         "signature": signature,
@@ -293,7 +292,7 @@ def _write_split(session: Session, source: Source, split: str, found: Mapping[st
     samples = order_of_rows(key, found)
     shard_bytes = session.run.recipe.cache.shard_mb << 20
     sample = (data.channels, data.size, data.size)
-    arrays = {"labels": source.labels(split)[samples], "sample_id": samples}
+    arrays = {"label": source.labels(split)[samples], "sample_id": samples}
     shape = geometry(len(samples), sample, "uint8", shard_bytes)
     with locked_writer(session, key, shape) as writer:
         if writer is not None:
@@ -319,7 +318,7 @@ def image_shards(
         ClusterError: the record is of other images than the command knows, or there are others.
     """
     run, writer = address.begun(key, shape)
-    found = unseal(memo, writer.files)
+    found = unseal(memo, writer.files, record.SURVEY)
     if found["digest"] != digest:
         raise ClusterError(f"{memo} is, here, of other images")
     with _same_source(address.source, address.data_root, found["signature"]) as source:

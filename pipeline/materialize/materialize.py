@@ -78,11 +78,10 @@ def write(session: Session, keys: Sequence[LevelKey]) -> None:
             address = RunAddress.of(session)
             task = partial(feature_shards, address, key, writer.geometry, *made_from)
             scales = source.layers[-1].stored.tensors().items()
-            commit = {
-                "parent": below,
-                "arrays": {name: t.cpu().numpy() for name, t in scales},
-                "tool": devices.versions(),
-            }
+            images = session.images()[key.split]
+            arrays = {name: images.array(name) for name in ("label", "sample_id")}
+            arrays |= {name: t.cpu().numpy() for name, t in scales}
+            commit = {"parent": below, "arrays": arrays, "tool": devices.versions()}
             written[key.name] = write_level(session, writer, rows, task, **commit)
     if written:
         _record(session, keys, written, base)
@@ -196,7 +195,7 @@ class FeatureShards:
             for shard, parts in zip(todo, blocks, strict=True):
                 first, last = shape.shard_range(shard)
                 whole = ring.take()[: (last - first) * shape.row_bytes]
-                out = whole.view(shape.dtype).reshape(-1, *shape.stored)
+                out = np.moveaxis(whole.view(shape.dtype).reshape(-1, *shape.lying), -1, 1)
                 del whole
                 here = chain([next(coming)], coming)
                 with timing.computing():

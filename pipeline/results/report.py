@@ -97,7 +97,8 @@ def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
     record = run.layer(j)
     assert record is not None
     epochs = _curve(run.layer_directory(j) / CURVE)
-    written = (run.features(j) or {"levels": {}})["levels"]
+    wrote, now = run.features(j), run.nodes()[j].fingerprint
+    written = wrote["levels"] if wrote and wrote["fingerprint"] == now else {}
     trained = len(epochs) * (run.data() or {})["train"]
     return {
         "layer": j,
@@ -113,8 +114,9 @@ def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
         **{k: record[k] for k in ("peak_memory_bytes", "quantiser")},
         "levels": [
             {k: level[k] for k in ("level", "state", "rows", "bytes")}
-            | {"seconds": written.get(level["level"], {}).get("seconds")}
+            | {"seconds": found.get("seconds"), "written": found.get("bytes")}
             for level in state["levels"]
+            for found in [written.get(level["level"], {})]  # empty: another run wrote it
         ],
     }
 
@@ -135,7 +137,7 @@ def _steps(layers: list[Report]) -> list[Report]:
         j, spent = layer["layer"], layer["solve_seconds"]
         steps.append({"step": f"solve layer {j}", "seconds": spent, "bytes": 0})
         if seconds := sum(level["seconds"] or 0.0 for level in layer["levels"]):
-            nbytes = sum(level["bytes"] for level in layer["levels"])
+            nbytes = sum(level["written"] or 0 for level in layer["levels"])
             steps.append({"step": f"write x_{j}", "seconds": seconds, "bytes": nbytes})
     return steps
 

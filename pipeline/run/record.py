@@ -15,6 +15,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import EllipsisType, NoneType
 from typing import Any
 
 from strata.store.errors import LevelDamaged
@@ -26,15 +27,78 @@ RUN, DATA, EVALUATION = "run.json", "data.json", "evaluation.json"
 NETWORK, LAYER, FEATURES, RESULT = "network.json", "layer.json", "features.json", "result.json"
 RECORDS = (RUN, DATA, EVALUATION, NETWORK, LAYER, FEATURES, RESULT)
 CHECKPOINT, CURVE = "checkpoint.safetensors", "epochs.jsonl"
-FIELDS: Mapping[str, tuple[str, ...]] = {
-    RUN: ("science", "recipe", "seed", "source", "compute"),
-    DATA: ("digest", "source", "stamp", "train", "test", "classes"),
-    EVALUATION: ("solved", "samples", "layers", "confusion"),
-    NETWORK: ("blocks",),
-    LAYER: ("input", "weights", "scales", "files"),
-    FEATURES: ("fingerprint", "levels"),
+
+
+def _each(shape: Any, names: str) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), shape)
+
+
+_MAYBE, _NUMBER, _FILES = EllipsisType, (float, NoneType), {"files": {str: str}}
+_TOP = {"top1": float, "top5": _NUMBER}
+_TEST = {"test": _TOP, "ensemble": _each(_TOP, "logits probabilities")}
+_OUTCOME = _each(_each(_NUMBER, "seconds bytes peak_bytes"), "expected measured") | {"whole": bool}
+_COPY = _FILES | _each(str, "input weights") | {"scales": (str, NoneType)}
+_TRAINED = _each({"loss": float, "top1": float}, "train test") | {
+    "seconds": float,
+    "kept_epoch": (int, NoneType),
+    "parameters": int,
 }
-"""What a record of each name must say, whatever wrote it."""
+_PROBLEM = _TRAINED | {
+    "auxiliary": str,
+    "auxiliary_parameters": int,
+    "peak_memory_bytes": _NUMBER,
+}
+_REMOVAL = {"filters": int} | _each(float, "test_before test_removed test_after")
+_CODES = _each(_NUMBER, "median_snr_db worst_channel worst_snr_db") | _each(
+    float, "clipped dead channels"
+)
+_SWEPT = _FILES | {"made_of": {"input": str}, "name": str, "changes": {str: object}}
+FIELDS: Mapping[str, Any] = {
+    RUN: _each(str, "recipe source compute device")
+    | _each({str: object}, "science machine versions")
+    | {"seed": int, "accumulate": ([int], NoneType, _MAYBE)},
+    DATA: _each(str, "digest source signature")
+    | _each(int, "train test broken_count")
+    | _each([str], "classes broken")
+    | {"stamp": ([int], NoneType)},
+    EVALUATION: {
+        "solved": [str],
+        "samples": int,
+        "layers": [_TEST | {"layer": int}],
+        "finals": ([_TEST | {"layer": int, "name": str}], _MAYBE),
+        "confusion": {"of": str, "matrix": [[int]]},
+    },
+    NETWORK: {"blocks": [{str: object}], "read": ({str: str}, _MAYBE), "home": (str, _MAYBE)},
+    LAYER: (
+        _COPY | {"origin": str},
+        _COPY
+        | _PROBLEM
+        | {
+            "outcome": _OUTCOME,
+            "quantiser": (_CODES, NoneType),
+            "variant": ({"name": str}, _MAYBE),
+            "compression": ({"removals": [_REMOVAL], "solved_filters": int}, _MAYBE),
+        },
+    ),
+    FEATURES: {
+        "fingerprint": str,
+        "levels": {str: {"bytes": int, "seconds": float}},
+        "outcome": _OUTCOME,
+    },
+    RESULT: (
+        _FILES
+        | {"layer": int, "kind": str, "seconds": float}
+        | _each({"top1": float}, "train test"),
+        _SWEPT | {"diverged": {"epoch": int, "last_good": _NUMBER}},
+        _SWEPT | _PROBLEM | {"diverged": NoneType, "risk": float},
+        _FILES | _TRAINED | _each(str, "input weights variant"),
+    ),
+}
+"""The shape of the records of each name, as ``publish.misfit`` has it: what others rely on."""
+SURVEY = (
+    FIELDS[DATA] | _each({str: int}, "scales converted") | {"kept": {str: list}, "sums": {str: str}}
+)
+"""The shape of what a store remembers of images; a million numbers are not looked at."""
 
 
 def write(path: Path, body: Any) -> None:
@@ -48,7 +112,7 @@ def vouch(path: Path, body: Mapping[str, Any], without: Collection[str] = (CURVE
     Args:
         without: files that it does not vouch for, because they decide nothing.
     """
-    left_out = {*RECORDS, CHECKPOINT, *without}
+    left_out = {path.name, *RECORDS, CHECKPOINT, *without}
     files = [f for f in sorted(path.parent.glob("[!.]*.*")) if f.name not in left_out]
     write(path, {**body, "files": {f.name: sha256(f.read_bytes()) for f in files}})
     (path.parent / CHECKPOINT).unlink(missing_ok=True)
@@ -98,14 +162,14 @@ def damage(path: Path) -> Iterator[tuple[Path, str]]:
     """
     try:
         found = _unsealed(path)
-    except LevelDamaged:
-        yield path, "it does not match its own sha256"
+    except LevelDamaged as error:
+        yield path, str(error).partition(" is damaged: ")[2]
         return
     yield from _damaged_files(path, found)
 
 
 def _unsealed(path: Path) -> Any:
-    return unseal(path, DISK, *FIELDS.get(path.name, ("files",)))
+    return unseal(path, DISK, FIELDS.get(path.name, _FILES))
 
 
 def _damaged_files(path: Path, found: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from strata.pipeline.errors import NotThereYet
 from strata.pipeline.run.rundir import NOTE
-from strata.store.errors import LevelDamaged
+from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.publish import make_directory, replace
 from strata.store.fingerprint import digest_arrays
 
@@ -32,11 +32,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], Any]:
     Raises:
         NotThereYet: there is no such file.
         LevelDamaged: it is not a safetensors file.
+        StoreRefused: it cannot be read; safetensors gives no number of the error.
     """
     if not path.exists():
         raise NotThereYet(f"{path} is missing")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with refusals(path), safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             note = (file.metadata() or {}).get(NOTE)
     except SafetensorError as error:

@@ -23,6 +23,7 @@ from strata.pipeline.errors import RunConflict
 from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
 from strata.pipeline.materialize.images import ImageShards, memo_of, order_of_rows
 from strata.pipeline.plan.costs import level_geometry
+from strata.pipeline.run import record
 from strata.pipeline.run.device import versions
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
@@ -63,14 +64,14 @@ def audit(
         samples = order_of_rows(session.key(0, split, "clean"), found)
         drawn = np.sort(generator("audit", draw, split).permutation(len(samples))[:rows])
         levels = {key: session.store.open(key) for key in keys if key.split == split}
-        beside = {"labels": source.labels(split)[samples], "sample_id": samples}
+        beside: dict[str, Any] = {"label": source.labels(split)[samples], "sample_id": samples}
         for key, level in levels.items():
             shapes = level.geometry, level_geometry(run.recipe, key.depth, len(samples))
             has, wanted = (f"{g.rows:,} rows of {g.sample} {g.precision}" for g in shapes)
             if has != wanted:
                 raise LevelConflict(f"{key.label} has {has}, the images give {wanted}")
-            arrays = layers[key.depth - 1].stored.tensors() if key.depth else beside
-            audited[key] = _begun(level, arrays, len(drawn))
+            scales = layers[key.depth - 1].stored.tensors() if key.depth else {}
+            audited[key] = _begun(level, beside | scales, len(drawn))
         shape = level_geometry(run.recipe, 0, len(samples))
         images = ImageShards(run.recipe, source, split, samples, shape, found["scales"])
         with session.report.task(f"auditing {split}", len(drawn), "rows") as tick:
@@ -97,7 +98,8 @@ def _surveyed(session: Session, source: Source) -> dict[str, Any]:
     kept: Mapping[str, Any] = {split: np.arange(source.count(split)) for split in SPLITS}
     if known["broken_count"]:
         try:
-            kept = unseal(memo_of(session, known["signature"]), session.store.files, "kept")["kept"]
+            memo, files = memo_of(session, known["signature"]), session.store.files
+            kept = unseal(memo, files, record.SURVEY)["kept"]
         except (FileNotFoundError, LevelDamaged):
             kept = survey(source, skip_broken=True).kept
     there, was = sum(map(source.count, SPLITS)), [known[split] for split in SPLITS]
@@ -118,8 +120,8 @@ def _begun(level: Level, arrays: Mapping[str, Any], drawn: int) -> dict[str, Any
     for name, array in arrays.items():
         found, expected = level.array(name), np.asarray(torch.as_tensor(array).cpu())
         if len(wrong := np.flatnonzero(found != expected)):
-            count, i = f"{len(wrong):,} of {len(found):,} {name} differ", wrong[0]
-            beside.append(f"{count}: {i} has {found[i]}, should have {expected[i]}")
+            count, i = f"{len(wrong):,} of {len(found):,} differ", wrong[0]
+            beside.append(f"{name}: {count}: {i} has {found[i]}, should have {expected[i]}")
     bound = 0.0 if drawn == len(level) else 1 - (1 - CONFIDENCE) ** (1 / drawn)
     return {
         **{"level": level.key.label, "depth": level.key.depth, "directory": str(level.directory)},
@@ -148,7 +150,7 @@ def _computed(
             stored = featurize([frozen], x, block=block, compute=session.compute, encode=True)
             if (view, j) in wanted:
                 yield wanted[view, j], stored
-            x = frozen.stored.decode(stored, level_geometry(run.recipe, j, 1).sample[2])
+            x = frozen.stored.decode(stored, level_geometry(run.recipe, j, 1).sample[0])
 
 
 def _compared(
@@ -156,12 +158,14 @@ def _compared(
 ) -> tuple[list[int], dict[str, Any] | None]:
     """Which of some rows (ascending) are not what was computed, and the first value that is not:
     a code where codes are stored."""
-    shape, width = level.geometry, level.geometry.sample[2]
-    found = np.empty((len(rows), *shape.stored), shape.dtype)
+    shape = level.geometry
+    channels, _, width = shape.sample
+    found = np.empty((len(rows), *shape.lying), shape.dtype)
     level.take(rows, found)
-    pair = [torch.from_numpy(found), computed.cpu().contiguous()]
+    pair = [torch.from_numpy(found).movedim(-1, 1), computed.cpu()]
     if codec is not None:
-        pair = [codec.unpacked(one, width).contiguous() for one in pair]
+        pair = [codec.unpacked(one, channels) for one in pair]
+    pair = [one.contiguous() for one in pair]
     bits = [one.view(torch.uint8).unflatten(-1, (width, -1)) for one in pair]
     differs = (bits[0] != bits[1]).any(-1)
     wrong = differs.flatten(1).any(1).nonzero().flatten().tolist()
@@ -183,7 +187,7 @@ def lines(one: Mapping[str, Any]) -> Iterator[str]:
         percent = f"{math.ceil(10**4 * one['bound']) / 100:g} %"
         share = f"with 95 % confidence fewer than {percent} of rows differ"
         said = [share if one["bound"] else "these are all rows"]
-        said += ["labels and order of all rows are right"] * (one["depth"] == 0)
+        said += ["labels and order of all rows are right"]
     elif different:
         rows = ", ".join(map(str, different[:NAMED])) + " …" * (len(different) > NAMED)
         said = [f"these differ: {rows}", *said]

@@ -64,7 +64,7 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
 
 def _linear(session: Session, j: int) -> dict[str, Any]:
     begun, run = time.monotonic(), session.run
-    labels = session.images()["train"].array("labels")
+    labels = session.images()["train"].array("label")
     _check_memory(session, j, len(labels))
     shuffled = generator("probe rows", run.seed, j).permutation(len(labels))
     order, fitted_on = probe.split(labels, shuffled)
@@ -84,7 +84,7 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
     guessed = np.concatenate([fitted.predict(pooled(x)) for x in clean_batches(session, j)])
     return {
         "train": found.pop("train"),
-        "test": {"top1": float(np.mean(guessed == session.images()["test"].array("labels")))},
+        "test": {"top1": float(np.mean(guessed == session.images()["test"].array("label")))},
         **found,
         "parameters": fitted.weight.size + fitted.bias.size,
         "seconds": time.monotonic() - begun,

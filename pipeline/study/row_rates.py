@@ -174,15 +174,15 @@ def _stored(place: Path, shape: Geometry, codes: Tensor, on_cpu: bool) -> tuple[
     """A level of codes, repeated to fill it, and bytes per second of getting its shard ready for
     the disk, by as many threads as there are publishers."""
     repeated = codes[torch.arange(shape.rows) % len(codes)]
-    computed = repeated.contiguous(memory_format=torch.channels_last)
+    computed = repeated.movedim(1, -1).contiguous()
 
     def laid_out() -> np.ndarray:
-        rows = np.empty((shape.rows, *shape.stored), shape.dtype)
+        rows = np.empty((shape.rows, *shape.lying), shape.dtype)
         torch.from_numpy(rows).copy_(computed)
         return rows
 
     rows = laid_out()
-    level = _put(place, shape, [rows])
+    level = _put(place, shape, [np.moveaxis(rows, -1, 1)])
 
     def publish(_: int) -> None:
         shard = laid_out() if on_cpu else rows
@@ -212,20 +212,21 @@ def _take(codec: Codec | None, batch: int, delivery: Delivery) -> None:
     order, lengths = batches(order, batch, drop_last=False)
     for rows in delivery.batches(Rows.of(order), lengths):
         if codec is not None:
-            codec.decode(rows, shape.sample[2])
+            codec.decode(rows, shape.sample[0])
 
 
 # ---- levels -------------------------------------------------------------------------------------
 
 
 def _put(place: Path, shape: Geometry, shards: list[np.ndarray], depth: int = 1) -> Level:
-    """Write a whole level; one of x_0 has labels."""
+    """Write a whole level with labels."""
     intent = {"calibration": [shape.profile, shape.precision, shape.rows]}
     key = LevelKey(depth, fingerprint(intent), "train", "clean")
     writer = LevelWriter(place, key, shape, [intent])
     with writer.locked():
         writer.fill(zip(writer.missing(), shards, strict=True))
-        return writer.commit(None, None if depth else {"labels": np.zeros(shape.rows, np.int64)})
+        names = ("label", "sample_id")
+        return writer.commit(None, dict.fromkeys(names, np.zeros(shape.rows, np.int64)))
 
 
 def publishing(place: Path) -> dict[str, float]:

@@ -30,7 +30,7 @@ def _evaluation(run: Run, store: Store) -> dict[str, Any]:
     if not solved:
         raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata run {run.name}")
     test = next(key for key in keys_at(run, 0) if key.split == "test")
-    labels = store.open(test).array("labels")
+    labels = store.open(test).array("label")
     files = [run.layer_directory(j) / LOGITS for j in range(1, solved + 1)]
     logits = [read_npy(path) for path in files]
     probabilities = [softmax(z) for z in logits]

@@ -189,7 +189,7 @@ def top1_on_test(those: Sequence[Solving]) -> list[float]:
 def logits_on_test(those: Sequence[Solving]) -> tuple[list[np.ndarray], np.ndarray]:
     """z_j of the test images, float32 (n, classes), of each problem; labels, int64 (n,)."""
     session, j = those[0].session, those[0].j
-    return _logits(those, clean_batches(session, j - 1)), session.images()["test"].array("labels")
+    return _logits(those, clean_batches(session, j - 1)), session.images()["test"].array("label")
 
 
 def risks(those: Sequence[Solving], feed: ProblemFeed) -> list[float]:

@@ -109,8 +109,8 @@ class Solving:
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint; of several ranks the leader does. Raises Diverged, and writes
-        nothing: a loss or what is trained is not finite."""
+        """Write the checkpoint; of several ranks the leader does. Raises Diverged: a loss, or what
+        is trained, is not finite, and nothing is written."""
         self.saved_at = time.monotonic()
         if self.session.ranks.leads:
             self.solver.settle()

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from strata.pipeline.feed.problem_feed import ProblemFeed
+from strata.pipeline.feed.problem_feed import ProblemFeed, dtype_of
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.plan import hardware
 from strata.pipeline.run import outcome, ranks, record
@@ -44,7 +44,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     where = f"layer {j}", run.layer_directory(j), made_of, advice
     solving = Solving(session, j, solver, *where)
     whole = not solving.load(compress.take_up)
-    with ProblemFeed(session, j - 1, cached=cached) as feed:
+    with ProblemFeed(session, j - 1, cached=cached, dtype=dtype_of(session, j)) as feed:
         rows = min(feed.batch, len(feed.ids))
         ranks.check_parts(rows, schedule.accumulate, session.ranks.count)
         train([solving], feed)

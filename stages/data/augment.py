@@ -28,16 +28,17 @@ def flip(images: Batch, flipped: Bool[Tensor, " b"]) -> Batch:
 def crop(maps: Batch, offsets: Int[Tensor, "b 2"], size: int) -> Shaped[Tensor, "b c s s"]:
     """Cut ``size`` × ``size`` at each sample's own (y, x) offset, in pixels of ``maps``.
 
-    Offsets must lie in 0 … H - size; the caller draws them so.
+    Offsets must lie in 0 … H - size; the caller draws them so. Channels lie last in what is cut.
     """
     samples, channels, height, width = maps.shape
     if height == size and width == size:
         return maps
     along = torch.arange(size, device=maps.device)
     window = (along[:, None] * width + along).flatten()  # pixels of a window at (0, 0)
-    pixels = (offsets[:, :1] * width + offsets[:, 1:] + window)[:, None]
-    cut = maps.flatten(2).gather(2, pixels.expand(-1, channels, -1))
-    return cut.view(samples, channels, size, size)
+    first = torch.arange(samples, device=maps.device)[:, None] * (height * width)
+    pixels = first + offsets[:, :1] * width + offsets[:, 1:] + window
+    cut = maps.movedim(1, -1).reshape(-1, channels).index_select(0, pixels.flatten())
+    return cut.view(samples, size, size, channels).movedim(-1, 1)
 
 
 def normalise(

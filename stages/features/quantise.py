@@ -56,19 +56,25 @@ class Floats:
         held = self.rounded(x)
         return held.view(torch.uint16) if self.precision == "bfloat16" else held
 
-    def unpacked(self, stored: Shaped[Tensor, "b c h w"], width: int) -> Float[Tensor, "b c h w"]:
-        """One element per value of a stored form; ``width`` is for packed codes alone."""
+    def unpacked(
+        self, stored: Shaped[Tensor, "b c h w"], channels: int
+    ) -> Float[Tensor, "b c h w"]:
+        """One element per value of a stored form; ``channels`` is for packed codes alone."""
         return stored.view(FLOATS[self.precision])
 
     def values(
-        self, unpacked: Float[Tensor, "b c h w"], out: Float[Tensor, "b c h w"] | None = None
+        self,
+        unpacked: Float[Tensor, "b c h w"],
+        out: Float[Tensor, "b c h w"] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "b c h w"]:
-        """float32 of unpacked elements: in ``out``, or in new memory, channels last."""
-        return _as_float(unpacked, out)
+        """Values of unpacked elements: in ``out``, of this dtype, or channels last; in new memory
+        if the dtype is another."""
+        return _in_dtype(unpacked, out, dtype)
 
-    def decode(self, stored: Shaped[Tensor, "b c h w"], width: int) -> Float[Tensor, "b c h w"]:
+    def decode(self, stored: Shaped[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b c h w"]:
         """Values of a stored form: float32, channels last."""
-        return self.values(self.unpacked(stored, width))
+        return self.values(self.unpacked(stored, channels))
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be kept to read the stored form: nothing."""
@@ -98,34 +104,43 @@ class Quantiser:
         """decode(encode(x)), without packing in between: float32."""
         return self._values(self._codes(x))
 
-    def encode(self, x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w2"]:
-        """Codes, W2 = W; for ``uint4`` two in a byte along x, W2 = ⌈W / 2⌉.
+    def encode(self, x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c2 h w"]:
+        """Codes, C2 = C; for ``uint4`` those of two channels in a byte, C2 = ⌈C / 2⌉.
 
-        The first of a pair is in the low bits; the partner that an odd width lacks is 0. Raises
+        The first of a pair is in the low bits; the partner that an odd number lacks is 0. Raises
         NotFinite where a value is NaN or infinite.
         """
         codes = self._codes(x).to(torch.uint8)
         if self.precision == "uint8":
             return codes
-        if codes.shape[-1] % 2:
-            codes = torch.cat([codes, torch.zeros_like(codes[..., :1])], dim=-1)
-        return codes[..., 0::2] | (codes[..., 1::2] << 4)
+        if codes.shape[1] % 2:
+            codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
+        return codes[:, 0::2] | (codes[:, 1::2] << 4)
 
-    def unpacked(self, stored: UInt8[Tensor, "b c h w2"], width: int) -> UInt8[Tensor, "b c h w"]:
-        """One code per value of a stored form; packed codes do not tell an odd ``width`` (W)."""
+    def unpacked(
+        self, stored: UInt8[Tensor, "b c2 h w"], channels: int
+    ) -> UInt8[Tensor, "b c h w"]:
+        """One code per value of a stored form; packed codes do not tell an odd C (``channels``)."""
         if self.precision == "uint8":
             return stored
-        return torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :width]
+        last = stored.movedim(1, -1)  # where the two of a pair lie side by side
+        pairs = torch.stack([last & 15, last >> 4], dim=-1).flatten(-2)
+        return pairs.movedim(-1, 1)[:, :channels]
 
     def values(
-        self, unpacked: UInt8[Tensor, "b c h w"], out: Float[Tensor, "b c h w"] | None = None
+        self,
+        unpacked: UInt8[Tensor, "b c h w"],
+        out: Float[Tensor, "b c h w"] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "b c h w"]:
-        """float32 of codes: in ``out``, or in new memory, channels last."""
-        return self._values(_as_float(unpacked, out))
+        """Values of codes: in ``out``, of this dtype, or in new memory, channels last. They are
+        what a cast of the float32 values would be: a code less its zero point has at most 8 bits,
+        which every float dtype holds, and the product is rounded once."""
+        return self._values(_in_dtype(unpacked, out, dtype))
 
-    def decode(self, stored: UInt8[Tensor, "b c h w2"], width: int) -> Float[Tensor, "b c h w"]:
+    def decode(self, stored: UInt8[Tensor, "b c2 h w"], channels: int) -> Float[Tensor, "b c h w"]:
         """Values of a stored form: float32, channels last."""
-        return self.values(self.unpacked(stored, width))
+        return self.values(self.unpacked(stored, channels))
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be kept to read the stored form: ``scale`` and ``zero``."""
@@ -140,7 +155,8 @@ class Quantiser:
 
     def _values(self, codes: Tensor) -> Tensor:
         """In place, as new memory is dear: its pages are touched for the first time."""
-        return codes.sub_(_along(self.zero, codes)).mul_(_along(self.scale, codes))
+        codes.sub_(_along(self.zero, codes))
+        return torch.mul(codes, _along(self.scale, codes), out=codes)
 
 
 Codec = Floats | Quantiser
@@ -154,9 +170,9 @@ def codec(precision: str, tensors: Mapping[str, Tensor]) -> Codec:
     return Quantiser(precision, tensors["scale"], tensors["zero"])
 
 
-def _as_float(x: Tensor, out: Tensor | None) -> Tensor:
+def _in_dtype(x: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
     if out is None:
-        return x.to(torch.float32, memory_format=torch.channels_last)
+        return x.to(dtype, memory_format=torch.channels_last)
     return out.copy_(x)
 
 

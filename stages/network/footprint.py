@@ -83,7 +83,7 @@ def solving(
     Args:
         layer: None if only the classifier is solved.
         shape: of what the problem sees: x_{j-1}, or x_j if there is no layer.
-        batch: rows that are there in float32 meanwhile.
+        batch: rows that are there meanwhile, in float32, or as the layer's convolution wants them.
         micro: rows that go through the network at a time.
         divided: a step has several micro-batches.
         compute: dtype of the convolutions.
@@ -91,24 +91,24 @@ def solving(
         straight: large gradients go into the momentum as they come.
         at_once: all weights are updated in one call, as on a GPU; not one by one.
     """
-    constant = FLOAT * batch * prod(shape) + held(layer, auxiliary, keep_best=keep_best)
+    width = ACTIVATION_BYTES[compute]
+    value = width if isinstance(layer, LayerSpec) else FLOAT  # as the feed makes x_{j-1}
+    constant = value * batch * prod(shape) + held(layer, auxiliary, keep_best=keep_best)
     kept = gradients(layer, auxiliary, straight=straight)
     whole = kept if divided else 0  # gradients of the micro-batches before
-    width = ACTIVATION_BYTES[compute]
     maps = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
     copies = width * (width < FLOAT) * sum(maps)
     connected = FLOAT * sum(_kept(maps, straight=straight)) + (not straight) * copies
     first = straight * (FLOAT * max(maps, default=0) + copies)  # before all others, and then gone
     if isinstance(layer, Block):
-        peaks = layer.memory(compute)
-        if peaks is None:
+        if (peaks := layer.memory(compute)) is None:
             return None
         convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
         between, training, backward = (
             layer.nbytes(some, shape, micro)
             for some in ((peaks.kept,), peaks.training, peaks.backward)
         )
-        below = _backward(convolutions, width, resized=False, below=True, straight=straight)
+        below = _backward(convolutions, width, copied=False, below=True, straight=straight)
         above = gradients(None, auxiliary, straight=straight)
         large = 0 if straight else FLOAT * (layer.parameters - layer.small)
         backward = max(training, between + max(below, first), backward + above + large)
@@ -116,10 +116,10 @@ def solving(
         maps += [layer.largest]
     else:
         convolutions = _convolutions(layer, auxiliary, shape, micro)
-        resized = layer is not None and layer.downsamplings > 0
-        backward = _backward(convolutions, width, resized=resized, straight=straight)
+        copied = value > width or bool(layer and layer.downsamplings)
+        backward = _backward(convolutions, width, copied=copied, straight=straight)
         backward = max(backward, first + width * sum(c.saved for c in convolutions))
-        forward = whole + FLOAT * micro * prod(shape) * _shuffles(layer)
+        forward = whole + value * micro * prod(shape) * _shuffles(layer)
     maps += [c.weights for c in convolutions]
     largest = FLOAT * max(_kept(maps, straight=straight), default=0)
     update = kept + (kept if at_once else largest)  # gradient + decay · weight
@@ -229,20 +229,21 @@ def _backward(
     convolutions: Sequence[_Convolution],
     width: int,
     *,
-    resized: bool,
+    copied: bool,
     below: bool = False,
     straight: bool,
 ) -> int:
     """Most bytes between the end of forward and the end of backward: activations and gradients.
 
-    ``below``: there is a block below, which made the input and wants its gradient.
+    ``copied``: the first convolution's input is a copy of what the problem sees. ``below``: there
+    is a block below, which made the input and wants its gradient.
     """
     if not convolutions:
         return 0
     mixed = width < FLOAT
     parted = [straight and FLOAT * c.weights > PART for c in convolutions]
     copies = [width * c.weights * mixed for c in convolutions]
-    first = width * convolutions[0].inputs if (resized or mixed) and not below else 0
+    first = width * convolutions[0].inputs if copied else 0
     saved = first + width * sum(c.saved for c in convolutions)
     peak = saved + max(map(prod, zip(copies, parted, strict=True)))  # as it is convolved
     saved += sum(copy for copy, part in zip(copies, parted, strict=True) if not part)

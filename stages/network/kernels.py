@@ -57,7 +57,9 @@ def _convolved(
         dtype = torch.get_autocast_dtype(kind)
     with torch.autocast(kind, enabled=False):
         settings = part.stride, part.padding, part.dilation
-        return _Convolution.apply(x.to(dtype), kernel, bias, total_of, settings)  # pyright: ignore
+        # Of the parameter itself: checkpointing saves another tensor in its place.
+        total = partial(total_of, kernel)
+        return _Convolution.apply(x.to(dtype), kernel, bias, total, settings)  # pyright: ignore
 
 
 class _Convolution(torch.autograd.Function):
@@ -65,10 +67,15 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, total_of: TotalOf, settings: Any
+        ctx: Any,
+        x: Tensor,
+        kernel: Tensor,
+        bias: Tensor | None,
+        total: Callable[[], Tensor],
+        settings: Any,
     ) -> Tensor:
         ctx.save_for_backward(x, kernel)
-        ctx.total_of, ctx.settings = total_of, settings
+        ctx.total, ctx.settings = total, settings
         return torch.conv2d(
             x, kernel.to(x.dtype), None if bias is None else bias.to(x.dtype), *settings
         )
@@ -76,7 +83,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         (gradient,), (x, kernel) = gradients, ctx.saved_tensors
-        total, size = ctx.total_of(kernel), channels_at_once(len(kernel), kernel[0].nbytes)
+        total, size = ctx.total(), channels_at_once(len(kernel), kernel[0].nbytes)
         for part, below in zip(total.split(size), gradient.split(size, 1), strict=True):
             part.add_(conv2d_weight(x, part.shape, below, *ctx.settings))
         wanted, _, biased, *_ = ctx.needs_input_grad

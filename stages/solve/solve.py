@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -98,7 +98,9 @@ class Solver(Generic[Trainable]):
             nesterov=plan.nesterov,
         )
         self.lag = LAG if self.device.type == "cuda" and self.ranks.count == 1 else 0
-        self._unread: deque[tuple[Tensor, torch.cuda.Event | None, int]] = deque()
+        self._unread: deque[tuple[Tensor, Any, int]] = deque()
+        """Σ loss and hits of steps that are not read yet, the event at which they are on the host
+        (None: they are there), and rows."""
         self.scaler = torch.amp.GradScaler(  # pyright: ignore
             self.device.type, enabled=self.compute == torch.float16
         )
@@ -170,12 +172,12 @@ class Solver(Generic[Trainable]):
         micro = -(-len(y) // self.schedule.accumulate)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         parts = iter(x.split(micro))  # none is held here while the next one is made
-        straight = isinstance(self.optimiser, StraightSGD)
-        with self.optimiser.collecting(self.problem) if straight else nullcontext():
+        straight = self.optimiser if isinstance(self.optimiser, StraightSGD) else None
+        with straight.collecting(self.problem) if straight else nullcontext():
             for target in y.split(micro):
                 sums += self._backward(next(parts), target, len(y))
         if straight:
-            self.ranks.average(self.optimiser.sums)
+            self.ranks.average(straight.sums)
         else:
             self.ranks.average(p.grad for p in self.problem.parameters() if p.grad is not None)
         self.scaler.step(self.optimiser)

@@ -168,32 +168,59 @@ def sealed(body: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")  # as canonical() does
 
 
-def unseal(path: Path, files: Files = DISK, *fields: str) -> Any:
+def unseal(path: Path, files: Files = DISK, shape: Any = object) -> Any:
     """Read a sealed file back.
 
     Args:
-        fields: records of this kind have them.
+        shape: that of records of this kind, as :func:`misfit` has it.
 
     Raises:
         FileNotFoundError: there is none.
         LevelDamaged: it is not, byte for byte, what was sealed, or a record of another kind.
     """
     try:
-        body = opened(files.read(path), path)
+        return opened(files.read(path), path, shape)
     except IsADirectoryError:
         raise LevelDamaged(f"{path} is damaged: it is a directory") from None
-    if fields and not (isinstance(body, dict) and body.keys() >= set(fields)):
-        raise LevelDamaged(f"{path} is damaged: it is a record of another kind")
+
+
+def opened(data: bytes, path: Path, shape: Any = object) -> Any:
+    """The body of a sealed file's bytes. Raises LevelDamaged as :func:`unseal` does."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        body = json.loads(data)["body"]
+        if sealed(body) == data:
+            return fitting(body, shape, path)
+    raise LevelDamaged(f"{path} is damaged: its content does not match its own sha256")
+
+
+def fitting(body: Any, shape: Any, path: Path) -> Any:
+    """The body of a record that has its shape. Raises LevelDamaged: it has not; names the field."""
+    if (at := misfit(body, shape)) is not None:
+        what = f"{at[1:]!r} is missing or of another type" if at else "it has no fields"
+        raise LevelDamaged(f"{path} is damaged: it is a record of another kind: {what}")
     return body
 
 
-def opened(data: bytes, path: Path) -> Any:
-    """The body of a sealed file's bytes. Raises LevelDamaged as :func:`unseal` does."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        body = json.loads(data)["body"]
-        if sealed(body) == data:
-            return body
-    raise LevelDamaged(f"{path} is damaged: its content does not match its own sha256")
+def misfit(value: Any, shape: Any, at: str = "") -> str | None:
+    """The field in which a JSON value has not a shape: ``.levels.test.rows``; None: it has it.
+
+    A shape is a type (``float``: any number; ``object``: anything; ``EllipsisType``: it need not be
+    there), a tuple of shapes of which it has one, a list with the shape of every entry, or a
+    dictionary with those of some fields, or, as ``{str: shape}``, with that of every field.
+    """
+    match shape, value:
+        case tuple(), _:
+            tried = [misfit(value, one, at) for one in shape]
+            return None if None in tried else max(map(str, tried), key=len)
+        case list(), list():
+            parts = [(one, shape[0], f"{at}[{i}]") for i, one in enumerate(value)]
+        case dict(), dict():
+            shapes = dict.fromkeys(value, shape[str]) if str in shape else shape
+            parts = [(value.get(key, ...), one, f"{at}.{key}") for key, one in shapes.items()]
+        case _:
+            fits = shape is object or type(value) is shape or (shape, type(value)) == (float, int)
+            return None if fits else at
+    return next((found for part in parts if (found := misfit(*part)) is not None), None)
 
 
 @contextlib.contextmanager

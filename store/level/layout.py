@@ -1,7 +1,7 @@
 """Names on disk. A level is named by what made it, so runs that agree up to a depth share it.
 
 STORE/x_3-9f3c1a72be04/intent.json
-                       train.v0/  zarr.json  c.0.0.0.0 …  receipts/000000.json …  COMMIT.json
+                       train.v0/  zarr.json  x/c.0.0.0.0 …  receipts/000000.json …  COMMIT.json
                        test/      …
       locks/x_3-9f3c1a72be04.lock
       runs/       who refers to what
@@ -16,6 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+ZARR = "zarr.json"
+VALUES = "x"
+"""The array of a level's group that holds its rows, and the directory of its shards."""
+BEGUN = f"{VALUES}/{ZARR}"
+"""The metadata of that array, with which a level is begun."""
 CHUNK_BYTES = 1 << 20
 """Aim for an inner chunk: below about 1 MiB, readers pay more per chunk than per byte."""
 
@@ -32,7 +37,7 @@ class Precision:
     poison: float
     """Fill value: what a missing shard reads as, never what a whole written row holds."""
     packed: int = 1
-    """Neighbours along x that share one stored element, the first in its lowest bits."""
+    """Neighbouring channels that share one stored element, the first in its lowest bits."""
 
 
 PRECISIONS = {
@@ -85,8 +90,13 @@ class LevelKey:
 
 
 def shard_name(shard: int) -> str:
-    """Zarr's key of a shard, with flat keys: one directory to sync instead of four."""
+    """Zarr's key of a shard in its array, with flat keys: one directory to sync, not four."""
     return f"c.{shard}.0.0.0"
+
+
+def shard_path(directory: Path, shard: int) -> Path:
+    """The file of a shard in the directory of its level."""
+    return directory / VALUES / shard_name(shard)
 
 
 def depth_directory(root: Path, depth: int, fingerprint: str) -> Path:
@@ -100,7 +110,8 @@ def lock_path(root: Path, depth: int, fingerprint: str) -> Path:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Shape of a level and of its files. Rows are samples, in NCHW order."""
+    """Shape of a level and of its files. Rows are samples. Readers see (row, channel, y, x); on
+    disk and in memory channels lie last, which is what convolutions read fastest."""
 
     rows: int
     sample: tuple[int, int, int]
@@ -120,9 +131,15 @@ class Geometry:
 
     @property
     def stored(self) -> tuple[int, int, int]:
-        """(channel, y, x) of the stored elements: x is shorter where several values share one."""
+        """(channel, y, x) of the stored elements: fewer channels where several share one."""
         channels, height, width = self.sample
-        return channels, height, -(-width // precision(self.precision).packed)
+        return -(-channels // precision(self.precision).packed), height, width
+
+    @property
+    def lying(self) -> tuple[int, int, int]:
+        """(y, x, channel) of the stored elements: the order in which they lie."""
+        channels, height, width = self.stored
+        return height, width, channels
 
     @property
     def row_bytes(self) -> int:

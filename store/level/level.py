@@ -1,8 +1,8 @@
 """Reading a committed level. Rows of a raw shard lie at a constant stride, so a row is a pointer.
 
 Opening trusts nothing but the commit: it must hash to itself, name the fingerprint asked for, match
-``zarr.json``, and every shard must have the recorded size. A row is checked against its crc32c the
-first time it is read, so a flipped bit, a hole or another level's shard is an error and never a
+``x/zarr.json``, and every shard must have the recorded size. A row is checked against its crc32c
+the first time it is read, so a flipped bit, a hole or another level's shard is an error and never a
 feature. Nothing here imports zarr.
 """
 
@@ -10,32 +10,45 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, LevelStale, refusals
 from strata.store.files.files import DISK, Files
-from strata.store.files.publish import opened, present, read_hashed, unseal
+from strata.store.files.publish import fitting, opened, present, read_hashed, unseal
 from strata.store.level.codec import CHECKSUM, crc32c, decode, row_checksums
-from strata.store.level.layout import Geometry, LevelKey, shard_name
+from strata.store.level.group import CHUNK
+from strata.store.level.layout import BEGUN, VALUES, Geometry, LevelKey, shard_name, shard_path
 from strata.store.level.shard_table import ShardTable
 from strata.store.memory import aligned
 
 COMMIT = "COMMIT.json"
 RECEIPTS = "receipts"
 SHARDS, CHECKSUMS = "shards", "crc32c"
-"""Fields by which a commit and a receipt are told from other records."""
-FORMAT = 3
+FORMAT = 4
 """Version of what a commit says."""
-FIELDS = {"level", "geometry", "content_root", "parent", "auxiliary", "zarr_json", SHARDS}
-"""What every commit says."""
+FILE = {"nbytes": int, "sha256": str}
+KEY = {"depth": int, "fingerprint": str, "split": str, "view": str}
+RECEIPT = {"shard": int, "key": str, "rows": [int], **FILE, CHECKSUMS: str}
+"""The shape of a receipt, and of a commit: what every one says, as ``publish.misfit`` has it."""
+FIELDS = {
+    "level": KEY,
+    "geometry": dict.fromkeys(("rows", "chunk_rows", "shard_rows"), int)
+    | {"sample": [int], "precision": str, "profile": str},
+    "content_root": str,
+    "parent": (KEY | {"content_root": str}, NoneType),
+    "arrays": {str: FILE | {"dtype": str, "shape": [int]}},
+    "metadata": {str: FILE},
+    SHARDS: {"nbytes": [[int]], "sha256": str, "receipts": str},
+    "tool": {str: object},
+}
 CHUNKS_KEPT = 8
 """Decoded inner chunks kept, for readers that want a part of one after another."""
 
@@ -51,8 +64,9 @@ class Level:
     """sha256 over the shards' sha256s, in order."""
     parent: dict[str, Any] | None
     """Fingerprint, name and content root of the level this one was computed from; None for x_0."""
-    auxiliary: dict[str, dict[str, Any]]
-    """Small arrays beside the level (labels, sample ids): name → bytes and sha256."""
+    arrays: dict[str, dict[str, Any]]
+    """Small arrays beside the rows (label, sample_id; of codes also scale, zero): name → dtype,
+    shape, bytes and sha256."""
     shards: ShardTable
     """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
     files: Files = field(default=DISK, repr=False)
@@ -75,9 +89,9 @@ class Level:
         directory = key.directory(root)
         held = files.share(directory / COMMIT) if hold else None
         body = read_commit(directory, key, files)
-        facts = {name: body[name] for name in ("content_root", "parent", "auxiliary", "shards")}
+        facts = {name: body[name] for name in ("content_root", "parent", "arrays", "shards")}
         level = cls(directory, key, geometry_of(body), **facts, files=files, held=held)
-        read_hashed(directory / "zarr.json", body["zarr_json"]["sha256"], files)
+        read_hashed(directory / BEGUN, body["metadata"][BEGUN]["sha256"], files)
         level.check_sizes()
         return level
 
@@ -98,7 +112,7 @@ class Level:
 
         Args:
             rows: int64 (n,), ascending.
-            out: C-contiguous (n, channel, y, x) of stored elements, in the level's dtype.
+            out: C-contiguous (n, y, x, channel) of stored elements, in the level's dtype.
 
         Raises:
             IndexError: a row is not in the level.
@@ -115,29 +129,33 @@ class Level:
         self._checks.check(np.zeros_like(rows), rows, out)
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements."""
+        """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements; their
+        channels lie last."""
         memory = aligned((end - begin) * self.geometry.row_bytes).view(self.geometry.dtype)
-        out = memory.reshape(end - begin, *self.geometry.stored)
+        out = memory.reshape(end - begin, *self.geometry.lying)
         self.take(np.arange(begin, end), out)
-        return out
+        return np.moveaxis(out, -1, 1)
 
     def array(self, name: str) -> np.ndarray:
-        """A small array committed beside the level, e.g. ``labels``; checked against its sha256."""
-        path = self.directory / f"{name}.npy"
-        data = read_hashed(path, self.auxiliary[path.name]["sha256"], self.files)
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        """A copy of a small array of the level, e.g. ``label``; checked against its sha256."""
+        if name not in self.arrays:
+            raise LevelDamaged(f"{self.directory / COMMIT} is damaged: it has no {name}")
+        facts = self.arrays[name]
+        data = read_hashed(self.directory / name / CHUNK, facts["sha256"], self.files)
+        return np.frombuffer(bytearray(data), facts["dtype"]).reshape(facts["shape"])
 
     # ---- one shard ------------------------------------------------------------------------------
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
-        return self.directory / shard_name(shard)
+        return shard_path(self.directory, shard)
 
     def checksums(self, shard: int) -> np.ndarray:
         """crc32c of every row of a shard, uint32 (rows,). Raises LevelDamaged if its receipt is not
         the one that was committed."""
         path = receipt_path(self.directory, shard)
-        body = opened(read_hashed(path, self.shards[shard]["receipt"], self.files), path)
+        data = read_hashed(path, self.shards[shard]["receipt"], self.files)
+        body = opened(data, path, RECEIPT)
         return np.frombuffer(base64.b64decode(body[CHECKSUMS]), CHECKSUM)
 
     @property
@@ -172,7 +190,7 @@ class Level:
 
     def check_sizes(self) -> None:
         """Raises LevelDamaged if a shard is gone or has not the size that the commit says."""
-        found = self.files.sizes(self.directory)
+        found = self.files.sizes(self.directory / VALUES)
         for shard, nbytes in enumerate(self.shards.sizes.tolist()):
             if (size := found.get(shard_name(shard))) != nbytes:
                 check_size(self.path(shard), nbytes, size)
@@ -255,7 +273,7 @@ def receipt_of(
     checksums = row_checksums(np.ascontiguousarray(rows))
     return {
         "shard": shard,
-        "key": shard_name(shard),
+        "key": f"{VALUES}/{shard_name(shard)}",
         "rows": list(geometry.shard_range(shard)),
         "nbytes": sum(len(piece) for piece in data),
         "sha256": digest.hexdigest(),
@@ -284,13 +302,16 @@ def commit_of(directory: Path, files: Files = DISK) -> dict[str, Any]:
         LevelDamaged: it is not what was written.
         LevelStale: it has another format.
     """
-    body = unseal(directory / COMMIT, files, "format")
+    body = unseal(path := directory / COMMIT, files, {"format": int})
     if (found := body["format"]) != FORMAT:
         text = f"is stale: it has format {found}, and this version reads {FORMAT}"
-        raise LevelStale(f"{directory / COMMIT} {text}")
-    if not body.keys() >= FIELDS:
-        raise LevelDamaged(f"{directory / COMMIT} is damaged: it is a record of another kind")
-    return body | {SHARDS: ShardTable.from_json(geometry_of(body), body[SHARDS])}
+        raise LevelStale(f"{path} {text}")
+    fitting(body, FIELDS, path)
+    try:
+        LevelKey(**body["level"])
+        return body | {SHARDS: ShardTable.from_json(geometry_of(body), body[SHARDS])}
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise LevelDamaged(f"{path} is damaged: {error}") from None
 
 
 def geometry_of(commit: dict[str, Any]) -> Geometry:

@@ -19,6 +19,8 @@ from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import depth_directory
 
 REFERENCES = "runs"
+NOTE = {"host": str, "run": str, "levels": [str]}
+"""The shape of a note, as ``publish.misfit`` has it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def references(
 
     def read(path: Path) -> Reference | None:
         try:
-            note = unseal(path, files, "host", "run", "levels")
+            note = unseal(path, files, NOTE)
         except FileNotFoundError:
             if path.is_symlink():
                 raise

@@ -82,15 +82,16 @@ def batches(
     order: np.ndarray, batch: int, *, drop_last: bool, start: int = 0
 ) -> tuple[np.ndarray, list[int]]:
     """Cut an order into batches, skipping the first ``start`` of them: their rows, one batch after
-    another, and their lengths.
+    another, and their lengths. The order is sorted in place: new memory costs more than sorting.
 
     Rows are ascending inside each batch: which rows share a batch is the random part, and reading
     them in file order costs fewer seeks.
     """
-    full = len(order) // batch
-    whole = np.sort(order[start * batch : full * batch].reshape(-1, batch), axis=1).ravel()
-    rest = order[len(order) if drop_last else max(start, full) * batch :]
-    rows = np.concatenate([whole, np.sort(rest)])
+    full = len(order) // batch * batch
+    rows = order[start * batch : full if drop_last else len(order)]
+    whole = len(rows) // batch * batch
+    rows[:whole].reshape(-1, batch).sort(axis=1)
+    rows[whole:].sort()
     return rows, cut(len(rows), batch)
 
 

@@ -31,7 +31,7 @@ class Rows:
     @classmethod
     def of(cls, row: np.ndarray, view: int = 0) -> Rows:
         """Rows that are all in one level."""
-        return cls(np.full(len(row), view), row)
+        return cls(np.broadcast_to(np.int64(view), len(row)), row)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -83,7 +83,7 @@ class TakenRows(RowSource):
         for view, level in enumerate(self.levels):
             here = order[rows.view[order] == view]
             found = aligned(len(here) * self.geometry.row_bytes)
-            whole = found.view(self.geometry.dtype).reshape(-1, *self.geometry.stored)
+            whole = found.view(self.geometry.dtype).reshape(-1, *self.geometry.lying)
             with self._lock:  # what Level keeps of decoded chunks is for one reader
                 level.take(rows.row[here], whole)
             out[here] = found.reshape(len(here), self.geometry.row_bytes)

@@ -11,13 +11,17 @@ from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint
+from strata.store.level.group import SMALL
+from strata.store.level.references import NOTE
 from strata.store.write.verify import DEPTH, NOT_ITSELF, Damage
 
 RECORD = "record"
+ARRAYS = "|".join(SMALL)
 TABLE = (
     (rf"(.+/)?{re.escape(TEMPORARY)}[^/]+|calibration-[^/]+/.+", "temporary"),
-    (rf"{DEPTH}/intent\.json|{DEPTH}/[\w.]+/(COMMIT|zarr)\.json", "level"),
-    (rf"{DEPTH}/[\w.]+/(c\.\d+\.0\.0\.0|receipts/\d+\.json|\w+\.npy)", "level"),
+    (rf"{DEPTH}/intent\.json|{DEPTH}/[\w.]+/(COMMIT|(({ARRAYS}|x)/)?zarr)\.json", "level"),
+    (rf"{DEPTH}/[\w.]+/(x/c\.\d+\.0\.0\.0|({ARRAYS})/c\.0|receipts/\d+\.json)", "level"),
+    (rf"{DEPTH}/[\w.]+/(c\.\d+\.0\.0\.0|\w+\.npy)", "level"),  # up to format 3
     (r"(runs|sources)/[0-9a-f]{12}\.json", RECORD),
     # Nobody reads what is in these, or whoever reads it checks it.
     (rf"machine\.toml|locks/.+|quarantine/.+|{DEPTH}/\.?[\w.]+\.beton(\.lock)?", "kept"),
@@ -27,8 +31,8 @@ STRANGE = {
     "temporary": "a temporary file, of a process that was killed or is at work",
     "": "nothing of a store has such a name",
 }
-NAMED_BY = {"runs": ("host", "run"), "sources": ("source", "signature")}
-"""Fields of a record that its file is named by, by the directory that it is in."""
+NAMED_BY = {"runs": ("host", "run", NOTE), "sources": ("source", "signature", {"signature": str})}
+"""Fields of a record that its file is named by, and its shape, by the directory that it is in."""
 
 
 def kind(name: str) -> str:
@@ -52,9 +56,9 @@ def beside_levels(
 
 
 def _record(path: Path, files: Files) -> Iterator[Damage]:
-    one, other = NAMED_BY[path.parent.name]
+    one, other, shape = NAMED_BY[path.parent.name]
     try:
-        body = unseal(path, files, other)
+        body = unseal(path, files, shape)
         if f"{fingerprint([body.get(one), body[other]])[:12]}.json" != path.name:
             yield Damage(path, "it is the record of another", path.parent)
     except LevelDamaged:

@@ -25,11 +25,9 @@ from strata.store.errors import LevelConflict, LevelDamaged, StoreRefused, refus
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import Buffers, joined, put_exclusive, replace, sealed, unseal
 from strata.store.fingerprint import sha256
-from strata.store.level.codec import CODEC_THREADS, decode, encode, zarr_metadata
-from strata.store.level.layout import Geometry, LevelKey, shard_name
-from strata.store.level.level import CHECKSUMS, receipt_of, receipt_path
-
-ZARR = "zarr.json"
+from strata.store.level.codec import CODEC_THREADS, channels_last, decode, encode, zarr_metadata
+from strata.store.level.layout import BEGUN, Geometry, LevelKey, shard_path
+from strata.store.level.level import RECEIPT, receipt_of, receipt_path
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class ShardWriter:
             StoreRefused: there is no such level here: the file system is not a shared one.
             LevelConflict: there is another one.
         """
-        path = self.directory / ZARR
+        path = self.directory / BEGUN
         with refusals(path):
             try:
                 found = self.files.read(path)
@@ -84,9 +82,9 @@ class ShardWriter:
             return self._found(shard)
 
     def _found(self, shard: int) -> Published | None:
-        path, data = receipt_path(self.directory, shard), self.directory / shard_name(shard)
+        path, data = receipt_path(self.directory, shard), shard_path(self.directory, shard)
         with contextlib.suppress(FileNotFoundError, LevelDamaged):
-            found = Published.by(unseal(path, self.files, CHECKSUMS))
+            found = Published.by(unseal(path, self.files, RECEIPT))
             if sha256(self.files.read(data)) == found.sha256:
                 return found
         return None
@@ -95,7 +93,8 @@ class ShardWriter:
         """Publish one shard and its receipt, or find that it was published.
 
         Args:
-            rows: (rows of the shard, channel, y, x) of stored elements, in the level's dtype.
+            rows: (rows of the shard, channel, y, x) of stored elements, in the level's dtype; not
+                copied if channels lie last.
             threads: that compress.
 
         Raises:
@@ -108,23 +107,25 @@ class ShardWriter:
                 f"shard {shard} wants {expected} {self.geometry.dtype}, "
                 f"got {rows.shape} {rows.dtype}"
             )
+        rows = channels_last(rows)
         data, path = encode(self.geometry, rows, threads), receipt_path(self.directory, shard)
+        place = shard_path(self.directory, shard)
         # Hashing takes about as long as writing and syncing does, on another core.
         with ThreadPoolExecutor(1) as pool:
             own = pool.submit(receipt_of, self.geometry, shard, data, rows)
-            first = put_exclusive(self.directory, shard_name(shard), data, self.files)
+            first = put_exclusive(place.parent, place.name, data, self.files)
         receipt = own.result()
         if first and put_exclusive(path.parent, path.name, sealed(receipt), self.files):
             return Published.by(receipt)
         # Somebody else was here, or is: what lies there now decides.
         if not self.adopt(shard):  # it cannot be read: it is none, and vouches for nothing
-            replace(self.directory, shard_name(shard), data, self.files)
+            replace(place.parent, place.name, data, self.files)
             self.vouch(shard, receipt)
-        return Published.by(unseal(path, self.files))
+        return Published.by(unseal(path, self.files, RECEIPT))
 
     def adopt(self, shard: int, digest: str | None = None) -> bool:
         """Vouch for a shard that lies there. False: it cannot be read, or has another sha256."""
-        path = self.directory / shard_name(shard)
+        path = shard_path(self.directory, shard)
         count = self.geometry.rows_in(shard)
         with refusals(path):
             try:
@@ -153,6 +154,6 @@ class ShardWriter:
 
 def forget_shard(directory: Path, shard: int, files: Files = DISK) -> None:
     """Remove a shard and its receipt, the receipt first: it must never vouch for nothing."""
-    for path in (receipt_path(directory, shard), directory / shard_name(shard)):
+    for path in (receipt_path(directory, shard), shard_path(directory, shard)):
         with contextlib.suppress(FileNotFoundError):
             files.unlink(path)

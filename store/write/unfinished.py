@@ -17,8 +17,8 @@ import numpy as np
 from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import Files
 from strata.store.files.publish import unseal
-from strata.store.level.layout import Geometry, shard_name
-from strata.store.level.level import CHECKSUMS, RECEIPTS, receipt_name, receipt_path
+from strata.store.level.layout import VALUES, Geometry, shard_name, shard_path
+from strata.store.level.level import RECEIPT, RECEIPTS, receipt_name, receipt_path
 from strata.store.parallel import map_in_threads
 from strata.store.write.shard import Published, ShardWriter
 
@@ -38,14 +38,14 @@ def unfinished(
     Returns:
         Their numbers, ascending; and which of them something is there of.
     """
-    names, receipts = set(files.names(directory)), set(files.names(directory / RECEIPTS))
+    names, receipts = (set(files.names(directory / place)) for place in (VALUES, RECEIPTS))
     shards = range(geometry.shards)
     there = np.fromiter((shard_name(shard) in names for shard in shards), bool, len(shards))
     vouched = np.fromiter((receipt_name(shard) in receipts for shard in shards), bool, len(shards))
     sound = there & vouched
     last, left = [], RECHECKED
     for shard in np.flatnonzero(sound)[::-1].tolist():
-        left -= files.size(directory / shard_name(shard))
+        left -= files.size(shard_path(directory, shard))
         if last and left < 0:
             break
         last.append(shard)
@@ -64,17 +64,17 @@ def unvouched(writer: ShardWriter) -> tuple[list[int], list[int]]:
 
     def is_there(shard: int) -> bool:
         """Is a shard there and vouched for, if need be now?"""
-        name = shard_name(shard)
+        name = f"{VALUES}/{shard_name(shard)}"
         if name in listed and f"{RECEIPTS}/{receipt_name(shard)}" in listed:
             with suppress(LevelDamaged, FileNotFoundError):
-                receipt = unseal(receipt_path(writer.directory, shard), writer.files, CHECKSUMS)
+                receipt = unseal(receipt_path(writer.directory, shard), writer.files, RECEIPT)
                 if receipt["nbytes"] == listed[name]:
                     return True
         return name in listed and writer.adopt(shard)
 
     whole = map_in_threads(is_there, range(writer.geometry.shards), writer.files.requests)
     missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
-    begun = {name.removeprefix(f"{RECEIPTS}/") for name in listed}
+    begun = {name.rpartition("/")[2] for name in listed}
     parts = [s for s in missing if not begun.isdisjoint((shard_name(s), receipt_name(s)))]
     return missing, parts
 
@@ -89,8 +89,8 @@ def unsettled(writer: ShardWriter, published: Iterable[Published]) -> list[int]:
     def is_settled(one: Published) -> bool:
         path = receipt_path(writer.directory, one.shard)
         try:
-            found = Published.by(unseal(path, writer.files, CHECKSUMS))
-            size = writer.files.size(writer.directory / shard_name(one.shard))
+            found = Published.by(unseal(path, writer.files, RECEIPT))
+            size = writer.files.size(shard_path(writer.directory, one.shard))
         except (FileNotFoundError, LevelDamaged):
             return False
         return found == one and size == one.nbytes
@@ -98,7 +98,7 @@ def unsettled(writer: ShardWriter, published: Iterable[Published]) -> list[int]:
     said = list(published)
     with refusals(writer.directory):
         # Not for the disk: opening a directory makes a network file system look at it anew.
-        for directory in (writer.directory / RECEIPTS, writer.directory):
-            writer.files.sync_directory(directory)
+        for place in (RECEIPTS, VALUES):
+            writer.files.sync_directory(writer.directory / place)
         settled = map_in_threads(is_settled, said, writer.files.requests)
         return [one.shard for one, is_so in zip(said, settled, strict=True) if not is_so]

@@ -21,10 +21,11 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.lock import Waiting
 from strata.store.files.publish import make_directory, present, read_hashed, replace, unseal
 from strata.store.fingerprint import fingerprint, sha256
-from strata.store.level.layout import LevelKey
+from strata.store.level.group import CHUNK
+from strata.store.level.layout import BEGUN, VALUES, LevelKey
 from strata.store.level.level import (
-    CHECKSUMS,
     COMMIT,
+    RECEIPT,
     RECEIPTS,
     SHARDS,
     check_size,
@@ -33,9 +34,9 @@ from strata.store.level.level import (
     receipt_path,
 )
 from strata.store.parallel import map_in_threads
-from strata.store.write.shard import ZARR, ShardWriter, forget_shard
+from strata.store.write.shard import ShardWriter, forget_shard
 from strata.store.write.unfinished import HASH_THREADS
-from strata.store.write.writer import INTENT, LINEAGE
+from strata.store.write.writer import INTENT, read_lineage
 
 QUARANTINE = "quarantine"
 DEPTH = r"x_\d+-[0-9a-f]{12}"
@@ -112,7 +113,7 @@ def check_level(
 def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
     path = directory.parent / INTENT
     try:
-        lineage = unseal(path, files, LINEAGE)[LINEAGE]
+        lineage = read_lineage(directory.parent, files)
     except FileNotFoundError:
         yield Damage(path, "it is missing", directory)
     except LevelDamaged:
@@ -124,10 +125,10 @@ def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
 
 
 def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterator[Damage]:
-    """zarr.json, the small arrays and the receipts, by their hashes in the commit."""
-    expected = {ZARR: body["zarr_json"]["sha256"]}
-    expected |= {name: facts["sha256"] for name, facts in body["auxiliary"].items()}
-    small = ((directory / name, sha) for name, sha in expected.items())
+    """Metadata, the small arrays and the receipts, by their hashes in the commit."""
+    arrays = {f"{name}/{CHUNK}": facts for name, facts in body["arrays"].items()}
+    expected = (body["metadata"] | arrays).items()
+    small = ((directory / name, facts["sha256"]) for name, facts in expected)
     receipts = ((receipt_path(directory, s["shard"]), s["receipt"]) for s in body["shards"])
 
     def check(file: tuple[Path, str]) -> Damage | None:
@@ -145,7 +146,7 @@ def _shards(
     directory: Path, entries: Sequence[dict[str, Any]], deep: bool, files: Files
 ) -> Iterator[Damage]:
     """Shards by size, and ``deep`` by hash."""
-    sizes = files.sizes(directory)
+    sizes = files.sizes(directory / VALUES)
     check = partial(check_shard, directory, deep=deep, files=files, sizes=sizes)
     yield from filter(None, map_in_threads(check, entries, HASH_THREADS if deep else 1))
 
@@ -183,12 +184,15 @@ def _damage(path: Path, error: LevelDamaged, directory: Path, shard: int | None 
 
 
 def _by_receipts(directory: Path, files: Files) -> list[Damage]:
-    """The shards of a level whose commit is not there or cannot be read, always by hash."""
+    """The shards of a level whose commit is not there or cannot be read, always by hash. What an
+    older version wrote in another layout is not looked at: it is written anew."""
     entries, damaged = [], []
     for path in (directory / RECEIPTS / name for name in files.names(directory / RECEIPTS)):
         try:
             if path.suffix == ".json":  # no temporary file
-                entries.append(unseal(path, files, CHECKSUMS))
+                entry = unseal(path, files, RECEIPT)
+                if entry["key"].startswith(f"{VALUES}/"):
+                    entries.append(entry)
         except FileNotFoundError:  # a writer makes it again
             continue
         except LevelDamaged:
@@ -242,7 +246,7 @@ def _leave(root: Path, old: Path, new: Path, files: Files) -> None:
 def set_aside(root: Path, path: Path, files: Files = DISK) -> Path:
     """Move a file or directory to quarantine; returns where it is now."""
     quarantine = make_directory(root / QUARANTINE, files)
-    aside = quarantine / f"{path.parent.name}.{path.name}.{uuid.uuid4().hex[:8]}"
+    aside = quarantine / ".".join([*path.relative_to(root).parts, uuid.uuid4().hex[:8]])
     _move(path, aside, files)
     return aside
 
@@ -262,7 +266,7 @@ def forget_damage(
 
     The commit goes before the first shard does, so that no reader meets a level in repair, and
     after the damaged small files: nobody looks for damage in a level without a commit, and a writer
-    would take one of those for another level's. Of these ``zarr.json``, which says how the level
+    would take one of those for another level's. Of these ``x/zarr.json``, which says how the level
     was begun, is written again if the commit can be read. Damaged shards go to quarantine. A
     receipt alone is written again from its shard, if the commit vouches for that.
     """
@@ -275,12 +279,12 @@ def forget_damage(
         body = commit_of(directory, files)
         writer = ShardWriter(root, LevelKey(**body["level"]), geometry_of(body), files)
         known = body[SHARDS]
-    make_directory(directory / RECEIPTS, files)
     small = {d.path for d in damaged if d.shard is None and d.path.name != COMMIT}
     with files.alone([directory / COMMIT], f"{directory.parent.name} {directory.name}", waiting):
         for path in (*sorted(small), directory / COMMIT):
-            if writer is not None and path.name == ZARR:
-                replace(directory, ZARR, writer.metadata, files)
+            make_directory(path.parent, files)
+            if writer is not None and path == directory / BEGUN:
+                replace(path.parent, path.name, writer.metadata, files)
                 continue
             with refusals(path):
                 with contextlib.suppress(FileNotFoundError):

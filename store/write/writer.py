@@ -16,17 +16,19 @@ from strata.store.files.lock import Waiting
 from strata.store.files.publish import (
     TEMPORARY,
     make_directory,
-    npy,
     opened,
     put_exclusive,
     replace,
     sealed,
+    unseal,
 )
 from strata.store.fingerprint import sha256
-from strata.store.level.layout import Geometry, LevelKey, lock_path, shard_name
+from strata.store.level.group import CHUNK, SMALL, is_array, small_files
+from strata.store.level.layout import BEGUN, VALUES, ZARR, Geometry, LevelKey, lock_path, shard_path
 from strata.store.level.level import (
     COMMIT,
     FORMAT,
+    RECEIPT,
     RECEIPTS,
     SHARDS,
     Level,
@@ -35,12 +37,11 @@ from strata.store.level.level import (
 )
 from strata.store.level.shard_table import Entry, ShardTable
 from strata.store.parallel import lower_priority, map_in_threads
-from strata.store.write.shard import ZARR, ShardWriter, forget_shard
+from strata.store.write.shard import ShardWriter, forget_shard
 from strata.store.write.unfinished import unfinished, unvouched
 
 INTENT = "intent.json"
 LINEAGE = "lineage"
-"""Field by which an intent is told from other records."""
 PUBLISHERS = 2
 """Shards on their way to the disk at a time: hashing one takes as long as writing it to a fast
 disk, so one alone would leave the disk waiting. Each holds its rows in memory."""
@@ -93,15 +94,19 @@ class LevelWriter(ShardWriter):
             yield
 
     def begin(self) -> None:
-        """Make the level's directory, or take up the one that is there.
+        """Make the level's directory, or take up the one that is there. What an older version began
+        in another layout is removed.
 
         Raises:
             LevelConflict: it was begun with another geometry or lineage.
         """
-        for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
+        with refusals(self.directory), contextlib.suppress(FileNotFoundError):
+            if is_array(self.files.read(self.directory / ZARR)) and not self.committed():
+                self.files.remove_tree(self.directory)
+        for directory in (self.directory / VALUES, self.directory / RECEIPTS):
             make_directory(directory, self.files)
         self._begin_with(self.directory.parent, INTENT, self.intent)
-        self._begin_with(self.directory, ZARR, self.metadata)
+        self._begin_with(self.directory / VALUES, ZARR, self.metadata)
 
     def _begin_with(self, directory: Path, name: str, data: bytes) -> None:
         if put_exclusive(directory, name, data, self.files):
@@ -141,7 +146,8 @@ class LevelWriter(ShardWriter):
     def sweep(self) -> None:
         """Remove what killed writers were at. Nobody else may be writing."""
         with refusals(self.directory):
-            for directory in (self.directory.parent, self.directory, self.directory / RECEIPTS):
+            inside = (self.directory / name for name in (*SMALL, VALUES, RECEIPTS))
+            for directory in (self.directory.parent, self.directory, *inside):
                 for name in self.files.names(directory):
                     if name.startswith(TEMPORARY):
                         self.files.unlink(directory / name)
@@ -180,30 +186,38 @@ class LevelWriter(ShardWriter):
 
         Args:
             parent: fingerprint, name and content root of the level it was computed from.
-            arrays: small arrays to keep beside the level (labels, sample ids).
+            arrays: small arrays to keep beside the rows, by a name that ``group.SMALL`` has.
             tool: versions of what wrote it.
 
         Raises:
             LevelDamaged: a shard has no receipt.
         """
         shards = ShardTable.of(self.geometry, self._entries())
-        small = {f"{name}.npy": npy(array) for name, array in (arrays or {}).items()}
-        for name, data in small.items():
-            self.have(self.directory / name, data)
+        metadata, small = small_files(self.geometry, self.key, arrays or {})
+        chunks = {f"{name}/{CHUNK}": array.tobytes() for name, array in small.items()}
+        inside = [self.directory / name for name in (*small, VALUES, RECEIPTS)]
+        for directory in inside:
+            make_directory(directory, self.files)
+        for name, data in (chunks | metadata).items():
+            if name != BEGUN:
+                self.have(self.directory / name, data)
         body = {
             "format": FORMAT,
             "level": asdict(self.key),
             "parent": dict(parent) if parent else None,
             "geometry": asdict(self.geometry),
-            "zarr_json": _facts(self.metadata),
-            "auxiliary": {name: _facts(data) for name, data in small.items()},
+            "metadata": {name: _facts(data) for name, data in metadata.items()},
+            "arrays": {
+                name: {"dtype": array.dtype.str, "shape": array.shape, **_facts(array.tobytes())}
+                for name, array in small.items()
+            },
             SHARDS: shards.as_json(),
             "content_root": shards.content_root,
             "tool": dict(tool or {}),
         }
         # A writer that was killed may have linked any of these names and synced none of them.
         with refusals(self.directory):
-            for directory in (self.directory / RECEIPTS, self.directory, self.directory.parent):
+            for directory in (*inside, self.directory, self.directory.parent):
                 self.files.sync_directory(directory)
         put_exclusive(self.directory, COMMIT, sealed(body), self.files)
         return Level.open(self.root, self.key, self.files)
@@ -215,11 +229,11 @@ class LevelWriter(ShardWriter):
             LevelDamaged: a shard has no sound receipt, or is not as large as that says. What there
                 is of it is removed, so that the next writer makes it again.
         """
-        sizes = self.files.sizes(self.directory)
+        sizes = self.files.sizes(self.directory / VALUES)
 
         def entry(shard: int) -> Entry:
             try:
-                found, path = self._entry(shard), self.directory / shard_name(shard)
+                found, path = self._entry(shard), shard_path(self.directory, shard)
                 check_size(path, found.nbytes, sizes.get(path.name))
             except LevelDamaged as error:
                 forget_shard(self.directory, shard, self.files)
@@ -235,10 +249,16 @@ class LevelWriter(ShardWriter):
             data = self.files.read(path)
         except FileNotFoundError:
             raise LevelDamaged(f"{self.key.label} has no receipt for shard {shard}") from None
-        body = opened(data, path)
+        body = opened(data, path, RECEIPT)
         return Entry(body["nbytes"], body["sha256"], sha256(data))
 
 
 def _facts(data: bytes) -> dict[str, Any]:
     """What a commit says of a small file."""
     return {"nbytes": len(data), "sha256": sha256(data)}
+
+
+def read_lineage(directory: Path, files: Files) -> list[dict[str, Any]]:
+    """What made x_0 … x_depth, as ``intent.json`` of a depth's directory says it. Raises
+    LevelDamaged: it is not what was written; FileNotFoundError: it is not there."""
+    return unseal(directory / INTENT, files, {LINEAGE: [{str: object}]})[LINEAGE]

@@ -130,7 +130,7 @@ def test_the_plan_is_what_lies_on_disk_afterwards(story: Story) -> None:
     planned = {f"x_{d['depth']}": d["levels"] for d in plan["depths"][:3]}
     found: dict[str, dict[str, int]] = {}
     for path, data in story.seen["shards"].items():
-        directory, level, _ = path.split("/")
+        directory, level, *_ = path.split("/")
         of_depth = found.setdefault(directory.split("-")[0], {})
         of_depth[level] = of_depth.get(level, 0) + len(data)
     assert planned == found

@@ -99,7 +99,7 @@ def test_float_images_from_0_to_1_keep_their_values(tmp_path: Path) -> None:
     from strata.store.level.level import Level  # noqa: F401
 
     (level,) = (tmp_path / "features").glob("x_0-*/train*")
-    images = np.asarray(zarr.open_array(level, mode="r")[:])
+    images = np.asarray(zarr.open_array(level / "x", mode="r")[:])
     assert images.min() >= 20
     assert images.max() > 200
     assert "float" in result.err

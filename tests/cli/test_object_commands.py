@@ -128,13 +128,13 @@ def test_gc_removes_what_no_run_uses_and_nothing_else(far: Remote) -> None:
 def test_damage_is_named_and_mended_to_the_same_bytes(far: Remote) -> None:
     before, files = levels(far.objects), far.objects.files
     level = far.level_path(1, "train.plain")
-    broken = [level / "c.1.0.0.0", level / "receipts/000002.json", level / "zarr.json"]
+    broken = [level / "x/c.1.0.0.0", level / "receipts/000002.json", level / "x/zarr.json"]
     for path in broken:
         data = bytearray(files.read(path))
         data[50] ^= 4
         files.put(path, bytes(data))  # pyright: ignore
-    files.unlink(level / "c.0.0.0.0")
-    broken.append(level / "c.0.0.0.0")
+    files.unlink(level / "x/c.0.0.0.0")
+    broken.append(level / "x/c.0.0.0.0")
     said = far.do("verify", "--deep", "--json")
     assert said.rc == 10
     assert all(str(path) in said.out for path in broken)
@@ -162,7 +162,7 @@ def test_what_lies_beside_the_levels_is_looked_at_too(far: Remote) -> None:
 
 
 def test_a_damaged_shard_is_never_trained_from(far: Remote) -> None:
-    files, path = far.objects.files, far.level_path(1, "train.plain") / "c.1.0.0.0"
+    files, path = far.objects.files, far.level_path(1, "train.plain") / "x/c.1.0.0.0"
     data = bytearray(files.read(path))
     data[50] ^= 4
     files.put(path, bytes(data))  # pyright: ignore
@@ -202,15 +202,15 @@ def test_after_kill_9_finished_shards_are_not_written_again(
             time.sleep(0.02)
         process.kill()
     files, level = empty.objects.files, empty.level_path(1, "train.plain")
-    there = [name for name in files.names(level) if name.startswith("c.")]
+    there = [name for name in files.names(level / "x") if name.startswith("c.")]
     assert 0 < len(there) < 4
     assert not files.exists(level / "COMMIT.json")
     way.slow = "$^"
     way.seen.clear()
     said = empty.do("materialize", "--layer", 1)
     assert said.rc == 0, said.err
-    assert not [name for name in there if way.count(rf"PUT .*train\.plain/{re.escape(name)}")]
-    assert way.count(r"PUT .*train\.plain/c\.") > 0
+    assert not [name for name in there if way.count(rf"PUT .*train\.plain/x/{re.escape(name)}")]
+    assert way.count(r"PUT .*train\.plain/x/c\.") > 0
     x_1 = {n: data for n, data in local_levels(local).items() if not n.startswith("x_2")}
     assert levels(empty.objects) == x_1
 

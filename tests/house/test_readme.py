@@ -79,9 +79,10 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
 
 
 def check_the_python_example(place: Path) -> None:
-    (code,) = blocks(README, "python")
+    code = "\n".join(blocks(README, "python"))
     # The tour removed x_2; x_3 has the same form.
     code = code.replace("x_2-", "x_3-") + "\nprint(x.dtype, x.ndim, y.dtype, len(level))"
+    code += "\nprint(ds.x.ndim, *ds.x.dims, ds.label.dtype, int(ds.label.max()))"
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=place,
@@ -90,7 +91,9 @@ def check_the_python_example(place: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert result.stdout.split() == ["torch.float32", "4", "torch.int64", "1437"], result.stderr
+    epoch = "torch.float32 4 torch.int64 1437"
+    opened = "4 sample channel height width int64 9"
+    assert result.stdout.splitlines() == [epoch, opened], result.stderr
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.M))

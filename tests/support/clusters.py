@@ -190,7 +190,7 @@ def finished(place: Place, depth: int, name: str) -> dict[str, tuple[int, int]]:
     """Inode and mtime of the shards of a level that have a receipt, and of the receipts."""
     found = {}
     for receipt in place.store.glob(f"x_{depth}-*/{name}/receipts/*.json"):
-        shard = receipt.parent.parent / f"c.{int(receipt.stem)}.0.0.0"
+        shard = receipt.parents[1] / f"x/c.{int(receipt.stem)}.0.0.0"
         for path in (receipt, shard):
             stat = path.stat()
             found[str(path.relative_to(place.store))] = (stat.st_ino, stat.st_mtime_ns)

@@ -149,7 +149,7 @@ def strata(cwd: Path, *arguments: object) -> Result:
 
 def shards(store: Path, pattern: str = "x_*") -> dict[str, bytes]:
     """Every shard file of the levels whose directories match: path → bytes."""
-    found = sorted(store.glob(f"{pattern}/*/c.*"))
+    found = sorted(store.glob(f"{pattern}/*/x/c.*"))
     return {str(path.relative_to(store)): path.read_bytes() for path in found}
 
 

@@ -28,8 +28,9 @@ from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level import codec
-from strata.store.level.layout import Geometry, LevelKey
-from strata.store.level.level import COMMIT, Level, receipt_path, shard_name
+from strata.store.level.group import CHUNK
+from strata.store.level.layout import BEGUN, Geometry, LevelKey
+from strata.store.level.level import COMMIT, Level, receipt_path, shard_path
 from strata.store.write import shard as shard_module
 from strata.store.write.verify import QUARANTINE, forget_damage
 from strata.store.write.writer import INTENT, ZARR, LevelWriter
@@ -94,7 +95,7 @@ def cases() -> list[Case]:
     made = []
     for number, shape in enumerate(shapes):
         rows = random.integers(0, 255, (shape.rows, shape.row_bytes), np.uint8).view(shape.dtype)
-        arrays = {"labels": np.arange(shape.rows)} if number % 2 == 0 else {}
+        arrays = {"label": np.arange(shape.rows)} if number % 2 == 0 else {}
         made.append(Case(shape, rows.reshape(-1, *shape.stored), arrays))
     return made
 
@@ -185,7 +186,7 @@ class Trial:
             receipt = receipt_path(self.directory, shard)
             if self.disk.exists(receipt):
                 with contextlib.suppress(FileNotFoundError, LevelDamaged):
-                    data = self.disk.read(self.directory / shard_name(shard))
+                    data = self.disk.read(shard_path(self.directory, shard))
                     if sha256(data) == unseal(receipt, self.disk)["sha256"]:
                         continue
                 self.counts["empty receipt"] += 1
@@ -272,14 +273,14 @@ def remove(trial: Trial) -> None:
 
 
 def committed_files(trial: Trial) -> list[Path]:
-    """The files of a level, but no damaged commit together with a damaged zarr.json: then nothing
+    """The files of a level, but no damaged commit together with a damaged x/zarr.json: then nothing
     says any more which of the two geometries is right, and the level must be removed."""
     directory, shards = trial.directory, range(trial.case.geometry.shards)
-    either = trial.disk.random.choice((directory / COMMIT, directory / ZARR))
-    arrays = [directory / f"{name}.npy" for name in trial.case.arrays]
-    files = [directory / shard_name(s) for s in shards]
+    either = trial.disk.random.choice((directory / COMMIT, directory / BEGUN))
+    arrays = [directory / name / of for name in trial.case.arrays for of in (CHUNK, ZARR)]
+    files = [shard_path(directory, s) for s in shards]
     receipts = [receipt_path(directory, s) for s in shards]
-    return [either, directory.parent / INTENT, *arrays, *files, *receipts]
+    return [either, directory / ZARR, directory.parent / INTENT, *arrays, *files, *receipts]
 
 
 def damage(disk: SimulatedDisk, path: Path) -> None:

@@ -42,7 +42,7 @@ def images(root: Path, rows: int, channels: int, size: int) -> Level:
     """x_0 of smooth images, in several shards."""
     shape = Geometry(rows, (channels, size, size), "uint8", chunk_rows=16, shard_rows=64)
     labels = np.arange(rows, dtype=np.int64) % 10
-    arrays = {"labels": labels, "sample_id": np.arange(rows)[::-1].copy()}
+    arrays = {"label": labels, "sample_id": np.arange(rows)[::-1].copy()}
     pixels = smooth_images(rows, channels, size)
     return written(root, shape, pixels, depth=0, view="clean", arrays=arrays)
 

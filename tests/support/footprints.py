@@ -7,6 +7,7 @@ from epochs import run_epoch
 from torch import nn
 
 from strata.stages.features.quantise import Codec, codec
+from strata.stages.network.network import Layer
 from strata.stages.network.spec import Shape
 from strata.stages.solve.schedule import SGDSchedule
 from strata.stages.solve.solve import WATCHED_STEPS, Solver
@@ -25,6 +26,8 @@ def stepped(
     def batches():
         for _ in range(WATCHED_STEPS):
             x = torch.randn(batch, *shape, generator=generator)
+            if isinstance(getattr(problem, "layer", None), Layer):  # as the feed of problems does
+                x = x.to(compute)
             yield x.contiguous(memory_format=torch.channels_last), torch.zeros(batch).long()
 
     run_epoch(solver, batches(), WATCHED_STEPS)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_levels import drawn
 
 from strata.store.fingerprint import fingerprint
+from strata.store.level.codec import channels_last
 from strata.store.level.layout import PRECISIONS, Geometry, LevelKey
 from strata.store.level.level import Level
 from strata.store.read.descriptors import ReadRows
@@ -75,7 +76,7 @@ def divided(shape: Geometry, parts: Sequence[np.ndarray]) -> tuple[Rows, list[in
 def whole(shape: Geometry, count: int) -> np.ndarray:
     """Every row of every view by its number, as bytes: uint8 (count · rows, bytes of a row)."""
     rows = np.concatenate([drawn(shape, view) for view in range(count)])
-    return rows.reshape(count * shape.rows, -1).view(np.uint8)
+    return channels_last(rows).reshape(count * shape.rows, -1).view(np.uint8)
 
 
 @contextmanager
@@ -93,9 +94,9 @@ def kinds_of(shape: Geometry) -> list[str]:
 
 
 def stored(levels: list[Level], numbers: np.ndarray) -> np.ndarray:
-    """Rows by global number, by Level.take."""
+    """Rows by global number as they lie, (n, y, x, channel), by Level.take."""
     whole = np.concatenate([level.read(0, len(level)) for level in levels])
-    return whole[numbers]
+    return channels_last(whole[numbers])
 
 
 def equal(ours: np.ndarray, theirs: np.ndarray) -> bool:

@@ -169,4 +169,4 @@ def write(store: Store, values: np.ndarray = VALUES, profile: str = "zstd") -> L
     writer = store.writer(KEY, shape(profile), [INTENT])
     with writer.locked():
         writer.fill((k, values[slice(*shape(profile).shard_range(k))]) for k in writer.missing())
-        return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
+        return writer.commit(None, {"label": np.arange(ROWS)}, TOOL)

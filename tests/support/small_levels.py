@@ -24,7 +24,7 @@ SMALL = Geometry(11, (2, 3, 2), "float32", chunk_rows=2, shard_rows=4)  # the la
 def drawn(shape: Geometry, seed: int = 0) -> np.ndarray:
     """Rows of random bits, so that infinities, -0.0 and NaNs with payloads are among them."""
     bits = np.random.default_rng(seed).bytes(shape.rows * shape.row_bytes)
-    return np.frombuffer(bits, shape.dtype).reshape(shape.rows, *shape.stored)
+    return np.moveaxis(np.frombuffer(bits, shape.dtype).reshape(-1, *shape.lying), -1, 1)
 
 
 def begin(
@@ -41,7 +41,7 @@ def begin(
 def written(root: Path, shape: Geometry = SMALL, rows: np.ndarray | None = None) -> Level:
     labels = np.arange(shape.rows) % 3
     return begin(root, shape, drawn(shape) if rows is None else rows).commit(
-        None, {"labels": labels}
+        None, {"label": labels}
     )
 
 

@@ -68,6 +68,16 @@ def in_level(name: str, fault: Fault, depth: int = 1, level: str = "train.plain"
     return spoil
 
 
+def without(array: str) -> Spoil:
+    def spoil(place: Place) -> list[Path]:
+        directory = place.level(1, "train.plain") / array
+        paths = list(directory.iterdir())
+        shutil.rmtree(directory)
+        return paths
+
+    return spoil
+
+
 def in_run(name: str, fault: Fault = flip) -> Spoil:
     def spoil(place: Place) -> list[Path]:
         fault(place.run / name)
@@ -118,20 +128,22 @@ def copied_over(place: Place) -> list[Path]:
     return [target]
 
 
-SHARD = "c.2.0.0.0"
+SHARD = "x/c.2.0.0.0"
 SIZES: dict[str, Spoil] = {
     "shard missing": in_level(SHARD, Path.unlink),
     "shard empty": in_level(SHARD, empty),
     "shard truncated": in_level(SHARD, truncate),
-    "shards of two levels swapped": swapped((1, f"train.plain/{SHARD}"), (2, "test/c.0.0.0.0")),
+    "shards of two levels swapped": swapped((1, f"train.plain/{SHARD}"), (2, "test/x/c.0.0.0.0")),
 }
 """Shards of another size."""
 BYTES: dict[str, Spoil] = {
     "one bit": in_level(SHARD, early_flip),
     "NULs": in_level(SHARD, nuls),
     "hole": in_level(SHARD, hole),
-    "shards of a level swapped": swapped((1, f"train.plain/{SHARD}"), (1, "train.plain/c.1.0.0.0")),
-    "images": in_level("c.0.0.0.0", early_flip, 0, "train"),
+    "shards of a level swapped": swapped(
+        (1, f"train.plain/{SHARD}"), (1, "train.plain/x/c.1.0.0.0")
+    ),
+    "images": in_level("x/c.0.0.0.0", early_flip, 0, "train"),
     "one bit of the index": in_level(SHARD, lambda path: flip(path, -3)),
 }
 """Shards of the right size: only their hash tells."""
@@ -139,13 +151,18 @@ STRUCTURE: dict[str, Spoil] = SIZES | {
     "receipt": in_level("receipts/000002.json", flip),
     "receipt missing": in_level("receipts/000000.json", Path.unlink),
     "zarr.json": in_level("zarr.json", flip),
+    "zarr.json of the rows": in_level("x/zarr.json", flip),
+    "zarr.json of the labels": in_level("label/zarr.json", empty),
     "commit": in_level(COMMIT, flip),
     "commit full of NULs": in_level(COMMIT, nuls),
     "commit of x_0": in_level(COMMIT, early_flip, 0, "train"),
     "intent": intent(flip),
     "intent missing": intent(Path.unlink),
-    "labels": in_level("labels.npy", flip, 0, "train"),
-    "sample ids": in_level("sample_id.npy", empty, 0, "test"),
+    "label": in_level("label/c.0", flip, 0, "train"),
+    "sample id": in_level("sample_id/c.0", empty, 0, "test"),
+    "label of x_1": in_level("label/c.0", flip),
+    "label missing": without("label"),
+    "x missing": without("x"),
     "level renamed": renamed(1, "train.plain", "train.flipped"),
     "depth renamed": other_fingerprint,
     "levels of one depth swapped": swapped((1, "train.plain"), (1, "test")),

@@ -70,16 +70,12 @@ class FfcvRows(RowSource):
         for asked, there in ((rows.view, len(self.levels)), (rows.row, self.geometry.rows)):
             if len(asked) and not 0 <= asked.min() <= asked.max() < there:
                 raise IndexError(f"rows or views {asked.min()}…{asked.max()} of {there}")
-        channels, height, width = self.geometry.sample
-        shape = (len(rows), height, width, channels)
-        found = np.empty(shape, np.uint8) if self._rgb else out
+        found = out.reshape(len(rows), *self.geometry.lying) if self._rgb else out
         numbers = rows.view * self.geometry.rows + rows.row
         try:
             self._decode(numbers, found, self._records, self._state)
         except Exception as error:  # what is compiled from source can fail in any way
             raise LoaderError(f"ffcv failed ({type(error).__name__}: {error})") from error
-        if self._rgb:
-            out.reshape(len(rows), channels, height, width)[...] = found.transpose(0, 3, 1, 2)
         self.check(rows, out)
 
     @abstractmethod

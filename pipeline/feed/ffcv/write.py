@@ -164,7 +164,7 @@ class Images:
     """The rows of x_0 as ffcv's fields want them."""
 
     def __init__(self, level: Level) -> None:
-        self.level, self.labels = level, level.array("labels")
+        self.level, self.labels = level, level.array("label")
         self.rgb = level.geometry.sample[0] == 3
 
     def __len__(self) -> int:
@@ -176,9 +176,9 @@ class Images:
         return self.image(int(row)), int(self.labels[row]), int(row), 0
 
     def image(self, row: int) -> np.ndarray:
-        """uint8 (y, x, channel) for colours, which is how ffcv has them; else as stored."""
+        """uint8 (y, x, channel)."""
         (image,) = self.level.read(row, row + 1)
-        return np.ascontiguousarray(image.transpose(1, 2, 0)) if self.rgb else image
+        return np.moveaxis(image, 0, -1)
 
 
 def main(order: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ def main(order: dict[str, Any]) -> None:
         kind = "jpg" if jpeg else "raw"
         image = fields.RGBImageField(write_mode=kind, jpeg_quality=jpeg or QUALITY)
     else:
-        image = fields.NDArrayField(level.geometry.dtype, level.geometry.stored)
+        image = fields.NDArrayField(level.geometry.dtype, level.geometry.lying)
     others = {name: fields.IntField() for name in (beton.LABEL, beton.ROW, beton.CHECK)}
     page = max(PAGE, 1 << (level.geometry.row_bytes - 1).bit_length())
     workers = len(os.sched_getaffinity(0))

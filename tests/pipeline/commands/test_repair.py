@@ -53,16 +53,16 @@ def test_repair_of_what_is_sound_does_nothing(place: Place) -> None:
 
 def test_only_the_damaged_shard_is_computed(place: Place) -> None:
     (path,) = in_level(SHARD, early_flip)(place)
-    others = [p for p in place.store.glob("x_*/*/c.*") if p != path]
+    others = [p for p in place.store.glob("x_*/*/x/c.*") if p != path]
     before = [(p.stat().st_ino, p.stat().st_mtime_ns) for p in others]
     said = place.do("verify", "--deep", "--repair")
-    first, last = unseal(path.parent / "receipts/000002.json")["rows"]
+    first, last = unseal(path.parents[1] / "receipts/000002.json")["rows"]
     assert f"wrote x_1 train.plain: {last - first} of 1,437 rows" in said.err
     assert said.err.count("wrote ") == 1
     assert f"mended x_1 train.plain: {SHARD} (the same values as before)" in said.out
     assert [(p.stat().st_ino, p.stat().st_mtime_ns) for p in others] == before
     (aside,) = (place.store / "quarantine").iterdir()
-    assert SHARD in aside.name
+    assert aside.name.startswith(f"{path.parents[2].name}.train.plain.x.c.2.0.0.0.")
 
 
 def test_a_receipt_alone_costs_no_computing(place: Place) -> None:
@@ -73,7 +73,7 @@ def test_a_receipt_alone_costs_no_computing(place: Place) -> None:
 
 def test_one_layer_is_looked_at_and_mended(place: Place) -> None:
     (one,) = in_level(SHARD, Path.unlink)(place)
-    (two,) = in_level("c.0.0.0.0", Path.unlink, 2, "test")(place)
+    (two,) = in_level("x/c.0.0.0.0", Path.unlink, 2, "test")(place)
     assert named(place.do("verify", "--layer", 2, "--json")) == [str(two)]
     assert place.do("verify", "--layer", 0).rc == 0
     assert place.do("verify", "--layer", 2, "--repair").rc == 0
@@ -89,10 +89,10 @@ def test_levels_of_another_run_are_named_and_left(place: Place) -> None:
     (foreign,) = set(place.store.glob("x_1-*")) - {
         place.store / f"x_1-{place.overview().existing().nodes()[1].fingerprint[:12]}"
     }
-    flip(foreign / "test/c.0.0.0.0")
+    flip(foreign / "test/x/c.0.0.0.0")
     said = place.do("verify", "--deep", "--repair", "--json")
     assert said.rc == 10
-    assert named(said) == [str(foreign / "test/c.0.0.0.0")]
+    assert named(said) == [str(foreign / "test/x/c.0.0.0.0")]
     assert other.do("verify", "--deep", "--repair").rc == 0
 
 
@@ -115,7 +115,7 @@ def test_without_a_run_nothing_is_repaired_and_no_run_is_made(place: Place) -> N
 
 
 def test_other_images_do_not_repair_the_old_ones(place: Place, tmp_path: Path) -> None:
-    in_level("c.0.0.0.0", early_flip, 0, "train")(place)
+    in_level("x/c.0.0.0.0", early_flip, 0, "train")(place)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 8, 8), np.uint8), np.arange(40) % 10
     np.savez(tmp_path / "o.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
@@ -132,15 +132,15 @@ KILLS = (1, 2, 3, 4, 6, 9, 13, 18, 24, 31, 39, 48, 60, 80, 100)
 
 @pytest.mark.slow
 def test_a_killed_repair_is_repeated(sound: Place, tmp_path: Path) -> None:
-    """Whatever call of the store was its last: misplaced directories, shards, receipts, zarr.json
+    """Whatever call of the store was its last: misplaced directories, shards, receipts, x/zarr.json
     and intents are mended by the same command."""
     places = [sound.copy(tmp_path / str(n)) for n in KILLS]
     for place in places:
         swapped((1, "test"), (2, "test"))(place)
         in_level(SHARD, early_flip)(place)
         in_level("receipts/000000.json", flip)(place)
-        in_level("zarr.json", flip, 2)(place)
-        in_level("labels.npy", flip, 0, "test")(place)
+        in_level("x/zarr.json", flip, 2)(place)
+        in_level("label/c.0", flip, 0, "test")(place)
         intent(flip)(place)
     words = [("verify", *place.options, "--deep", "--repair") for place in places]
     first = together(*words, kill_at=KILLS)

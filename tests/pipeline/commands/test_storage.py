@@ -159,7 +159,7 @@ def test_a_note_that_cannot_be_read_stops_what_removes(place: Place) -> None:
 
 
 def test_what_repairs_set_aside(place: Place) -> None:
-    shard = place.store / next(iter(own(place, 1))) / "test" / "c.0.0.0.0"
+    shard = place.store / next(iter(own(place, 1))) / "test" / "x/c.0.0.0.0"
     nbytes = shard.stat().st_size
     flip(shard)
     assert place.do("verify", "--deep", "--repair").rc == 0

@@ -54,7 +54,7 @@ def test_training_on_a_damaged_level_reads_no_poison(place: Place, sound: Place,
 
 def test_a_sound_store_and_run(sound: Place) -> None:
     said = sound.do("verify", "--deep", "--json").json
-    shards = list(sound.store.glob("x_*/*/c.*"))
+    shards = list(sound.store.glob("x_*/*/x/c.*"))
     assert said["levels"] == 6
     assert said["bytes"] == sum(path.stat().st_size for path in shards)
     assert said["damaged"] == said["partial"] == said["mended"] == []
@@ -149,6 +149,6 @@ def whole(place: Place, directory: Path) -> np.ndarray:
     depth = int(directory.parent.name[2])
     key = next(k for k in keys_at(place.overview().existing(), depth) if k.name == directory.name)
     level = Level.open(place.store, key)
-    arrays = [level.array(name.removesuffix(".npy")) for name in level.auxiliary]
+    arrays = [level.array(name) for name in level.arrays]
     parts = [level.read(0, len(level)), *arrays]
     return np.concatenate([np.ascontiguousarray(part).view(np.uint8).ravel() for part in parts])

@@ -67,6 +67,8 @@ NAMES = {
     "sources/0123456789ab.json.bak": "",
     "x_1/train/zarr.json": "",
     "LEVEL/thumbs.db": "",
+    "LEVEL/x/c.0": "",
+    "LEVEL/other/zarr.json": "",
     ".tmp-0123": "temporary",
     "runs/.tmp-0123": "temporary",
     "LEVEL/.tmp-0123": "temporary",
@@ -91,7 +93,7 @@ def test_what_does_not_belong_there_is_listed_and_is_no_damage(
 
 
 def test_what_repairs_set_aside_and_locks_are_no_strangers(place: Place) -> None:
-    flip(place.level(1, "test") / "c.0.0.0.0")
+    flip(place.level(1, "test") / "x/c.0.0.0.0")
     assert place.do("verify", "--deep", "--repair").rc == 0
     assert list((place.store / "quarantine").iterdir())
     assert beside_levels(place.store) == ([], ())
@@ -103,10 +105,10 @@ def test_a_level_that_is_not_finished_is_looked_at_too(place: Place) -> None:
     (level / COMMIT).unlink()
     (level / "receipts/.tmp-0123").write_bytes(b"")  # of the writer that was killed
     assert place.do("verify", "--deep").rc == 0
-    early_flip(level / "c.0.0.0.0")
+    early_flip(level / "x/c.0.0.0.0")
     said = place.do("verify", "--deep", "--json")
     assert said.rc == 10
-    assert named(said) == [str(level / "c.0.0.0.0")]
+    assert named(said) == [str(level / "x/c.0.0.0.0")]
     assert place.do("verify", "--deep", "--repair").rc == 0
     assert place.files() == was
 

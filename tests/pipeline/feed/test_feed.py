@@ -71,7 +71,7 @@ def test_a_reading_error_reaches_the_caller(session: Session) -> None:
     """A shard that vanishes under the feed is a named file, not a hang and not zeros."""
     with ProblemFeed(session, 1) as feed:
         level = next(iter(feed.features.levels.values()))
-        shard = level.directory / "c.0.0.0.0"
+        shard = level.directory / "x/c.0.0.0.0"
         hidden = shard.with_name("hidden")
         shard.rename(hidden)
         try:
@@ -105,3 +105,16 @@ def test_a_batch_in_parts_is_the_batch(session: Session, cached: bool, accumulat
             assert torch.equal(same, y)
             count += 1
     assert count == len(whole) > 0
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_values_in_another_dtype_are_those_of_float32_cast(session: Session, cached: bool) -> None:
+    """So that a convolution in that dtype sees the same bits, without a copy in float32."""
+    with ProblemFeed(session, 1, cached=cached) as feed:
+        expected = list(feed.epoch(1))
+    with ProblemFeed(session, 1, cached=cached, dtype=torch.bfloat16) as feed:
+        for (x, y), (wide, same) in zip(feed.epoch(1), expected, strict=True):
+            assert x.dtype == torch.bfloat16
+            assert torch.equal(x, wide.to(torch.bfloat16))
+            assert torch.equal(y, same)
+            assert x.is_contiguous(memory_format=torch.channels_last)

@@ -24,6 +24,7 @@ from strata.pipeline.feed.prefetch import Reader
 from strata.store.errors import DiskFull, LevelBusy, LevelDamaged
 from strata.store.files.files import Files
 from strata.store.files.lock import hold
+from strata.store.level.codec import channels_last
 from strata.store.level.layout import Geometry
 from strata.store.level.level import Level
 
@@ -102,13 +103,13 @@ def test_a_failure_of_ffcv_is_raised_soon(rows: Reader, monkeypatch: pytest.Monk
 def test_batches_before_a_failure_are_handed_out(
     rows: Reader, levels: list[Level], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flip(levels[1].directory / "c.1.0.0.0", 3)  # row 16 of the second view
+    flip(levels[1].directory / "x/c.1.0.0.0", 3)  # row 16 of the second view
     found = []
     monkeypatch.setattr(prefetch, "STRIPE_BYTES", 4 * SHAPE.row_bytes)
     with pytest.raises(LevelDamaged, match="row 16 "):
         found.extend(rows.batches(*PARTS))
-    whole = [drawn(SHAPE, 0), drawn(SHAPE, 1)[:16]]
-    assert equal(np.concatenate(found), np.concatenate(whole))
+    whole = np.concatenate([drawn(SHAPE, 0), drawn(SHAPE, 1)[:16]])
+    assert equal(np.concatenate(found), channels_last(whole))
 
 
 @needs_ffcv
@@ -117,7 +118,7 @@ def test_a_shard_that_is_gone_or_cut_is_an_error_before_the_epoch(
 ) -> None:
     """A cut one would end the process if it were touched."""
     assert len(list(rows.batches(*PARTS))) == len(PARTS[1])
-    shard = levels[0].directory / "c.2.0.0.0"
+    shard = levels[0].directory / "x/c.2.0.0.0"
     whole = shard.read_bytes()
     shard.rename(shard.with_name("aside"))
     with pytest.raises(LevelDamaged, match=r"c\.2\.0\.0\.0 is missing"):
@@ -238,7 +239,7 @@ def test_a_worker_that_fails_ends_the_writing_and_the_old_file_stays(
     path.write_bytes(b"old")
     before = shared_memory()
     (tmp_path / ".tmp-x.beton-left-by-a-killed-writer").write_bytes(b"")
-    flip(grey.directory / "c.1.0.0.0", 100)
+    flip(grey.directory / "x/c.1.0.0.0", 100)
     with pytest.raises(LoaderError, match=r"writer failed: .*c\.1\.0\.0\.0: row 65 is not"):
         write.write_images(path, grey)
     assert left_over(tmp_path) == ["x.beton"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from root import ROOT
-from small_levels import drawn
+from small_levels import drawn, flip
 from torch import Tensor
 
 from strata.pipeline.errors import BudgetError
@@ -22,8 +22,8 @@ from strata.pipeline.feed import level_feed as feeds
 from strata.pipeline.feed.level_feed import LevelFeed, feed
 from strata.pipeline.progress import Reporter
 from strata.stages.features.quantise import Quantiser
-from strata.store.errors import LevelAbsent, LevelConflict
-from strata.store.feature_store import images_of, open_level
+from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
+from strata.store.feature_store import open_level
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import Level
@@ -49,18 +49,13 @@ def put(
     writer.begin()
     for shard in range(shape.shards):
         writer.put(shard, rows[slice(*shape.shard_range(shard))])
-    return writer.commit(None, arrays)
-
-
-def images(root: Path) -> Level:
-    shape = Geometry(ROWS, (1, 6, 6), "uint8", chunk_rows=4, shard_rows=16)
     ids = np.random.default_rng(9).permutation(ROWS)
-    return put(root, 0, "clean", shape, drawn(shape), labels=np.arange(ROWS) % 7, sample_id=ids)
+    return writer.commit(None, {"label": np.arange(ROWS) % 7, "sample_id": ids} | arrays)
 
 
 @pytest.fixture(params=["raw", "zstd"])
 def level(request: pytest.FixtureRequest, tmp_path: Path) -> Level:
-    images(tmp_path)
+    """Without the images that it was made from."""
     return put(tmp_path, 1, "v0", replace(SHAPE, profile=request.param), values())
 
 
@@ -80,7 +75,7 @@ def test_one_pass_is_every_row_with_its_own_label(level: Level) -> None:
             rows = rows_of(x)
             seen += rows
             assert y.tolist() == [row % 7 for row in rows]
-            assert ids.tolist() == images_of(level).array("sample_id")[rows].tolist()
+            assert ids.tolist() == level.array("sample_id")[rows].tolist()
         assert sorted(seen) == list(range(ROWS))
 
 
@@ -156,7 +151,6 @@ def test_ranks_deliver_slices_of_the_same_batches(level: Level, ranks: int) -> N
 
 
 def test_views_alternate_from_epoch_to_epoch(tmp_path: Path) -> None:
-    images(tmp_path)
     views = [put(tmp_path, 1, f"v{v}", SHAPE, values(v)) for v in range(3)]
     known = {row.tobytes(): (v, i) for v in range(3) for i, row in enumerate(values(v))}
     used: dict[int, list[int]] = {}
@@ -174,7 +168,7 @@ def test_views_alternate_from_epoch_to_epoch(tmp_path: Path) -> None:
 def test_crops_are_windows_of_the_maps_and_change_from_epoch_to_epoch(level: Level) -> None:
     with feed(level, batch=16, crop=4, ids=True) as batches:
         places: list[list[tuple[int, int]]] = [[], []]
-        sample_id = images_of(level).array("sample_id")
+        sample_id = level.array("sample_id")
         row_of = np.argsort(sample_id)
         for epoch in range(2):
             for x, _, ids in batches:
@@ -193,7 +187,6 @@ def test_crops_are_windows_of_the_maps_and_change_from_epoch_to_epoch(level: Lev
 
 
 def test_codes_become_values_or_stay_codes(tmp_path: Path) -> None:
-    images(tmp_path)
     for precision in ("uint8", "uint4"):
         x = torch.from_numpy(values().astype(np.float32))
         scale = torch.tensor([0.02, 0.03, 0.5])
@@ -202,7 +195,6 @@ def test_codes_become_values_or_stay_codes(tmp_path: Path) -> None:
         arrays = {name: t.numpy() for name, t in quantiser.tensors().items()}
         shape = replace(SHAPE, precision=precision)
         level = put(tmp_path / precision, 1, "v0", shape, codes, **arrays)
-        images(tmp_path / precision)
         with feed(level, batch=ROWS, shuffle=False) as batches:
             assert torch.equal(next(iter(batches))[0], quantiser.rounded(x))
         with feed(level, batch=ROWS, shuffle=False, stored=True) as batches:
@@ -210,12 +202,13 @@ def test_codes_become_values_or_stay_codes(tmp_path: Path) -> None:
 
 
 def test_images_come_as_they_are_stored(tmp_path: Path) -> None:
-    level = images(tmp_path)
+    shape = Geometry(ROWS, (1, 6, 6), "uint8", chunk_rows=4, shard_rows=16)
+    level = put(tmp_path, 0, "clean", shape, drawn(shape))
     with feed(level, batch=ROWS, shuffle=False) as batches:
         ((x, y),) = batches
     assert x.dtype == torch.uint8
     assert np.array_equal(x.numpy(), level.read(0, ROWS))
-    assert y.tolist() == level.array("labels").tolist()
+    assert y.tolist() == level.array("label").tolist()
 
 
 def test_batches_can_be_kept_and_threads_end(level: Level) -> None:
@@ -281,13 +274,17 @@ def test_a_tier_without_room_is_refused(level: Level) -> None:
         feed(level, batch=8, tier="device")
 
 
-def test_labels_can_be_given_where_the_images_are_gone(tmp_path: Path) -> None:
-    level = put(tmp_path, 1, "v0", SHAPE, values())
-    with pytest.raises(LevelAbsent, match=r"x_0 train \("):
-        feed(level, batch=16)
+def test_other_labels_can_be_given(level: Level) -> None:
     with feed(level, batch=16, labels=np.arange(ROWS), ids=True) as batches:
         for x, y, ids in batches:
-            assert y.tolist() == ids.tolist() == rows_of(x)
+            assert y.tolist() == rows_of(x)
+            assert ids.tolist() == level.array("sample_id")[y].tolist()
+
+
+def test_labels_that_are_damaged_are_named(level: Level) -> None:
+    flip(level.directory / "label/c.0", 3)
+    with pytest.raises(LevelDamaged, match=r"label/c\.0 is not the one that was committed"):
+        feed(level, batch=16)
 
 
 # --- a level by its directory --------------------------------------------------------------------
@@ -296,7 +293,6 @@ def test_labels_can_be_given_where_the_images_are_gone(tmp_path: Path) -> None:
 def test_a_level_is_opened_by_its_directory(level: Level, tmp_path: Path) -> None:
     assert open_level(str(level.directory)).key == level.key
     assert open_level(level.directory).content_root == level.content_root
-    assert images_of(level).key.depth == 0
     with pytest.raises(LevelAbsent, match="holds no level"):
         open_level(tmp_path / "none")
     moved = level.directory.with_name("train.v7")

@@ -154,12 +154,12 @@ def test_a_reader_that_is_forgotten_ends_its_threads(rows: RowSource) -> None:
 @pytest.mark.parametrize("shape", [SHAPE, PACKED], ids=["raw", "packed"])
 def test_an_error_of_a_thread_reaches_the_caller(tmp_path: Path, shape: Geometry) -> None:
     levels = views(tmp_path, shape, 2)
-    flip(levels[1].directory / "c.1.0.0.0", 3)
+    flip(levels[1].directory / "x/c.1.0.0.0", 3)
     before = set(threading.enumerate())
     kind = "mapped" if shape.profile == "raw" else "pool"
     with opened(kind, levels) as rows, Reader(rows, 2) as reader:
         for _ in range(2):
-            with pytest.raises(LevelDamaged, match=r"v1/c\.1\.0\.0\.0"):
+            with pytest.raises(LevelDamaged, match=r"v1/x/c\.1\.0\.0\.0"):
                 list(reader.batches(*divided(SHAPE, parts_of(120, 4))))
         # The rows that are whole can still be had.
         part = np.arange(60)

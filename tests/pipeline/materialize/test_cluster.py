@@ -95,10 +95,10 @@ def test_images_of_a_folder_named_from_here(
         assert said.rc == 0, said.err
         found[store] = {
             str(path.relative_to(store)): path.read_bytes()
-            for path in Path(store).rglob("x_*/*/*.*")
+            for path in Path(store).rglob("x_*/*/**/*.*")
         }
     assert found["alone"] == found["shared"]
-    assert len(found["alone"]) > 8
+    assert len(found["alone"]) > 30
 
 
 def test_broken_images_are_counted_as_by_one_process(
@@ -119,9 +119,9 @@ def test_broken_images_are_counted_as_by_one_process(
 
 
 def test_workers_find_the_damage_that_one_process_finds(dask: Cluster, place: Place) -> None:
-    spoiled = place.level(1, "train.plain") / "c.2.0.0.0"
+    spoiled = place.level(1, "train.plain") / "x/c.2.0.0.0"
     flip(spoiled, 100)
-    (place.level(0, "test") / "c.0.0.0.0").unlink()
+    (place.level(0, "test") / "x/c.0.0.0.0").unlink()
     alone = place.do("verify", "--deep", "--json")
     shared = place.do("verify", "--deep", "--json", "--scheduler", dask.address)
     assert (alone.rc, shared.rc) == (10, 10)
@@ -130,7 +130,7 @@ def test_workers_find_the_damage_that_one_process_finds(dask: Cluster, place: Pl
 
 
 def test_damage_is_mended_by_workers(dask: Cluster, place: Place, sound: Place) -> None:
-    flip(place.level(1, "train.plain") / "c.2.0.0.0", 100)
+    flip(place.level(1, "train.plain") / "x/c.2.0.0.0", 100)
     said = place.do("verify", "--deep", "--repair", "--scheduler", dask.address)
     assert said.rc == 0, said.err
     assert "the same values as before" in said.out
@@ -154,7 +154,7 @@ def test_a_shard_that_fails_is_named_and_the_rest_is_finished(
     dask: Cluster, place: Place, sound: Place
 ) -> None:
     without(place, 2)
-    poisoned = place.level(1, "train.plain") / "c.2.0.0.0"
+    poisoned = place.level(1, "train.plain") / "x/c.2.0.0.0"
     flip(poisoned, 100)
     said = place.do("materialize", "--layer", 2, "--scheduler", dask.address)
     assert said.rc == 12
@@ -166,9 +166,9 @@ def test_a_shard_that_fails_is_named_and_the_rest_is_finished(
     assert failed
     receipts = {int(path.stem) for path in (level / "receipts").iterdir()}
     assert not failed & receipts
-    shards = len(list(sound.level(2, "train.plain").glob("c.*")))
+    shards = len(list(sound.level(2, "train.plain").glob("x/c.*")))
     assert failed | receipts == set(range(shards))
-    kept = {path: path.stat().st_ino for path in level.glob("c.*")}
+    kept = {path: path.stat().st_ino for path in level.glob("x/c.*")}
     flip(poisoned, 100)
     again = place.do("materialize", "--layer", 2, "--scheduler", dask.address)
     assert again.rc == 0, again.err
@@ -195,7 +195,7 @@ def refused(dask: Cluster, task: partial[Any]) -> str:
         answers = [answer for _, answer in Dispatch(crew, task).answers(range(2))]
     assert all(isinstance(answer, Failed) and answer.for_all for answer in answers)
     address, key = task.args[:2]
-    assert not list(key.directory(Path(address.store.place)).glob("c.*"))
+    assert not list(key.directory(Path(address.store.place)).glob("x/c.*"))
     return one_line(answers[0].error)
 
 

@@ -81,7 +81,7 @@ def test_objects_by_workers_are_those_of_one_process(
     assert seen.json["levels"] == local.do("statistics", "--json").json["levels"]
 
     before, files = levels(empty.objects), empty.objects.files
-    path = empty.level_path(1, "train.plain") / "c.1.0.0.0"
+    path = empty.level_path(1, "train.plain") / "x/c.1.0.0.0"
     data = bytearray(files.read(path))
     data[50] ^= 4
     files.put(path, bytes(data))  # pyright: ignore
@@ -144,7 +144,7 @@ def test_a_worker_is_killed(dask: Cluster, empty: Remote, way: Road, local: Plac
     assert process.returncode == 0, err
     assert there
     for name in there:
-        assert way.count(rf"PUT .*train\.plain/c\.{int(name.removesuffix('.json'))}\.") == 1
+        assert way.count(rf"PUT .*train\.plain/x/c\.{int(name.removesuffix('.json'))}\.") == 1
     x_1 = {n: data for n, data in local_levels(local).items() if not n.startswith("x_2")}
     assert levels(empty.objects) == x_1
 

@@ -39,7 +39,7 @@ def facts(place: Path) -> dict[str, Any]:
 def x_0(place: Path) -> np.ndarray:
     """Every value of the training images."""
     (level,) = (place / "s").glob("x_0-*/train*")
-    return np.asarray(zarr.open_array(level, mode="r")[:])
+    return np.asarray(zarr.open_array(level / "x", mode="r")[:])
 
 
 def test_floats_of_0_to_1_reach_x_0(tmp_path: Path) -> None:

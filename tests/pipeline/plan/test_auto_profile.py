@@ -118,12 +118,12 @@ def test_run_writes_what_is_cheapest_and_says_so(tmp_path: Path) -> None:
     said = place.do("train", "--layer", 2, "--machine", slow)
     assert "'cache.profile' is auto: x_1 zstd, x_2 zstd" in said.err
     assert (
-        geometry_of_zarr((place.level(1, "train.plain") / "zarr.json").read_bytes()).profile
+        geometry_of_zarr((place.level(1, "train.plain") / "x/zarr.json").read_bytes()).profile
         == "zstd"
     )
     fast = place.do("run", "--machine", MACHINES / "card-8gb.toml")
     assert fast.rc == 0, fast.err
-    assert geometry_of_zarr((place.level(1, "test") / "zarr.json").read_bytes()).profile == "zstd"
+    assert geometry_of_zarr((place.level(1, "test") / "x/zarr.json").read_bytes()).profile == "zstd"
 
 
 def test_without_rates_it_is_raw_and_says_so(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_without_rates_it_is_raw_and_says_so(tmp_path: Path) -> None:
     assert said.rc == 0, said.err
     assert "'cache.profile' is auto, and that means raw: nothing is known" in said.err
     assert "Run `calibrate`" in said.err
-    assert geometry_of_zarr((place.level(1, "test") / "zarr.json").read_bytes()).profile == "raw"
+    assert geometry_of_zarr((place.level(1, "test") / "x/zarr.json").read_bytes()).profile == "raw"
     assert "Which levels" in here("plan", *place.options).out
 
 

@@ -41,11 +41,11 @@ def test_half_precision_leaves_more_rows() -> None:
 
 def test_what_cannot_fit_is_refused_with_both_numbers() -> None:
     least = peak(4, 128)
-    assert peak(3, 128) < 150_000_000 < least
+    assert peak(3, 128) < 100_000_000 < least
     with pytest.raises(BudgetError) as caught:
-        memory.fit(K1, CPU, 200_000_000)
+        memory.fit(K1, CPU, 100_000_000)
     assert size(least) in str(caught.value)
-    assert "200.0 MB" in str(caught.value)
+    assert "100.0 MB" in str(caught.value)
 
 
 def do(place: Path, command: str, *more: object):

@@ -121,7 +121,7 @@ def test_features_are_the_rows_of_the_level(exported: Exported) -> None:
     level, found = level_of_tests(place, 1), exported.results(place.root / "out--features--layer1")
     stored = torch.from_numpy(level.read(0, len(level)).copy())
     codec = frozen_layer(place.overview().existing(), 1, torch.device("cpu")).stored
-    expected = codec.decode(stored, stored.shape[-1]).numpy()
+    expected = codec.decode(stored, stored.shape[1]).numpy()
     np.testing.assert_array_equal(found[str(BLOCK)], expected)
     assert found["7"].shape == (14, *expected.shape[1:])
 

@@ -49,7 +49,8 @@ def _layer(number: int, top5: float | None) -> dict[str, Any]:
         "samples_per_second": 1234.5,
         **dict.fromkeys(("peak_memory_bytes", "compression", "quantiser")),
         "levels": [
-            {"level": name, "state": "complete", "rows": rows, "bytes": size, "seconds": 0.5}
+            {"level": name, "state": "complete", "rows": rows, "bytes": size}
+            | {"seconds": 0.5, "written": size}
             for name, rows, size in levels
         ],
     }

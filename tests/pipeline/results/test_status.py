@@ -58,7 +58,7 @@ def test_everything_is_complete_with_rows_bytes_and_fingerprints(session: Sessio
         assert layer["test_accuracy"] is not None
         for level in layer["levels"]:
             key = LevelKey(layer["layer"], level["fingerprint"], level["split"], level["view"])
-            shards = list(key.directory(session.store.root).glob("c.*"))
+            shards = list(key.directory(session.store.root).glob("x/c.*"))
             assert level["bytes"] == sum(shard.stat().st_size for shard in shards)
 
 
@@ -108,7 +108,7 @@ def test_shards_without_a_commit_are_partial(session: Session) -> None:
 
 def test_a_damaged_commit_is_seen(session: Session) -> None:
     path = session.key(2, "test", "clean").directory(session.store.root) / "COMMIT.json"
-    path.write_bytes(path.read_bytes().replace(b'"format": 3', b'"format": 7'))
+    path.write_bytes(path.read_bytes().replace(b'"format": 4', b'"format": 7'))
     assert states(session, 2) == ["complete", "damaged"]
     path.write_bytes(sealed({**json.loads(path.read_bytes())["body"], "format": 2}))
     assert states(session, 2) == ["complete", "stale"]

@@ -15,6 +15,8 @@ from strata.store.errors import LevelDamaged
 from strata.store.files.publish import replace, sealed, unseal
 
 MADE_OF = {"made_of": {"input": "x", "layers": (1, 2)}}
+COPY = {"input": "", "weights": "", "scales": None, "origin": "", "files": {"weights": "0"}}
+"""The record of a layer that is a copy."""
 
 
 @pytest.fixture
@@ -27,8 +29,8 @@ def path(tmp_path: Path) -> Path:
         "checkpoint.safetensors",
     ):
         (tmp_path / name).write_bytes(name.encode())
-    record.vouch(tmp_path / "result.json", {**MADE_OF, "top1": 0.5})
-    return tmp_path / "result.json"
+    record.vouch(tmp_path / "kept.json", {**MADE_OF, "top1": 0.5})
+    return tmp_path / "kept.json"
 
 
 def test_it_is_sealed_and_has_the_hashes_of_the_files_beside_it(path: Path) -> None:
@@ -53,21 +55,21 @@ def test_what_is_damaged_is_named(path: Path) -> None:
     flip(path.parent / "weights.safetensors", 0)
     (path.parent / "test_logits.npy").unlink()
     assert dict(record.damage(path)) == {
-        path.parent / "weights.safetensors": "it is not what result.json says: its sha256 differs",
+        path.parent / "weights.safetensors": "it is not what kept.json says: its sha256 differs",
         path.parent / "test_logits.npy": "it is missing",
     }
     assert record.whole(path) is None
     assert record.believed(path, MADE_OF) is None
     flip(path)
-    assert list(record.damage(path)) == [(path, "it does not match its own sha256")]
+    assert list(record.damage(path)) == [(path, "its content does not match its own sha256")]
     assert record.believed(path, MADE_OF) is None
     with pytest.raises(LevelDamaged):
         record.read(path)
 
 
 def test_where_there_is_none_nothing_is_believed(tmp_path: Path) -> None:
-    assert record.read(tmp_path / "result.json") is None
-    assert record.believed(tmp_path / "result.json", MADE_OF) is None
+    assert record.read(tmp_path / "kept.json") is None
+    assert record.believed(tmp_path / "kept.json", MADE_OF) is None
 
 
 def test_a_run_looks_at_every_record_and_at_those_of_runs_inside_it(
@@ -80,7 +82,7 @@ def test_a_run_looks_at_every_record_and_at_those_of_runs_inside_it(
     shutil.copytree(run.directory / "layer_1", inside / "layer_1")
     for name in ("sweep_2/lr=1", "sweep_final/k=1", "probe_1/linear", "baseline/plain"):
         (run.directory / name).mkdir(parents=True)
-        replace(run.directory / name, "result.json", sealed({"files": {"weights": "0"}}))
+        replace(run.directory / name, "layer.json", sealed(COPY))
     flip(inside / "layer_1/weights.safetensors")
     flip(run.directory / "data.json")
     found = [str(path.relative_to(run.directory)) for path, _ in run.damaged()]

@@ -118,7 +118,7 @@ def test_a_read_only_store_refuses_what_writes_in_one_line(read_only: Place) -> 
 def test_damage_on_a_read_only_store_is_named_and_stays(read_only: Place) -> None:
     before = times(read_only.store)
     subprocess.run(["mount", "-o", "remount,rw,bind", str(read_only.store)], check=True)
-    path = read_only.level(1, "test") / "c.0.0.0.0"
+    path = read_only.level(1, "test") / "x/c.0.0.0.0"
     flip(path)
     subprocess.run(["mount", "-o", "remount,ro,bind", str(read_only.store)], check=True)
     assert named(read_only.do("verify", "--deep", "--json")) == [str(path)]

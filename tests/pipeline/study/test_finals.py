@@ -204,7 +204,7 @@ def test_evaluate_and_status_show_it(trained: Place) -> None:
 
 def labels_of(place: Place) -> np.ndarray:
     at_work = session(place)
-    return at_work.store.open(at_work.key(0, "test", "clean")).array("labels")
+    return at_work.store.open(at_work.key(0, "test", "clean")).array("label")
 
 
 @pytest.mark.parametrize("more", [(), ("--ensemble",)], ids=["alone", "ensemble"])

@@ -72,10 +72,10 @@ def test_a_linear_probe_is_that_of_the_maps_that_any_zarr_reader_sees(probed: Pl
     """The centre crop of 8 × 8 of whole canvases of 12 × 12; no downsampling before x_1."""
 
     def read(name: str) -> np.ndarray:
-        maps: Any = zarr.open_array(probed.level(1, name), mode="r")
+        maps: Any = zarr.open_array(probed.level(1, name) / "x", mode="r")
         return pooled(torch.from_numpy(maps[:])[:, :, 2:-2, 2:-2].float())
 
-    labels = {n: np.load(probed.level(0, n) / "labels.npy") for n in ("train", "test")}
+    labels = {n: np.fromfile(probed.level(0, n) / "label/c.0", "<i8") for n in ("train", "test")}
     rows = read("train.plain").astype(np.float64)
     shuffled = generator("probe rows", 0, 1).permutation(len(rows))
     order, first = probing.split(labels["train"], shuffled)
@@ -99,7 +99,7 @@ def test_probes_see_the_images_without_augmentation(tmp_path: Path, views: str) 
     materialize(session, 1, clean=True)
     assert session.store.state(session.key(1, "train", "plain" if "c" in views else "clean")).rows
     assert torch.equal(exact, torch.cat(list(clean_batches(session, 1, "train"))))
-    labels = session.images()["train"].array("labels")
+    labels = session.images()["train"].array("label")
     with ProblemFeed(session, 1, augmented=False) as feed:
         orders = []
         for epoch in (0, 1):

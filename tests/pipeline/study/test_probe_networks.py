@@ -145,12 +145,12 @@ def test_a_damaged_copy_or_level_is_named_and_mended(
     copy = replica(place) / "layer_2/weights.safetensors"
     other = next(n for n in probe_results.networks(place.overview().existing()) if n.origins)
     (level,) = place.store.glob(f"x_2-{other.nodes()[2].fingerprint[:12]}/train.plain")
-    shard = next(level.glob("c.*"))
+    shard = next(level.glob("x/c.*"))
     good = copy.read_bytes(), shard.read_bytes()
     flip(shard, 100)
     told = place.do("verify", "--deep", "--repair")
     assert told.rc == 0
-    assert f"mended x_2 train.plain: {shard.name} (the same values as before)" in told.out
+    assert f"mended x_2 train.plain: x/{shard.name} (the same values as before)" in told.out
     flip(copy)
     assert f"{copy}: it is not what layer.json says" in place.do("verify").out
     assert place.do("verify", "--repair").rc == 0

@@ -69,7 +69,7 @@ def test_people_see_a_line_for_every_level_or_channel(place: Place) -> None:
 
 @pytest.mark.parametrize("by_workers", [False, True])
 def test_a_damaged_row_is_named(dask: Cluster, place: Place, by_workers: bool) -> None:
-    spoiled = place.level(1, "train.plain") / "c.2.0.0.0"
+    spoiled = place.level(1, "train.plain") / "x/c.2.0.0.0"
     flip(spoiled, 100)
     words = ("--scheduler", dask.address) if by_workers else ()
     said = place.do("statistics", "--layer", 1, *words)

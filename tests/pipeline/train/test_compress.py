@@ -193,7 +193,7 @@ def test_the_record_says_what_it_cost(ran: Place) -> None:
 def levels_of_tests(place: Place) -> np.ndarray:
     found = place.overview()
     (key,) = (k for k in levels.keys_at(found.existing(), 0) if k.split == "test")
-    return found.store.open(key).array("labels")
+    return found.store.open(key).array("label")
 
 
 def test_status_and_report_show_it(ran: Place, tmp_path: Path) -> None:

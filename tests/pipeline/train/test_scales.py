@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import zarr
 from root import ROOT
 from runs import open_run, tiny
@@ -188,7 +189,7 @@ def test_a_flipped_byte_is_refused_by_name(session: Session, name: str) -> None:
 
 def test_a_flipped_byte_beside_a_level_is_refused_by_name(session: Session) -> None:
     materialize(session, 1)
-    path = session.store.open(session.key(1, "train", "plain")).directory / "scale.npy"
+    path = session.store.open(session.key(1, "train", "plain")).directory / "scale/c.0"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -203,7 +204,7 @@ def test_a_level_that_was_removed_is_made_again_with_the_same_scales(session: Se
     session.store.remove(1, key.fingerprint)
     materialize(session, 1)
     after = session.store.open(key)
-    assert (after.content_root, after.auxiliary) == (before.content_root, before.auxiliary)
+    assert (after.content_root, after.arrays) == (before.content_root, before.arrays)
     layer = frozen_layer(session.run, 1, session.device)
     assert isinstance(layer.stored, Quantiser)
     assert np.array_equal(after.array("scale"), layer.stored.scale)
@@ -231,7 +232,7 @@ def test_plain_zarr_and_the_documented_lines_give_our_values(
     algorithm.make(session, write=1)
     source = features(session, 1, "train")
     level = source.levels["v1"]
-    found: dict[str, Any] = {"level": str(level.directory), "np": np, "zarr": zarr}
+    found: dict[str, Any] = {"level": str(level.directory), "np": np, "zarr": zarr, "xr": xr}
     exec(documented(precision), found)
     with source.delivery(["v1"]) as delivery:
         (stored,) = delivery.batches(Rows.of(np.arange(1437)), [1437])

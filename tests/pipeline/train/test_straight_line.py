@@ -151,7 +151,7 @@ def test_ensembles_and_accuracies_follow_from_the_logits(tmp_path: Path) -> None
     session = open_run(tmp_path, tiny(epochs=1))
     algorithm.make(session, solve=session.run.layers)
     result = evaluate(session.run, session.store)
-    labels = session.images()["test"].array("labels")
+    labels = session.images()["test"].array("label")
     for j in (1, 2, 3):
         kept = np.load(session.run.layer_directory(j) / "test_logits.npy")
         assert result["layers"][j - 1]["test"]["top1"] == (kept.argmax(1) == labels).mean()

@@ -66,7 +66,7 @@ def test_rounding_what_is_rounded_changes_nothing(precision: str, x: Tensor, oth
     """Also values that the scales were not made for: they are clipped, and stay where they are."""
     stored = codec_for(precision, x)
     beyond = torch.cat([x, 3 * x, -x, x + other.abs().max()])
-    once = stored.decode(stored.encode(beyond), beyond.shape[-1])
+    once = stored.decode(stored.encode(beyond), beyond.shape[1])
     assert same_bits(once, stored.rounded(beyond))
     assert same_bits(stored.encode(once), stored.encode(beyond))
     assert same_bits(stored.rounded(once), once)
@@ -95,7 +95,7 @@ def test_the_error_is_half_a_step_and_the_poison_is_never_made(precision: str, x
     if precision == "uint8":
         assert int(codes.max()) <= 254
     else:
-        assert codes.shape[-1] == -(-x.shape[-1] // 2)
+        assert codes.shape[1] == -(-x.shape[1] // 2)
         assert int((codes & 15).max()) <= 14
         assert int((codes >> 4).max()) <= 14
 
@@ -118,14 +118,14 @@ def test_bfloat16_is_kept_as_its_bits(x: Tensor) -> None:
     stored = Floats("bfloat16")
     bits = stored.encode(x)
     assert bits.dtype == torch.uint16
-    assert torch.equal(stored.decode(bits, x.shape[-1]), x.to(torch.bfloat16).float())
+    assert torch.equal(stored.decode(bits, x.shape[1]), x.to(torch.bfloat16).float())
     as_numpy = (bits.numpy().astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_array_equal(as_numpy, x.to(torch.bfloat16).float().numpy())
 
 
 def test_two_codes_share_a_byte_the_first_in_its_low_bits() -> None:
-    stored = Quantiser("uint4", torch.tensor([1.0]), torch.tensor([0], dtype=torch.uint8))
-    x = torch.tensor([[[[1.0, 2.0, 14.0, 99.0, 3.0]]]])
+    stored = Quantiser("uint4", torch.ones(5), torch.zeros(5, dtype=torch.uint8))
+    x = torch.tensor([1.0, 2.0, 14.0, 99.0, 3.0]).view(1, 5, 1, 1)
     assert stored.encode(x).flatten().tolist() == [0x21, 0xEE, 0x03]
     assert stored.decode(stored.encode(x), 5).flatten().tolist() == [1, 2, 14, 14, 3]
 
@@ -283,3 +283,14 @@ def test_the_summary_is_that_of_the_channels() -> None:
     assert f"worst channel {ratios.index(min(ratios))}" in found.text
     assert found.text.startswith("uint4: signal-to-noise ")
     assert len(found.as_json()) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", CODES)
+def test_values_in_few_bits_are_those_of_float32_cast(precision: str, dtype: torch.dtype) -> None:
+    x = normal(0, 20, 5, 8, 8) * torch.tensor([1e-3, 0.1, 1.0, 7.0, 300.0])[:, None, None]
+    stored = codec_for(precision, x)
+    codes = stored.unpacked(stored.encode(x), 5)
+    expected = stored.values(codes).to(dtype)
+    assert torch.equal(stored.values(codes, dtype=dtype), expected)
+    assert torch.equal(stored.values(codes, torch.empty(20, 5, 8, 8, dtype=dtype)), expected)

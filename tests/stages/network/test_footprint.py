@@ -112,7 +112,7 @@ def test_a_forward_pass_takes_what_was_predicted(
         x = stored = torch.zeros(block, *shape)
         if first:
             stored = layers[first - 1].stored.encode(x)
-            x = layers[first - 1].stored.decode(stored, shape[2])
+            x = layers[first - 1].stored.decode(stored, shape[0])
         with watched(CPU, [stored, x, *weights]) as peak:
             featurize(some, x, block=block, compute=torch.float32, encode=True)
         specs = recipe.layers[first:last]

@@ -389,7 +389,7 @@ def test_a_forward_pass_takes_what_was_predicted(residual, precision: str) -> No
         if first:
             below = coded(precision, shape[0])
             stored = below.encode(x)
-            x = below.decode(stored, shape[2])
+            x = below.decode(stored, shape[0])
         with watched(CPU, [stored, x, *weights]) as peak:
             featurize(layers, x, block=rows, compute=torch.float32, encode=True)
         found = applying(some, shape, block=rows, precision=precision, images=first == 0)

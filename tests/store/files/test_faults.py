@@ -19,14 +19,14 @@ from strata.store.errors import DiskFull, LevelAbsent, StoreRefused
 from strata.store.feature_store import Store
 from strata.store.files.files import Files
 from strata.store.files.publish import TEMPORARY, make_directory
-from strata.store.level.layout import Geometry
-from strata.store.level.level import COMMIT, RECEIPTS, Level, receipt_path, shard_name
+from strata.store.level.layout import BEGUN, Geometry
+from strata.store.level.level import COMMIT, RECEIPTS, Level, receipt_path, shard_path
 from strata.store.write.verify import QUARANTINE, forget_damage
 from strata.store.write.writer import ZARR, LevelWriter
 
 TINY = Geometry(5, (1, 2, 2), "float32", chunk_rows=1, shard_rows=2)
 PACKED = Geometry(3, (1, 2, 2), "float32", chunk_rows=1, shard_rows=2, profile="zstd")
-LABELS = {"labels": np.arange(5) % 3}
+LABELS = {"label": np.arange(5) % 3}
 ERRORS = {errno.ENOSPC: DiskFull, errno.EIO: StoreRefused, errno.EINTR: StoreRefused}
 
 
@@ -117,7 +117,7 @@ def write(root: Path, files: Files, shape: Geometry = TINY) -> Level:
     with writer.locked():
         for shard in writer.missing():
             writer.put(shard, drawn(shape)[slice(*shape.shard_range(shard))])
-        return writer.commit(None, {"labels": LABELS["labels"][: shape.rows]})
+        return writer.commit(None, {"label": LABELS["label"][: shape.rows]})
 
 
 def repair(root: Path, files: Files) -> None:
@@ -129,13 +129,13 @@ def repair(root: Path, files: Files) -> None:
 
 
 def damage(root: Path) -> None:
-    """A shard, a receipt, another shard's all, zarr.json and the labels."""
+    """A shard, a receipt, another shard's all, x/zarr.json and the labels."""
     directory = KEY.directory(root)
-    flip(directory / shard_name(0), 3)
+    flip(shard_path(directory, 0), 3)
     chop(receipt_path(directory, 1))
-    (directory / shard_name(2)).unlink()
-    flip(directory / ZARR)
-    flip(directory / "labels.npy", -1)
+    shard_path(directory, 2).unlink()
+    flip(directory / BEGUN)
+    flip(directory / "label/c.0", -1)
 
 
 def remove(root: Path, files: Files) -> None:
@@ -274,13 +274,13 @@ def test_a_failed_fsync_is_not_tried_again(tmp_path: Path) -> None:
             assert after == ["close", "unlink"]
             assert not any(call.source == files.failed.path for call in files.log)
             syncs += 1
-    assert syncs == 2 + 2 * TINY.shards + len(LABELS) + 1
+    assert syncs == 2 + 2 * TINY.shards + 2 * len(LABELS) + 2
 
 
 def test_every_file_is_durable_before_what_relies_on_it(tmp_path: Path) -> None:
     files = FaultyFiles()
     write(tmp_path / "store", files)
-    done: dict[str, int] = {}
+    done: dict[Path, int] = {}
     for at, link in enumerate(files.log):
         if link.what != "link":
             continue
@@ -290,15 +290,17 @@ def test_every_file_is_durable_before_what_relies_on_it(tmp_path: Path) -> None:
         synced = [n for n in of_file if files.log[n].what == "sync"]
         assert max(written) < min(synced) <= max(synced) < at
         named = Call("sync_directory", link.path.parent)
-        done[link.path.name] = files.log.index(named, at)
-    order = [name for k in range(TINY.shards) for name in (shard_name(k), f"{k:06d}.json")]
-    assert list(done) == ["intent.json", ZARR, *order, "labels.npy", COMMIT]
+        done[link.path] = files.log.index(named, at)
+    directory = KEY.directory(tmp_path / "store")
+    order = [of(directory, k) for k in range(TINY.shards) for of in (shard_path, receipt_path)]
+    beside = [directory / name for name in ("label/c.0", "label/zarr.json", ZARR, COMMIT)]
+    assert list(done) == [directory.parent / "intent.json", directory / BEGUN, *order, *beside]
     begun = [n for n, call in enumerate(files.log) if call.what == "create"]
     for before, begin_next in zip(list(done.values())[:-1], begun[1:], strict=True):
         assert before < begin_next
-    directory = KEY.directory(tmp_path / "store")
-    last = [call.path for call in files.log[done["labels.npy"] + 1 : begun[-1]]]
-    assert last == [directory / RECEIPTS, directory, directory.parent]
+    last = [call.path for call in files.log[done[directory / ZARR] + 1 : begun[-1]]]
+    inside = [directory / name for name in ("label", "x", RECEIPTS)]
+    assert last == [*inside, directory, directory.parent]
 
 
 def test_a_closed_directory_above_the_store_is_no_obstacle(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def write(root: Path) -> Path:
     writer = LevelWriter(root, KEY, SHAPE, [INTENT])
     with writer.locked():
         writer.fill((k, ROWS[slice(*SHAPE.shard_range(k))]) for k in writer.missing())
-        writer.commit(None, {"labels": np.arange(5)})
+        writer.commit(None, {"label": np.arange(5)})
     return writer.directory
 
 
@@ -114,7 +114,7 @@ def test_one_view_that_is_read_keeps_the_others(tmp_path: Path) -> None:
 
 def test_a_repair_waits_for_readers_and_can_be_stopped(tmp_path: Path) -> None:
     directory = write(tmp_path)
-    (directory / "c.1.0.0.0").unlink()
+    (directory / "x/c.1.0.0.0").unlink()
     said = list[str]()
 
     def waiting(who: str) -> None:
@@ -233,7 +233,7 @@ def test_a_group_shares_a_store_under_umask_022(place: Path) -> None:
             writer.put(0, ROWS[:2])
 
     def mend() -> None:
-        (level / "c.1.0.0.0").unlink()
+        (level / "x/c.1.0.0.0").unlink()
         with LevelWriter(store, KEY, SHAPE, [INTENT]).lock():
             forget_damage(store, level)
         write(store)

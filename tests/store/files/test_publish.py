@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier
 
@@ -25,8 +25,8 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.publish import TEMPORARY, make_directory, put_exclusive
 from strata.store.files.publish import replace as publish_replacing
 from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import Geometry
-from strata.store.level.level import COMMIT, Level, shard_name
+from strata.store.level.layout import BEGUN, Geometry
+from strata.store.level.level import COMMIT, Level, receipt_path, shard_name, shard_path
 from strata.store.write.writer import RECEIPTS, LevelWriter
 
 # --- one file ------------------------------------------------------------------------------------
@@ -160,33 +160,34 @@ def test_new_directories_are_made_and_synced(
 def test_a_commit_is_named_last_and_a_receipt_after_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named: list[str] = []
-    record(monkeypatch, "link", lambda source, target: named.append(Path(target).name))
-    written(tmp_path)
-    shards = [name for k in range(3) for name in (shard_name(k), f"{k:06d}.json")]
-    assert named == ["intent.json", "zarr.json", *shards, "labels.npy", COMMIT]
+    named: list[Path] = []
+    record(monkeypatch, "link", lambda source, target: named.append(Path(target)))
+    directory = written(tmp_path).directory
+    shards = [of(directory, k) for k in range(3) for of in (shard_path, receipt_path)]
+    beside = [directory / name for name in ("label/c.0", "label/zarr.json", "zarr.json", COMMIT)]
+    assert named == [directory.parent / "intent.json", directory / BEGUN, *shards, *beside]
 
 
 @pytest.mark.parametrize("done", range(SMALL.shards + 1))
 def test_a_killed_writer_is_taken_up(tmp_path: Path, done: int) -> None:
     directory = begin(tmp_path / "b", SMALL, drawn(SMALL), range(done)).directory
-    for leftover in (directory, directory / RECEIPTS):
+    for leftover in (directory, directory / RECEIPTS, directory / "x"):
         (leftover / f"{TEMPORARY}of a killed writer").write_bytes(b"half a sh")
     again = LevelWriter(tmp_path / "b", KEY, SMALL, [INTENT])
     assert again.missing() == list(range(done, SMALL.shards))
     assert not list(directory.rglob(f"{TEMPORARY}*"))
     for shard in again.missing():
         again.put(shard, drawn(SMALL)[slice(*SMALL.shard_range(shard))])
-    again.commit(None, {"labels": written(tmp_path / "a").array("labels")})
+    again.commit(None, {"label": written(tmp_path / "a").array("label")})
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        pytest.param(shard_name(1), flip, id="a flipped bit in the shard"),
-        pytest.param(shard_name(1), chop, id="a truncated shard"),
-        pytest.param(shard_name(1), Path.unlink, id="no shard"),
+        pytest.param(f"x/{shard_name(1)}", flip, id="a flipped bit in the shard"),
+        pytest.param(f"x/{shard_name(1)}", chop, id="a truncated shard"),
+        pytest.param(f"x/{shard_name(1)}", Path.unlink, id="no shard"),
         pytest.param(f"{RECEIPTS}/000001.json", flip, id="a flipped bit in the receipt"),
         pytest.param(f"{RECEIPTS}/000001.json", chop, id="a truncated receipt"),
         pytest.param(f"{RECEIPTS}/000001.json", Path.unlink, id="no receipt"),
@@ -247,9 +248,9 @@ def test_two_writers_of_one_level_agree(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert sum(map(sum, pool.map(write, writers))) == 2 * SMALL.nbytes
-    labels = written(tmp_path / "a").array("labels")
+    labels = written(tmp_path / "a").array("label")
     for writer in writers:
-        assert writer.commit(None, {"labels": labels}).read(0, 11).tobytes() == rows.tobytes()
+        assert writer.commit(None, {"label": labels}).read(0, 11).tobytes() == rows.tobytes()
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
 
 
@@ -263,13 +264,14 @@ def test_state_goes_from_absent_to_complete(tmp_path: Path) -> None:
     assert (store.state(KEY).state, store.state(KEY).nbytes) == ("absent", 0)
     writer = begin(tmp_path, SMALL, rows, [0, 1])
     found = store.state(KEY)
-    sizes = [(writer.directory / shard_name(shard)).stat().st_size for shard in (0, 1)]
+    sizes = [shard_path(writer.directory, shard).stat().st_size for shard in (0, 1)]
     assert (found.state, found.nbytes, found.content_root) == ("partial", sum(sizes), None)
     writer.put(2, rows[8:])
-    level = writer.commit({"name": "x_2 train.v0"})
+    below = {**asdict(replace(KEY, depth=2)), "content_root": "0" * 64}
+    level = writer.commit(below)
     found = store.state(KEY)
     assert (found.state, found.rows, found.nbytes) == ("complete", 11, SMALL.nbytes)
-    assert (found.content_root, found.parent) == (level.content_root, {"name": "x_2 train.v0"})
+    assert (found.content_root, found.parent) == (level.content_root, below)
 
 
 def test_remove_frees_one_lineage_and_leaves_nothing_of_it(tmp_path: Path) -> None:

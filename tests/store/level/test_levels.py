@@ -23,7 +23,7 @@ from strata.store.feature_store import Store
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import zarr_metadata
 from strata.store.level.layout import PRECISIONS, Geometry, LevelKey, precision
-from strata.store.level.level import COMMIT, Level, receipt_path, shard_name
+from strata.store.level.level import COMMIT, Level, receipt_path, shard_name, shard_path
 from strata.store.write.verify import check_level
 
 LABELS = np.arange(SMALL.rows) % 3
@@ -39,7 +39,8 @@ def names_damaged(level: Level, root: Path, *, deep: bool) -> list[str]:
 
 
 def shard_bytes(level: Level) -> dict[str, bytes]:
-    return {name: data for name, data in contents(level.directory).items() if name[:2] == "c."}
+    found = contents(level.directory / "x")
+    return {name: data for name, data in found.items() if name != "zarr.json"}
 
 
 @st.composite
@@ -63,9 +64,9 @@ def test_any_rows_come_back_bit_for_bit(
     level = Level.open(root, KEY)
     assert level.read(0, len(level)).tobytes() == rows.tobytes()
     asked = data.draw(st.lists(st.integers(0, shape.rows - 1), max_size=40).map(sorted))
-    out = np.empty((len(asked), *shape.stored), shape.dtype)
+    out = np.empty((len(asked), *shape.lying), shape.dtype)
     level.take(np.array(asked, np.int64), out)
-    assert out.tobytes() == rows[np.array(asked, np.int64)].tobytes()
+    assert np.moveaxis(out, -1, 1).tobytes() == rows[np.array(asked, np.int64)].tobytes()
     first, last = sorted(data.draw(st.tuples(*[st.integers(0, shape.rows)] * 2)))
     assert level.read(first, last).tobytes() == rows[first:last].tobytes()
 
@@ -83,8 +84,8 @@ def test_constant_rows_keep_the_stride(
     rows[poisoned] = precision(name).poison if poison else 0
     level = written(tmp_path, shape, rows)
     for shard in range(shape.shards):
-        raw = rows[slice(*shape.shard_range(shard))].tobytes()
-        assert (level.directory / shard_name(shard)).read_bytes().startswith(raw)
+        raw = np.moveaxis(rows[slice(*shape.shard_range(shard))], 1, -1).tobytes()
+        assert shard_path(level.directory, shard).read_bytes().startswith(raw)
     assert level.read(0, 11).tobytes() == rows.tobytes()
 
 
@@ -97,7 +98,7 @@ def test_constant_rows_keep_the_stride(
 )
 def test_rows_outside_are_refused(tmp_path: Path, rows: list[int]) -> None:
     with pytest.raises(IndexError, match=r"x_3 train\.v0, which has 11"):
-        written(tmp_path).take(np.array(rows), np.empty((2, *SMALL.stored), SMALL.dtype))
+        written(tmp_path).take(np.array(rows), np.empty((2, *SMALL.lying), SMALL.dtype))
 
 
 @FEW
@@ -108,7 +109,7 @@ def test_the_recorded_bytes_are_the_bytes_of_the_shards(
     level = written(tmp_path_factory.mktemp("store"), shape)
     files = shard_bytes(level)
     assert set(files) == {shard_name(shard) for shard in range(shape.shards)}
-    assert {entry["key"]: entry["nbytes"] for entry in level.shards} == {
+    assert {Path(entry["key"]).name: entry["nbytes"] for entry in level.shards} == {
         name: len(data) for name, data in files.items()
     }
     if shape.profile == "raw":
@@ -132,11 +133,11 @@ def test_others_read_the_same_bytes(tmp_path: Path, reader: str) -> None:
     """In a process of its own: a reader's threads and global settings stay there."""
     levels = [written(tmp_path / s.precision / s.profile, s) for s in STORED]
     command = [sys.executable, "-W", "error", "-c", READERS[reader] + SAVE]
-    command += [str(level.directory) for level in levels]
+    command += [str(level.directory / "x") for level in levels]
     run = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr
     for level in levels:
-        theirs, ours = np.load(f"{level.directory}.npy"), level.read(0, len(level))
+        theirs, ours = np.load(level.directory / "x.npy"), level.read(0, len(level))
         assert (theirs.dtype, theirs.shape) == (ours.dtype, ours.shape)
         assert theirs.tobytes() == ours.tobytes()
 
@@ -146,7 +147,7 @@ def test_zarr_writes_the_same_files(tmp_path: Path, shape: Geometry) -> None:
     """One assignment to a local array of zarr's own, against our shards put one by one."""
     level = written(tmp_path / "ours", shape)
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs/zarr.json").write_bytes((level.directory / "zarr.json").read_bytes())
+    (tmp_path / "theirs/zarr.json").write_bytes((level.directory / "x/zarr.json").read_bytes())
     with zarr.config.set({"array.write_empty_chunks": True}):
         zarr.open_array(tmp_path / "theirs", mode="r+")[...] = drawn(shape)
     theirs = contents(tmp_path / "theirs")
@@ -158,14 +159,14 @@ def test_zarr_writes_the_same_files(tmp_path: Path, shape: Geometry) -> None:
 def test_a_hole_reads_as_poison_through_zarr(tmp_path: Path, name: str) -> None:
     shape = replace(SMALL, precision=name)
     directory = written(tmp_path, shape, np.zeros_like(drawn(shape))).directory
-    (directory / shard_name(1)).unlink()
-    seen = np.asarray(zarr.open_array(directory, mode="r")[...])
+    shard_path(directory, 1).unlink()
+    seen = np.asarray(zarr.open_array(directory / "x", mode="r")[...])
     np.testing.assert_array_equal(seen[4:8], np.full_like(seen[4:8], precision(name).poison))
     assert not seen[:4].any()
     assert not seen[8:].any()
 
 
-CODES = "(code - zero[channel]) * scale[channel]; see scale.npy and zero.npy"
+CODES = "(code - zero[channel]) * scale[channel]; see the arrays scale and zero"
 
 
 @pytest.mark.parametrize(
@@ -180,8 +181,8 @@ CODES = "(code - zero[channel]) * scale[channel]; see scale.npy and zero.npy"
             KEY,
             {
                 "values": CODES,
-                "packing": "two codes per byte along x, the first in the low bits",
-                "width": 2,
+                "packing": "two channels per byte, the first in the low bits",
+                "channels": 2,
             },
         ),
     ],
@@ -189,7 +190,8 @@ CODES = "(code - zero[channel]) * scale[channel]; see scale.npy and zero.npy"
 def test_the_metadata_tells_people_what_it_is(name: str, key: LevelKey, more: dict) -> None:
     shape = replace(SMALL, precision=name)
     metadata = json.loads(zarr_metadata(shape, key))
-    assert metadata["dimension_names"] == ["sample", "channel", "y", "x"]
+    channel = "channel" if name != "uint4" else "channel_pair"  # scales have one a channel
+    assert metadata["dimension_names"] == ["sample", channel, "height", "width"]
     assert metadata["shape"] == [11, *shape.stored]
     said = {"level": key.label, "fingerprint": key.fingerprint, "precision": name}
     assert metadata["attributes"] == said | more
@@ -217,9 +219,9 @@ def test_a_flipped_bit_anywhere_in_the_commit_is_noticed(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        pytest.param(shard_name(1), Path.unlink, id="a missing shard"),
-        pytest.param(shard_name(2), chop, id="a truncated shard"),
-        pytest.param("zarr.json", flip, id="an edited zarr.json"),
+        pytest.param(f"x/{shard_name(1)}", Path.unlink, id="a missing shard"),
+        pytest.param(f"x/{shard_name(2)}", chop, id="a truncated shard"),
+        pytest.param("x/zarr.json", flip, id="an edited zarr.json"),
         pytest.param(COMMIT, chop, id="a truncated commit"),
     ],
 )
@@ -234,10 +236,10 @@ def test_damage_is_refused_by_name(
 
 def test_an_edited_array_is_refused_by_name(tmp_path: Path) -> None:
     level = written(tmp_path)
-    np.testing.assert_array_equal(level.array("labels"), LABELS)
-    flip(level.directory / "labels.npy", -1)
-    with pytest.raises(LevelDamaged, match=re.escape(str(level.directory / "labels.npy"))):
-        Level.open(tmp_path, KEY).array("labels")
+    np.testing.assert_array_equal(level.array("label"), LABELS)
+    flip(level.directory / "label/c.0", -1)
+    with pytest.raises(LevelDamaged, match=re.escape(str(level.directory / "label/c.0"))):
+        Level.open(tmp_path, KEY).array("label")
 
 
 @EVERY_FORM
@@ -246,7 +248,7 @@ def test_a_flipped_bit_of_a_row_is_refused_when_it_is_first_read(
 ) -> None:
     """Wherever in the shard's data it lies, and whatever the profile."""
     rows = drawn(shape)
-    path = written(tmp_path, shape, rows).directory / shard_name(1)
+    path = shard_path(written(tmp_path, shape, rows).directory, 1)
     inner = path.stat().st_size - 2 * 16 - 4
     for offset in {0, inner // 3, inner - 1}:
         flip(path, offset)
@@ -269,7 +271,7 @@ def test_a_flipped_bit_of_a_row_is_refused_when_it_is_first_read(
 def test_a_flipped_bit_of_an_index_never_gives_other_rows(tmp_path: Path, profile: str) -> None:
     """Our reader needs no index for raw rows. Others do, so a deep verification finds it."""
     level = written(tmp_path, replace(SMALL, profile=profile))
-    path = level.directory / shard_name(1)
+    path = shard_path(level.directory, 1)
     flip(path, -4 - 16)  # the offset of its second inner chunk
     assert names_damaged(level, tmp_path, deep=True) == [path.name]
     level = Level.open(tmp_path, KEY)
@@ -286,7 +288,7 @@ def test_two_shards_that_changed_places_are_refused(tmp_path: Path, profile: str
     rows = drawn(SMALL).copy()
     rows[4:8] = -rows[:4]  # packs into as many bytes
     directory = written(tmp_path, replace(SMALL, profile=profile), rows).directory
-    first, second = directory / shard_name(0), directory / shard_name(1)
+    first, second = shard_path(directory, 0), shard_path(directory, 1)
     data = first.read_bytes()
     assert len(data) == second.stat().st_size
     first.write_bytes(second.read_bytes())

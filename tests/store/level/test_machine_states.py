@@ -25,7 +25,7 @@ from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey
-from strata.store.level.level import COMMIT, Level, receipt_path, shard_name
+from strata.store.level.level import COMMIT, Level, receipt_path, shard_path
 from strata.store.write.verify import check_level, forget_damage, level_directories, put_back
 from strata.store.write.writer import INTENT, ZARR, LevelWriter
 
@@ -96,7 +96,7 @@ class Levels(RuleBasedStateMachine):
             for shard in writer.missing()[:most]:
                 writer.put(shard, ROWS[key][slice(*SHAPES[key].shard_range(shard))])
             if commit:
-                writer.commit(None, {"labels": np.arange(SHAPES[key].rows)})
+                writer.commit(None, {"label": np.arange(SHAPES[key].rows)})
         if commit:
             self.committed(key)
 
@@ -151,10 +151,11 @@ class Levels(RuleBasedStateMachine):
     def damage_a_file(self, data: st.DataObject, how: str) -> None:
         key = data.draw(st.sampled_from(self.acknowledged()))
         directory, shards = key.directory(ROOT), range(SHAPES[key].shards)
-        names = [*map(shard_name, shards), ZARR, "labels.npy"]
+        names = [ZARR, "x/zarr.json", "label/c.0", "label/zarr.json"]
         if how != "remove":  # without its commit a level is not damaged: it is not there
             names.append(COMMIT)
-        paths = [directory / name for name in names] + [receipt_path(directory, s) for s in shards]
+        paths = [directory / name for name in names]
+        paths += [of(directory, shard) for of in (shard_path, receipt_path) for shard in shards]
         path = data.draw(st.sampled_from([*paths, directory.parent / INTENT]))
         self.disk.settle()
         content = self.disk.read(path)
@@ -173,7 +174,7 @@ class Levels(RuleBasedStateMachine):
     @rule(data=st.data())
     def exchange_two_shards(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(self.acknowledged()))
-        first, second = (key.directory(ROOT) / shard_name(shard) for shard in (0, 1))
+        first, second = (shard_path(key.directory(ROOT), shard) for shard in (0, 1))
         self.spoiled |= {first.name, second.name}
         self.disk.settle()
         one, other = self.disk.read(first), self.disk.read(second)
@@ -274,7 +275,7 @@ class Levels(RuleBasedStateMachine):
             model, refused = self.model[key], None
             try:
                 level = Level.open(ROOT, key, self.disk)
-                rows, labels = level.read(0, len(level)), level.array("labels")
+                rows, labels = level.read(0, len(level)), level.array("label")
             except (LevelAbsent, LevelDamaged, LevelConflict) as error:
                 refused = error
             else:

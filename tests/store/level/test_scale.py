@@ -17,7 +17,7 @@ from strata.store.errors import LevelDamaged, LevelStale
 from strata.store.files.files import DISK
 from strata.store.files.publish import sealed, unseal
 from strata.store.fingerprint import canonical, sha256
-from strata.store.level.layout import Geometry, LevelKey, shard_name
+from strata.store.level.layout import Geometry, LevelKey, shard_name, shard_path
 from strata.store.level.level import COMMIT, RECEIPTS, Level, receipt_name
 from strata.store.level.shard_table import Entry, ShardTable
 from strata.store.parallel import WAITING, map_in_threads
@@ -60,7 +60,7 @@ def test_columns_are_what_entries_were(sizes: list[int]) -> None:
     assert [one["nbytes"] for one in again] == sizes
     assert again.nbytes == sum(sizes)
     for number, one in enumerate(again):
-        assert one["key"] == shard_name(number)
+        assert one["key"] == f"x/{shard_name(number)}"
         assert one["rows"] == [2 * number, 2 * number + 2]
         assert (one["sha256"], one["receipt"]) == (digest(number), digest(-number))
     assert again.content_root == sha256(canonical([digest(n) for n in range(len(sizes))]))
@@ -72,7 +72,7 @@ def test_a_commit_of_format_2_is_stale_and_written_anew(tmp_path: Path) -> None:
     level = writer.commit(None).let_go()
     path, now = level.directory / COMMIT, (level.directory / COMMIT).read_bytes()
     path.write_bytes(sealed({**unseal(path), "format": 2, "shards": list(level.shards)}))
-    with pytest.raises(LevelStale, match=r"is stale: it has format 2, and this version reads 3"):
+    with pytest.raises(LevelStale, match=r"is stale: it has format 2, and this version reads 4"):
         Level.open(tmp_path, KEY)
     damage = check_level(tmp_path, level.directory)[0]
     assert damage.path == path
@@ -110,7 +110,7 @@ def test_the_last_shards_are_hashed_and_no_more_than_so_many_bytes(
 ) -> None:
     writer = written(tmp_path)
     assert asked_of(writer) == [0, 1, 2, 3, 4]
-    size = (writer.directory / shard_name(0)).stat().st_size
+    size = shard_path(writer.directory, 0).stat().st_size
     monkeypatch.setattr("strata.store.write.unfinished.RECHECKED", 2 * size)
     assert asked_of(writer) == [3, 4]
     monkeypatch.setattr("strata.store.write.unfinished.RECHECKED", 1)
@@ -124,18 +124,18 @@ def test_what_is_not_there_is_missing(
     """By names, whether or not shards are hashed; a receipt without a shard goes with it."""
     monkeypatch.setattr("strata.store.write.unfinished.RECHECKED", bound)
     writer = written(tmp_path)
-    (writer.directory / shard_name(0)).unlink()
+    shard_path(writer.directory, 0).unlink()
     (writer.directory / RECEIPTS / receipt_name(1)).unlink()
     assert writer.missing() == [0, 1]
     left = sorted(path.name for path in (writer.directory / RECEIPTS).iterdir())
     assert left == [receipt_name(n) for n in (2, 3, 4)]
-    assert not (writer.directory / shard_name(1)).exists()
+    assert not shard_path(writer.directory, 1).exists()
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (shard_name(1), r"c\.1\.0\.0\.0 has \d+ bytes; its"),
+        (f"x/{shard_name(1)}", r"c\.1\.0\.0\.0 has \d+ bytes; its"),
         (f"{RECEIPTS}/{receipt_name(1)}", r"000001\.json is damaged"),
     ],
 )

@@ -207,11 +207,11 @@ def test_a_damaged_chunk_ends_the_epoch_with_its_name(
 ) -> None:
     """Whoever waits for the chunk is told, and nobody waits for ever."""
     levels = views(tmp_path, SHAPE, 2)
-    flip(levels[1].directory / "c.2.0.0.0", at)
+    flip(levels[1].directory / "x/c.2.0.0.0", at)
     pool = Pool(levels)
     order = np.random.default_rng(0).permutation(120)
     parts = np.split(order, range(10, 120, 10))
-    with pytest.raises(LevelDamaged, match=rf"v1/c\.2\.0\.0\.0: {what} fails"):
+    with pytest.raises(LevelDamaged, match=rf"v1/x/c\.2\.0\.0\.0: {what} fails"):
         run(pool, parts, threads)
 
 

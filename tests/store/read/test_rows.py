@@ -72,9 +72,9 @@ def test_many_threads_take_at_once(tmp_path: Path, profile: str) -> None:
 def test_a_flipped_bit_is_an_error_and_names_file_and_row(tmp_path: Path, profile: str) -> None:
     shape = replace(SHAPE, profile=profile)
     levels = views(tmp_path, shape, 2)
-    flip(levels[1].directory / "c.1.0.0.0", 3)  # row 16 of the second view, or its chunk
+    flip(levels[1].directory / "x/c.1.0.0.0", 3)  # row 16 of the second view, or its chunk
     for kind in kinds_of(shape):
-        named = r"v1/c\.1\.0\.0\.0: (row 16 is not|an inner chunk)"
+        named = r"v1/x/c\.1\.0\.0\.0: (row 16 is not|an inner chunk)"
         with pytest.raises(LevelDamaged, match=named), opened(kind, levels) as rows:
             rows.take(numbered(shape, [60 + 16]), np.empty((1, shape.row_bytes), np.uint8))
 
@@ -86,9 +86,9 @@ def test_a_row_is_checked_once(tmp_path: Path, kind: str) -> None:
     out = np.empty((2, SHAPE.row_bytes), np.uint8)
     with opened(kind, levels) as rows:
         rows.take(numbered(SHAPE, [17, 3]), out)
-        flip(levels[0].directory / "c.1.0.0.0", SHAPE.row_bytes + 3)
+        flip(levels[0].directory / "x/c.1.0.0.0", SHAPE.row_bytes + 3)
         rows.take(numbered(SHAPE, [17, 3]), out)
-        flip(levels[0].directory / "c.1.0.0.0", 2 * SHAPE.row_bytes + 3)
+        flip(levels[0].directory / "x/c.1.0.0.0", 2 * SHAPE.row_bytes + 3)
         with pytest.raises(LevelDamaged, match="row 18 is not"):
             rows.take(numbered(SHAPE, [18]), out[:1])
 
@@ -98,7 +98,7 @@ def test_a_shard_that_is_gone_or_cut_is_found_before_an_epoch(tmp_path: Path, pr
     """A cut one would end the process if it were mapped and touched."""
     shape = replace(SHAPE, profile=profile)
     (level,) = views(tmp_path, shape, 1)
-    path = level.directory / "c.2.0.0.0"
+    path = level.directory / "x/c.2.0.0.0"
     data = path.read_bytes()
     for kind in set(kinds_of(shape)) - {"loaded", "taken"}:
         with opened(kind, [level]) as rows:
@@ -191,7 +191,7 @@ def test_an_end_that_comes_early_and_a_disk_that_fails_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     levels = views(tmp_path, SHAPE, 1)
-    path = levels[0].directory / "c.1.0.0.0"
+    path = levels[0].directory / "x/c.1.0.0.0"
     os.truncate(path, 100)
     files, out = Descriptors(levels), np.empty(SHAPE.row_bytes, np.uint8)
     with pytest.raises(LevelDamaged, match=r"c\.1\.0\.0\.0 ends at byte 100; its commit says"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import obstore
@@ -32,7 +33,8 @@ from zarr.storage import MemoryStore
 from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused
 from strata.store.feature_store import Store, open_level
 from strata.store.files.publish import put_exclusive, unseal
-from strata.store.level.level import Level, receipt_path, shard_name
+from strata.store.level.codec import channels_last
+from strata.store.level.level import Level, receipt_path, shard_path
 from strata.store.read.descriptors import ReadRows
 from strata.store.read.order import cut
 from strata.store.read.packed import LoadedRows
@@ -171,7 +173,7 @@ def test_a_level_has_the_bytes_of_a_local_one(bucket: str, tmp_path: Path, profi
     names = {str(p.relative_to(local.root)): p.read_bytes() for p in files}
     assert contents(store) == {n: b for n, b in names.items() if not n.startswith("locks/")}
     assert level.content_root == there.content_root
-    assert np.array_equal(level.array("labels"), np.arange(ROWS))
+    assert np.array_equal(level.array("label"), np.arange(ROWS))
 
 
 def test_zarr_reads_it(bucket: str) -> None:
@@ -182,7 +184,9 @@ def test_zarr_reads_it(bucket: str) -> None:
         name = facts["path"].removeprefix(f"{prefix}/")
         data = obstore.get(client, facts["path"]).bytes().to_bytes()
         found[name] = default_buffer_prototype().buffer.from_bytes(data)
-    assert np.array_equal(zarr.open_array(MemoryStore(found), mode="r")[:], VALUES)
+    group: Any = zarr.open_group(MemoryStore(found), mode="r")
+    assert np.array_equal(group["x"][:], VALUES)
+    assert np.array_equal(group["label"][:], np.arange(ROWS))
 
 
 def rows(kind: str, level: Level) -> RowSource:
@@ -222,7 +226,7 @@ def test_rows_are_the_same_with_any_cache(
     if decoding is not None:
         decoding.close()
     source.close()
-    assert out.tobytes() == VALUES[order].tobytes()
+    assert out.tobytes() == channels_last(VALUES[order]).tobytes()
     copies = [p.stat().st_size for p in (tmp_path / "cache").glob("*")]
     assert sum(copies) <= budget
     assert (len(copies) > 1) == (budget > 0)
@@ -261,7 +265,7 @@ def test_damage_is_found_and_mended(bucket: str) -> None:
     store = connect(bucket)
     level = write(store).let_go()
     before = contents(store)
-    broken = [level.path(1), receipt_path(level.directory, 2), level.directory / "labels.npy"]
+    broken = [level.path(1), receipt_path(level.directory, 2), level.directory / "label/c.0"]
     for path in broken:
         flip(store, path)
     writer = store.writer(KEY, shape(), [INTENT])
@@ -272,7 +276,7 @@ def test_damage_is_found_and_mended(bucket: str) -> None:
         todo = writer.missing()
         assert todo == [1]
         writer.fill((k, VALUES[slice(*shape().shard_range(k))]) for k in todo)
-        writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
+        writer.commit(None, {"label": np.arange(ROWS)}, TOOL)
     assert contents(store) == before
     assert check_level(store.root, level.directory, deep=True, files=store.files) == []
 
@@ -291,7 +295,7 @@ def test_two_writers_of_other_low_bits_end_with_one_level(bucket: str) -> None:
             together.wait()
             every = range(writer.geometry.shards)
             writer.fill((k, values[i][slice(*shape().shard_range(k))]) for k in every)
-            return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
+            return writer.commit(None, {"label": np.arange(ROWS)}, TOOL)
 
     with ThreadPoolExecutor(3) as pool:
         levels = list(pool.map(work, range(3)))
@@ -325,7 +329,7 @@ def test_finished_shards_are_not_written_again(bucket: str, way: Road) -> None:
         for k in (0, 1, 3):
             writer.put(k, VALUES[slice(*shape().shard_range(k))])
     store.files.unlink(receipt_path(writer.directory, 1))
-    store.files.unlink(writer.directory / shard_name(3))  # and a receipt of nothing
+    store.files.unlink(shard_path(writer.directory, 3))  # and a receipt of nothing
     way.seen.clear()
     again = connect(bucket).writer(KEY, shape(), [INTENT])
     with again.locked():
@@ -341,7 +345,7 @@ def test_a_commit_does_not_vouch_for_a_shard_that_is_gone(bucket: str) -> None:
     writer = store.writer(KEY, shape(), [INTENT])
     writer.begin()
     writer.fill((k, VALUES[slice(*shape().shard_range(k))]) for k in range(shape().shards))
-    store.files.unlink(writer.directory / shard_name(1))
+    store.files.unlink(shard_path(writer.directory, 1))
     with pytest.raises(LevelDamaged, match="is missing"):
         writer.commit(None)
     assert not writer.committed()

@@ -31,7 +31,7 @@ from s3_server import (
 from strata.store.feature_store import Store
 from strata.store.files.publish import unseal
 from strata.store.fingerprint import sha256
-from strata.store.level.level import Level, receipt_path, shard_name
+from strata.store.level.level import Level, receipt_path, shard_path
 from strata.store.write.shard import Published, ShardWriter
 from strata.store.write.unfinished import unsettled
 from strata.store.write.verify import check_level
@@ -78,13 +78,13 @@ def part(shard: int, more: int = 0) -> np.ndarray:
 
 
 def committed(writer: LevelWriter) -> Level:
-    return writer.commit(None, {"labels": np.arange(ROWS)}, TOOL)
+    return writer.commit(None, {"label": np.arange(ROWS)}, TOOL)
 
 
 def agrees(store: Store, shard: int) -> bool:
     """Does the receipt speak of the bytes that are there?"""
     directory = KEY.directory(store.root)
-    data = store.files.read(directory / shard_name(shard))
+    data = store.files.read(shard_path(directory, shard))
     return sha256(data) == unseal(receipt_path(directory, shard), store.files)["sha256"]
 
 
@@ -216,5 +216,5 @@ def test_where_a_server_overwrites_it_would(bucket: str, way: Road) -> None:
         for k in range(SHARDS):
             worker.put(k, part(k))
         committed(writer)
-    path = writer.directory / shard_name(0)
+    path = shard_path(writer.directory, 0)
     assert path in {found.path for found in damage(connect(bucket))}

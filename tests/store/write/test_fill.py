@@ -49,7 +49,7 @@ def test_a_filled_level_has_the_bytes_of_one_written_shard_by_shard(
     writer = LevelWriter(tmp_path / "a", KEY, shape, [INTENT])
     writer.begin()
     nbytes = writer.fill(produced(shape))
-    level = writer.commit(None, {"labels": np.arange(shape.rows) % 3})
+    level = writer.commit(None, {"label": np.arange(shape.rows) % 3})
     assert nbytes == level.nbytes
     written(tmp_path / "b", shape, ROWS)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")

@@ -18,7 +18,7 @@ from strata.store.errors import LevelConflict, StoreRefused
 from strata.store.feature_store import Store
 from strata.store.files.files import Files
 from strata.store.files.publish import TEMPORARY, unseal
-from strata.store.level.level import Level, receipt_path, shard_name
+from strata.store.level.level import Level, receipt_path, shard_path
 from strata.store.write.shard import Published, ShardWriter
 from strata.store.write.unfinished import unsettled
 from strata.store.write.writer import LevelWriter
@@ -53,7 +53,7 @@ def other(writer: LevelWriter, files: Files | None = None, **changed: Any) -> Sh
 
 def agrees(writer: LevelWriter, shard: int) -> bool:
     """Does the receipt speak of the bytes that lie there?"""
-    data = (writer.directory / shard_name(shard)).read_bytes()
+    data = shard_path(writer.directory, shard).read_bytes()
     receipt = unseal(receipt_path(writer.directory, shard))
     return hashlib.sha256(data).hexdigest() == receipt["sha256"]
 
@@ -72,17 +72,17 @@ def test_a_level_by_others_is_the_level_by_its_writer(tmp_path: Path, profile: s
         files = (p for p in writer.directory.rglob("*") if p.is_file())
         found.append({str(p.relative_to(writer.directory)): p.read_bytes() for p in files})
     assert found[0] == found[1]
-    assert len(found[0]) == 2 * SMALL.shards + 2
+    assert len(found[0]) == 2 * SMALL.shards + 3
 
 
 def test_a_second_try_publishes_nothing(writer: LevelWriter) -> None:
     rows, second = drawn(SMALL), other(writer)
     assert second.done(0) is None
     first = second.put(0, part(rows, writer, 0))
-    before = (writer.directory / shard_name(0)).stat().st_ino
+    before = shard_path(writer.directory, 0).stat().st_ino
     assert second.done(0) == first
     assert second.put(0, part(rows + 1, writer, 0)) == first, "others' bytes came too late"
-    assert (writer.directory / shard_name(0)).stat().st_ino == before
+    assert shard_path(writer.directory, 0).stat().st_ino == before
 
 
 @pytest.mark.parametrize("kinds", [1, 3])
@@ -119,7 +119,7 @@ def test_a_stray_whose_shard_was_removed_leaves_no_receipt_in_the_way(writer: Le
     rows, second = drawn(SMALL), other(writer)
     stray = Between(lambda: writer.missing())
     other(writer, stray).put(0, part(rows + 1, writer, 0))
-    assert not (writer.directory / shard_name(0)).exists(), "the stray's shard went with the stock"
+    assert not shard_path(writer.directory, 0).exists(), "the stray's shard went with the stock"
     assert second.done(0) is None
     second.put(0, part(rows, writer, 0))
     assert agrees(writer, 0)
@@ -145,7 +145,7 @@ def test_half_a_shard_is_replaced(tmp_path: Path, profile: str) -> None:
     """As a file system without hard links may leave it."""
     writer = Store(tmp_path).writer(KEY, replace(SMALL, profile=profile), [INTENT])
     with writer.locked():
-        (writer.directory / shard_name(0)).write_bytes(b"half")
+        shard_path(writer.directory, 0).write_bytes(b"half")
         level = finish(writer, drawn(SMALL))
     np.testing.assert_array_equal(level.read(0, len(level)), drawn(SMALL))
 
@@ -155,7 +155,7 @@ def test_what_is_not_to_be_seen_here_is_unsettled(writer: LevelWriter) -> None:
     said = [second.put(s, part(rows, writer, s)) for s in range(SMALL.shards)]
     assert unsettled(writer, said) == []
     receipt_path(writer.directory, 0).unlink()
-    (writer.directory / shard_name(1)).write_bytes(b"other")
+    shard_path(writer.directory, 1).write_bytes(b"other")
     wrong = replace(said[2], sha256="0" * 64)
     assert unsettled(writer, [*said[:2], wrong, *said[3:]]) == [0, 1, 2]
 
