@@ -161,6 +161,18 @@ def test_a_loss_that_is_not_finite_is_met_before_anything_is_saved() -> None:
         one.settle()
 
 
+def test_weights_that_are_not_finite_are_met_before_they_are_saved() -> None:
+    """A step whose loss is finite may have made them."""
+    one = solver(network())
+    one.train_on(X, Y, 5)
+    one.settle()
+    with torch.no_grad():
+        one.problem.get_parameter("6.bias")[3] = -torch.inf
+    with pytest.raises(Diverged) as caught:
+        one.settle()
+    assert caught.value.last_good == one.progress.last_good is not None
+
+
 def test_divergence_is_met_so_many_steps_later_at_most() -> None:
     one = solver(network())
     one.lag = 3
