@@ -34,14 +34,15 @@ SAMPLES = {"128 KB rows": (64, 32, 32), "8 KB rows": (64, 8, 8)}
 
 def features(shape: Geometry) -> np.ndarray:
     """Half zeros, as after a ReLU: one shard of float16, used for every shard."""
-    values = np.random.default_rng(0).standard_normal((shape.shard_rows, *shape.sample), np.float32)
+    values = np.random.default_rng(0).standard_normal((shape.shard_rows, *shape.lying), np.float32)
     return np.maximum(values, 0).astype(np.float16)
 
 
 def committed(place: Path, shape: Geometry, rows: np.ndarray) -> None:
     writer = LevelWriter(place, KEY, shape, LINEAGE)
     with writer.locked():
-        writer.fill((shard, rows) for shard in writer.missing())
+        seen = np.moveaxis(rows, -1, 1)  # as a convolution makes them: channels lie last
+        writer.fill((shard, seen) for shard in writer.missing())
         writer.commit(None)
 
 

@@ -245,7 +245,7 @@ class ImageShards:
         with ThreadPoolExecutor(self.threads) as pool:
             for shard in todo:
                 first, last = self.shape.shard_range(shard)
-                images = np.empty((last - first, *self.shape.sample), np.uint8)
+                images = np.moveaxis(np.empty((last - first, *self.shape.lying), np.uint8), -1, 1)
                 with timing.computing():
                     for row, image in enumerate(pool.map(self.pixels, self.samples[first:last])):
                         images[row] = image

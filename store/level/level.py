@@ -24,7 +24,7 @@ from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, LevelS
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import fitting, opened, present, read_hashed, unseal
 from strata.store.level.codec import CHECKSUM, crc32c, decode, row_checksums
-from strata.store.level.group import CHUNK
+from strata.store.level.group import CHUNK, SMALL
 from strata.store.level.layout import BEGUN, VALUES, Geometry, LevelKey, shard_name, shard_path
 from strata.store.level.shard_table import ShardTable
 from strata.store.memory import aligned
@@ -129,15 +129,17 @@ class Level:
         self._checks.check(np.zeros_like(rows), rows, out)
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Copy of rows begin … end-1, shape (end - begin, channel, y, x) of stored elements; their
-        channels lie last."""
+        """Copy of rows begin … end-1: (rows, channel, y, x) of stored elements, channels last."""
         memory = aligned((end - begin) * self.geometry.row_bytes).view(self.geometry.dtype)
         out = memory.reshape(end - begin, *self.geometry.lying)
         self.take(np.arange(begin, end), out)
         return np.moveaxis(out, -1, 1)
 
     def array(self, name: str) -> np.ndarray:
-        """A copy of a small array of the level, e.g. ``label``; checked against its sha256."""
+        """A copy of a small array of the level, e.g. ``label``; checked against its sha256. Raises
+        KeyError: no level has an array of this name."""
+        if name not in SMALL:
+            raise KeyError(f"{name!r} is no array of a level; there may be {', '.join(SMALL)}")
         if name not in self.arrays:
             raise LevelDamaged(f"{self.directory / COMMIT} is damaged: it has no {name}")
         facts = self.arrays[name]

@@ -10,8 +10,8 @@ import pytest
 from runs import Place
 from spoil import flip
 
-from strata.pipeline.run import record
-from strata.store.errors import LevelDamaged
+from strata.pipeline.run import record, weights
+from strata.store.errors import LevelDamaged, StoreRefused
 from strata.store.files.publish import replace, sealed, unseal
 
 MADE_OF = {"made_of": {"input": "x", "layers": (1, 2)}}
@@ -95,3 +95,9 @@ def test_a_run_looks_at_every_record_and_at_those_of_runs_inside_it(
         "transfer/other/layer_1/weights.safetensors",
     ]
     assert len(list(run.damaged("layer_2", "sweep_2/*"))) == 1
+
+
+def test_a_folder_in_place_of_weights_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").mkdir()
+    with pytest.raises(StoreRefused, match=r"refuses .*weights\.safetensors"):
+        weights.read(tmp_path / "weights.safetensors")

@@ -184,3 +184,9 @@ def test_it_is_removed_like_any_other(tmp_path: Path, remove: Callable[..., Any]
     directory = older(full(tmp_path, SMALL).let_go())
     remove(Store(tmp_path), *((KEY.depth, KEY.fingerprint) if remove is Store.remove else (KEY,)))
     assert not directory.exists()
+
+
+def test_an_array_that_no_level_has_is_named(tmp_path: Path) -> None:
+    level = full(tmp_path, SMALL)
+    with pytest.raises(KeyError, match="'labels' is no array of a level; there may be label, "):
+        level.array("labels")
