@@ -208,8 +208,8 @@ class LevelWriter(ShardWriter):
             "geometry": asdict(self.geometry),
             "metadata": {name: _facts(data) for name, data in metadata.items()},
             "arrays": {
-                name: {"dtype": array.dtype.str, "shape": array.shape, **_facts(array.tobytes())}
-                for name, array in small.items()
+                name: {"dtype": array.dtype.str, "shape": array.shape, **_facts(data)}
+                for (name, array), data in zip(small.items(), chunks.values(), strict=True)
             },
             SHARDS: shards.as_json(),
             "content_root": shards.content_root,
