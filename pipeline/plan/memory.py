@@ -107,6 +107,7 @@ def peak_together(
     held, largest, batch = 0, 0, recipe.schedule.batch
     micro = -(-batch // accumulate)
     for layer, auxiliary, keep_best in problems:
+        keeps = keep_best and not device.cuda  # of a GPU it is in the host's memory
         step = footprint.solving(
             layer,
             auxiliary,
@@ -115,20 +116,21 @@ def peak_together(
             micro=micro,
             divided=accumulate > 1,
             compute=device.compute,
-            keep_best=keep_best and not device.cuda,  # it is in the host's memory
+            keep_best=keeps,
             straight=_straight(recipe, device),
             at_once=device.cuda,
         )
         if step is None:
             return None
-        own = footprint.held(layer, auxiliary, keep_best=keep_best and not device.cuda)
+        own = footprint.held(layer, auxiliary, keep_best=keeps)
         held, largest = held + own, max(largest, step - own)
     return held + largest
 
 
 def _straight(recipe: Recipe, device: Device) -> bool:
-    """Whether large gradients go straight into the momentum, as ``Solver.straight`` says."""
-    return not recipe.schedule.nesterov and device.compute != "float16"
+    """Whether large gradients go straight into the momentum."""
+    nesterov = recipe.schedule.nesterov
+    return footprint.goes_straight(nesterov=nesterov, compute=device.compute)
 
 
 def peaks(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> list[int]:

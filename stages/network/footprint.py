@@ -39,6 +39,12 @@ ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value that a convolution makes, by its dtype."""
 
 
+def goes_straight(*, nesterov: bool, compute: str) -> bool:
+    """May large gradients go into the momentum as they come? Nesterov's step and the scaler of
+    float16 want them whole."""
+    return not nesterov and compute != "float16"
+
+
 def channels_at_once(channels: int, nbytes: int) -> int:
     """Output channels of a part of a kernel's gradient, where one takes so many bytes."""
     parts = -(-channels * nbytes // PART)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
+from strata.stages.network.footprint import goes_straight
 from strata.stages.solve.momentum import StraightSGD
 from strata.stages.solve.ranks import Ranks
 from strata.stages.solve.schedule import SGDSchedule
@@ -82,14 +83,15 @@ class Solver(Generic[Trainable]):
     ranks: Ranks = field(default_factory=Ranks)
     """Processes that solve it together; :meth:`step` is given this one's part of the batch."""
     straight: bool = True
-    """Large gradients go into the momentum as they come, if nothing forbids it: Nesterov's step and
-    the scaler of float16 want them whole. The step is torch.optim.SGD's in any case."""
+    """Large gradients go into the momentum as they come, if :func:`goes_straight` allows it. The
+    step is torch.optim.SGD's in any case."""
 
     def __post_init__(self) -> None:
         self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
         self.ranks.share_norms(self.problem, self.device)
         plan = self.schedule
-        self.straight &= not plan.nesterov and self.compute != torch.float16
+        compute = str(self.compute).removeprefix("torch.")
+        self.straight &= goes_straight(nesterov=plan.nesterov, compute=compute)
         self.optimiser = (StraightSGD if self.straight else torch.optim.SGD)(
             self.problem.parameters(),
             lr=plan.lr,
