@@ -1,16 +1,17 @@
 """Where the channels of a stored map lie: before y and x, or after them.
 
-Claim: with channels last, a packed chunk decodes 1.5 times as fast or faster, and a batch becomes
-what a convolution reads (float32, channels last) 2 times as fast or faster, at 12 % more bytes or
-fewer. So that is how levels lie (store/level/codec.py).
+Claim: with channels last, a packed batch of codes (zstd) is read 1.25 times as fast or faster, one
+of raw codes becomes what a convolution reads (float32, channels last) 1.3 times as fast or faster,
+and what a convolution made is laid out 5 times as fast or faster, at 16 % more bytes or fewer.
 
 Method: x_1 and x_2 of `cifar10-small`, trained for its five epochs on CIFAR-10 images, as float16,
 uint8 and uint4 codes with scales that are chosen as a run chooses them. Everything is done by one
 thread, to the same rows in both orders, in turn, in every round; a ratio is the median over the
 rounds of last / first, of rates, or of bytes. `encode` packs chunks of 1 MiB (raw: lays a batch
-out), `decode` unpacks them, `gather` takes 128 shuffled rows from memory (np.take), `values` makes
-them float32 in channels last, `crop` cuts a window of 3/4 of the side at another place of each map
-first, `step` is `values` and a 3 x 3 convolution that keeps the channels, with its backward pass.
+out), `decode` unpacks them, `read` is `decode` and `values`, `gather` takes 128 shuffled rows from
+memory (np.take), `values` makes them float32 in channels last, `crop` cuts a window of 3/4 of the
+side at another place of each map first, `step` is `values` and a 3 x 3 convolution that keeps the
+channels, with its backward pass.
 
     python benchmarks/layouts.py --data cifar10.tar.xz [--images 4096] [--quick] [--out FILE]
 """
@@ -47,8 +48,8 @@ from strata.store.feature_store import Store
 
 DEPTHS, PRECISIONS, PROFILES = (1, 2), ("float16", "uint8", "uint4"), ("raw", "zstd", "lz4")
 ROWS, BATCH, CHUNK = 2048, 128, 1 << 20
-AT_LEAST = {"decode": 1.5, "values": 2.0}
-AT_MOST = {"bytes": 1.12}
+AT_LEAST = {"read": 1.25, "values": 1.3, "lay out": 5.0}
+AT_MOST = {"bytes": 1.16}
 
 
 def trained(place: Path, images: np.ndarray) -> Session:
@@ -123,16 +124,26 @@ def packer(profile: str, itemsize: int) -> Any:
     return numcodecs.Blosc("lz4", clevel=5, shuffle=shuffle, typesize=itemsize)
 
 
-def packing(order: Order, profile: str) -> tuple[dict[str, Callable[[], object]], int]:
+def packing(
+    order: Order, profile: str, sample: torch.Size
+) -> tuple[dict[str, Callable[[], object]], int]:
     """Works, and bytes on disk."""
     rows = order.rows
     each = max(1, CHUNK // rows[0].nbytes)
     parts = [rows[at : at + each] for at in range(0, len(rows), each)]
     codec, out = packer(profile, rows.itemsize), np.empty_like(parts[0])
     packed = [codec.encode(part) for part in parts]
+    values: Any = torch.empty(each, *sample, memory_format=torch.channels_last)
+
+    def read() -> None:
+        for p in packed[:-1]:
+            codec.decode(p, out)
+            order.values(out, values)
+
     works: dict[str, Callable[[], object]] = {
         "encode": lambda: [codec.encode(part) for part in parts],
         "decode": lambda: [codec.decode(p, out) for p in packed[:-1]],
+        "read": read,
     }
     return works, sum(map(len, packed))
 
@@ -185,7 +196,7 @@ def one(session: Session, depth: int, precision: str, rounds: int) -> dict[str, 
     feeds = {last: feeding(order, x) for last, order in orders.items()}
     found["raw"] = compared(feeds, rounds)
     for profile in PROFILES[1:]:
-        works = {last: packing(order, profile) for last, order in orders.items()}
+        works = {last: packing(order, profile, x.shape[1:]) for last, order in orders.items()}
         sizes = {last: nbytes for last, (_, nbytes) in works.items()}
         rates = compared({last: some for last, (some, _) in works.items()}, rounds)
         shares = {"last" if last else "first": n / (4 * x.numel()) for last, n in sizes.items()}
@@ -198,8 +209,9 @@ def holds(forms: dict[str, Any]) -> dict[str, bool]:
     """What is claimed, of zstd and of codes, which is what levels are packed as."""
     coded = [form for name, form in forms.items() if "uint" in name]
     return {
-        "decode": all(f["zstd"]["decode"]["median"] >= AT_LEAST["decode"] for f in coded),
+        "read": all(f["zstd"]["read"]["median"] >= AT_LEAST["read"] for f in coded),
         "values": all(f["raw"]["values"]["median"] >= AT_LEAST["values"] for f in coded),
+        "lay out": all(f["raw"]["lay out"]["median"] >= AT_LEAST["lay out"] for f in coded),
         "bytes": all(f["zstd"]["bytes"] <= AT_MOST["bytes"] for f in coded),
     }
 
