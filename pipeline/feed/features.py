@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from strata.pipeline.feed.delivery import Delivery
 from strata.pipeline.feed.ffcv.rows import image_file
 from strata.pipeline.feed.level_feed import codec_of
+from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.recipe.recipe import Recipe
@@ -63,8 +64,8 @@ class Features:
             return Delivery(levels, session.read_options, once=once, beton=images, tick=tick)
 
     def values(self, stored: Tensor, draws: Draws | None, *, encode: bool = False) -> Tensor:
-        """x_depth of some rows: (B, C, H, W), decoded or rounded as it is stored, in float16,
-        bfloat16 or float32; for x_0, normalised images.
+        """x_depth of some rows, for example (B, C, H, W), decoded or rounded as it is stored, in
+        float16, bfloat16 or float32; for x_0, normalised images.
 
         Args:
             stored: elements of the base level, on the device.
@@ -73,8 +74,7 @@ class Features:
         """
         recipe, compute = self.session.run.recipe, self.session.compute
         if self.stored is not None:
-            channels = next(iter(self.levels.values())).geometry.sample[0]
-            x = self.stored.decode(stored, channels)
+            x = self.stored.decode(stored, next(iter(self.levels.values())).geometry.features)
         else:
             assert draws is not None
             x = image_views(recipe, stored, draws)
@@ -149,7 +149,8 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
     scales: Mapping[str, Tensor] = {}
     if needs_scales(recipe.cache.precision):
         scales = weights.read_checked(directory / QUANTISER, record["scales"] or "none")
-    return Frozen(layer, codec(recipe.cache.precision, scales).to(device))
+    before, after = (level_geometry(recipe, depth, 1).axis for depth in (j - 1, j))
+    return Frozen(layer, codec(recipe.cache.precision, scales, after).to(device), before)
 
 
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:

@@ -92,6 +92,8 @@ class Block:
     half: MemoryPeaks | None = field(metadata=UNNAMED)
     """Memory with convolutions in bfloat16 or float16; None: not known."""
     source: Origin = field(metadata=UNNAMED)
+    features_last: bool = False
+    """The features of x_j are its last axis, and not its channels, the first."""
     small: int = field(default=0, metadata=UNNAMED)
     """Values of the parameters whose gradients a step keeps until its end."""
 

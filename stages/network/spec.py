@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-Shape = tuple[int, int, int]
-"""(channel, y, x)."""
+Shape = tuple[int, ...]
+"""The axes of one sample, of one to four: (channel, y, x), (token, feature), …"""
 
 KERNEL = 9
 """Weights of a 3×3 kernel."""
@@ -37,6 +37,11 @@ class LayerSpec:
     bias: bool
     pool: str = "invertible"
     """P: the ``invertible`` downsampling, or ``max`` over 2×2 pixels as in VGG (Sec. 4.3)."""
+
+    @property
+    def features_last(self) -> bool:
+        """Are the features of x_j its last axis? They are its channels, the first."""
+        return False
 
     @property
     def convolved_channels(self) -> int:
