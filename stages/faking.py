@@ -26,7 +26,7 @@ def faked(
     with FakeTensorMode() as fakes:
         state: dict[str, Tensor] = {}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            fake = fakes.from_tensor(tensor).detach()
+            fake = fakes.from_tensor(tensor).detach().to("cpu")  # it may be without content
             if fake.ndim == 4:  # as the solver lays kernels out
                 fake = fake.contiguous(memory_format=torch.channels_last)
             state[name] = fake.requires_grad_(tensor.requires_grad)

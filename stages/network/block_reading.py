@@ -48,15 +48,15 @@ def read_blocks(source: Origin, shape: Shape, dtype: str = "float32") -> tuple[B
     owner: dict[int, int] = {}
     known: dict[tuple[str, Seen], dict[str, Any]] = {}
     seen = Seen(shape, torch.int32 if dtype == "int32" else torch.float32)
-    for index, (name, module) in enumerate(construct(source, None), start=1):
+    for index, (name, module) in enumerate(construct(source, None, shape, dtype), start=1):
         title = f"network {source.name}: block {index}, {name},"
         with guarded(title.rstrip(",")):
             _check_apart(module, index, owner, title)
             key = digest(source, module), seen
             if key not in known:  # many networks have the same block many times
                 known[key] = _figures(module, seen, title)
-        one = Block(index=index, digest=key[0], name=name, source=source, **known[key])
-        blocks.append(one)
+        same = {"digest": key[0], "source": source, "x_0": (shape, dtype), **known[key]}
+        blocks.append(one := Block(index=index, name=name, **same))
         seen = Seen(one.gives, last=one.features_last)
     return tuple(blocks)
 
@@ -218,16 +218,22 @@ def _is_local(module: nn.Module, channels: int, factor: int) -> bool:
     """Does a pixel in one corner leave the values at the opposite one alone? If not (global
     averages, attention, learnt positions), the features of a canvas are not those of its crops."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
+    named = *module.named_parameters(), *module.named_buffers()
+    state = {n: torch.ones_like(t, device="cpu") if t.is_meta else t for n, t in named}
+    for name, parameter in module.named_parameters():
         bound = 1 / math.sqrt(max(1, parameter[:1].numel()))
-        parameter.uniform_(-bound, bound, generator=generator)
+        values = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+        state[name] = values.uniform_(-bound, bound, generator=generator)
     side = PIXELS * factor
     x = torch.randn(1, channels, side, side, generator=generator)
     other = x.clone()
     other[..., :factor, :factor] += 1
     module.eval()
     try:
-        y, z = (module(one)[..., -PIXELS // 4 :, -PIXELS // 4 :] for one in (x, other))
+        y, z = (
+            functional_call(module, state, (one,))[..., -PIXELS // 4 :, -PIXELS // 4 :]
+            for one in (x, other)
+        )
     except Exception:  # it knows one size only
         return False
     return torch.equal(y, z)

@@ -16,6 +16,8 @@ from typing import Any
 
 from strata.stages.network.spec import UNNAMED, LayerSpec, Shape
 
+PACKAGES = "torchvision:", "timm:"
+"""What names of networks begin with that are no files'."""
 Pair = tuple[int, int]
 """Bytes of every row, and bytes beside the rows."""
 
@@ -39,12 +41,12 @@ class Origin:
 
     @property
     def file(self) -> str | None:
-        """Path of the Python file from the recipe; None for torchvision."""
-        return None if self.name.startswith("torchvision:") else self.name.rpartition(":")[0]
+        """Path of the Python file from the recipe; None for torchvision and timm."""
+        return None if self.name.startswith(PACKAGES) else self.name.rpartition(":")[0]
 
     @property
     def digest(self) -> str | None:
-        """sha256 hex digest of the text; None for torchvision."""
+        """sha256 hex digest of the text; None for torchvision and timm."""
         return self.code and sha256(self.code.encode()).hexdigest()
 
 
@@ -100,6 +102,8 @@ class Block:
     """A feature of x_j is an index along its last axis: tokens, maps of Swin."""
     draws: bool = field(default=False, metadata=UNNAMED)
     """It draws random numbers in training mode, as dropout does."""
+    x_0: tuple[Any, ...] = field(default=(), metadata=UNNAMED)
+    """Shape and dtype of the x_0 that the network was cut for; empty: not known."""
 
     @property
     def convolved_channels(self) -> int:
@@ -157,8 +161,7 @@ class Block:
         if side := found.pop("side", 0):  # of a run made when x_j was a square map
             found["takes"] = found["channels"], side, side
             found["gives"] = found["width"], *[side // found["factor"]] * 2
-        found["takes"], found["gives"] = tuple(found["takes"]), tuple(found["gives"])
-        return cls(**found)
+        return cls(**{name: _tuples(value) for name, value in found.items()})
 
 
 AnyLayer = LayerSpec | Block

@@ -151,17 +151,9 @@ def test_pooling_opens_the_next_block() -> None:
         assert isinstance(second[0], nn.MaxPool2d)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("vit_b_16", ["encoder (Encoder)", "cannot be cut"]),
-        ("resnet19", ["no such classifier", "torchvision:resnet1"]),
-    ],
-)
-def test_what_is_no_chain_of_maps_is_refused(name: str, words: list[str]) -> None:
-    with pytest.raises(UnusableNetwork) as error:
-        read_blocks(Origin(f"torchvision:{name}"), (3, 64, 64))
-    assert all(word in str(error.value) for word in words), error.value
+def test_a_name_that_torchvision_does_not_have_is_refused() -> None:
+    with pytest.raises(UnusableNetwork, match=r"no such classifier.*torchvision:resnet1"):
+        read_blocks(Origin("torchvision:resnet19"), (3, 64, 64))
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -218,7 +210,7 @@ def test_weights_of_another_block_are_not_loaded_into_this_one(residual) -> None
         ("nn.Sequential(nn.ReLU(inplace=True), conv(1, 4))", ["changes its input in place"]),
         ("conv(1, 4, stride=8)", ["4×1×1", "2 or more pixels", "'augment.crop'"]),
         ("nn.Sequential(conv(1, 4), nn.Flatten(0))", ["N samples of 1 to 4 axes", "(512,)"]),
-        ("conv(1, 4), nn.ReLU()", ["block 2, blocks[1] (ReLU)", "no weights"]),
+        ("nn.ReLU()", ["block 1, blocks[0] (ReLU)", "no weights"]),
         ("*[conv(1, 1)] * 2", ["block 2", "shares weights with block 1"]),
         ("Scaled()", ["scale", "register_buffer"]),
         ("Chooses()", ["block 1", "cannot take 1×8×8", "DataDependent"]),
