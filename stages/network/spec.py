@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 Shape = tuple[int, ...]
-"""The axes of one sample, of one to four: (channel, y, x), (token, feature), …"""
+"""Of one sample, 1 to 4 axes: (feature,), (channel, time), (channel, y, x), (channel, z, y, x); or,
+where features are the last axis, (token, feature), (y, x, channel), (z, y, x, channel)."""
 
 KERNEL = 9
 """Weights of a 3×3 kernel."""
@@ -38,10 +39,10 @@ class LayerSpec:
     pool: str = "invertible"
     """P: the ``invertible`` downsampling, or ``max`` over 2×2 pixels as in VGG (Sec. 4.3)."""
 
-    @property
-    def features_last(self) -> bool:
-        """Are the features of x_j its last axis? They are its channels, the first."""
-        return False
+    features_last: ClassVar[bool] = False
+    """Is a feature an index along the last axis of x_j, not the first?"""
+    draws: ClassVar[bool] = False
+    """Does it draw random numbers in training mode?"""
 
     @property
     def convolved_channels(self) -> int:
@@ -96,6 +97,8 @@ class AuxiliarySpec:
     """Widths of the fully connected layers."""
     side: int = 0
     """With ``hidden``: of x_j after max pooling, in pixels."""
+    draws: ClassVar[bool] = False
+    """Does it draw random numbers in training mode?"""
 
     @property
     def convolutions(self) -> tuple[tuple[int, int], ...]:
