@@ -36,7 +36,7 @@ class BatchRows(Protocol):
         ...
 
 
-Batches = Iterable[tuple[BatchRows, Int[Tensor, " b"]]]
+Batches = Iterable[tuple[BatchRows, Int[Tensor, " b ..."]]]
 
 WATCHED_STEPS = 2
 """First steps, of which peak memory is measured: from the second on there is momentum, and then all
@@ -178,13 +178,13 @@ class Solver(Generic[Trainable]):
                 torch.cuda.default_generators[number].manual_seed(seed)
             yield
 
-    def step(self, x: BatchRows, y: Int[Tensor, " b"]) -> None:
+    def step(self, x: BatchRows, y: Int[Tensor, " b ..."]) -> None:
         """One step of SGD at the present rate.
 
         Args:
-            x: x_{j-1} of the batch, float (B, C, H, W); what is made while it is split is never
-                there whole.
-            y: its labels, int64 (B,), on the device.
+            x: x_{j-1} of the batch, for example float (B, C, H, W); what is made while it is split
+                is never there whole.
+            y: its labels, int64 (B,), or of every token (B, token), on the device.
 
         Raises:
             Diverged: the loss of this step, or of one of the :attr:`lag` before it, is not finite.
@@ -215,9 +215,10 @@ class Solver(Generic[Trainable]):
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
             logits = self.problem(x)
-        loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
+        flat, tokens = logits.float().flatten(0, -2), target[:1].numel()
+        loss = nn.functional.cross_entropy(flat, target.flatten(), reduction="sum") / tokens
         self.scaler.scale(loss / rows).backward()
-        hits = (logits.argmax(1) == target).sum()
+        hits = (logits.argmax(-1) == target).sum() / tokens
         return torch.stack((loss.detach().double(), hits.double()))
 
     def _read(self, left: int) -> None:
@@ -280,7 +281,7 @@ class Solver(Generic[Trainable]):
 @torch.inference_mode()
 def logits_of(
     problem: nn.Module, batches: Iterable[Tensor], device: torch.device, compute: torch.dtype
-) -> Float[Tensor, "n classes"]:
+) -> Float[Tensor, "n ... classes"]:
     """Logits in eval mode, float32 on the CPU, in the order of the batches."""
     was_training = problem.training
     problem.eval()
