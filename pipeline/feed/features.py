@@ -29,7 +29,7 @@ from strata.stages.data import augment
 from strata.stages.errors import NotFinite
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.featurize import Frozen, featurize
+from strata.stages.network.featurize import Frozen, featurize, placed
 from strata.stages.network.network import build
 from strata.store.errors import LevelAbsent
 from strata.store.level.level import Level
@@ -158,8 +158,7 @@ def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) ->
     weights have another digest."""
     layer = build([spec], None)[0]
     layer.load_state_dict(weights.read_checked(path, digest))
-    layer.requires_grad_(False)
-    return layer.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore
+    return placed(layer.requires_grad_(False).eval(), device)
 
 
 @contextmanager

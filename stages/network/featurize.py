@@ -83,6 +83,14 @@ def run_layer(layer: nn.Module, x: Tensor, compute: torch.dtype, axis: int = 1) 
         return layer(x)
 
 
+def placed(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module itself, moved to a device, its kernels with channels last, as maps lie."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return module.to(device)
+
+
 def pooled(x: Float[Tensor, "b ..."], axis: int = 1) -> Float[np.ndarray, "b columns"]:
     """A x of Eq. 2, flat: means over the four quadrants of each of the C channels, float32
     (B, 4 · C), on the CPU. Of what is no map (B, C, H, W) the means over all places: of tokens, or

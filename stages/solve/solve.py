@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
+from strata.stages.network.featurize import placed
 from strata.stages.network.footprint import goes_straight
 from strata.stages.solve.momentum import StraightSGD
 from strata.stages.solve.ranks import Ranks
@@ -89,7 +90,7 @@ class Solver(Generic[Trainable]):
     """Seed of what a step draws (dropout), from epoch, batch and rank; None: it draws nothing."""
 
     def __post_init__(self) -> None:
-        self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        placed(self.problem, self.device)
         self.ranks.share_norms(self.problem, self.device)
         plan = self.schedule
         compute = str(self.compute).removeprefix("torch.")
@@ -212,7 +213,6 @@ class Solver(Generic[Trainable]):
     def _backward(self, x: Tensor, target: Tensor, rows: int) -> Tensor:
         """Gradients of a micro-batch in a batch of so many ``rows``; its Σ loss and hits, float64
         (2,) on the device."""
-        x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
             logits = self.problem(x)
         flat, tokens = logits.float().flatten(0, -2), target[:1].numel()
@@ -288,6 +288,6 @@ def logits_of(
     parts = []
     for x in batches:
         with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-            parts.append(problem(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+            parts.append(problem(x).float().cpu())
     problem.train(was_training)
     return torch.cat(parts)
