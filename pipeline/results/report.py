@@ -58,8 +58,9 @@ def collect(overview: Overview) -> Report:
         for j in range(1, run.solved() + 1)
     ]
     recipe = {k: table for k, table in dataclasses.asdict(run.recipe).items() if table is not None}
-    network = recipe["network"]
-    for source in (network, *(block["source"] for block in network.get("known", ()))):
+    network, head = recipe["network"], recipe["auxiliary"]
+    blocks = *network.get("known", ()), *head.get("known", ())
+    for source in (network, head.get("source", {}), *(block["source"] for block in blocks)):
         for here in ("folder", "home", "read"):  # where it was made, and not what
             source.pop(here, None)
     steps = _steps(layers)

@@ -68,7 +68,12 @@ FIELDS: Mapping[str, Any] = {
         "finals": ([_TEST | {"layer": int, "name": str}], _MAYBE),
         "confusion": {"of": str, "matrix": [[int]]},
     },
-    NETWORK: {"blocks": [{str: object}], "read": ({str: str}, _MAYBE), "home": (str, _MAYBE)},
+    NETWORK: {
+        "blocks": [{str: object}],
+        "heads": ([{str: object}], _MAYBE),
+        "read": ({str: str}, _MAYBE),
+        "home": (str, _MAYBE),
+    },
     LAYER: (
         _COPY | {"origin": str},
         _COPY

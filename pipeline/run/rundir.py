@@ -43,7 +43,7 @@ from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.recipe.strict import read_text
-from strata.pipeline.run import record
+from strata.pipeline.run import heads, record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
 from strata.stages.network.blocks import Block
@@ -233,6 +233,7 @@ def find(directory: Path) -> Run | None:
     text = read_text(path := directory / "recipe.toml")
     recipe = parse(text, str(path), directory)
     network, kept = recipe.network, record.whole(directory / record.NETWORK)
+    recipe = heads.known(recipe, kept or {})
     if isinstance(network, NamedNetwork) and kept is not None:  # a damaged one: `verify` names it
         read = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
         network = replace(network, **read)
@@ -299,6 +300,7 @@ def create(
 def keep_network(directory: Path, recipe: Recipe) -> None:
     """Write what a run keeps of a named network and is not there yet. Raises RecipeError if blocks
     are to be made, and cannot be."""
+    heads.keep(directory, recipe)
     network = recipe.network
     if not isinstance(network, NamedNetwork):
         return
@@ -306,7 +308,10 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
         publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
     if not (path := directory / record.NETWORK).exists():
         blocks: Any = recipe.layers
-        body: dict[str, Any] = {"blocks": [Block.as_json(block) for block in blocks]}
+        body: dict[str, Any] = {
+            "blocks": [Block.as_json(block) for block in blocks],
+            **heads.told(recipe),
+        }
         home, here = _beside(network.folder, network), _beside(directory, network)
         if read := sorted(blocks[0].source.read):
             body |= {
