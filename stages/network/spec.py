@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
-Shape = tuple[int, int, int]
-"""(channel, y, x)."""
+Shape = tuple[int, ...]
+"""Of one sample, 1 to 4 axes: (feature,), (channel, time), (channel, y, x), (channel, z, y, x); or,
+where features are the last axis, (token, feature), (y, x, channel), (z, y, x, channel)."""
 
 KERNEL = 9
 """Weights of a 3×3 kernel."""
@@ -37,6 +38,9 @@ class LayerSpec:
     bias: bool
     pool: str = "invertible"
     """P: the ``invertible`` downsampling, or ``max`` over 2×2 pixels as in VGG (Sec. 4.3)."""
+
+    features_last: ClassVar[bool] = False
+    """Is a feature an index along the last axis of x_j, not the first?"""
 
     @property
     def convolved_channels(self) -> int:
