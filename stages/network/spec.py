@@ -41,6 +41,8 @@ class LayerSpec:
 
     features_last: ClassVar[bool] = False
     """Is a feature an index along the last axis of x_j, not the first?"""
+    draws: ClassVar[bool] = False
+    """Does it draw random numbers in training mode?"""
 
     @property
     def convolved_channels(self) -> int:
@@ -95,6 +97,8 @@ class AuxiliarySpec:
     """Widths of the fully connected layers."""
     side: int = 0
     """With ``hidden``: of x_j after max pooling, in pixels."""
+    draws: ClassVar[bool] = False
+    """Does it draw random numbers in training mode?"""
 
     @property
     def convolutions(self) -> tuple[tuple[int, int], ...]:

@@ -7,8 +7,8 @@ between any two batches. A step on a GPU waits for none before it: losses are re
 
 import math
 from collections import deque
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -85,6 +85,8 @@ class Solver(Generic[Trainable]):
     straight: bool = True
     """Large gradients go into the momentum as they come, if :func:`goes_straight` allows it. The
     step is torch.optim.SGD's in any case."""
+    draws: Callable[[int, int, int], int] | None = None
+    """Seed of what a step draws (dropout), from epoch, batch and rank; None: it draws nothing."""
 
     def __post_init__(self) -> None:
         self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
@@ -150,14 +152,31 @@ class Solver(Generic[Trainable]):
         rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        if self.watched < WATCHED_STEPS:
-            self.watched += 1
-            with watched(self.device, self.tensors().values()) as peak:
+        with self._seeded():
+            if self.watched < WATCHED_STEPS:
+                self.watched += 1
+                with watched(self.device, self.tensors().values()) as peak:
+                    self.step(x, y)
+                done.peak_bytes = max(done.peak_bytes, peak.nbytes)
+            else:
                 self.step(x, y)
-            done.peak_bytes = max(done.peak_bytes, peak.nbytes)
-        else:
-            self.step(x, y)
         done.batch += 1
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Inside, torch's generators go on from the step's seed; after it, from where they were."""
+        if self.draws is None:
+            yield
+            return
+        on_gpu = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_gpu else []):
+            seed = self.draws(self.progress.epoch, self.progress.batch, self.ranks.rank)
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                index = self.device.index
+                number = torch.cuda.current_device() if index is None else index
+                torch.cuda.default_generators[number].manual_seed(seed)
+            yield
 
     def step(self, x: BatchRows, y: Int[Tensor, " b"]) -> None:
         """One step of SGD at the present rate.

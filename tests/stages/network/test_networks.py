@@ -416,6 +416,21 @@ def test_end_to_end_all_blocks_are_of_one_construction(residual: tuple[Block, ..
     )
 
 
+def test_what_is_computed_again_draws_the_same() -> None:
+    """With checkpointing: dropout of a block is the same mask in the backward pass."""
+    code = CODE.format("[nn.Sequential(conv(1, 4), nn.Dropout(0.5), conv(4, 4)), conv(4, 4)]")
+    blocks = read_blocks(Origin("any.py:blocks", (), code), (1, 8, 8))
+    assert [block.draws for block in blocks] == [True, False]
+    gradients = []
+    for again in (False, True):
+        network = build_end_to_end(blocks, replace(AUXILIARY, channels=4), 5, checkpointing=again)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.set_state(torch.Generator().manual_seed(3).get_state())
+            network(seeded(4, 1, 8, 8)).sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # pyright: ignore
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 
