@@ -68,7 +68,8 @@ def level_geometry(recipe: Recipe, depth: int, rows: int, profile: str = "raw") 
     if depth == 0:
         return geometry(rows, (data.channels, data.size, data.size), "uint8", shard_bytes)
     shape = recipe.shape(depth, views.cached_size(recipe))
-    return geometry(rows, shape, recipe.cache.precision, shard_bytes, profile)
+    last = recipe.layers[depth - 1].features_last
+    return geometry(rows, shape, recipe.cache.precision, shard_bytes, profile, features_last=last)
 
 
 @dataclass(frozen=True)

@@ -254,8 +254,9 @@ def memory_peaks(module: nn.Module, seen: Seen, compute: torch.dtype) -> MemoryP
         return None
     if [len(log) for log in few] != [len(log) for log in more]:
         return None
+    (value, *_), _ = few.pop(), more.pop()
     (kept,), training, backward, frozen = map(_pairs, few, more)
-    return MemoryPeaks(kept, training, backward, frozen)
+    return MemoryPeaks(kept, training, backward, frozen, value)
 
 
 def _pairs(few: Sequence[int], more: Sequence[int]) -> tuple[Pair, ...]:
@@ -290,7 +291,8 @@ class _Logged(TensorBytes):
 
 
 def _steps(module: nn.Module, seen: Seen, rows: int, compute: torch.dtype) -> list[list[int]]:
-    """Bytes kept after a forward pass; during it; during the backward pass; without a gradient."""
+    """Bytes kept after a forward pass; during it; during the backward pass; without a gradient; of
+    a value."""
     half = torch.autocast("cpu", compute, enabled=compute != torch.float32)
     module.train()
     with faked(module, (rows, *seen.shape), seen.dtype) as (state, x), ExitStack() as stack:
@@ -303,6 +305,7 @@ def _steps(module: nn.Module, seen: Seen, rows: int, compute: torch.dtype) -> li
         stack.enter_context(in_parts(module, totals.__getitem__))
         with half:
             y = functional_call(module, state, (x,))
+        value = [y.itemsize]
         kept, training = [counted.now - counted.held], counted.taken()
         # As the classifier's backward pass does: a gradient of the output, which itself may go.
         total = (y * torch.ones_like(y)).sum()
@@ -319,4 +322,4 @@ def _steps(module: nn.Module, seen: Seen, rows: int, compute: torch.dtype) -> li
     ):
         functional_call(module, state, (x,))
     module.train()
-    return [kept, training, backward, counted.log]
+    return [kept, training, backward, counted.log, value]

@@ -62,6 +62,8 @@ class MemoryPeaks:
     """During the backward pass, from the output's gradient on."""
     frozen: tuple[Pair, ...]
     """During a forward pass in eval mode, of which nothing is kept."""
+    value: int = 4
+    """Bytes of a value of the output in training."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.network import Auxiliary, build
+from strata.stages.network.network import build
 from strata.stages.network.spec import AuxiliarySpec
 
 NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore
@@ -31,7 +30,7 @@ class EndToEnd(nn.Module):
     def __init__(
         self,
         layers: Sequence[nn.Module],
-        auxiliary: Auxiliary,
+        auxiliary: nn.Module,
         *,
         checkpointing: bool,
         draws: bool = False,
@@ -40,7 +39,7 @@ class EndToEnd(nn.Module):
         self.layers, self.auxiliary = nn.ModuleList(layers), auxiliary
         self.checkpointing, self.draws = checkpointing, draws
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, x: Tensor) -> Tensor:
         again = self.checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
             x = _checkpointed(layer, x, draws=self.draws) if again else layer(x)
