@@ -117,7 +117,7 @@ def construct(
     """
     with torch.random.fork_rng(devices=[]), guarded(f"network {source.name}"):
         torch.default_generator.manual_seed(seed or 0)
-        file = source.file and Path(source.folder, source.file).absolute()
+        file = Path(source.folder, source.file).absolute() if source.file else None
         home = Path(source.home or source.folder, source.file or "").absolute()
         place = at_home(file.parent, home.parent, source.read) if file else nullcontext()
         with place:
@@ -129,7 +129,7 @@ def construct(
         if isinstance(found, nn.ModuleList):
             called = source.name.rpartition(":")[2]
             parts = [part_of(f"{called}[{n}]", one, norms=True) for n, one in enumerate(found)]
-            return joined(parts)
+            return joined(parts, whole=True)
         seen = torch.int32 if dtype == "int32" else torch.float32
         shown = [(shape[0], SIDE, SIDE)] if len(shape) == 3 else []
         for one in shown:
@@ -206,7 +206,7 @@ def _of_file(source: Origin, file: Path, *given: Any) -> nn.Module:
     path, _, name = source.name.rpartition(":")
     code = source.code or ""
     module = f"strata_network_{sha256(code.encode()).hexdigest()[:12]}"
-    found = getattr(executed(module, code, file), name, None)
+    found: Any = getattr(executed(module, code, file), name, None)
     if found is None:
         raise _unusable(source, f"{path} has no {name}")
     if callable(found) and not isinstance(found, nn.Module):
