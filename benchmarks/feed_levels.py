@@ -178,7 +178,7 @@ def write_level(writer: LevelWriter, rows: Callable[[int, int], np.ndarray]) -> 
     with writer.locked():
         missing = writer.missing()
         writer.fill((shard, rows(*writer.geometry.shard_range(shard))) for shard in missing)
-        return writer.commit(None)
+        return writer.commit(None, {"sample_id": np.arange(writer.geometry.rows)})
 
 
 def compression(level: Level) -> float:

@@ -151,7 +151,7 @@ def remove(session: Session, j: int) -> None:
 class Through(Features):
     """Hands on what it is given."""
 
-    def encoded(self, stored: Tensor, draws: Any) -> Tensor:
+    def values(self, stored: Tensor, draws: Any, *, encode: bool = False) -> Tensor:
         return stored
 
 

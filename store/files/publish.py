@@ -29,6 +29,11 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 START_BYTES = 4 << 20
 """Written before the disk is told to begin with them: without that it would begin at the sync."""
 
+WRITE_BYTES = 512 << 10
+"""Written by one call. The kernel takes pages as large as a call's data for the page cache, and
+large ones are often memory that a virtual machine has never touched, which costs several times as
+much as the copy."""
+
 Buffers = bytes | Sequence[bytes | memoryview]
 """What a file is to hold: bytes, or pieces of it in their order, each a contiguous buffer."""
 
@@ -94,7 +99,7 @@ def _temporary(directory: Path, data: Buffers, files: Files) -> Iterator[Path]:
         try:
             for piece in _pieces(data):
                 while len(piece):
-                    taken = files.write(descriptor, piece[:START_BYTES])
+                    taken = files.write(descriptor, piece[:WRITE_BYTES])
                     piece, written = piece[taken:], written + taken
                     if written - started >= START_BYTES:
                         files.start_writing(descriptor, started, written - started)
