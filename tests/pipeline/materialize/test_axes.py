@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from axes import AXES, forms
 from root import ROOT
@@ -165,3 +166,13 @@ def test_canvas_is_for_maps(tmp_path: Path) -> None:
     said = Place(tmp_path).do("plan")
     assert said.rc == 3
     assert "'augment.views' is \"canvas\", but block 1, blocks[0] (Tokens), sees more" in said.err
+
+
+@pytest.mark.parametrize("j", [2, 4, 5])
+def test_features_are_exported(sound: Place, tmp_path: Path, j: int) -> None:
+    said = sound.do("export", "--layer", j, "--features", "--to", tmp_path / "out", "--json")
+    assert said.rc == 0, said.err
+    assert said.json["compared"]["furthest"] < 1e-4
+    program = torch.export.load(tmp_path / "out/model.pt2").module()
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    assert program(images).shape == (3, *AXES[j][0])
