@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from strata.pipeline.errors import RecipeError
-from strata.pipeline.recipe.named_network import NamedNetwork, named
+from strata.pipeline.recipe.named_network import NamedHead, NamedNetwork, named, named_head
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable, without_later_defaults
 from strata.pipeline.recipe.strict import located, read, require, tables
 from strata.pipeline.recipe.tables import Augment, Cache, Claim, Compress, Data, Schedule
@@ -66,6 +66,10 @@ class Recipe:
         """Refuse layers that do not suit the images. A named network's blocks are made for it, so
         it is done only when somebody asks for them. Raises RecipeError."""
         a = self.augment
+        require(
+            self.given <= len(self.layers),
+            f"'network.frozen' is {self.given}; {self.network.said} has {len(self.layers)} blocks",
+        )
         self._check_divisible("augment.crop", a.crop, len(self.layers))
         side = (*self.shape(len(self.layers), a.crop), 0)[1]
         require(
@@ -108,6 +112,12 @@ class Recipe:
     def is_random(self) -> bool:
         """Does augmentation draw anything?"""
         return self.augment.flip or self.canvas > self.augment.crop
+
+    @cached_property
+    def given(self) -> int:
+        """Layers that are given, from the first: used as they are, and never trained."""
+        frozen = self.network.frozen if isinstance(self.network, NamedNetwork) else 0
+        return len(self.layers) if frozen == "all" else int(frozen)
 
     @cached_property
     def problems(self) -> tuple[ProblemSpec, ...]:
@@ -166,8 +176,9 @@ class Recipe:
         del parts["claim"]
         found = {name: without_later_defaults(t) for name, t in parts.items() if t is not None}
         del found["data"]["source"]
-        if isinstance(self.network, NamedNetwork):
-            found["network"] = self.network.science()
+        for one in ("network", "auxiliary"):
+            if isinstance(table := parts[one], NamedNetwork | NamedHead):
+                found[one] = table.science()
         return found
 
 
@@ -186,6 +197,9 @@ def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
         network: Any = found.get("network")
         if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
             found["network"] = named(cast(Any, network), folder or Path())
+        head: Any = found.get("auxiliary")
+        if isinstance(head, str) or (isinstance(head, dict) and "name" in head):
+            found["auxiliary"] = named_head(cast(Any, head), folder or Path())
         return read(Recipe, found)
     except RecipeError as error:
         raise RecipeError(f"recipe {name}: {located(text, error)}") from None

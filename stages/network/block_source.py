@@ -71,8 +71,38 @@ def _with_content(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
 
+def head_module(head: Block, seed: int | None) -> nn.Module:
+    """A classifier that a Python file makes; see :func:`construct_head`.
+
+    Raises UnusableNetwork also where it is no longer the one that was read.
+    """
+    module = construct_head(head.source, head.takes, head.width, seed)
+    if digest(head.source, module) != head.digest:
+        raise _unusable(head.source, "it is not the classifier that the run was made with")
+    return module._apply(_with_content)
+
+
+def construct_head(source: Origin, shape: Shape, classes: int, seed: int | None) -> nn.Module:
+    """The module that a file's function makes of the shape of x_j and the number of classes. Seed
+    and errors as in :func:`construct`."""
+    file = Path(source.folder, source.file or "").absolute()
+    with torch.random.fork_rng(devices=[]), guarded(f"network {source.name}"):
+        torch.default_generator.manual_seed(seed or 0)
+        with at_home(file.parent, file.parent, source.read):
+            found = _made(source, file, seed, shape, classes)
+        source.read.discard(file.name)
+    if isinstance(found, nn.ModuleList):
+        raise _unusable(source, "it must return one module, not a list")
+    return found
+
+
 def construct(
-    source: Origin, seed: int | None, shape: Shape = (3, SIDE, SIDE), dtype: str = "float32"
+    source: Origin,
+    seed: int | None,
+    shape: Shape = (3, SIDE, SIDE),
+    dtype: str = "float32",
+    *,
+    names: dict[int, str] | None = None,
 ) -> list[Named]:
     """The blocks of a network on the CPU, each with its name there, in training mode.
 
@@ -81,20 +111,25 @@ def construct(
             be loaded, draws nothing: parameters and buffers are on the device ``meta``, if the
             constructor can be run so.
         shape, dtype: of x_0, as :func:`read_blocks` has them; a model is cut for them.
+        names: takes the names of all tensors in the whole model, or in the list of blocks, by id.
 
     Raises UnusableNetwork where it cannot be made or cut.
     """
     with torch.random.fork_rng(devices=[]), guarded(f"network {source.name}"):
         torch.default_generator.manual_seed(seed or 0)
-        file = source.file and Path(source.folder, source.file).absolute()
+        file = Path(source.folder, source.file).absolute() if source.file else None
         home = Path(source.home or source.folder, source.file or "").absolute()
         place = at_home(file.parent, home.parent, source.read) if file else nullcontext()
         with place:
             found = _made(source, file, seed)
         if file:
             source.read.discard(file.name)
-        if not isinstance(found, nn.Module):
-            return found
+        if names is not None:
+            names |= {id(t): n for n, t in found.state_dict(keep_vars=True).items()}
+        if isinstance(found, nn.ModuleList):
+            called = source.name.rpartition(":")[2]
+            parts = [part_of(f"{called}[{n}]", one, norms=True) for n, one in enumerate(found)]
+            return joined(parts, whole=True)
         seen = torch.int32 if dtype == "int32" else torch.float32
         shown = [(shape[0], SIDE, SIDE)] if len(shape) == 3 else []
         for one in shown:
@@ -103,9 +138,9 @@ def construct(
         return cut(found, f"network {source.name}", shape, seen)
 
 
-def _made(source: Origin, file: Path | None, seed: int | None) -> nn.Module | list[Named]:
-    """A model, or blocks."""
-    make = partial(_of_file, source, file) if file else partial(_of_package, source)
+def _made(source: Origin, file: Path | None, seed: int | None, *given: Any) -> nn.Module:
+    """A model, or a list of blocks; ``given`` goes before the arguments of a file's function."""
+    make = partial(_of_file, source, file, *given) if file else partial(_of_package, source)
     if seed is None:
         # What cannot be done without content (a number read from a tensor), is done with some.
         with suppress(Exception), torch.device("meta"), warnings.catch_warnings():
@@ -167,15 +202,15 @@ def _timm(source: Origin) -> nn.Module:
     return timm.create_model(name, pretrained=False, **dict(source.arguments))
 
 
-def _of_file(source: Origin, file: Path) -> nn.Module | list[Named]:
+def _of_file(source: Origin, file: Path, *given: Any) -> nn.Module:
     path, _, name = source.name.rpartition(":")
     code = source.code or ""
     module = f"strata_network_{sha256(code.encode()).hexdigest()[:12]}"
-    found = getattr(executed(module, code, file), name, None)
+    found: Any = getattr(executed(module, code, file), name, None)
     if found is None:
         raise _unusable(source, f"{path} has no {name}")
     if callable(found) and not isinstance(found, nn.Module):
-        found = found(**dict(source.arguments))
+        found = found(*given, **dict(source.arguments))
     elif source.arguments:
         raise _unusable(source, f"{name} is no function, and takes no arguments")
     kind = type(found).__name__
@@ -192,9 +227,7 @@ def _of_file(source: Origin, file: Path) -> nn.Module | list[Named]:
         if lazy is not None:
             kind = type(lazy).__name__
             raise _unusable(source, f"{what} has a {kind}: say how many channels it sees")
-    if not is_list:
-        return found
-    return joined([part_of(f"{name}[{n}]", part, norms=True) for n, part in enumerate(found)])
+    return nn.ModuleList(found) if is_list else found
 
 
 class _NoDraws(TorchFunctionMode):
