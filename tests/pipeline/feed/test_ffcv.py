@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ffcv_levels import NEEDS_FFCV, images, skip_unless_it_imports
 from rows_of import divided, equal, stored, views, written
+from runs import open_run, tiny
+from small_levels import SHAPES, drawn
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv.beton import ffcv, read_beton
-from strata.pipeline.feed.ffcv.rows import FfcvBeton, FfcvLevels
+from strata.pipeline.feed.ffcv.rows import FfcvBeton, FfcvLevels, image_file
 from strata.pipeline.feed.ffcv.write import write_images
 from strata.pipeline.feed.prefetch import Reader
 from strata.store.errors import LevelDamaged
@@ -44,10 +47,14 @@ def of_one(parts: list[np.ndarray]) -> tuple[Rows, list[int]]:
 # ---- raw levels, in place -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", sorted(SHAPES))
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
-def test_rows_of_several_views_and_shards_are_those_of_take(tmp_path: Path, precision: str) -> None:
+def test_rows_of_several_views_and_shards_are_those_of_take(
+    tmp_path: Path, precision: str, kind: str
+) -> None:
     """A ragged last shard, rows of an odd number of bytes, a second epoch in another order."""
-    levels = views(tmp_path, Geometry(45, (3, 5, 3), precision, chunk_rows=2, shard_rows=8))
+    shape = replace(SHAPES[kind], rows=45, precision=precision, shard_rows=8)
+    levels = views(tmp_path, replace(shape, sample=(3, 5, 3)) if kind == "map" else shape)
     with Reader(FfcvLevels(levels), 2) as rows:
         for seed in (0, 1):
             parts = parts_of(90, seed)
@@ -229,3 +236,22 @@ def test_a_beton_that_is_damaged_anywhere_else_is_refused(
             FfcvBeton(copy, level)
     with pytest.raises(LoaderError, match="there is no"):
         FfcvBeton(tmp_path / "none.beton", level)
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [
+        (Geometry(9, (5,), "int32", 2, 4), r"\(feature\) of int32"),
+        (
+            Geometry(9, (4, 3), "float16", 2, 4, features_last=True),
+            r"\(token, feature\) of float16",
+        ),
+        (Geometry(9, (3, 4, 4), "float32", 2, 4), r"\(channel, height, width\) of float32"),
+    ],
+)
+def test_an_x_0_that_is_no_images_is_refused(tmp_path: Path, shape: Geometry, what: str) -> None:
+    session = open_run(tmp_path, tiny())
+    session = replace(session, options=replace(session.options, loader="ffcv"))
+    level = written(tmp_path / "other", shape, drawn(shape), depth=0, view="clean")
+    with pytest.raises(LoaderError, match=f"ffcv reads images; x_0 train is {what}.*native"):
+        image_file(session, level)
