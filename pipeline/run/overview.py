@@ -135,8 +135,9 @@ def _with_weights(run: Run, wanted: Recipe) -> Recipe:
     """A recipe with the digest of its weights: that of the run's, if the file is as it was, or
     gone; else the file is read. Raises as ``initial.read``."""
     network, own = wanted.network, run.recipe.network
-    named = isinstance(network, NamedNetwork) and isinstance(own, NamedNetwork)
-    if not named or not network.weights:
+    if not isinstance(network, NamedNetwork) or not isinstance(own, NamedNetwork):
+        return wanted
+    if not network.weights:
         return wanted
     kept = (record.whole(run.directory / NETWORK) or {}).get("weights", {"stamp": None})
     stamp, digest = network.stamp, own.weights_digest
