@@ -14,14 +14,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from strata.pipeline.errors import RecipeError
+from strata.pipeline.recipe.network import AuxiliaryTable, seen_by
 from strata.pipeline.recipe.strict import FEW, MOST, bounded, brief, read_text, require
 from strata.stages.errors import UnusableNetwork
 from strata.stages.home import home
 from strata.stages.network.blocks import PACKAGES, AnyLayer, Block, Origin
+from strata.stages.network.spec import AuxiliarySpec
 
 VALUES = (bool, int, float, str)
 """What an argument may be."""
@@ -93,11 +96,70 @@ def _blocks(source: Origin, channels: int, side: int) -> tuple[Block, ...]:
         raise RecipeError(str(error)) from error
 
 
-def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
+@dataclass(frozen=True)
+class NamedHead(AuxiliaryTable):
+    """Auxiliary classifiers that a Python file's function makes, from the shape of x_j and the
+    number of classes."""
+
+    k: int = 1
+    source: NamedNetwork = field(default_factory=lambda: NamedNetwork(""))
+    known: tuple[Block, ...] = field(default=(), repr=False, compare=False)
+    """The classifiers, where a run has kept what they are."""
+
+    def specs(
+        self, layers: Sequence[AnyLayer], classes: int, side: int, *, each: bool = False
+    ) -> tuple[AuxiliarySpec, ...]:
+        """The auxiliary classifiers; if they are not known, this makes them, and imports torch.
+        Arguments and errors as in the base class; also where the function will not do."""
+        heads = self.known
+        if len(heads) != len(layers) or heads[0].width != classes:
+            scales = [prod(above.factor for above in layers[j:]) for j in range(1, len(layers) + 1)]
+            sides = [side * scale for scale in scales]
+            heads = [_head(self.source, *pair, classes) for pair in zip(layers, sides, strict=True)]
+        fixed: Any = {"batch_norm": False, "bias": True, "each": each}
+        return tuple(
+            AuxiliarySpec(
+                layer.width,
+                1,
+                0,
+                classes,
+                sees=seen_by(layer),
+                digest=one.digest,
+                head=one,
+                **fixed,
+            )
+            for layer, one in zip(layers, heads, strict=True)
+        )
+
+    def science(self) -> dict[str, Any]:
+        """The classifiers' part of ``Recipe.science``."""
+        return self.source.science()
+
+
+@cache
+def _head(source: Origin, layer: AnyLayer, side: int, classes: int) -> Block:
+    from strata.stages.network.block_reading import read_head
+
+    shape = layer.gives if isinstance(layer, Block) else (layer.width, side, side)
+    try:
+        return read_head(source, layer, shape, classes)
+    except UnusableNetwork as error:
+        raise RecipeError(str(error)) from error
+
+
+def named_head(asked: str | Mapping[str, Any], folder: Path) -> NamedHead:
+    """The classifiers that a recipe names under ``auxiliary``. Arguments and errors as in
+    :func:`named`."""
+    source = named(asked, folder, "auxiliary")
+    require(bool(source.file), f"'auxiliary' is {source.name!r}; it must be \"FILE.py:FUNCTION\"")
+    return NamedHead(source=source)
+
+
+def named(asked: str | Mapping[str, Any], folder: Path, key: str = "network") -> NamedNetwork:
     """The network that a recipe names.
 
     Args:
-        asked: what the recipe says under ``network``: a name, or a table with one.
+        asked: what the recipe says under ``key``: a name, or a table with one.
         folder: the recipe's; a Python file is looked for from there.
 
     Raises:
@@ -106,10 +168,10 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
     table: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
     name, arguments = table.pop("name"), table.pop("arguments", {})
     weights, frozen = table.pop("weights", ""), table.pop("frozen", 0)
-    require(not table, f"unknown key 'network.{next(iter(table), '')}' beside 'network.name'")
+    require(not table, f"unknown key '{key}.{next(iter(table), '')}' beside '{key}.name'")
     require(
         isinstance(name, str) and _is_name(name),
-        f'\'network\' is {name!r}; it must be a table, "torchvision:NAME", "timm:NAME" or '
+        f'\'{key}\' is {name!r}; it must be a table, "torchvision:NAME", "timm:NAME" or '
         '"FILE.py:FUNCTION"',
     )
     require(isinstance(arguments, dict), f"'network.arguments' must be a table, got {arguments!r}")

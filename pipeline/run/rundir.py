@@ -1,10 +1,10 @@
-"""A run: one recipe and seed in one directory, as small sealed files.
+"""A run: one recipe and seed in one directory, as small sealed files. No torch here: `status` and
+`plan` read runs too.
 
     RUN/recipe.toml                     the text it was made from
-        network.json                    of a named network: names, shapes, digests, operations and
-                                        memory of its blocks, so that looking at a run makes none
+        network.json                    blocks of a named network, so that looking makes none
         FILE.py                         a copy of its file, where the recipe beside it looks for it
-        initial/layer_1.safetensors     weights that it begins with (pipeline/run/initial.py)
+        initial/layer_1.safetensors     weights that it begins with (pipeline/run/weights.py)
         run.json                        science, seed, device and compute dtype, source of the data
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
@@ -23,11 +23,8 @@
         LOCK                            held while somebody works on the run
         baseline/plain/                     the network trained end to end: weights, curve, test
                 result.json                 logits, and a record as of a layer; see baseline.py
-                network/                    its layers as a run, to be probed
-                (pipeline/run/probe_results.py)
+                network/                    its layers as a run (run/probe_results.py)
         transfer/NAME/                      the run's layers as a run on other images
-
-No torch here: status and plan read runs too.
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ from strata.pipeline.errors import RunConflict
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.recipe.strict import read_text
-from strata.pipeline.run import record
+from strata.pipeline.run import heads, record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, INITIAL, LAYER, RESULT, RUN
 from strata.stages.network.blocks import Block
@@ -238,6 +235,7 @@ def find(directory: Path) -> Run | None:
     if isinstance(network, NamedNetwork) and network.weights:  # the run has copies of them
         digest = facts["science"]["network"].get("weights", "")
         recipe = replace(recipe, network=(network := replace(network, weights_digest=digest)))
+    recipe = heads.known(recipe, kept or {})
     if isinstance(network, NamedNetwork) and kept is not None:  # a damaged one: `verify` names it
         read: Any = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
         if place := kept.get("weights"):
@@ -306,6 +304,7 @@ def create(
 def keep_network(directory: Path, recipe: Recipe) -> None:
     """Write what a run keeps of a named network and is not there yet. Raises RecipeError if blocks
     are to be made, and cannot be."""
+    heads.keep(directory, recipe)
     network = recipe.network
     if not isinstance(network, NamedNetwork):
         return
@@ -313,7 +312,10 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
         publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
     if not (path := directory / record.NETWORK).exists():
         blocks: Any = recipe.layers
-        body: dict[str, Any] = {"blocks": [Block.as_json(block) for block in blocks]}
+        body: dict[str, Any] = {
+            "blocks": [Block.as_json(block) for block in blocks],
+            **heads.told(recipe),
+        }
         home, here = _beside(network.folder, network), _beside(directory, network)
         if read := sorted(blocks[0].source.read):
             body |= {

@@ -12,7 +12,6 @@ from torch import nn
 
 from strata.pipeline.feed.features import read_layer
 from strata.pipeline.run import weights
-from strata.pipeline.run.initial import state_of
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import scales
 from strata.stages.network.given import State
@@ -21,7 +20,7 @@ from strata.store.files.publish import make_directory
 
 def take(session: Session, j: int) -> None:
     """Have layer j, which is given, on the x_{j-1} of today. Raises as :func:`copy`."""
-    state = state_of(session.run, j)
+    state = weights.initial_state(session.run, j)
     assert state is not None
     copy(session, j, state, given=True, lineage=session.run.lineage(j - 1))
 
@@ -46,5 +45,5 @@ def copy(session: Session, j: int, state: State, **facts: Any) -> None:
 
 def begin(session: Session, j: int, layer: nn.Module) -> None:
     """Give a layer that is to be trained the weights that it begins with, if there are any."""
-    if (state := state_of(session.run, j)) is not None:
+    if (state := weights.initial_state(session.run, j)) is not None:
         layer.load_state_dict(state)
