@@ -143,7 +143,8 @@ class RecipeCosts:
         return 0.0 if j <= self.recipe.given else self.problem(base, j)
 
     def problem(self, base: CachedDepth, j: int) -> float:
-        """The same of any problem; of J + 1 where all layers are given."""
+        """Seconds of problem j, as of :meth:`solve`; where all layers are given, also of J + 1, a
+        classifier of x_J."""
         epochs, step, look, rows = self._problems[j - 1]
         below = self.forward(base.depth, j - 1)
         looking = rows * self._row(base, below + look)

@@ -33,7 +33,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -259,16 +258,15 @@ def other_files(run: Run, wanted: object) -> list[str]:
         return []
     there = {name: _beside(wanted.folder, wanted) / name for name in read}
     there = {name: path for name, path in there.items() if path.is_file()}
-    return [f"{path} is another" for name, path in there.items() if _sha256(path) != read[name]]
+    return [
+        f"{path} is another"
+        for name, path in there.items()
+        if record.file_sha256(path) != read[name]
+    ]
 
 
 def _beside(folder: str | Path, network: NamedNetwork) -> Path:
     return Path(folder, network.file or "").parent
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def create(
@@ -319,7 +317,7 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
         home, here = _beside(network.folder, network), _beside(directory, network)
         if read := sorted(blocks[0].source.read):
             body |= {
-                "read": {name: _sha256(home / name) for name in read},
+                "read": {name: record.file_sha256(home / name) for name in read},
                 "home": network.home or network.folder,
             }
         for name in read:

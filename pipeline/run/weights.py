@@ -166,9 +166,14 @@ def initial_state(run: Run, j: int) -> State | None:
     whole = isinstance(network, NamedNetwork) and network.weights
     if not whole and j > run.recipe.given:
         return None
+    return read_checked(*initial_file(run, j))
+
+
+def initial_file(run: Run, j: int) -> tuple[Path, str]:
+    """The file of the weights that layer j begins with, and their digest. Raises NotThereYet."""
     if (known := record.read(run.directory / INITIAL)) is None:
         raise NotThereYet(f"{run.directory / INITIAL} is missing: `verify --repair` makes it again")
-    return read_checked(_path(run.directory, j), known["layers"][j - 1])
+    return _path(run.directory, j), known["layers"][j - 1]
 
 
 def _path(directory: Path, j: int) -> Path:

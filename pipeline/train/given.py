@@ -15,14 +15,18 @@ from strata.pipeline.run import weights
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import scales
 from strata.stages.network.given import State
-from strata.store.files.publish import make_directory
+from strata.store.files.publish import make_directory, replace
+
+WEIGHTS = "weights.safetensors"
 
 
 def take(session: Session, j: int) -> None:
     """Have layer j, which is given, on the x_{j-1} of today. Raises as :func:`copy`."""
-    state = weights.initial_state(session.run, j)
-    assert state is not None
-    copy(session, j, state, given=True, lineage=session.run.lineage(j - 1))
+    run = session.run
+    run.forget_layer(j)
+    path, digest = weights.initial_file(run, j)
+    replace(make_directory(run.layer_directory(j)), WEIGHTS, path.read_bytes())
+    _record(session, j, digest, given=True, lineage=run.lineage(j - 1))
 
 
 def copy(session: Session, j: int, state: State, **facts: Any) -> None:
@@ -32,14 +36,20 @@ def copy(session: Session, j: int, state: State, **facts: Any) -> None:
         facts: what the record says of it beside that.
 
     Raises:
+        LevelDamaged: the weights are not what they were.
         NotFinite: a feature does not fit; names row, sample and channel.
     """
+    session.run.forget_layer(j)
+    weights.write(make_directory(session.run.layer_directory(j)) / WEIGHTS, state)
+    _record(session, j, weights.digest(state), **facts)
+
+
+def _record(session: Session, j: int, digest: str, **facts: Any) -> None:
     run = session.run
-    run.forget_layer(j)
-    path = make_directory(run.layer_directory(j)) / "weights.safetensors"
-    weights.write(path, state)
-    made_of = {"input": run.nodes()[j - 1].fingerprint, "weights": weights.digest(state)}
-    layer = read_layer(run.recipe.layers[j - 1], path, made_of["weights"], session.device)
+    layer = read_layer(
+        run.recipe.layers[j - 1], run.layer_directory(j) / WEIGHTS, digest, session.device
+    )
+    made_of = {"input": run.nodes()[j - 1].fingerprint, "weights": digest}
     run.write_layer(j, {"layer": j, **made_of, **facts, **scales.keep(session, j, layer)})
 
 

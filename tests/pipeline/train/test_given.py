@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,7 +262,7 @@ def test_features_of_a_resnet_are_those_that_a_hook_sees(
     done = one.do("materialize", "--layer", 6)
     assert done.rc == 0
     assert "2 left out, which no block has: fc.bias, fc.weight" in done.err
-    seen = list[Tensor]()
+    seen = list[Any]()
     model.layer3[0].register_forward_hook(lambda part, given, output: seen.append(output))
     with torch.no_grad():
         model(images(one))
