@@ -14,6 +14,7 @@ from strata.pipeline.feed.features import read_layer
 from strata.pipeline.run import weights
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import scales
+from strata.stages.features.quantise import needs_scales
 from strata.stages.network.given import State
 from strata.store.files.publish import make_directory, replace
 
@@ -46,11 +47,13 @@ def copy(session: Session, j: int, state: State, **facts: Any) -> None:
 
 def _record(session: Session, j: int, digest: str, **facts: Any) -> None:
     run = session.run
-    layer = read_layer(
-        run.recipe.layers[j - 1], run.layer_directory(j) / WEIGHTS, digest, session.device
-    )
     made_of = {"input": run.nodes()[j - 1].fingerprint, "weights": digest}
-    run.write_layer(j, {"layer": j, **made_of, **facts, **scales.keep(session, j, layer)})
+    found: dict[str, Any] = {"scales": None, "quantiser": None}
+    if needs_scales(run.recipe.cache.precision):
+        path = run.layer_directory(j) / WEIGHTS
+        layer = read_layer(run.recipe.layers[j - 1], path, digest, session.device)
+        found = scales.keep(session, j, layer)
+    run.write_layer(j, {"layer": j, **made_of, **facts, **found})
 
 
 def begin(session: Session, j: int, layer: nn.Module) -> None:
