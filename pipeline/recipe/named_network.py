@@ -72,6 +72,15 @@ class NamedNetwork(Origin):
             return None
         return [path.stat().st_size, path.stat().st_mtime_ns]
 
+    def knowing(self, kept: Mapping[str, Any]) -> NamedNetwork:
+        """This one, with what the record of a run's network has kept."""
+        read = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
+        place = kept.get("weights")
+        found = replace(
+            self, **read, file_of_weights=Path(place["file"]) if place else self.file_of_weights
+        )
+        return replace(found, known=tuple(Block.of_json(one, found) for one in kept["blocks"]))
+
     def science(self) -> dict[str, Any]:
         """The network's part of ``Recipe.science``."""
         parts = {"arguments": dict(self.arguments), "code": self.digest}
@@ -131,6 +140,11 @@ class NamedHead(AuxiliaryTable):
             for layer, one in zip(layers, heads, strict=True)
         )
 
+    def knowing(self, kept: Mapping[str, Any]) -> NamedHead:
+        """These, with the figures that a run has kept."""
+        heads = tuple(Block.of_json(one, self.source) for one in kept.get("heads", ()))
+        return replace(self, known=heads)
+
     def science(self) -> dict[str, Any]:
         """The classifiers' part of ``Recipe.science``."""
         return self.source.science()
@@ -151,6 +165,8 @@ def named_head(asked: str | Mapping[str, Any], folder: Path) -> NamedHead:
     """The classifiers that a recipe names under ``auxiliary``. Arguments and errors as in
     :func:`named`."""
     source = named(asked, folder, "auxiliary")
+    only = next((key for key in ("weights", "frozen") if getattr(source, key)), "")
+    require(not only, f"'auxiliary.{only}' is for the network: leave it out")
     require(bool(source.file), f"'auxiliary' is {source.name!r}; it must be \"FILE.py:FUNCTION\"")
     return NamedHead(source=source)
 

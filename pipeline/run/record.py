@@ -69,13 +69,9 @@ FIELDS: Mapping[str, Any] = {
         "finals": ([_TEST | {"layer": int, "name": str}], _MAYBE),
         "confusion": {"of": str, "matrix": [[int]]},
     },
-    NETWORK: {
-        "blocks": [{str: object}],
-        "heads": ([{str: object}], _MAYBE),
-        "read": ({str: str}, _MAYBE),
-        "home": (str, _MAYBE),
-        "weights": ({"file": str, "stamp": ([int], NoneType)}, _MAYBE),
-    },
+    NETWORK: {"blocks": [{str: object}], "heads": ([{str: object}], _MAYBE)}
+    | {"read": ({str: str}, _MAYBE), "home": (str, _MAYBE)}
+    | {"weights": ({"file": str, "stamp": ([int], NoneType)}, _MAYBE)},
     "initial.json": _FILES | {"layers": [str]},
     LAYER: (
         _COPY | {"origin": str},

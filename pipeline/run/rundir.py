@@ -37,13 +37,13 @@ from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import RunConflict
-from strata.pipeline.recipe.named_network import NamedNetwork
+from strata.pipeline.recipe.named_network import NamedHead, NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.recipe.strict import read_text
-from strata.pipeline.run import heads, record
+from strata.pipeline.run import record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, INITIAL, LAYER, RESULT, RUN
-from strata.stages.network.blocks import Block
+from strata.stages.network.blocks import Block, Origin
 from strata.store.files import publish
 from strata.store.files.files import DISK
 from strata.store.files.publish import TEMPORARY, make_directory
@@ -231,17 +231,13 @@ def find(directory: Path) -> Run | None:
     text = read_text(path := directory / "recipe.toml")
     recipe = parse(text, str(path), directory)
     network, kept = recipe.network, record.whole(directory / record.NETWORK)
+    if isinstance(head := recipe.auxiliary, NamedHead) and kept is not None:
+        recipe = replace(recipe, auxiliary=head.knowing(kept))
     if isinstance(network, NamedNetwork) and network.weights:  # the run has copies of them
         digest = facts["science"]["network"].get("weights", "")
         recipe = replace(recipe, network=(network := replace(network, weights_digest=digest)))
-    recipe = heads.known(recipe, kept or {})
     if isinstance(network, NamedNetwork) and kept is not None:  # a damaged one: `verify` names it
-        read: Any = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
-        if place := kept.get("weights"):
-            read["file_of_weights"] = Path(place["file"])
-        network = replace(network, **read)
-        known = tuple(Block.of_json(one, network) for one in kept["blocks"])
-        recipe = replace(recipe, network=replace(network, known=known))
+        recipe = replace(recipe, network=network.knowing(kept))
     if edited := differences(facts["science"], recipe.science()):
         raise RunConflict(
             f"{path}, or a file it names, was edited since the run was made: "
@@ -265,7 +261,7 @@ def other_files(run: Run, wanted: object) -> list[str]:
     ]
 
 
-def _beside(folder: str | Path, network: NamedNetwork) -> Path:
+def _beside(folder: str | Path, network: Origin) -> Path:
     return Path(folder, network.file or "").parent
 
 
@@ -300,29 +296,29 @@ def create(
 
 
 def keep_network(directory: Path, recipe: Recipe) -> None:
-    """Write what a run keeps of a named network and is not there yet. Raises RecipeError if blocks
-    are to be made, and cannot be."""
-    heads.keep(directory, recipe)
-    network = recipe.network
-    if not isinstance(network, NamedNetwork):
+    """Write what a run keeps of a named network, and of classifiers that a file makes, and is not
+    there yet. Raises RecipeError if they are to be made, and cannot be."""
+    network, source = recipe.network, getattr(recipe.auxiliary, "source", None)
+    named = [one for one in (network, source) if isinstance(one, NamedNetwork)]
+    for one in named:
+        if one.file and not (path := directory / one.file).exists():
+            publish.replace(make_directory(path.parent), path.name, (one.code or "").encode())
+    if not named or (path := directory / record.NETWORK).exists():
         return
-    if network.file and not (path := directory / network.file).exists():
-        publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
-    if not (path := directory / record.NETWORK).exists():
-        blocks: Any = recipe.layers
-        body: dict[str, Any] = {
-            "blocks": [Block.as_json(block) for block in blocks],
-            **heads.told(recipe),
-        }
-        home, here = _beside(network.folder, network), _beside(directory, network)
-        if read := sorted(blocks[0].source.read):
-            body |= {
-                "read": {name: record.file_sha256(home / name) for name in read},
-                "home": network.home or network.folder,
-            }
-        for name in read:
+    heads = [spec.head for spec in recipe.auxiliaries if spec.head]
+    blocks = [layer for layer in recipe.layers if isinstance(layer, Block)]
+    body: Any = {"blocks": [block.as_json() for block in blocks]}
+    body |= {"heads": [one.as_json() for one in heads]} if heads else {}
+    for source in (one.source for one in (*blocks[:1], *heads[:1])):
+        home, here = _beside(source.folder, source), _beside(directory, source)
+        for name in sorted(source.read):
             if not (to := here / name).exists():  # as what lies elsewhere does
                 publish.replace(make_directory(to.parent), to.name, (home / name).read_bytes())
+    if isinstance(network, NamedNetwork):
+        if read := sorted(blocks[0].source.read):
+            there = _beside(network.folder, network)
+            body |= {"read": {name: record.file_sha256(there / name) for name in read}}
+            body |= {"home": network.home or network.folder}
         if place := network.file_of_weights:
             body["weights"] = {"file": str(place), "stamp": network.stamp}
-        record.write(path, body)
+    record.write(path, body)

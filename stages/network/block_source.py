@@ -89,9 +89,9 @@ def construct_head(source: Origin, shape: Shape, classes: int, seed: int | None)
     with torch.random.fork_rng(devices=[]), guarded(f"network {source.name}"):
         torch.default_generator.manual_seed(seed or 0)
         with at_home(file.parent, file.parent, source.read):
-            found: Any = _made(source, file, seed, shape, classes)
+            found = _made(source, file, seed, shape, classes)
         source.read.discard(file.name)
-    if not isinstance(found, nn.Module) or isinstance(found, nn.ModuleList):
+    if isinstance(found, nn.ModuleList):
         raise _unusable(source, "it must return one module, not a list")
     return found
 
@@ -117,7 +117,7 @@ def construct(
     """
     with torch.random.fork_rng(devices=[]), guarded(f"network {source.name}"):
         torch.default_generator.manual_seed(seed or 0)
-        file = source.file and Path(source.folder, source.file).absolute()
+        file = Path(source.folder, source.file).absolute() if source.file else None
         home = Path(source.home or source.folder, source.file or "").absolute()
         place = at_home(file.parent, home.parent, source.read) if file else nullcontext()
         with place:
@@ -129,7 +129,7 @@ def construct(
         if isinstance(found, nn.ModuleList):
             called = source.name.rpartition(":")[2]
             parts = [part_of(f"{called}[{n}]", one, norms=True) for n, one in enumerate(found)]
-            return joined(parts)
+            return joined(parts, whole=True)
         seen = torch.int32 if dtype == "int32" else torch.float32
         shown = [(shape[0], SIDE, SIDE)] if len(shape) == 3 else []
         for one in shown:
@@ -139,7 +139,7 @@ def construct(
 
 
 def _made(source: Origin, file: Path | None, seed: int | None, *given: Any) -> nn.Module:
-    """A model, or a list of blocks."""
+    """A model, or a list of blocks; ``given`` goes before the arguments of a file's function."""
     make = partial(_of_file, source, file, *given) if file else partial(_of_package, source)
     if seed is None:
         # What cannot be done without content (a number read from a tensor), is done with some.
@@ -206,7 +206,7 @@ def _of_file(source: Origin, file: Path, *given: Any) -> Any:
     path, _, name = source.name.rpartition(":")
     code = source.code or ""
     module = f"strata_network_{sha256(code.encode()).hexdigest()[:12]}"
-    found = getattr(executed(module, code, file), name, None)
+    found: Any = getattr(executed(module, code, file), name, None)
     if found is None:
         raise _unusable(source, f"{path} has no {name}")
     if callable(found) and not isinstance(found, nn.Module):

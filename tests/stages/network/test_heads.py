@@ -166,7 +166,7 @@ def test_a_step_takes_what_was_predicted(
         problem = build_problem(block, spec, 0)
         x = inputs(block, batch)
         y = torch.zeros((batch, block.gives[0]) if each else batch).long()
-        measured = stepped(problem, (x, y), batch, 1, getattr(torch, compute))
+        measured = stepped(problem, x.shape[1:], batch, 1, getattr(torch, compute), (x, y))
         how = {"batch": batch, "micro": batch, "divided": False, "compute": compute}
         found = solving(block, spec, block.takes, **how)
         assert found == pytest.approx(measured, rel=0.15), block.name
