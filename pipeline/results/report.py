@@ -61,12 +61,7 @@ def collect(overview: Overview) -> Report:
     network, head = recipe["network"], recipe["auxiliary"]
     blocks = *network.get("known", ()), *head.get("known", ())
     for source in (network, head.get("source", {}), *(block["source"] for block in blocks)):
-        for here in (
-            "folder",
-            "home",
-            "read",
-            "file_of_weights",
-        ):  # where it was made, and not what
+        for here in ("folder", "home", "read", "file_of_weights"):  # where it was made
             source.pop(here, None)
     steps = _steps(layers)
     return {

@@ -1,10 +1,10 @@
-"""A run: one recipe and seed in one directory, as small sealed files.
+"""A run: one recipe and seed in one directory, as small sealed files. No torch here: `status` and
+`plan` read runs too.
 
     RUN/recipe.toml                     the text it was made from
-        network.json                    of a named network: names, shapes, digests, operations and
-                                        memory of its blocks, so that looking at a run makes none
+        network.json                    blocks of a named network, so that looking makes none
         FILE.py                         a copy of its file, where the recipe beside it looks for it
-        initial/layer_1.safetensors     weights that it begins with (pipeline/run/initial.py)
+        initial/layer_1.safetensors     weights that it begins with (pipeline/run/weights.py)
         run.json                        science, seed, device and compute dtype, source of the data
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
@@ -23,11 +23,8 @@
         LOCK                            held while somebody works on the run
         baseline/plain/                     the network trained end to end: weights, curve, test
                 result.json                 logits, and a record as of a layer; see baseline.py
-                network/                    its layers as a run, to be probed
-                (pipeline/run/probe_results.py)
+                network/                    its layers as a run (run/probe_results.py)
         transfer/NAME/                      the run's layers as a run on other images
-
-No torch here: status and plan read runs too.
 """
 
 from __future__ import annotations
@@ -36,7 +33,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -258,16 +254,15 @@ def other_files(run: Run, wanted: object) -> list[str]:
         return []
     there = {name: _beside(wanted.folder, wanted) / name for name in read}
     there = {name: path for name, path in there.items() if path.is_file()}
-    return [f"{path} is another" for name, path in there.items() if _sha256(path) != read[name]]
+    return [
+        f"{path} is another"
+        for name, path in there.items()
+        if record.file_sha256(path) != read[name]
+    ]
 
 
 def _beside(folder: str | Path, network: Origin) -> Path:
     return Path(folder, network.file or "").parent
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def create(
@@ -322,7 +317,7 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
     if isinstance(network, NamedNetwork):
         if read := sorted(blocks[0].source.read):
             there = _beside(network.folder, network)
-            body |= {"read": {name: _sha256(there / name) for name in read}}
+            body |= {"read": {name: record.file_sha256(there / name) for name in read}}
             body |= {"home": network.home or network.folder}
         if place := network.file_of_weights:
             body["weights"] = {"file": str(place), "stamp": network.stamp}

@@ -202,7 +202,7 @@ def _timm(source: Origin) -> nn.Module:
     return timm.create_model(name, pretrained=False, **dict(source.arguments))
 
 
-def _of_file(source: Origin, file: Path, *given: Any) -> nn.Module:
+def _of_file(source: Origin, file: Path, *given: Any) -> Any:
     path, _, name = source.name.rpartition(":")
     code = source.code or ""
     module = f"strata_network_{sha256(code.encode()).hexdigest()[:12]}"
