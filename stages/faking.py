@@ -15,18 +15,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @contextmanager
-def faked(module: nn.Module, shape: Sequence[int]) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+def faked(
+    module: nn.Module, shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Fake parameters and buffers of a module, and a fake input; inside, new tensors are fake.
 
-    ``torch.func.functional_call(module, state, (x,))`` then runs the module on them. ``shape`` is
-    (N, C, H, W) of the input, which lies channels last, as inputs do.
+    ``torch.func.functional_call(module, state, (x,))`` then runs the module on them. ``shape``
+    is that of the input, N and a sample's axes. Maps lie channels last, as inputs do.
     """
     with FakeTensorMode() as fakes:
         state: dict[str, Tensor] = {}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            fake = fakes.from_tensor(tensor).detach()
+            fake = fakes.from_tensor(tensor).detach().to("cpu")  # it may be without content
             if fake.ndim == 4:  # as the solver lays kernels out
                 fake = fake.contiguous(memory_format=torch.channels_last)
             state[name] = fake.requires_grad_(tensor.requires_grad)
-        x = torch.empty(*shape, device="cpu").contiguous(memory_format=torch.channels_last)
-        yield state, x
+        x = torch.empty(*shape, dtype=dtype, device="cpu")
+        yield state, x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -28,7 +28,7 @@ from strata.pipeline.run.stores import StoreAddress
 from strata.store.errors import LevelDamaged
 from strata.store.feature_store import Store
 from strata.store.fingerprint import sha256
-from strata.store.level.layout import LevelKey, lock_path, shard_path
+from strata.store.level.layout import LevelKey, lock_path
 from strata.store.level.level import COMMIT, SHARDS, commit_of
 from strata.store.write.contents import beside_levels
 from strata.store.write.unfinished import HASH_THREADS
@@ -166,7 +166,7 @@ def _hashed(
     for shard, damage in zip(todo, in_order(crew, task, todo, HASH_THREADS), strict=True):
         tick(int(shards.sizes[shard]) // MB)
         if damage:
-            yield replace(damage, path=shard_path(directory, shard), level=directory)
+            yield replace(damage, path=directory / shards[shard]["key"], level=directory)
 
 
 @contextmanager

@@ -71,16 +71,24 @@ class Ring:
 
 
 class MapBuffers:
-    """Maps in a ring's buffers, on the CPU."""
+    """Maps, or other samples, in a ring's buffers, on the CPU."""
 
     def __init__(self) -> None:
         self._ring = Ring(0, MAP_SLOTS)
 
-    def take(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor (B, C, H, W), channels last, of any content; its own while it is held."""
+    def take(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, *, lying: bool = True
+    ) -> Tensor:
+        """A tensor of any content; its own while it is held.
+
+        Args:
+            lying: lay it out with axis 1, the channel, last in memory: for maps (B, C, H, W).
+        """
         nbytes = dtype.itemsize * prod(shape)
         if self._ring.nbytes < nbytes:
             self._ring = Ring(nbytes, MAP_SLOTS)
-        rows, channels, height, width = shape
         flat = torch.from_numpy(self._ring.take()[:nbytes]).view(dtype)
-        return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)
+        if not lying:
+            return flat.view(*shape)
+        rows, channels, *places = shape
+        return flat.view(rows, *places, channels).movedim(-1, 1)

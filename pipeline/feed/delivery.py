@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,17 +91,18 @@ class Delivery(AbstractContextManager["Delivery"]):
         """The rows asked for, as batches of these lengths.
 
         Returns:
-            Stored elements (length, channel, y, x) on the device, channels last, as they lie on
-            disk. On a GPU each is valid until the next is asked for; on a CPU as long as it is
-            held.
+            Stored elements, for example (length, channel, y, x), on the device, in memory as they
+            lie on disk. On a GPU each is valid until the next is asked for; on a CPU as long as it
+            is held.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
         """
-        return map(_channels_first, self._as_they_lie(rows, lengths))  # map holds none of them
+        logical = partial(torch.movedim, source=-1, destination=self.geometry.axis)
+        return map(logical, self._as_they_lie(rows, lengths))  # map holds none of them
 
     def _as_they_lie(self, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
-        """Stored elements (length, y, x, channel) of the rows."""
+        """Stored elements (length, …, feature) of the rows."""
         if self._on_device is not None:
             return self._gathered(self._on_device, rows, lengths)
         batches = self._reader.batches(rows, lengths)
@@ -163,8 +165,3 @@ class Delivery(AbstractContextManager["Delivery"]):
         else:
             rows = MappedRows(levels)
         return Reader(rows, threads, allocate=allocate)
-
-
-def _channels_first(lying: Tensor) -> Tensor:
-    """(n, channel, y, x) of rows as they lie."""
-    return lying.movedim(-1, 1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from strata.pipeline.feed.delivery import Delivery
 from strata.pipeline.feed.ffcv.rows import image_file
 from strata.pipeline.feed.level_feed import codec_of
+from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.recipe.recipe import Recipe
@@ -28,7 +29,7 @@ from strata.stages.data import augment
 from strata.stages.errors import NotFinite
 from strata.stages.features.quantise import Codec, codec, needs_scales
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.featurize import Frozen, featurize
+from strata.stages.network.featurize import Frozen, featurize, placed
 from strata.stages.network.network import build
 from strata.store.errors import LevelAbsent
 from strata.store.level.level import Level
@@ -63,8 +64,8 @@ class Features:
             return Delivery(levels, session.read_options, once=once, beton=images, tick=tick)
 
     def values(self, stored: Tensor, draws: Draws | None, *, encode: bool = False) -> Tensor:
-        """x_depth of some rows: (B, C, H, W), decoded or rounded as it is stored, in float16,
-        bfloat16 or float32; for x_0, normalised images.
+        """x_depth of some rows, for example (B, C, H, W), decoded or rounded as it is stored, in
+        float16, bfloat16 or float32; for x_0, normalised images.
 
         Args:
             stored: elements of the base level, on the device.
@@ -73,8 +74,7 @@ class Features:
         """
         recipe, compute = self.session.run.recipe, self.session.compute
         if self.stored is not None:
-            channels = next(iter(self.levels.values())).geometry.sample[0]
-            x = self.stored.decode(stored, channels)
+            x = self.stored.decode(stored, next(iter(self.levels.values())).geometry.features)
         else:
             assert draws is not None
             x = image_views(recipe, stored, draws)
@@ -149,7 +149,8 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
     scales: Mapping[str, Tensor] = {}
     if needs_scales(recipe.cache.precision):
         scales = weights.read_checked(directory / QUANTISER, record["scales"] or "none")
-    return Frozen(layer, codec(recipe.cache.precision, scales).to(device))
+    before, after = (level_geometry(recipe, depth, 1).axis for depth in (j - 1, j))
+    return Frozen(layer, codec(recipe.cache.precision, scales, after).to(device), before)
 
 
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
@@ -157,8 +158,7 @@ def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) ->
     weights have another digest."""
     layer = build([spec], None)[0]
     layer.load_state_dict(weights.read_checked(path, digest))
-    layer.requires_grad_(False)
-    return layer.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore
+    return placed(layer.requires_grad_(False).eval(), device)
 
 
 @contextmanager

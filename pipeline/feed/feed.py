@@ -14,7 +14,7 @@ from torch import Tensor
 from strata.pipeline.feed.buffers import MapBuffers
 from strata.pipeline.feed.delivery import Delivery
 from strata.stages.data import augment
-from strata.stages.features.quantise import Codec
+from strata.stages.features.quantise import Codec, memory_format
 from strata.store.read.order import Mixing, batch_count, batches
 from strata.store.read.rows import Rows
 
@@ -26,7 +26,7 @@ class Feed:
 
     delivery: Delivery
     labels: np.ndarray
-    """int64 (rows,)."""
+    """int64 (rows,), or of every token (rows, token)."""
     ids: np.ndarray
     """int64 (rows,), the sample id of every row."""
     mixing: Mixing
@@ -108,9 +108,10 @@ class Feed:
                 None: the whole map.
 
         Returns:
-            x is (B, C, H, W): values in :attr:`dtype`, channels last; without a codec as it is
-            stored, and then as long valid as :meth:`Delivery.batches` says. y is int64 (B,). While
-            they are used, nothing else is held.
+            x is values in :attr:`dtype`, laid out as ``quantise.memory_format`` says: (B, C, H, W)
+            with channels last, or (B, token, feature), ...; without a codec as it is stored, and
+            then as long valid as :meth:`Delivery.batches` says. y is int64 (B,), or (B, token).
+            While they are used, nothing else is held.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
@@ -133,7 +134,8 @@ class Feed:
         if window is not None:
             x = augment.crop(x, window, self.crop)
         if self.codec is not None:
-            x = self.codec.unpacked(x, self.delivery.geometry.sample[0])
-            out = self._maps and self._maps.take(x.shape, self.dtype)
+            x = self.codec.unpacked(x, self.delivery.geometry.features)
+            lying = memory_format(x, self.codec.axis) == torch.channels_last
+            out = self._maps and self._maps.take(x.shape, self.dtype, lying=lying)
             return self.codec.values(x, out, self.dtype)
         return x

@@ -68,9 +68,11 @@ class LevelFeed(Feed):
             batch: rows of a batch, over all ranks.
             shuffle: False keeps the order of the level.
             drop_last: leave a last, smaller batch out.
-            labels: int64 (rows,) in the order of the level's rows; None: the level's own.
+            labels: int64 (rows,) or (rows, token), in the order of the level's rows; None: the
+                level's own.
             ids: yield (x, y, ids) with the sample id of each row, int64.
-            crop: cut a window of this side at a random place of each map, a new one in each epoch.
+            crop: cut a window of this side at a random place of each map, a new one in each epoch;
+                of what is no map, None.
             stored: x as the level holds it (float16, codes, …), without making values of it.
             rank, ranks: which slice of every batch to deliver, of how many of equal size.
             tier: ``auto``, ``device``, ``memory`` or ``disk``; see ``plan/memory.py``.
@@ -113,9 +115,10 @@ class LevelFeed(Feed):
         """The batches of an epoch, from batch ``start`` on.
 
         Returns:
-            Pairs (x, y), or triples (x, y, ids). x is (B, C, H, W): float32, channels last; for
-            images uint8; with ``stored`` the level's dtype. On a CPU, what is not converted is
-            valid as long as it is held.
+            Pairs (x, y), or triples (x, y, ids). x is float32: maps (B, C, H, W) with channels
+            last, tokens (B, token, feature), …; for images uint8, and whatever else x_0 is; with
+            ``stored`` the level's dtype. On a CPU, what is not converted is valid as long as it is
+            held.
 
         Raises:
             LevelDamaged: a row is not the one that was written; names file and row.
@@ -176,7 +179,7 @@ def codec_of(level: Level, device: str | torch.device = "cpu") -> Codec | None:
     kind = level.geometry.precision
     names = ("scale", "zero") if needs_scales(kind) else ()
     tensors = {name: torch.from_numpy(level.array(name)) for name in names}
-    return codec(kind, tensors).to(torch.device(device))
+    return codec(kind, tensors, level.geometry.axis).to(torch.device(device))
 
 
 def moments_of(level: Level) -> Callable[[int], Moments]:
@@ -191,8 +194,8 @@ def moments_of(level: Level) -> Callable[[int], Moments]:
             x = torch.from_numpy(level.read(begin, min(last, begin + rows)))
             if codec is not None:  # NCHW: they are counted channel by channel
                 out = torch.empty(len(x), *shape.sample)
-                x = codec.values(codec.unpacked(x, shape.sample[0]), out)
-            yield Moments.of(x)
+                x = codec.values(codec.unpacked(x, shape.features), out)
+            yield Moments.of(x, shape.axis)
 
     return lambda shard: reduce(Moments.merged, parts(shard))
 
@@ -210,9 +213,9 @@ def shuffle_text(mixing: Mixing) -> str:
 
 
 def _labels(level: Level, given: np.ndarray | None) -> np.ndarray:
-    """The label of every row, int64."""
+    """The label of every row, or labels of its tokens, int64."""
     labels = level.array("label") if given is None else np.asarray(given, np.int64)
-    if labels.shape != (len(level),):
+    if labels.shape[:1] != (len(level),):
         raise ValueError(
             f"labels has shape {labels.shape}; {level.key.label} has {len(level)} rows"
         )
@@ -225,6 +228,13 @@ def _check(level: Level, batch: int, crop: int | None, rank: int, ranks: int) ->
         raise ValueError(f"batch is {batch}; {level.key.label} has {len(level):,} rows")
     if not 0 <= rank < ranks or batch % ranks:
         raise ValueError(f"rank {rank} of {ranks} cannot have a part of each batch of {batch}")
+    if crop is None:
+        return
+    if not level.geometry.is_map:
+        named = ", ".join(level.geometry.axes)
+        raise ValueError(
+            f"crop is {crop}; {level.key.label} is no map, but ({named}): leave it out"
+        )
     side = min(level.geometry.sample[1:])
-    if crop is not None and not 1 <= crop <= side:
+    if not 1 <= crop <= side:
         raise ValueError(f"crop is {crop}; maps of {level.key.label} have a side of {side}")

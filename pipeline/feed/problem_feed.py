@@ -19,10 +19,12 @@ from torch import Tensor
 from strata.pipeline.feed.features import features, level_draws
 from strata.pipeline.feed.feed import Feed
 from strata.pipeline.feed.level_feed import shuffle_text, view_of_epoch
+from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.run.session import Session
 from strata.stages.data import augment
+from strata.stages.features.quantise import memory_format
 from strata.stages.network.blocks import scale_at
 from strata.stages.network.spec import LayerSpec
 from strata.store.read.order import Mixing, cut, mixing
@@ -48,7 +50,7 @@ class MicroBatches:
         self._made, self._rows = made, rows
 
     def split(self, rows: int) -> Iterator[Tensor]:
-        """Float (b, C, H, W), one after another, as a tensor's ``split`` gives them."""
+        """Float (b, …), one after another, as a tensor's ``split`` gives them."""
         assert rows == self._rows, "the feed and the schedule divide batches alike"
         return self._made
 
@@ -90,6 +92,7 @@ class ProblemFeed(Feed):
             shape, profile = session.geometry(depth, split), recipe.cache.profile
             mixed = mixing(replace(shape, profile="lz4" if profile == "auto" else profile))
         self._scale = scale_at(recipe.layers, depth)
+        self._axis = level_geometry(recipe, depth, 1).axis
         self._views = augmentation.train_views(recipe)
         delivery = self.features.delivery(self._views if augmented else (), once=once)
         known, batch = (images.array("label"), images.array("sample_id")), recipe.schedule.batch
@@ -104,8 +107,8 @@ class ProblemFeed(Feed):
             session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(mixed)}")
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches, from batch ``start``: x float (B, C, H, W) and y int64 (B,); of several
-        ranks, every one has its part of each.
+        """Shuffled batches, from batch ``start``: x float, for example (B, C, H, W), or x_0's
+        integers, and y int64 (B,) or (B, token); of several ranks, every one has its part of each.
 
         The last, smaller batch is left out, unless it is the only one.
         """
@@ -183,8 +186,9 @@ class ProblemFeed(Feed):
     def _made(
         self, rows: Rows, lengths: list[int], plan: EpochPlan
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """x_depth of some rows as batches, channels last, with labels: read, or computed from the
-        images or from the level below. While it is used, nothing but it is held."""
+        """x_depth of some rows as batches, laid out as ``quantise.memory_format`` says, with
+        labels: read, or computed from the images or from the level below. While it is used, nothing
+        but it is held."""
         if self.codec is not None:
             return self.read(rows, lengths, plan.crops)
         found = self.read(rows if self.features.base else Rows.of(rows.row), lengths)
@@ -205,8 +209,9 @@ class ProblemFeed(Feed):
             del stored
             if plan.crops is not None:
                 x = augment.crop(x, self.on_device(plan.crops[ids]), self.crop)
-            x = x.to(self.dtype, memory_format=torch.channels_last)
-            yield x, y
+            form = memory_format(x, self._axis)
+            x = x.to(self.dtype if x.is_floating_point() else x.dtype, memory_format=form)
+            yield x.contiguous(memory_format=form), y
             del x
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ROUNDS = 3
 """How often a shard is asked for that a worker has published and that is not to be seen here."""
 ShardRows = Iterator[tuple[int, np.ndarray]]
-"""Numbers of shards, and their stored elements, (rows, channel, y, x)."""
+"""Numbers of shards, and their stored elements, for example (rows, channel, y, x)."""
 
 
 class ShardSource(Protocol):

@@ -195,7 +195,8 @@ class FeatureShards:
             for shard, parts in zip(todo, blocks, strict=True):
                 first, last = shape.shard_range(shard)
                 whole = ring.take()[: (last - first) * shape.row_bytes]
-                out = np.moveaxis(whole.view(shape.dtype).reshape(-1, *shape.lying), -1, 1)
+                out = whole.view(shape.dtype).reshape(-1, *shape.lying)
+                out = np.moveaxis(out, -1, shape.axis)
                 del whole
                 here = chain([next(coming)], coming)
                 with timing.computing():

@@ -54,11 +54,12 @@ def passes(recipe: Recipe, j: int) -> tuple[int, float]:
 def kind(recipe: Recipe, j: int) -> str:
     """What decides about the rate of layer j and its auxiliary classifier, whatever the recipe."""
     layer, auxiliary = recipe.problems[j - 1]
-    channels, height, width = layer.output(recipe.shape(j - 1, recipe.augment.crop))
+    output = layer.output(recipe.shape(j - 1, recipe.augment.crop))
+    places = "x".join(map(str, output[:-1] if layer.features_last else output[1:]))
     c = f"k {auxiliary.k} of {auxiliary.width}" + " at half of it" * auxiliary.half_resolution
     if auxiliary.hidden:
         c = f"hidden {' '.join(map(str, auxiliary.hidden))}"
-    return f"{layer.convolved_channels} to {channels} at {height}x{width}{layer.remark}, {c}"
+    return f"{layer.convolved_channels} to {layer.width} at {places}{layer.remark}, {c}"
 
 
 def level_geometry(recipe: Recipe, depth: int, rows: int, profile: str = "raw") -> Geometry:
@@ -67,7 +68,8 @@ def level_geometry(recipe: Recipe, depth: int, rows: int, profile: str = "raw") 
     if depth == 0:
         return geometry(rows, (data.channels, data.size, data.size), "uint8", shard_bytes)
     shape = recipe.shape(depth, views.cached_size(recipe))
-    return geometry(rows, shape, recipe.cache.precision, shard_bytes, profile)
+    last = recipe.layers[depth - 1].features_last
+    return geometry(rows, shape, recipe.cache.precision, shard_bytes, profile, features_last=last)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ needs neither the file nor torch. docs/networks.md says what a block must be.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.recipe.strict import MOST, bounded, brief, read_text, require
 from strata.stages.errors import UnusableNetwork
-from strata.stages.network.blocks import AnyLayer, Block, Origin
+from strata.stages.network.blocks import PACKAGES, AnyLayer, Block, Origin
 
 VALUES = (bool, int, float, str)
 """What an argument may be."""
@@ -85,13 +86,14 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
     require(not table, f"unknown key 'network.{next(iter(table), '')}' beside 'network.name'")
     require(
         isinstance(name, str) and _is_name(name),
-        f'\'network\' is {name!r}; it must be a table, "torchvision:NAME" or "FILE.py:FUNCTION"',
+        f'\'network\' is {name!r}; it must be a table, "torchvision:NAME", "timm:NAME" or '
+        '"FILE.py:FUNCTION"',
     )
     require(isinstance(arguments, dict), f"'network.arguments' must be a table, got {arguments!r}")
     for key, value in arguments.items():
         path = f"network.arguments.{key}"
         require(
-            key != "weights" or not name.startswith("torchvision:"),
+            key not in ("weights", "pretrained") or not name.startswith(PACKAGES),
             f"'{path}' is {brief(value)}, but weights are always random, drawn from the seed: "
             "leave it out. torchvision's trained weights cannot be had",
         )
@@ -109,6 +111,8 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
 
 def _is_name(name: str) -> bool:
     place, colon, what = name.rpartition(":")
+    if place == "timm":  # vit_small_patch16_224.augreg_in1k
+        return bool(re.fullmatch(r"[\w.-]+", what))
     return bool(colon) and what.isidentifier() and (place == "torchvision" or place.endswith(".py"))
 
 

@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from strata.pipeline.recipe.strict import FEW, one_of, positive, require
-from strata.stages.network.blocks import AnyLayer
+from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 DRAWS = ("flips", "stride")
 """Keys of [augment] that say how a fixed view is drawn beyond the seed."""
 LATER = ("pool", "widths", "half_resolution", "final_hidden", *DRAWS)
 """Keys that recipes did not have from the beginning."""
+KINDS = {
+    "map": "a map",
+    "tokens": "tokens",
+    "places": "no map of channels, y and x",
+    "vector": "a vector",
+}
+"""What x_j may be, in words."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ class AuxiliaryTable:
     bias: bool = True
     half_resolution: bool = False
     """C's convolutions see x_j averaged over 2×2 pixels (VGG)."""
+    pool: str = "mean"
+    """What C sees of tokens: their ``mean``, or the first, which is the ``class`` token."""
     final_hidden: tuple[int, ...] = ()
     """The last layer's C is max pooling and fully connected layers of these widths (VGG)."""
 
@@ -115,6 +124,7 @@ class AuxiliaryTable:
             "'auxiliary.final_width' is for convolutions; 'auxiliary.final_hidden' has none. Give "
             "one of them",
         )
+        one_of("auxiliary.pool", self.pool, ("mean", "class"))
         least = min(self.final_hidden, default=1)
         require(
             least > 0,
@@ -122,22 +132,51 @@ class AuxiliaryTable:
         )
 
     def specs(
-        self, layers: Sequence[AnyLayer], classes: int, side: int
+        self, layers: Sequence[AnyLayer], classes: int, side: int, *, each: bool = False
     ) -> tuple[AuxiliarySpec, ...]:
-        """The auxiliary classifiers, where x_J has ``side`` × ``side`` pixels. M̃ doubles with the
-        layers' width."""
+        """The auxiliary classifiers. M̃ doubles with the layers' width.
+
+        Args:
+            side: of x_J, in pixels, if it is a map.
+            each: every token, or place, has a label of its own.
+
+        Raises RecipeError where a setting is for another kind of x_j.
+        """
         extra = self.batch_norm, self.bias, self.half_resolution
         widths = [self.width * layer.width // layers[0].width for layer in layers]
+        widths = [max(width, min(self.width, 1)) for width in widths]
         if self.final_width is not None:
             widths[-1] = self.final_width
-        found = [
-            AuxiliarySpec(layer.width, self.k, width, classes, *extra)
-            for layer, width in zip(layers, widths, strict=True)
-        ]
+        found: list[AuxiliarySpec] = []
+        for layer, width in zip(layers, widths, strict=True):
+            kind = seen_by(layer)
+            kind = "places" if each and kind == "map" else kind
+            is_last, where = layer is layers[-1], f"but x_{layer.index} is {KINDS[kind]}"
+            maps = "half_resolution" * self.half_resolution or "final_hidden" * (
+                bool(self.final_hidden) and is_last
+            )
+            require(not maps or kind == "map", f"'auxiliary.{maps}' is for maps, {where}")
+            require(not each or kind != "vector", f"every token has a label of its own, {where}")
+            pool = {"pool": self.pool if kind == "tokens" else "mean", "each": each}
+            found.append(
+                AuxiliarySpec(layer.width, self.k, width, classes, *extra, sees=kind, **pool)
+            )
+        require(
+            self.pool == "mean" or any(spec.sees == "tokens" for spec in found),
+            "'auxiliary.pool' is \"class\", but no layer gives tokens",
+        )
         if hidden := self.final_hidden:
             vgg = {"k": 1 + len(hidden), "width": 0, "half_resolution": False, "side": side // 2}
             found[-1] = dataclasses.replace(found[-1], hidden=hidden, **vgg)
         return tuple(found)
+
+
+def seen_by(layer: AnyLayer) -> str:
+    """The kind of what a layer gives, as :attr:`AuxiliarySpec.sees` has it."""
+    axes = len(layer.gives) if isinstance(layer, Block) else 3
+    if axes == 1:
+        return "vector"
+    return "tokens" if layer.features_last else "map" if axes == 3 else "places"
 
 
 def without_later_defaults(table: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Recipe:
         it is done only when somebody asks for them. Raises RecipeError."""
         a = self.augment
         self._check_divisible("augment.crop", a.crop, len(self.layers))
-        side = self.shape(len(self.layers), a.crop)[1]
+        side = (*self.shape(len(self.layers), a.crop), 0)[1]
         require(
             side >= 2 or not self.auxiliary.final_hidden,
             f"'auxiliary.final_hidden' begins with max pooling over 2×2 pixels, and x_J has "
@@ -115,7 +115,7 @@ class Recipe:
         removes filters of layer j itself."""
         channels, crop = self.data.channels, self.augment.crop
         layers: list[AnyLayer] = list(self.network.specs(channels, crop))
-        side = shape_at(layers, len(layers), channels, crop)[1]
+        side = (*shape_at(layers, len(layers), channels, crop), 0)[1]
         auxiliaries = self.auxiliary.specs(layers, self.data.classes, side)
         if self.compress:
             for j, below in enumerate(layers[:-1], start=1):

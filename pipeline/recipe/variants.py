@@ -185,7 +185,7 @@ def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Vari
         width=changes.get(AUXILIARY_M, auxiliary.width),
         half_resolution=auxiliary.half_resolution and k > 1,
     )
-    if auxiliary.convolutions and auxiliary.width < 1:
+    if k > 1 and not auxiliary.hidden and auxiliary.width < 1:
         raise OptionRange(
             f"--vary {K}={k}: the recipe gives no 'auxiliary.width'; add --vary {AUXILIARY_M}=…"
         )

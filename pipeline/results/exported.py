@@ -22,7 +22,7 @@ from strata.pipeline.run.sweep_results import AUXILIARY, SweepResult
 from strata.stages.data import augment
 from strata.stages.features.quantise import FLOATS, Codec, Floats
 from strata.stages.network.blocks import scale_at
-from strata.stages.network.featurize import Frozen
+from strata.stages.network.featurize import Frozen, placed
 from strata.stages.network.network import Auxiliary, build
 from strata.stages.network.spec import AuxiliarySpec
 
@@ -94,7 +94,7 @@ class ExportedNetwork(nn.Module):
             spec, known = run.recipe.auxiliaries[j - 1], (run.layer(j) or {})["auxiliary"]
             self.add_module(f"classifier_{j}", _classifier(spec, run.layer_directory(j), known))
         # Convolutions add up in another order where kernels lie in another one: as when trained.
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # pyright: ignore
+        placed(self.requires_grad_(False).eval(), torch.device("cpu"))
 
     @property
     def powers(self) -> dict[str, float]:

@@ -65,7 +65,9 @@ class Kind:
         recipe has none (k = 1): the same at every depth, so that only x_j differs."""
         own, inputs = recipe.auxiliary, recipe.layers[j - 1].width
         width, classes = own.width or recipe.layers[0].width, recipe.data.classes
-        return AuxiliarySpec(inputs, self.hidden + 1, width, classes, own.batch_norm, own.bias)
+        how = width, classes, own.batch_norm, own.bias
+        seen = {name: getattr(recipe.auxiliaries[j - 1], name) for name in ("sees", "pool", "each")}
+        return AuxiliarySpec(inputs, self.hidden + 1, *how, **seen)
 
     def settings(self, recipe: Recipe, j: int) -> dict[str, Any]:
         """All that decides the result beside x_j and the seed, as JSON."""

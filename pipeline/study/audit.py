@@ -38,6 +38,8 @@ from strata.store.level.level import Level, commit_of
 from strata.store.read.order import generator
 
 CONFIDENCE = 0.95
+NAMES = ("row", "stored", "expected", "sample", "name")
+"""What is said of a value that differs, beside its place in the row."""
 NAMED = 5
 """Rows of a level that are named where they differ."""
 
@@ -118,7 +120,7 @@ def _begun(level: Level, arrays: Mapping[str, Any], drawn: int) -> dict[str, Any
     it with what they should be."""
     beside = list[str]()
     for name, array in arrays.items():
-        found, expected = level.array(name), np.asarray(torch.as_tensor(array).cpu())
+        found, expected = level.array(name).ravel(), np.ravel(torch.as_tensor(array).cpu())
         if len(wrong := np.flatnonzero(found != expected)):
             count, i = f"{len(wrong):,} of {len(found):,} differ", wrong[0]
             beside.append(f"{name}: {count}: {i} has {found[i]}, should have {expected[i]}")
@@ -150,7 +152,7 @@ def _computed(
             stored = featurize([frozen], x, block=block, compute=session.compute, encode=True)
             if (view, j) in wanted:
                 yield wanted[view, j], stored
-            x = frozen.stored.decode(stored, level_geometry(run.recipe, j, 1).sample[0])
+            x = frozen.stored.decode(stored, level_geometry(run.recipe, j, 1).features)
 
 
 def _compared(
@@ -159,21 +161,21 @@ def _compared(
     """Which of some rows (ascending) are not what was computed, and the first value that is not:
     a code where codes are stored."""
     shape = level.geometry
-    channels, _, width = shape.sample
     found = np.empty((len(rows), *shape.lying), shape.dtype)
     level.take(rows, found)
-    pair = [torch.from_numpy(found).movedim(-1, 1), computed.cpu()]
+    pair = [torch.from_numpy(found).movedim(-1, shape.axis), computed.cpu()]
     if codec is not None:
-        pair = [codec.unpacked(one, channels) for one in pair]
+        pair = [codec.unpacked(one, shape.features) for one in pair]
     pair = [one.contiguous() for one in pair]
-    bits = [one.view(torch.uint8).unflatten(-1, (width, -1)) for one in pair]
+    bits = [one.view(torch.uint8).unflatten(-1, (one.shape[-1], -1)) for one in pair]
     differs = (bits[0] != bits[1]).any(-1)
     wrong = differs.flatten(1).any(1).nonzero().flatten().tolist()
     if not wrong:
         return [], None
-    channel, y, x = differs[wrong[0]].nonzero()[0].tolist()
-    stored, expected = (one[wrong[0], channel, y, x].item() for one in pair)
-    first = {"row": int(rows[wrong[0]]), "channel": channel, "y": y, "x": x}
+    place = differs[wrong[0]].nonzero()[0].tolist()
+    stored, expected = (one[(wrong[0], *place)].item() for one in pair)
+    names = ("channel", "y", "x") if shape.is_map else shape.axes
+    first = {"row": int(rows[wrong[0]]), **dict(zip(names, place, strict=True))}
     return rows[wrong].tolist(), {**first, "stored": stored, "expected": expected}
 
 
@@ -194,9 +196,10 @@ def lines(one: Mapping[str, Any]) -> Iterator[str]:
     equal = f"{one['drawn'] - len(different):,} of {one['drawn']:,} equal"
     yield f"{one['level']}: {equal}: {'; '.join(said)}"
     if at:
+        place = ", ".join(f"{axis} {i}" for axis, i in at.items() if axis not in NAMES)
         yield (
-            f"  row {at['row']} (sample {at['sample']}, {at['name']}), channel {at['channel']}, "
-            f"y {at['y']}, x {at['x']}: {at['stored']:.9g}, should be {at['expected']:.9g}"
+            f"  row {at['row']} (sample {at['sample']}, {at['name']}), {place}: "
+            f"{at['stored']:.9g}, should be {at['expected']:.9g}"
         )
 
 

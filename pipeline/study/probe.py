@@ -1,8 +1,8 @@
 """Probing x_j: a classifier is trained on features that do not change (paper Sec. 4.2, Figure 3).
 
-Linear: one class against the rest, on features averaged to 2 × 2. CNN-p: C_γ with p convolutions,
-by the recipe's schedule. Both see the un-augmented images: the paper names no augmentation for
-them, and its CNN probes reach 100 % on the training images.
+Linear: one class against the rest, on maps averaged to 2 × 2, on the mean of tokens, on vectors.
+CNN-p: C_γ with p convolutions, by the recipe's schedule, on maps. Both see the un-augmented images:
+the paper names no augmentation for them, and its CNN probes reach 100 % on the training images.
 
 A network that is not the run itself is a run inside it: x_0 of the images it is shown, and copies
 of its layers. What these must be copies of, pipeline/run/probe_results.py says.
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strata.pipeline.errors import BudgetError
+from strata.pipeline.errors import BudgetError, OptionRange
 from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.materialize.images import ensure_images
@@ -39,6 +39,7 @@ from strata.stages.network.network import Auxiliary, build
 from strata.stages.solve import probe
 from strata.stages.solve.solve import Solver, logits_of
 from strata.store.files.publish import make_directory
+from strata.store.level.layout import Geometry
 from strata.store.read.order import generator, key_of
 
 
@@ -46,6 +47,7 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
     """Probe x_j and record it; layer j must be there.
 
     Raises:
+        OptionRange: a CNN of what is no map.
         BudgetError: the rows of a linear probe do not fit into memory; gives both numbers.
         DataError: the training images are all of one class, or none can be held out.
         Diverged: the loss of a CNN is not finite; the last good state is kept.
@@ -81,7 +83,8 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
     directory = make_directory(run.probe_directory(j) / "linear")
     arrays = {name: torch.from_numpy(array) for name, array in vars(fitted).items()}
     weights.write(directory / "weights.safetensors", arrays)
-    guessed = np.concatenate([fitted.predict(pooled(x)) for x in clean_batches(session, j)])
+    axis = session.geometry(j, "test").axis
+    guessed = np.concatenate([fitted.predict(pooled(x, axis)) for x in clean_batches(session, j)])
     return {
         "train": found.pop("train"),
         "test": {"top1": float(np.mean(guessed == session.images()["test"].array("label")))},
@@ -92,7 +95,7 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
 
 
 def _check_memory(session: Session, j: int, rows: int) -> None:
-    columns = 4 * session.run.recipe.layers[j - 1].width
+    columns = _columns(session.geometry(j, "train"))
     needed = probe.bytes_of_fit(rows, columns)
     asked, free = session.options.memory_budget, device.available_memory()
     if asked is not None and needed > asked:
@@ -107,12 +110,17 @@ def _check_memory(session: Session, j: int, rows: int) -> None:
     )
 
 
+def _columns(shape: Geometry) -> int:
+    """What :func:`pooled` makes of a row of a level."""
+    return shape.features * (4 if shape.is_map else 1)
+
+
 def _rows(session: Session, j: int, order: np.ndarray, tick: Tick) -> np.ndarray:
-    """Pooled x_j of the training images: float64 (rows, 4 · channels), row order[i] at i."""
-    place, first = np.argsort(order), 0
-    rows = np.empty((len(order), 4 * session.run.recipe.layers[j - 1].width))
+    """Pooled x_j of the training images: float64 (rows, columns), row order[i] at i."""
+    place, first, shape = np.argsort(order), 0, session.geometry(j, "train")
+    rows = np.empty((len(order), _columns(shape)))
     for x in clean_batches(session, j, "train"):
-        rows[place[first : first + len(x)]] = pooled(x)
+        rows[place[first : first + len(x)]] = pooled(x, shape.axis)
         first += len(x)
         tick(len(x))
         session.stop.check()
@@ -123,7 +131,11 @@ def _rows(session: Session, j: int, order: np.ndarray, tick: Tick) -> np.ndarray
 
 
 def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
-    run, recipe = session.run, session.run.recipe
+    run, recipe, shape = session.run, session.run.recipe, session.geometry(j, "train")
+    if not shape.is_map:
+        raise OptionRange(
+            f"a CNN is a probe of maps, and x_{j} is ({', '.join(shape.axes)}): use --kind linear"
+        )
     seed = key_of("probe weights", run.seed, j, kind.hidden) % 2**63
     classifier = build([kind.classifier(recipe, j)], seed)[0]
     solver = Solver(classifier, recipe.schedule, session.device, session.compute)

@@ -35,7 +35,8 @@ def statistics(
     stop: Interruptions,
     crew: Workers | None = None,
 ) -> list[dict[str, Any]]:
-    """Mean, deviation, extremes and zeros of the channels of some levels, over every row.
+    """Mean, deviation, extremes and zeros of the channels of some levels, over every row: of the
+    features of tokens and vectors.
 
     Args:
         crew: workers that look; None: this process.

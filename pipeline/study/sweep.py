@@ -21,7 +21,7 @@ from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train import scales
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.loop import conclude, risks, train
-from strata.pipeline.train.solving import Solving, how_good
+from strata.pipeline.train.solving import Solving, draws_of, how_good
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build, build_problem
 from strata.stages.solve.solve import Solver
@@ -67,7 +67,9 @@ def _begin(session: Session, j: int, variant: Variant) -> Solving:
     else:
         problem = build([variant.auxiliary], seed)[0]
     schedule = dataclasses.replace(variant.schedule, accumulate=session.run.accumulate[:j][-1])
-    solver = Solver(problem, schedule, session.device, session.compute)
+    specs = [spec for spec in (variant.layer, variant.auxiliary) if spec]
+    draws = draws_of(session.run.seed, j, specs)
+    solver = Solver(problem, schedule, session.device, session.compute, draws=draws)
     where = variant.name, session.run.sweep_directory(j) / variant.name
     made_of = sweep_results.made_of(session.run, j, variant)
     one = Solving(session, j, solver, *where, made_of, file="auxiliary")

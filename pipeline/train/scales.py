@@ -45,7 +45,8 @@ def keep(session: Session, j: int, layer: nn.Module, below: Features) -> dict[st
     cache = session.run.recipe.cache
     if not needs_scales(cache.precision):
         return {"scales": None, "quantiser": None}
-    found = calibrate(_maps(session, j, layer, below), cache.precision, cache.percentile)
+    axis = session.geometry(j, "train").axis
+    found = calibrate(_maps(session, j, layer, below), cache.precision, cache.percentile, axis)
     directory = session.run.layer_directory(j)
     weights.write(directory / QUANTISER, found.quantiser.tensors())
     record.write(directory / REPORT, {"channels": found.as_json()})

@@ -8,7 +8,7 @@ one that was not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from strata.pipeline.run.session import Session
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem
 from strata.stages.solve.solve import Progress, Solver
+from strata.store.read.order import key_of
 
 CHECKPOINT_SECONDS = 20.0
 """Most work a kill can cost."""
@@ -162,6 +163,17 @@ class Solving:
             return
         tensors = {n: t.detach().cpu().clone() for n, t in self.solver.tensors().items()}
         self.good = tensors, self.note()
+
+
+def draws_of(seed: int, j: int, specs: Iterable[Any]) -> Callable[[int, int, int], int] | None:
+    """Seeds of what the steps of problem j draw, from a run's seed; None: they draw nothing.
+
+    Args:
+        specs: of layers and classifiers that are trained.
+    """
+    if not any(spec.draws for spec in specs):
+        return None
+    return lambda *step: key_of("draws of a step", seed, j, *step) % 2**63
 
 
 def give_up(solving: Solving, error: Diverged) -> NoReturn:

@@ -16,7 +16,7 @@ from strata.pipeline.run.record import RESULT
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import compress, scales
 from strata.pipeline.train.loop import conclude, train
-from strata.pipeline.train.solving import Solving, how_good
+from strata.pipeline.train.solving import Solving, draws_of, how_good
 from strata.stages.network.network import build_problem
 from strata.stages.solve.baseline import build_end_to_end
 from strata.stages.solve.solve import Solver
@@ -39,7 +39,9 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     advice = f"It was layer {j}: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
     if recipe.compress:
         advice += f", or 'compress.lr' ({recipe.compress.lr:g}) if it was fine-tuned"
-    solver = Solver(problem, schedule, session.device, session.compute, ranks=session.ranks)
+    draws = draws_of(run.seed, j, recipe.problems[j - 1])
+    on = session.device, session.compute
+    solver = Solver(problem, schedule, *on, ranks=session.ranks, draws=draws)
     made_of = {"input": run.nodes()[j - 1].fingerprint}
     where = f"layer {j}", run.layer_directory(j), made_of, advice
     solving = Solving(session, j, solver, *where)
@@ -98,7 +100,8 @@ def train_end_to_end(session: Session, variant: dict[str, Any]) -> tuple[dict[st
         checkpointing=variant["checkpointing"],
     )
     schedule = replace(recipe.schedule, accumulate=variant["accumulate"])
-    solver = Solver(network, schedule, session.device, session.compute)
+    draws = draws_of(session.run.seed, 0, [*recipe.layers, recipe.auxiliaries[-1]])
+    solver = Solver(network, schedule, session.device, session.compute, draws=draws)
     made_of = {"input": session.run.nodes()[0].fingerprint}
     advice = f"Lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
     directory = session.run.baseline_directory(variant["variant"])

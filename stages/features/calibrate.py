@@ -28,7 +28,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from strata.stages.errors import NotFinite
-from strata.stages.features.quantise import LEVELS, Quantiser, refuse_not_finite, unclipped_codes
+from strata.stages.features.quantise import (
+    LEVELS,
+    Quantiser,
+    refuse_not_finite,
+    unclipped_codes,
+)
 
 HEADROOM = {"uint8": 2.0, "uint4": 1.0}
 """How many times the percentile a largest value may be for the codes to reach to it. Reaching twice
@@ -102,17 +107,19 @@ class Calibration:
 
 @torch.inference_mode()
 def calibrate(
-    batches: Iterable[Float[Tensor, "_ c h w"]], precision: str, percentile: float
+    batches: Iterable[Float[Tensor, "_ ..."]], precision: str, percentile: float, axis: int = 1
 ) -> Calibration:
-    """Choose a quantiser for maps like these, and measure it on them.
+    """Choose a quantiser for features like these, and measure it on them.
 
     How the rows are cut into batches does not matter. Of a large map a fixed pattern of pixels is
-    looked at, another one in each row; smallest and largest values are over all pixels.
+    looked at, another one in each row; smallest and largest values are over all pixels. The tokens
+    of a sample, or its points in time, are looked at as pixels are; a vector has one.
 
     Args:
         batches: float32 on any device.
         precision: ``uint8`` or ``uint4``.
         percentile: above 0, at most 100; 100 clips nothing.
+        axis: of the channels in a batch, 1 or -1.
 
     Returns:
         The calibration, its quantiser on the CPU.
@@ -121,10 +128,10 @@ def calibrate(
         NotFinite: a value is NaN or infinite; its sample is counted over all batches.
         ValueError: there is not one row.
     """
-    parts, extremes, device = _gather(batches, precision)
+    parts, extremes, device = _gather(batches, precision, axis)
 
     def channel(c: int) -> Tensor:
-        """What was looked at of one channel, (n,), on the maps' device."""
+        """What was looked at of one channel, (n,), on the batches' device."""
         return torch.cat([part[:, c].flatten() for part in parts]).to(device)
 
     channels = range(len(extremes))
@@ -132,7 +139,7 @@ def calibrate(
     # How far the codes of each channel reach below and above 0.
     near = extremes <= HEADROOM[precision] * typical
     reach = np.where(near, extremes, typical)
-    quantiser = _quantiser(precision, reach)
+    quantiser = _quantiser(precision, reach, axis)
     there = quantiser.to(device)
     found = (
         Channel(
@@ -149,21 +156,22 @@ def calibrate(
 
 
 def _gather(
-    batches: Iterable[Tensor], precision: str
+    batches: Iterable[Tensor], precision: str, axis: int
 ) -> tuple[list[Tensor], np.ndarray, torch.device]:
     """Pixels that are looked at, (B, C, P) each and on the CPU; how far all values reach below and
-    above 0, float64 (C, 2); the maps' device."""
+    above 0, float64 (C, 2); the batches' device."""
     parts, lows, highs, row, device = [], [], [], 0, torch.device("cpu")
     for x in batches:
         device = x.device
         try:
-            refuse_not_finite(x, x, precision)
+            refuse_not_finite(x, x, precision, axis)
         except NotFinite as error:
             error.sample += row
             raise
-        parts.append(_thinned(x, row).cpu())
-        lows.append(x.amin((0, 2, 3)).cpu())
-        highs.append(x.amax((0, 2, 3)).cpu())
+        pixels = x.movedim(axis, 1).reshape(len(x), x.shape[axis], -1)
+        parts.append(_thinned(pixels, row).cpu())
+        lows.append(pixels.amin((0, 2)).cpu())
+        highs.append(pixels.amax((0, 2)).cpu())
         row += len(x)
     if not row:
         raise ValueError("there is nothing to calibrate on")
@@ -173,13 +181,13 @@ def _gather(
 
 
 def _thinned(x: Tensor, first: int) -> Tensor:
-    """(B, C, P) of (B, C, H, W): P pixels evenly apart, one further on in each row."""
-    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+    """(B, C, P) of all pixels (B, C, N): P of them evenly apart, one further on in each row."""
+    _, channels, pixels = x.shape
     wanted = min(pixels, max(1, VALUES_PER_ROW // channels))
     rows = torch.arange(first, first + len(x), device=x.device)
     pattern = torch.arange(wanted, device=x.device) * pixels // wanted
     index = (rows[:, None] + pattern) % pixels
-    return x.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))
+    return x.gather(2, index[:, None].expand(-1, channels, -1))
 
 
 def _typical(values: Tensor, extremes: np.ndarray, percentile: float) -> list[float]:
@@ -197,7 +205,7 @@ def _typical(values: Tensor, extremes: np.ndarray, percentile: float) -> list[fl
     return found
 
 
-def _quantiser(precision: str, reach: np.ndarray) -> Quantiser:
+def _quantiser(precision: str, reach: np.ndarray, axis: int) -> Quantiser:
     """Scales and zero points for how far each channel's codes reach, (C, 2). Dead channels get the
     widest one's, and scale 1 if there is nothing to go by."""
     width, top, bounds = reach.sum(1), LEVELS[precision], torch.finfo(torch.float32)
@@ -207,7 +215,8 @@ def _quantiser(precision: str, reach: np.ndarray) -> Quantiser:
     scale = (width / top).clip(bounds.tiny, bounds.max / (top + 2))
     scale[width == 0] = 1.0
     zero = (reach[:, 0] / scale).round().clip(max=top)
-    return Quantiser(precision, torch.from_numpy(scale).float(), torch.from_numpy(zero).byte())
+    tensors = torch.from_numpy(scale).float(), torch.from_numpy(zero).byte()
+    return Quantiser(precision, *tensors, axis)
 
 
 def _quality(values: Tensor, quantiser: Quantiser, c: int) -> dict[str, Any]:

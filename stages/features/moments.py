@@ -1,4 +1,4 @@
-"""Mean, deviation, extremes and zeros of every channel, of maps that are seen a part at a time.
+"""Mean, deviation, extremes and zeros of every channel, of rows that are seen a part at a time.
 
 Parts are merged as in Chan, Golub and LeVeque (1979), *Updating formulae and a pairwise algorithm
 for computing sample variances*: nothing cancels, however far a mean is from 0. All sums are float64
@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Moments of each of C channels, over all rows and pixels that were seen."""
+    """Moments of each of C channels, over all rows, and their pixels or tokens, that were seen."""
 
     count: int
     """Values of one channel."""
@@ -29,10 +30,11 @@ class Moments:
     """Values that are exactly 0."""
 
     @classmethod
-    def of(cls, x: Shaped[Tensor, "b c h w"]) -> Moments:
-        """Moments of some maps, at least one; floats or, of images, uint8; on a CPU. NCHW is
-        fastest."""
-        values = x.permute(1, 0, 2, 3).reshape(x.shape[1], -1).float().numpy()
+    def of(cls, x: Shaped[Tensor, "b ..."], axis: int = 1) -> Moments:
+        """Moments of some rows, at least one; floats or, as x_0 may be, uint8 or int32; on a CPU.
+        ``axis`` is that of the channels, 1 or -1. NCHW is fastest."""
+        wide = torch.float64 if x.dtype == torch.int32 else torch.float32  # each holds them exactly
+        values = x.movedim(axis, 0).flatten(1).to(wide).numpy()
         mean = values.mean(1, dtype=np.float64)
         apart = values - mean[:, None]
         return cls(

@@ -1,16 +1,17 @@
 """What blocks are, read off from the modules: shapes, operations, memory, and whether they will do.
 
-A block is shown a tensor without content in training mode. It must take one (N, C, H, W) and give
-one, of a side that divides the input's; it must draw nothing, leave its input as it is, and keep
-all its tensors where weights are kept. What is refused here would otherwise show as weights that
-cannot be repeated, or as features that are not those of the network.
+A block is shown a tensor without content in training mode. It must take one batch and give one, of
+samples of 1 to 4 axes; it must draw nothing in eval mode, leave its input as it is, and keep all
+its tensors where weights are kept. What is refused here would otherwise show as weights that cannot
+be repeated, or as features that are not those of the network.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,43 +36,59 @@ FEW, MORE = 2, 4
 """Rows of the two steps that tell memory: batch norm wants more than one."""
 
 
-def read_blocks(source: Origin, shape: Shape) -> tuple[Block, ...]:
-    """The blocks of a network for images of a shape, (channel, y, x).
+def read_blocks(source: Origin, shape: Shape, dtype: str = "float32") -> tuple[Block, ...]:
+    """The blocks of a network for x_0 of a shape.
+
+    Args:
+        dtype: of x_0 as it is stored. ``int32`` is seen as it is, all else as float32.
 
     Raises UnusableNetwork where it cannot be made or cut, or a block is not what layers can be.
     """
     blocks: list[Block] = []
     owner: dict[int, int] = {}
-    known: dict[tuple[str, Shape], dict[str, Any]] = {}
-    for index, (name, module) in enumerate(construct(source, None), start=1):
+    known: dict[tuple[str, Seen], dict[str, Any]] = {}
+    seen = Seen(shape, torch.int32 if dtype == "int32" else torch.float32)
+    for index, (name, module) in enumerate(construct(source, None, shape, dtype), start=1):
         title = f"network {source.name}: block {index}, {name},"
         with guarded(title.rstrip(",")):
             _check_apart(module, index, owner, title)
-            key = digest(source, module), shape
+            key = digest(source, module), seen
             if key not in known:  # many networks have the same block many times
-                known[key] = _figures(module, shape, title)
-        one = Block(index=index, digest=key[0], name=name, source=source, **known[key])
-        blocks.append(one)
-        shape = one.output(shape)
+                known[key] = _figures(module, seen, title)
+        same = {"digest": key[0], "source": source, "x_0": (shape, dtype), **known[key]}
+        blocks.append(one := Block(index=index, name=name, **same))
+        seen = Seen(one.gives, last=one.features_last)
     return tuple(blocks)
 
 
-def _figures(module: nn.Module, shape: Shape, title: str) -> dict[str, Any]:
+def _figures(module: nn.Module, seen: Seen, title: str) -> dict[str, Any]:
     """All of a block but what it is called."""
-    output, work = _shown(module, shape, title)
+    shape = seen.shape
+    output, work, draws = _shown(module, seen, title)
+    last = _is_last(module, seen, output)
+    factor = 0 if last or seen.last else _factor(shape, output)
+    places = output[:-1] if last else output[1:]
+    if len(places) == 2 and min(places) < 2:
+        raise UnusableNetwork(
+            f"{title} turns {_said(shape)} into {_said(output)}; sides must be 2 or more pixels: "
+            "enlarge 'augment.crop', or leave out blocks"
+        )
     sizes = [parameter.numel() for parameter in module.parameters()]
     return {
-        "channels": shape[0],
-        "width": output[0],
-        "factor": _factor(shape, output, title),
+        "channels": shape[-1 if seen.last else 0],
+        "width": output[-1 if last else 0],
+        "factor": factor or 1,
+        "features_last": last,
+        "draws": draws,
+        "takes": shape,
+        "gives": output,
         "parameters": sum(sizes),
         "largest": max(sizes),
         "small": sum(p.numel() for p in module.parameters() if p.nbytes <= WHOLE),
-        "side": shape[1],
         "work": work,
-        "local": _is_local(module, shape[0], shape[1] // output[1]),
-        "whole": memory_peaks(module, shape, torch.float32),
-        "half": memory_peaks(module, shape, torch.bfloat16),
+        "local": factor > 0 and _is_local(module, shape[0], factor),
+        "whole": memory_peaks(module, seen, torch.float32),
+        "half": memory_peaks(module, seen, torch.bfloat16),
     }
 
 
@@ -101,6 +118,15 @@ def _check_apart(module: nn.Module, index: int, owner: dict[int, int], title: st
 # ---- shown a tensor without content --------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a block is shown: samples of a shape and dtype, whose features may be the last axis."""
+
+    shape: Shape
+    dtype: torch.dtype = torch.float32
+    last: bool = False
+
+
 class _Draws(TorchDispatchMode):
     """Notes the first call that draws from a random generator."""
 
@@ -117,24 +143,24 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _shown(module: nn.Module, shape: Shape, title: str) -> tuple[Shape, int]:
-    """Shape of one output, and multiply-adds of one input."""
+def _shown(module: nn.Module, seen: Seen, title: str) -> tuple[Shape, int, bool]:
+    """Shape of one output, multiply-adds of one input, and whether it draws in training."""
     rows = 2
     module.train()
     try:
-        with faked(module, (rows, *shape)) as (state, x), _Draws() as draws:
-            with FlopCounterMode(display=False) as counter:
+        with faked(module, (rows, *seen.shape), seen.dtype) as (state, x):
+            with _Draws() as draws, FlopCounterMode(display=False) as counter:
                 y = functional_call(module, state, (x,))
             changed = x._version > 0
-            frozen = functional_call(module.eval(), state, (x,))
+            with _Draws() as frozen_draws:
+                frozen = functional_call(module.eval(), state, (x,))
             module.train()
     except Exception as error:  # whatever code of others does
-        seen = "×".join(map(str, shape))
-        raise UnusableNetwork(f"{title} cannot take {seen}: {told(error)}") from error
-    if draws.name:
+        raise UnusableNetwork(f"{title} cannot take {_said(seen.shape)}: {told(error)}") from error
+    if frozen_draws.name:
         raise UnusableNetwork(
-            f"{title} draws random numbers in training ({draws.name}), which a run could not "
-            "repeat: take its dropout away, or set it to 0"
+            f"{title} draws random numbers in eval mode too ({frozen_draws.name}), so its features "
+            "could not be computed again: draw in training mode alone"
         )
     if changed:
         raise UnusableNetwork(
@@ -142,31 +168,49 @@ def _shown(module: nn.Module, shape: Shape, title: str) -> tuple[Shape, int]:
         )
     for given, mode in ((y, "training"), (frozen, "eval")):
         gives = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        if not isinstance(given, Tensor) or given.ndim != 4 or given.shape != (rows, *y.shape[1:]):
+        if (
+            not isinstance(given, Tensor)
+            or given.ndim not in range(2, 6)
+            or given.shape != (rows, *y.shape[1:])
+        ):
             raise UnusableNetwork(
-                f"{title} must give one tensor N×C×H×W, and gives {gives} in {mode} mode"
+                f"{title} must give one tensor, N samples of 1 to 4 axes, and gives {gives} in "
+                f"{mode} mode"
             )
     if not y.requires_grad or not y.dtype.is_floating_point:
         raise UnusableNetwork(f"{title} gives no gradient to its weights")
-    _, channels, height, width = y.shape
-    return (channels, height, width), counter.get_total_flops() // 2 // rows
+    return tuple(y.shape[1:]), counter.get_total_flops() // 2 // rows, draws.name is not None
 
 
-def _factor(shape: Shape, output: Shape, title: str) -> int:
-    """By how much it has fewer pixels a side."""
-    (_, before, _), (channels, height, width) = shape, output
-    if height != width or height < 2:
-        raise UnusableNetwork(
-            f"{title} turns {'×'.join(map(str, shape))} into {channels}×{height}×{width}; sides "
-            "must be equal, and 2 or more pixels: enlarge 'augment.crop', or leave out blocks"
-        )
-    factor = before // height
-    if factor * height != before:
-        raise UnusableNetwork(
-            f"{title} turns a side of {before} pixels into {height}, which does not divide it: pad "
-            "its convolutions, or change 'augment.crop'"
-        )
-    return factor
+def _said(shape: Shape) -> str:
+    return "×".join(map(str, shape))
+
+
+def _is_last(module: nn.Module, seen: Seen, output: Shape) -> bool:
+    """Is the last axis of the output that of the features? With twice as many places, all axes but
+    that of the features are longer; where that cannot be shown, shapes and kinds of parts tell."""
+    if len(output) == 1 or (len(output) == 3 and output[0] != output[1] == output[2]):
+        return False
+    twice = [2 * size for size in seen.shape]
+    if seen.dtype.is_floating_point:
+        twice[-1 if seen.last else 0] //= 2
+    with suppress(Exception), faked(module, (2, *twice), seen.dtype) as (state, x):
+        y = functional_call(module, state, (x,))
+        same = [a == b for a, b in zip(y.shape[1:], output, strict=True)]
+        if sum(same) == 1 and (same[0] or same[-1]):
+            return same[-1]
+    if len(output) == 2:
+        kinds = nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d
+        return not any(isinstance(part, kinds) for part in module.modules())
+    return len(output) == 3 and output[0] == output[1] != output[2]
+
+
+def _factor(shape: Shape, output: Shape) -> int:
+    """By how much a map has fewer pixels a side; 0: by no one number."""
+    if not len(shape) == len(output) == 3:
+        return 0
+    factor = shape[1] // output[1]
+    return factor if tuple(side // factor for side in shape[1:] if factor) == output[1:] else 0
 
 
 @torch.no_grad()
@@ -174,16 +218,22 @@ def _is_local(module: nn.Module, channels: int, factor: int) -> bool:
     """Does a pixel in one corner leave the values at the opposite one alone? If not (global
     averages, attention, learnt positions), the features of a canvas are not those of its crops."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
+    named = *module.named_parameters(), *module.named_buffers()
+    state = {n: torch.ones_like(t, device="cpu") if t.is_meta else t for n, t in named}
+    for name, parameter in module.named_parameters():
         bound = 1 / math.sqrt(max(1, parameter[:1].numel()))
-        parameter.uniform_(-bound, bound, generator=generator)
+        values = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+        state[name] = values.uniform_(-bound, bound, generator=generator)
     side = PIXELS * factor
     x = torch.randn(1, channels, side, side, generator=generator)
     other = x.clone()
     other[..., :factor, :factor] += 1
     module.eval()
     try:
-        y, z = (module(one)[..., -PIXELS // 4 :, -PIXELS // 4 :] for one in (x, other))
+        y, z = (
+            functional_call(module, state, (one,))[..., -PIXELS // 4 :, -PIXELS // 4 :]
+            for one in (x, other)
+        )
     except Exception:  # it knows one size only
         return False
     return torch.equal(y, z)
@@ -192,20 +242,21 @@ def _is_local(module: nn.Module, channels: int, factor: int) -> bool:
 # ---- memory --------------------------------------------------------------------------------------
 
 
-def memory_peaks(module: nn.Module, shape: Shape, compute: torch.dtype) -> MemoryPeaks | None:
+def memory_peaks(module: nn.Module, seen: Seen, compute: torch.dtype) -> MemoryPeaks | None:
     """Bytes of tensors of a block, at every moment of a step that can be a peak.
 
     None where a kernel does not work on tensors without content, or does something else for another
-    number of rows. ``shape`` is that of one input, ``compute`` the dtype of the convolutions.
+    number of rows. ``compute`` is the dtype of the convolutions.
     """
     try:
-        few, more = (_steps(module, (rows, *shape), compute) for rows in (FEW, MORE))
+        few, more = (_steps(module, seen, rows, compute) for rows in (FEW, MORE))
     except Exception:  # whatever code of others does
         return None
     if [len(log) for log in few] != [len(log) for log in more]:
         return None
+    (value, *_), _ = few.pop(), more.pop()
     (kept,), training, backward, frozen = map(_pairs, few, more)
-    return MemoryPeaks(kept, training, backward, frozen)
+    return MemoryPeaks(kept, training, backward, frozen, value)
 
 
 def _pairs(few: Sequence[int], more: Sequence[int]) -> tuple[Pair, ...]:
@@ -239,11 +290,12 @@ class _Logged(TensorBytes):
         return log
 
 
-def _steps(module: nn.Module, shape: Sequence[int], compute: torch.dtype) -> list[list[int]]:
-    """Bytes kept after a forward pass; during it; during the backward pass; without a gradient."""
+def _steps(module: nn.Module, seen: Seen, rows: int, compute: torch.dtype) -> list[list[int]]:
+    """Bytes kept after a forward pass; during it; during the backward pass; without a gradient; of
+    a value."""
     half = torch.autocast("cpu", compute, enabled=compute != torch.float32)
     module.train()
-    with faked(module, shape) as (state, x), ExitStack() as stack:
+    with faked(module, (rows, *seen.shape), seen.dtype) as (state, x), ExitStack() as stack:
         # As the solver does: what is large goes where the momentum is, and does not stay.
         large = [t for t in state.values() if t.requires_grad and t.nbytes > WHOLE]
         totals = {one: torch.zeros_like(one) for one in large}
@@ -253,6 +305,7 @@ def _steps(module: nn.Module, shape: Sequence[int], compute: torch.dtype) -> lis
         stack.enter_context(in_parts(module, totals.__getitem__))
         with half:
             y = functional_call(module, state, (x,))
+        value = [y.itemsize]
         kept, training = [counted.now - counted.held], counted.taken()
         # As the classifier's backward pass does: a gradient of the output, which itself may go.
         total = (y * torch.ones_like(y)).sum()
@@ -262,11 +315,11 @@ def _steps(module: nn.Module, shape: Sequence[int], compute: torch.dtype) -> lis
         backward = counted.taken()
     module.eval()
     with (
-        faked(module, shape) as (state, x),
+        faked(module, (rows, *seen.shape), seen.dtype) as (state, x),
         _Logged([*state.values(), x]) as counted,
         torch.no_grad(),
         half,
     ):
         functional_call(module, state, (x,))
     module.train()
-    return [kept, training, backward, counted.log]
+    return [kept, training, backward, counted.log, value]

@@ -1,19 +1,12 @@
-"""Blocks of a network that a Python file or torchvision makes: modules, one after another.
+"""Blocks of a network that a Python file, torchvision or timm makes: modules, one after another.
 
-A file gives blocks. A model of torchvision is cut into a chain of them, read off from a forward
-pass: its modules in the order in which they are called, as long as each sees what the one before it
-gave. ``Sequential`` is opened up; any other module (a residual block, a dense block) stays whole.
-Then a block is
-
-    pooling that lies before it · a part with weights · norms and activations that follow it
-
-so pooling opens the next block, as P does in a layer (Sec. 4.3, VGG). From the first part on that
-is shown or gives no map any more, a model is its own classifier; that is left out, since every
-block has an auxiliary classifier instead. So is pooling that closes the last block.
+A file gives a list of blocks, or a model, which is cut as those of torchvision and timm are
+(cutting.py). In a list, what has no weights joins the block before it.
 
 A constructor draws its weights from torch's own generator. As long as it runs, that generator goes
 on from a given seed, and afterwards from where it was; where weights are loaded later, it is not
-asked at all. Weights are always random, never pretrained.
+asked at all: modules are then made without content, and get zeros, block by block, where they are
+wanted.
 """
 
 from __future__ import annotations
@@ -24,31 +17,32 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from strata.stages.errors import UnusableNetwork
-from strata.stages.faking import faked
 from strata.stages.foreign import at_home, executed, guarded
 from strata.stages.network.blocks import Block, Origin
+from strata.stages.network.cutting import cut
+from strata.stages.network.links import Named, joined, part_of
+from strata.stages.network.spec import Shape
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-Named = tuple[str, nn.Module]
-"""A module and what it is called in its model."""
 SIDE = 224
-"""Of the image that is shown to the model, in pixels: it has no content, so it costs nothing."""
-OPENING = ("pooling", "dropout", "pixelshuffle")
-"""Modules of torch.nn that belong to the block after them."""
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # pyright: ignore
+"""Of the image that is shown to a model, in pixels, if it takes that: it has no content, so it
+costs nothing, and there are places left up to the model's classifier."""
+NO_CONTENT = ".*meta parameter in the current model, which is a no-op.*"
+"""What torch warns of where weights are loaded into modules without content."""
 
 
 def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
@@ -57,7 +51,7 @@ def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
     Raises UnusableNetwork also where one of them is no longer the block that was read.
     """
     source = blocks[0].source
-    made, found = dict(enumerate(construct(source, seed), start=1)), []
+    made, found = dict(enumerate(construct(source, seed, *blocks[0].x_0), start=1)), []
     for block in blocks:
         name, module = made.get(block.index, ("missing", nn.Identity()))
         with guarded(f"network {source.name}"):
@@ -69,27 +63,56 @@ def block_modules(blocks: Sequence[Block], seed: int | None) -> list[nn.Module]:
                 f"({block.name}, {block.digest[:12]}). Is this another version of torchvision, or "
                 "of what the file imports?",
             )
-        found.append(module)
+        found.append(module._apply(_with_content))
     return found
 
 
-def construct(source: Origin, seed: int | None) -> list[Named]:
+def _with_content(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
+
+
+def construct(
+    source: Origin, seed: int | None, shape: Shape = (3, SIDE, SIDE), dtype: str = "float32"
+) -> list[Named]:
     """The blocks of a network on the CPU, each with its name there, in training mode.
 
-    ``seed`` is that of torch's draws, which give the same weights on every machine; None, for
-    weights to be loaded, draws nothing. Raises UnusableNetwork where it cannot be made or cut.
+    Args:
+        seed: of torch's draws, which give the same weights on every machine. None, for weights to
+            be loaded, draws nothing: parameters and buffers are on the device ``meta``, if the
+            constructor can be run so.
+        shape, dtype: of x_0, as :func:`read_blocks` has them; a model is cut for them.
+
+    Raises UnusableNetwork where it cannot be made or cut.
     """
-    draws = _NoDraws() if seed is None else nullcontext()
-    with torch.random.fork_rng(devices=[]), draws, guarded(f"network {source.name}"):
+    with torch.random.fork_rng(devices=[]), guarded(f"network {source.name}"):
         torch.default_generator.manual_seed(seed or 0)
-        if not source.file:
-            return _cut(_torchvision(source), source.name)
-        file = Path(source.folder, source.file).absolute()
-        home = Path(source.home or source.folder, source.file).absolute()
-        with at_home(file.parent, home.parent, source.read):
-            made = _of_file(source, file)
-        source.read.discard(file.name)
-        return made
+        file = source.file and Path(source.folder, source.file).absolute()
+        home = Path(source.home or source.folder, source.file or "").absolute()
+        place = at_home(file.parent, home.parent, source.read) if file else nullcontext()
+        with place:
+            found = _made(source, file, seed)
+        if file:
+            source.read.discard(file.name)
+        if not isinstance(found, nn.Module):
+            return found
+        seen = torch.int32 if dtype == "int32" else torch.float32
+        shown = [(shape[0], SIDE, SIDE)] if len(shape) == 3 else []
+        for one in shown:
+            with suppress(Exception):
+                return cut(found, f"network {source.name}", one, seen)
+        return cut(found, f"network {source.name}", shape, seen)
+
+
+def _made(source: Origin, file: Path | None, seed: int | None) -> nn.Module | list[Named]:
+    """A model, or blocks."""
+    make = partial(_of_file, source, file) if file else partial(_of_package, source)
+    if seed is None:
+        # What cannot be done without content (a number read from a tensor), is done with some.
+        with suppress(Exception), torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("error", NO_CONTENT)
+            return make()
+    with _NoDraws() if seed is None else nullcontext():
+        return make()
 
 
 def digest(source: Origin, module: nn.Module) -> str:
@@ -112,7 +135,8 @@ def digest(source: Origin, module: nn.Module) -> str:
 def _code_of(module: nn.Module) -> list[str]:
     """Source of every class in a module that is not torch's own, without comments and layout."""
     kinds = {kind for part in module.modules() for kind in type(part).__mro__}
-    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "builtins")]
+    others = "torch", "builtins", "strata"
+    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in others]
     sources = [textwrap.dedent(inspect.getsource(kind)) for kind in own]
     return sorted(ast.unparse(ast.parse(text)) for text in sources)
 
@@ -121,7 +145,9 @@ def _unusable(source: Origin, text: str) -> UnusableNetwork:
     return UnusableNetwork(f"network {source.name}: {text}")
 
 
-def _torchvision(source: Origin) -> nn.Module:
+def _of_package(source: Origin) -> nn.Module:
+    if source.name.startswith("timm:"):
+        return _timm(source)
     from torchvision import models
 
     name, known = source.name.removeprefix("torchvision:"), models.list_models(module=models)
@@ -132,7 +158,16 @@ def _torchvision(source: Origin) -> nn.Module:
     return models.get_model(name, weights=None, **dict(source.arguments))
 
 
-def _of_file(source: Origin, file: Path) -> list[Named]:
+def _timm(source: Origin) -> nn.Module:
+    try:
+        import timm  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise _unusable(source, f"timm cannot be imported ({error}): pip install timm") from None
+    name = source.name.removeprefix("timm:")
+    return timm.create_model(name, pretrained=False, **dict(source.arguments))
+
+
+def _of_file(source: Origin, file: Path) -> nn.Module | list[Named]:
     path, _, name = source.name.rpartition(":")
     code = source.code or ""
     module = f"strata_network_{sha256(code.encode()).hexdigest()[:12]}"
@@ -144,17 +179,22 @@ def _of_file(source: Origin, file: Path) -> list[Named]:
     elif source.arguments:
         raise _unusable(source, f"{name} is no function, and takes no arguments")
     kind = type(found).__name__
-    if not isinstance(found, (list, tuple, nn.Sequential, nn.ModuleList)) or not len(found):
-        raise _unusable(source, f"{name} must be or return a list of blocks, got {kind}")
-    for number, part in enumerate(found, start=1):
+    is_list = isinstance(found, (list, tuple, nn.ModuleList))
+    if not (len(found) if is_list else isinstance(found, nn.Module)):
+        raise _unusable(
+            source, f"{name} must be or return a list of blocks, or a model, got {kind}"
+        )
+    for number, part in enumerate(found if is_list else [found], start=1):
+        what = f"block {number}" if is_list else name
         if not isinstance(part, nn.Module):
-            kind = type(part).__name__
-            raise _unusable(source, f"block {number} is a {kind}, not a module")
+            raise _unusable(source, f"{what} is a {type(part).__name__}, not a module")
         lazy = next((p for p in part.modules() if isinstance(p, LazyModuleMixin)), None)
         if lazy is not None:
             kind = type(lazy).__name__
-            raise _unusable(source, f"block {number} has a {kind}: say how many channels it sees")
-    return [(f"{name}[{n}] ({type(part).__name__})", part) for n, part in enumerate(found)]
+            raise _unusable(source, f"{what} has a {kind}: say how many channels it sees")
+    if not is_list:
+        return found
+    return joined([part_of(f"{name}[{n}]", part, norms=True) for n, part in enumerate(found)])
 
 
 class _NoDraws(TorchFunctionMode):
@@ -171,86 +211,3 @@ class _NoDraws(TorchFunctionMode):
             return func(*args, **kwargs)
         with torch.no_grad():
             return (args[0] if args else kwargs["tensor"]).zero_()
-
-
-# ---- cutting ------------------------------------------------------------------------------------
-
-
-def _cut(model: nn.Module, name: str) -> list[Named]:
-    """The blocks of a model for images of three channels, each with its name and class.
-
-    Raises UnusableNetwork, with the model's ``name`` and the module, where it is no chain.
-    """
-    blocks: list[list[Named]] = []
-    opening: list[Named] = []
-    for path, part in _trunk(model, name):
-        begins = _weighted(part) and not isinstance(part, NORMS)
-        if type(part).__module__ in {f"torch.nn.modules.{kind}" for kind in OPENING}:
-            opening.append((path, part))
-        elif begins or not blocks:
-            blocks.append([*opening, (path, part)])
-            opening = []
-        else:
-            (opening or blocks[-1]).append((path, part))
-    found: list[Named] = []
-    for parts in blocks:
-        path, main = next((one for one in parts if _weighted(one[1])), parts[0])
-        module = main if len(parts) == 1 else nn.Sequential(*(part for _, part in parts))
-        found.append((f"{path} ({type(main).__name__})", module))
-    return found
-
-
-def _weighted(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
-
-
-def _trunk(model: nn.Module, name: str) -> list[Named]:
-    """The modules from the image to the last map."""
-    calls: list[tuple[str, nn.Module, tuple[Any, ...], Any]] = []
-    model.eval()
-    with faked(model, (1, 3, SIDE, SIDE)) as (state, last):
-        hooks = [
-            part.register_forward_hook(lambda *call, path=path: calls.append((path, *call)))
-            for path, part in _units(model)
-        ]
-        try:
-            functional_call(model, state, (last,))
-        finally:
-            for hook in hooks:
-                hook.remove()
-    model.train()
-    parts: list[Named] = []
-    for path, module, inputs, output in calls:
-        is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1
-        if not inputs or inputs[0] is not last or not is_map:
-            break
-        parts.append((path, module))
-        last = output
-    stray = (
-        f"{path} ({type(module).__name__})"
-        for path, module, _, output in calls[len(parts) :]
-        if _weighted(module) and not _is_flat(output)
-    )
-    where = next(stray, None if parts else "its first part")
-    if where:
-        after = f" ({parts[-1][0]})" if parts else ""
-        raise UnusableNetwork(
-            f"network {name} cannot be cut into blocks: {where} does not see the map that the part "
-            f"before it gave{after}, or gives none. Name a Python file with blocks of your own"
-        )
-    return parts
-
-
-def _is_flat(output: Any) -> bool:
-    """One value of every feature or class."""
-    return isinstance(output, Tensor) and output.numel() == output.shape[:2].numel()
-
-
-def _units(module: nn.Module, path: str = "") -> Iterator[Named]:
-    """Modules that are not opened up, in the order of their definition. Lists are: nobody calls
-    them."""
-    for name, child in module.named_children():
-        if type(child).forward in (nn.Sequential.forward, nn.Module.forward):
-            yield from _units(child, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", child

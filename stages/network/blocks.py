@@ -1,8 +1,8 @@
 """Layers that are blocks of any network, as arithmetic: shapes, parameters, operations, memory.
 
-Layer j is then block j: a module with one (N, C, H, W) in and one out, which a Python file or
-torchvision made. What a block is was read off from the module once (block_reading.py); here are
-only its figures, so that planning needs no torch once they are known.
+Layer j is then block j: a module with one batch of samples in and one out, of 1 to 4 axes each,
+which a Python file or torchvision made. What a block is was read off from the module once
+(block_reading.py); here are only its figures, so that planning needs no torch once they are known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 from strata.stages.network.spec import UNNAMED, LayerSpec, Shape
 
+PACKAGES = "torchvision:", "timm:"
+"""What names of networks begin with that are no files'."""
 Pair = tuple[int, int]
 """Bytes of every row, and bytes beside the rows."""
 
@@ -39,12 +41,12 @@ class Origin:
 
     @property
     def file(self) -> str | None:
-        """Path of the Python file from the recipe; None for torchvision."""
-        return None if self.name.startswith("torchvision:") else self.name.rpartition(":")[0]
+        """Path of the Python file from the recipe; None for torchvision and timm."""
+        return None if self.name.startswith(PACKAGES) else self.name.rpartition(":")[0]
 
     @property
     def digest(self) -> str | None:
-        """sha256 hex digest of the text; None for torchvision."""
+        """sha256 hex digest of the text; None for torchvision and timm."""
         return self.code and sha256(self.code.encode()).hexdigest()
 
 
@@ -60,6 +62,8 @@ class MemoryPeaks:
     """During the backward pass, from the output's gradient on."""
     frozen: tuple[Pair, ...]
     """During a forward pass in eval mode, of which nothing is kept."""
+    value: int = 4
+    """Bytes of a value of the output in training."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,11 @@ class Block:
     index: int
     """j, from 1."""
     channels: int
-    """Channels of x_{j-1}."""
+    """Channels, or features, of x_{j-1}."""
     width: int
-    """Channels of x_j."""
+    """Channels, or features, of x_j."""
     factor: int
-    """By how much x_j has fewer pixels a side than x_{j-1}."""
+    """By how much x_j has fewer pixels a side than x_{j-1}; 1 where that does not divide."""
     digest: str
     """sha256 hex digest of its code and structure; in fingerprints it stands for the block."""
     name: str = field(metadata=UNNAMED)
@@ -81,8 +85,10 @@ class Block:
     parameters: int = field(metadata=UNNAMED)
     largest: int = field(metadata=UNNAMED)
     """Values of its largest parameter."""
-    side: int = field(metadata=UNNAMED)
-    """Side, in pixels, of the x_{j-1} that the figures below are for."""
+    takes: Shape = field(metadata=UNNAMED)
+    """Shape of the x_{j-1} that it was read with, which the figures here are for."""
+    gives: Shape = field(metadata=UNNAMED)
+    """Shape of x_j then."""
     work: int = field(metadata=UNNAMED)
     """Multiply-adds of one forward pass of one x_{j-1}."""
     local: bool = field(metadata=UNNAMED)
@@ -94,6 +100,12 @@ class Block:
     source: Origin = field(metadata=UNNAMED)
     small: int = field(default=0, metadata=UNNAMED)
     """Values of the parameters whose gradients a step keeps until its end."""
+    features_last: bool = False
+    """A feature of x_j is an index along its last axis: tokens, maps of Swin."""
+    draws: bool = field(default=False, metadata=UNNAMED)
+    """It draws random numbers in training mode, as dropout does."""
+    x_0: tuple[Any, ...] = field(default=(), metadata=UNNAMED)
+    """Shape and dtype of the x_0 that the network was cut for; empty: not known."""
 
     @property
     def convolved_channels(self) -> int:
@@ -106,8 +118,18 @@ class Block:
         return f", {self.name} {self.digest[:12]}"
 
     def output(self, shape: Shape) -> Shape:
-        """Shape of x_j from that of x_{j-1}."""
-        return self.width, shape[1] // self.factor, shape[2] // self.factor
+        """Shape of x_j from that of x_{j-1}. A map may have another size than the one that the
+        block was read with, if sides divide."""
+        if shape == self.takes or not self.scales:
+            return self.gives
+        return self.width, *(side // self.factor for side in shape[1:])
+
+    @property
+    def scales(self) -> bool:
+        """Is x_j, of any map, that map's size divided by :attr:`factor`?"""
+        is_map = len(self.takes) == len(self.gives) == 3
+        sides = tuple(side // self.factor for side in self.takes[1:])
+        return is_map and self.gives == (self.width, *sides)
 
     def operations(self, shape: Shape) -> int:
         """Multiply-adds of one forward pass of one sample of shape ``shape`` (x_{j-1})."""
@@ -123,7 +145,7 @@ class Block:
         return max((round(a * share) + b for a, b in pairs), default=0)
 
     def _share(self, shape: Shape) -> float:
-        return prod(shape[1:]) / self.side**2
+        return prod(shape) / prod(self.takes)
 
     def as_json(self) -> dict[str, Any]:
         """All but its source."""
@@ -137,7 +159,11 @@ class Block:
             name: found[name] and MemoryPeaks(**{k: _tuples(v) for k, v in found[name].items()})
             for name in ("whole", "half")
         }
-        return cls(**{**found, **known, "source": source})
+        found = {**found, **known, "source": source}
+        if side := found.pop("side", 0):  # of a run made when x_j was a square map
+            found["takes"] = found["channels"], side, side
+            found["gives"] = found["width"], *[side // found["factor"]] * 2
+        return cls(**{name: _tuples(value) for name, value in found.items()})
 
 
 AnyLayer = LayerSpec | Block

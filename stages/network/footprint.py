@@ -102,9 +102,10 @@ def solving(
     constant = value * batch * prod(shape) + held(layer, auxiliary, keep_best=keep_best)
     kept = gradients(layer, auxiliary, straight=straight)
     whole = kept if divided else 0  # gradients of the micro-batches before
-    maps = [inputs * outputs for inputs, outputs in auxiliary.maps if auxiliary.hidden]
+    connected = auxiliary.hidden or auxiliary.sees != "map"
+    maps = [inputs * outputs for inputs, outputs in auxiliary.maps if connected]
     copies = width * (width < FLOAT) * sum(maps)
-    connected = FLOAT * sum(_kept(maps, straight=straight)) + (not straight) * copies
+    later = FLOAT * sum(_kept(maps, straight=straight)) + (not straight) * copies
     first = straight * (FLOAT * max(maps, default=0) + copies)  # before all others, and then gone
     if isinstance(layer, Block):
         if (peaks := layer.memory(compute)) is None:
@@ -115,6 +116,8 @@ def solving(
             for some in ((peaks.kept,), peaks.training, peaks.backward)
         )
         below = _backward(convolutions, width, copied=False, below=True, straight=straight)
+        if auxiliary.sees != "map":
+            below = _head(auxiliary, layer.output(shape), micro, peaks.value, below=True)
         above = gradients(None, auxiliary, straight=straight)
         large = 0 if straight else FLOAT * (layer.parameters - layer.small)
         backward = max(training, between + max(below, first), backward + above + large)
@@ -124,12 +127,31 @@ def solving(
         convolutions = _convolutions(layer, auxiliary, shape, micro)
         copied = value > width or bool(layer and layer.downsamplings)
         backward = _backward(convolutions, width, copied=copied, straight=straight)
+        if auxiliary.sees != "map":
+            backward = _head(auxiliary, shape, micro, FLOAT, below=False)
         backward = max(backward, first + width * sum(c.saved for c in convolutions))
         forward = whole + value * micro * prod(shape) * _shuffles(layer)
     maps += [c.weights for c in convolutions]
     largest = FLOAT * max(_kept(maps, straight=straight), default=0)
     update = kept + (kept if at_once else largest)  # gradient + decay · weight
-    return constant + max(forward, whole + backward + connected, update)
+    return constant + max(forward, whole + backward + later, update)
+
+
+def _head(auxiliary: AuxiliarySpec, shape: Shape, rows: int, value: int, *, below: bool) -> int:
+    """Most bytes of a classifier of tokens or vectors, beside x_j: activations and gradients.
+
+    ``value`` is the bytes of one of x_j. Layer norm works in float32, and keeps what it sees.
+    """
+    pixels = auxiliary.pixels(shape)
+    seen = rows * (pixels if auxiliary.each else 1)
+    *inner, _ = (seen * outputs for _, outputs in auxiliary.maps)
+    is_normed = auxiliary.sees != "vector"
+    normed = FLOAT * rows * auxiliary.channels * is_normed
+    normed *= 1 if auxiliary.pool == "class" and not auxiliary.each else pixels
+    copied = normed * (value < FLOAT)
+    kept = copied + FLOAT * sum(inner) + normed * auxiliary.each
+    logits = FLOAT * seen * auxiliary.classes
+    return max(copied + normed, kept + 4 * logits, copied + logits + (1 + below) * normed)
 
 
 def gradients(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, straight: bool) -> int:

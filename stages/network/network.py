@@ -1,7 +1,7 @@
 """Layers and auxiliary classifiers (paper Eq. 1 and 2), as modules with their own random generator.
 
     x_j     = ρ W_θ P x_{j-1}                     Layer
-    C_γ x_j = L A ρW̃_{k-2} … ρW̃_0 x_j            Auxiliary
+    C_γ x_j = L A ρW̃_{k-2} … ρW̃_0 x_j            Auxiliary, or Head where x_j is no map
 
 P is the invertible downsampling of Dinh et al. (2017): each 2×2 block of pixels becomes 4 channels.
 A averages over the four spatial quadrants. Initialisation is PyTorch's default, from a given seed.
@@ -62,10 +62,34 @@ class Auxiliary(nn.Module):
         return self.linear(self.average(self.convolutions(self.halve(x))).flatten(1))
 
 
+class Head(nn.Module):
+    """C_γ of an x_j that is no map, from (B, token, F), (B, y, x, F), (B, F, time), (B, F, z, y, x)
+    or (B, F) to logits z_j (B, classes), or (B, token, classes)."""
+
+    def __init__(self, spec: AuxiliarySpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.norm = nn.Identity() if spec.sees == "vector" else nn.LayerNorm(spec.channels)
+        *hidden, last = (nn.Linear(inputs, outputs) for inputs, outputs in spec.maps)
+        relus = [part for one in hidden for part in (one, nn.ReLU(inplace=True))]
+        self.linear = nn.Sequential(*relus, last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spec = self.spec
+        if spec.sees == "vector":
+            return self.linear(x)
+        x = x.flatten(2).transpose(1, 2) if spec.sees == "places" else x.flatten(1, -2)
+        if spec.pool == "class" and not spec.each:
+            x = x[:, :1]
+        with torch.autocast(x.device.type, enabled=False):  # as GPUs do it, whatever the compute
+            x = self.norm(x.float())
+        return self.linear(x if spec.each else x.mean(1))
+
+
 class Problem(nn.Module):
     """The auxiliary problem at layer j: z_j = C_γ(ρ W_θ P x_{j-1})."""
 
-    def __init__(self, layer: nn.Module, auxiliary: Auxiliary) -> None:
+    def __init__(self, layer: nn.Module, auxiliary: nn.Module) -> None:
         super().__init__()
         self.layer, self.auxiliary = layer, auxiliary
 
@@ -75,7 +99,7 @@ class Problem(nn.Module):
         assert isinstance(self.layer, Layer)
         return self.layer.convolution.out_channels
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, x: Tensor) -> Tensor:
         return self.auxiliary(self.layer(x))
 
 
@@ -100,7 +124,11 @@ def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int | None) -
 def _made(spec: LayerSpec | AuxiliarySpec, generator: torch.Generator | None) -> nn.Module:
     """A module with PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
     with torch.device("meta"):
-        module = Layer(spec) if isinstance(spec, LayerSpec) else Auxiliary(spec)
+        module = (
+            Layer(spec)
+            if isinstance(spec, LayerSpec)
+            else (Auxiliary if spec.sees == "map" else Head)(spec)
+        )
     module.to_empty(device="cpu")
     for part in module.modules() if generator else ():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
@@ -108,6 +136,6 @@ def _made(spec: LayerSpec | AuxiliarySpec, generator: torch.Generator | None) ->
             for values in (part.weight, part.bias):
                 if values is not None:
                     nn.init.uniform_(values, -bound, bound, generator=generator)
-        elif isinstance(part, nn.BatchNorm2d):
+        elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm)):
             part.reset_parameters()
     return module

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from math import prod
+from typing import Any, ClassVar
 
-Shape = tuple[int, int, int]
-"""(channel, y, x)."""
+Shape = tuple[int, ...]
+"""Of one sample, 1 to 4 axes: (feature,), (channel, time), (channel, y, x), (channel, z, y, x); or,
+where features are the last axis, (token, feature), (y, x, channel), (z, y, x, channel)."""
 
 KERNEL = 9
 """Weights of a 3×3 kernel."""
@@ -37,6 +39,11 @@ class LayerSpec:
     bias: bool
     pool: str = "invertible"
     """P: the ``invertible`` downsampling, or ``max`` over 2×2 pixels as in VGG (Sec. 4.3)."""
+
+    features_last: ClassVar[bool] = False
+    """Is a feature an index along the last axis of x_j, not the first?"""
+    draws: ClassVar[bool] = False
+    """Does it draw random numbers in training mode?"""
 
     @property
     def convolved_channels(self) -> int:
@@ -73,7 +80,9 @@ class AuxiliarySpec:
     """C_γ = L A ρW̃_{k-2} … ρW̃_0 (Eq. 2): k-1 convolutions, averaging to 2×2, one linear map.
 
     Or, with ``hidden`` layers, what VGG ends with: max pooling over 2×2 pixels and, instead of
-    convolutions, fully connected layers, each with bias and ρ, before the linear map.
+    convolutions, fully connected layers, each with bias and ρ, before the linear map. Or, where x_j
+    is no map, layer norm, the mean over places, and k - 1 fully connected layers of width M̃, each
+    with bias and ρ, before the linear map; a vector has no places, and is not normalised.
     """
 
     channels: int
@@ -91,16 +100,27 @@ class AuxiliarySpec:
     """Widths of the fully connected layers."""
     side: int = 0
     """With ``hidden``: of x_j after max pooling, in pixels."""
+    sees: str = "map"
+    """What x_j is: a ``map`` (channel, y, x); ``tokens``, with features along the last axis;
+    ``places``, with a channel and other axes than those of a map; a ``vector``."""
+    pool: str = "mean"
+    """What is seen of tokens: their ``mean``, or the first, which is the ``class`` token."""
+    each: bool = False
+    """Every token has logits of its own."""
+    draws: ClassVar[bool] = False
+    """Does it draw random numbers in training mode?"""
 
     @property
     def convolutions(self) -> tuple[tuple[int, int], ...]:
         """Channels in and out of W̃_0 … W̃_{k-2}."""
         widths = [self.channels, *[self.width] * (self.k - 1)]
-        return () if self.hidden else tuple(pairwise(widths))
+        return () if self.hidden or self.sees != "map" else tuple(pairwise(widths))
 
     @property
     def maps(self) -> tuple[tuple[int, int], ...]:
         """Values in and out of the linear maps: L, after those of the hidden layers."""
+        if self.sees != "map":
+            return tuple(pairwise((self.channels, *[self.width] * (self.k - 1), self.classes)))
         averaged = self.width if self.k > 1 else self.channels
         inputs = self.channels * self.side**2 if self.hidden else 4 * averaged
         return tuple(pairwise((inputs, *self.hidden, self.classes)))
@@ -109,10 +129,13 @@ class AuxiliarySpec:
     def parameters(self) -> int:
         extra = self.bias + 2 * self.batch_norm
         kernels = sum(outputs * (inputs * KERNEL + extra) for inputs, outputs in self.convolutions)
-        return kernels + sum(outputs * (inputs + 1) for inputs, outputs in self.maps)
+        norm = 2 * self.channels * (self.sees in ("tokens", "places"))
+        return kernels + norm + sum(outputs * (inputs + 1) for inputs, outputs in self.maps)
 
     def pixels(self, shape: Shape) -> int:
-        """How many the convolutions see of an x_j of shape ``shape``."""
+        """How many places are seen of an x_j of shape ``shape``."""
+        if self.sees != "map":
+            return prod(shape) // self.channels
         _, height, width = shape
         if self.half_resolution:
             height, width = -(-height // 2), -(-width // 2)
@@ -122,7 +145,7 @@ class AuxiliarySpec:
         """Multiply-adds of one forward pass of one x_j of shape ``shape``."""
         kernels = sum(inputs * outputs * KERNEL for inputs, outputs in self.convolutions)
         maps = sum(inputs * outputs for inputs, outputs in self.maps)
-        return kernels * self.pixels(shape) + maps
+        return kernels * self.pixels(shape) + maps * (self.pixels(shape) if self.each else 1)
 
 
 def described(spec: Any) -> dict[str, Any]:

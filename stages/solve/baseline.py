@@ -14,12 +14,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.network import Auxiliary, build
+from strata.stages.network.network import build
 from strata.stages.network.spec import AuxiliarySpec
 
 NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore
@@ -29,16 +28,21 @@ class EndToEnd(nn.Module):
     """Layers 1 … J and a classifier, from x_0 (B, C, H, W) to logits z_J."""
 
     def __init__(
-        self, layers: Sequence[nn.Module], auxiliary: Auxiliary, *, checkpointing: bool
+        self,
+        layers: Sequence[nn.Module],
+        auxiliary: nn.Module,
+        *,
+        checkpointing: bool,
+        draws: bool = False,
     ) -> None:
         super().__init__()
         self.layers, self.auxiliary = nn.ModuleList(layers), auxiliary
-        self.checkpointing = checkpointing
+        self.checkpointing, self.draws = checkpointing, draws
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, x: Tensor) -> Tensor:
         again = self.checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x = _checkpointed(layer, x) if again else layer(x)
+            x = _checkpointed(layer, x, draws=self.draws) if again else layer(x)
         # Not checkpointed: backward begins here, so what it would give up is wanted at once.
         return self.auxiliary(x)
 
@@ -49,16 +53,17 @@ def build_end_to_end(
     """A freshly initialised network. The same seed gives the same weights on every machine, with
     checkpointing or without."""
     *made, classifier = build([*layers, auxiliary], seed)
-    return EndToEnd(made, classifier, checkpointing=checkpointing)
+    draws = any(layer.draws for layer in layers)
+    return EndToEnd(made, classifier, checkpointing=checkpointing, draws=draws)
 
 
-def _checkpointed(layer: nn.Module, x: Tensor) -> Any:
+def _checkpointed(layer: nn.Module, x: Tensor, *, draws: bool) -> Any:
     """One layer, of which only x is kept until backward asks for the rest."""
     return checkpoint(
         layer,
         x,
         use_reentrant=False,
-        preserve_rng_state=False,  # nothing in a layer draws
+        preserve_rng_state=draws,  # the same again
         context_fn=lambda: (nullcontext(), _running_statistics_stay(layer)),
     )
 

@@ -7,8 +7,8 @@ between any two batches. A step on a GPU waits for none before it: losses are re
 
 import math
 from collections import deque
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
+from strata.stages.network.featurize import placed
 from strata.stages.network.footprint import goes_straight
 from strata.stages.solve.momentum import StraightSGD
 from strata.stages.solve.ranks import Ranks
@@ -36,7 +37,7 @@ class BatchRows(Protocol):
         ...
 
 
-Batches = Iterable[tuple[BatchRows, Int[Tensor, " b"]]]
+Batches = Iterable[tuple[BatchRows, Int[Tensor, " b ..."]]]
 
 WATCHED_STEPS = 2
 """First steps, of which peak memory is measured: from the second on there is momentum, and then all
@@ -85,9 +86,11 @@ class Solver(Generic[Trainable]):
     straight: bool = True
     """Large gradients go into the momentum as they come, if :func:`goes_straight` allows it. The
     step is torch.optim.SGD's in any case."""
+    draws: Callable[[int, int, int], int] | None = None
+    """Seed of what a step draws (dropout), from epoch, batch and rank; None: it draws nothing."""
 
     def __post_init__(self) -> None:
-        self.problem.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        placed(self.problem, self.device)
         self.ranks.share_norms(self.problem, self.device)
         plan = self.schedule
         compute = str(self.compute).removeprefix("torch.")
@@ -150,22 +153,39 @@ class Solver(Generic[Trainable]):
         rate = self.schedule.rate(done.epoch * steps_per_epoch + done.batch, steps_per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        if self.watched < WATCHED_STEPS:
-            self.watched += 1
-            with watched(self.device, self.tensors().values()) as peak:
+        with self._seeded():
+            if self.watched < WATCHED_STEPS:
+                self.watched += 1
+                with watched(self.device, self.tensors().values()) as peak:
+                    self.step(x, y)
+                done.peak_bytes = max(done.peak_bytes, peak.nbytes)
+            else:
                 self.step(x, y)
-            done.peak_bytes = max(done.peak_bytes, peak.nbytes)
-        else:
-            self.step(x, y)
         done.batch += 1
 
-    def step(self, x: BatchRows, y: Int[Tensor, " b"]) -> None:
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Inside, torch's generators go on from the step's seed; after it, from where they were."""
+        if self.draws is None:
+            yield
+            return
+        on_gpu = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_gpu else []):
+            seed = self.draws(self.progress.epoch, self.progress.batch, self.ranks.rank)
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                index = self.device.index
+                number = torch.cuda.current_device() if index is None else index
+                torch.cuda.default_generators[number].manual_seed(seed)
+            yield
+
+    def step(self, x: BatchRows, y: Int[Tensor, " b ..."]) -> None:
         """One step of SGD at the present rate.
 
         Args:
-            x: x_{j-1} of the batch, float (B, C, H, W); what is made while it is split is never
-                there whole.
-            y: its labels, int64 (B,), on the device.
+            x: x_{j-1} of the batch, for example float (B, C, H, W); what is made while it is split
+                is never there whole.
+            y: its labels, int64 (B,), or of every token (B, token), on the device.
 
         Raises:
             Diverged: the loss of this step, or of one of the :attr:`lag` before it, is not finite.
@@ -193,12 +213,12 @@ class Solver(Generic[Trainable]):
     def _backward(self, x: Tensor, target: Tensor, rows: int) -> Tensor:
         """Gradients of a micro-batch in a batch of so many ``rows``; its Σ loss and hits, float64
         (2,) on the device."""
-        x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
             logits = self.problem(x)
-        loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
+        flat, tokens = logits.float().flatten(0, -2), target[:1].numel()
+        loss = nn.functional.cross_entropy(flat, target.flatten(), reduction="sum") / tokens
         self.scaler.scale(loss / rows).backward()
-        hits = (logits.argmax(1) == target).sum()
+        hits = (logits.argmax(-1) == target).sum() / tokens
         return torch.stack((loss.detach().double(), hits.double()))
 
     def _read(self, left: int) -> None:
@@ -261,13 +281,13 @@ class Solver(Generic[Trainable]):
 @torch.inference_mode()
 def logits_of(
     problem: nn.Module, batches: Iterable[Tensor], device: torch.device, compute: torch.dtype
-) -> Float[Tensor, "n classes"]:
+) -> Float[Tensor, "n ... classes"]:
     """Logits in eval mode, float32 on the CPU, in the order of the batches."""
     was_training = problem.training
     problem.eval()
     parts = []
     for x in batches:
         with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-            parts.append(problem(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+            parts.append(problem(x).float().cpu())
     problem.train(was_training)
     return torch.cat(parts)

@@ -3,8 +3,9 @@
     raw      row row row …   poison up to a whole chunk            index  crc32c of the index
     packed   chunk crc32c  chunk crc32c …  (zstd or lz4, no shuffle)  index  crc32c of the index
 
-The channels of a pixel lie side by side (Zarr's transpose codec): so the feed hands a convolution
-what lies on disk, and chunks decode about twice as fast. Features after a ReLU are runs of zero
+The features of a place, for example the channels of a pixel, lie side by side (Zarr's transpose
+codec, where they are not the last axis anyway): so the feed hands a convolution what lies on disk,
+and chunks decode about twice as fast. Features after a ReLU are runs of zero
 bytes; shuffling would spread them, so nothing is shuffled. The metadata is zarr's own, and a test
 compares the bytes with zarr's.
 """
@@ -22,7 +23,7 @@ import numpy as np
 from google_crc32c import value  # pyright: ignore[reportUnknownVariableType]  # untyped
 
 from strata.store.errors import LevelDamaged
-from strata.store.level.layout import Geometry, LevelKey, precision
+from strata.store.level.layout import AXES, Geometry, LevelKey, precision
 
 INDEX_ENTRY = np.dtype("<u8")
 CHECKSUM = np.dtype("<u4")
@@ -30,8 +31,8 @@ crc32c = cast(Callable[[Any], int], value)
 """crc32c of a contiguous buffer."""
 NO_CHUNK = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that is not there (Zarr v3 sharding)."""
-CHANNELS_LAST = (0, 2, 3, 1)
-"""The axes of (sample, channel, y, x) in the order in which they lie."""
+PAIR = "_pair"
+"""Ends the name of an axis on which two values share an element."""
 ZSTD_LEVEL, LZ4_LEVEL = 1, 5
 CODEC_THREADS = os.cpu_count() or 1
 
@@ -44,13 +45,15 @@ def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
     from zarr.codecs import TransposeCodec
 
     files: dict[str, Any] = {}
+    order = list(range(1 + len(geometry.axes)))
+    order.append(order.pop(geometry.axis))
     zarr.create_array(  # pyright: ignore[reportUnknownMemberType]  # zarr types it in part
         zarr.storage.MemoryStore(files),
         shape=(geometry.rows, *geometry.stored),
         shards=(geometry.shard_rows, *geometry.stored),
         chunks=(geometry.chunk_rows, *geometry.stored),
         dtype=geometry.dtype,
-        filters=[TransposeCodec(order=CHANNELS_LAST)],
+        filters=[TransposeCodec(order=order)] if order != sorted(order) else None,
         compressors=_zarr_codecs(geometry),
         fill_value=precision(geometry.precision).poison,
         chunk_key_encoding={"name": "default", "separator": "."},
@@ -61,14 +64,15 @@ def zarr_metadata(geometry: Geometry, key: LevelKey) -> bytes:
 
 
 def _dimensions(geometry: Geometry) -> list[str]:
-    """Names of the axes of a row. None is ``x``: xarray takes an array named like a dimension for
-    its coordinate. One on which several values share an element has another length, and name."""
-    axes = zip(("channel", "height", "width"), geometry.stored, geometry.sample, strict=True)
-    return [name if stored == values else f"{name}_pair" for name, stored, values in axes]
+    """Names of the axes of a row. One on which several values share an element has another length,
+    and name."""
+    axes = zip(geometry.axes, geometry.stored, geometry.sample, strict=True)
+    return [name if stored == values else f"{name}{PAIR}" for name, stored, values in axes]
 
 
 def _attributes(geometry: Geometry, key: LevelKey) -> dict[str, Any]:
     """What a level says of itself to readers who know nothing of us."""
+    feature = geometry.feature
     found: dict[str, Any] = {
         "level": key.label,
         "fingerprint": key.fingerprint,
@@ -77,10 +81,11 @@ def _attributes(geometry: Geometry, key: LevelKey) -> dict[str, Any]:
     if geometry.precision == "bfloat16":
         found["logical_dtype"] = "bfloat16"
     elif geometry.precision in ("uint8", "uint4") and key.depth > 0:
-        found["values"] = "(code - zero[channel]) * scale[channel]; see the arrays scale and zero"
+        values = f"(code - zero[{feature}]) * scale[{feature}]"
+        found["values"] = f"{values}; see the arrays scale and zero"
     if precision(geometry.precision).packed > 1:
-        found["packing"] = "two channels per byte, the first in the low bits"
-        found["channels"] = geometry.sample[0]
+        found["packing"] = f"two {feature}s per byte, the first in the low bits"
+        found[f"{feature}s"] = geometry.features
     return found
 
 
@@ -104,16 +109,20 @@ def geometry_of_zarr(metadata: bytes) -> Geometry:
         found = json.loads(metadata)
         (sharding,) = (codec["configuration"] for codec in found["codecs"])
         names = {codec["name"] for codec in sharding["codecs"]}
-        rows, channels, height, width = found["shape"]
+        attributes = found["attributes"]
+        rows, *stored = found["shape"]
+        axes = [name.removesuffix(PAIR) for name in found["dimension_names"][1:]]
         return Geometry(
             rows,
-            (found["attributes"].get("channels", channels), height, width),
-            found["attributes"]["precision"],
+            # One on which values share an element has its own length beside.
+            tuple(map(lambda name, length: attributes.get(f"{name}s", length), axes, stored)),
+            attributes["precision"],
             chunk_rows=sharding["chunk_shape"][0],
             shard_rows=found["chunk_grid"]["configuration"]["chunk_shape"][0],
             profile="zstd" if "zstd" in names else "lz4" if "blosc" in names else "raw",
+            features_last=len(axes) > 1 and axes[0] != AXES[len(axes) - 1][0],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise LevelDamaged(f"zarr.json is none of a level: {error!r}") from None
 
 
@@ -129,9 +138,9 @@ def _compressor(profile: str, itemsize: int) -> Any:
     return codecs.Blosc(cname="lz4", clevel=LZ4_LEVEL, shuffle=noshuffle, typesize=itemsize)
 
 
-def channels_last(rows: np.ndarray) -> np.ndarray:
-    """C-contiguous (n, y, x, channel) of (n, channel, y, x): no copy if they lie so."""
-    return np.ascontiguousarray(rows.transpose(CHANNELS_LAST))
+def channels_last(rows: np.ndarray, axis: int = 1) -> np.ndarray:
+    """C-contiguous rows whose channels, which are this axis, are last: no copy if they lie so."""
+    return np.ascontiguousarray(np.moveaxis(rows, axis, -1))
 
 
 def encode(
@@ -140,7 +149,7 @@ def encode(
     """One shard in pieces that need no copy.
 
     Args:
-        rows: C-contiguous (n, y, x, channel) of stored elements.
+        rows: stored elements as they lie, (n, …, feature), C-contiguous.
         threads: that compress, which changes nothing of the bytes.
     """
     if geometry.profile == "raw":
@@ -223,7 +232,7 @@ def unpack(geometry: Geometry, chunk: np.ndarray, out: np.ndarray) -> None:
 
     Args:
         chunk: its bytes (uint8), the checksum included.
-        out: C-contiguous (chunk_rows, y, x, channel) of stored elements.
+        out: for stored elements as they lie, (chunk_rows, …, feature), C-contiguous.
 
     Raises:
         BadChunk: it fails its checksum.
@@ -237,7 +246,7 @@ def unpack(geometry: Geometry, chunk: np.ndarray, out: np.ndarray) -> None:
 def decode(
     geometry: Geometry, shard: np.ndarray, rows: int, chunk: int | None = None
 ) -> np.ndarray:
-    """Rows of a whole shard, which has ``rows`` of them: (n, y, x, channel) of stored elements.
+    """Rows of a whole shard, which has ``rows`` of them: stored elements as they lie.
 
     Args:
         chunk: of a packed shard, this inner chunk alone; None: all. Raw rows are not copied.

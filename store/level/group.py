@@ -2,7 +2,8 @@
 
 LEVEL/zarr.json            the group, with the metadata of all its arrays
       x/zarr.json          the values: shards are beside it
-      label/  sample_id/   zarr.json, and all values in the file ``c.0``
+      label/  sample_id/   zarr.json, and all values in the file ``c.0``; a label of every token of
+                           a sample in ``c.0.0``
       scale/  zero/        the same; of codes of 8 and 4 bits
 
 The metadata is zarr's own. Nothing that reads a level looks at it: the commit says the same.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,15 +22,21 @@ import numpy as np
 from strata.store.level.codec import zarr_metadata
 from strata.store.level.layout import BEGUN, Geometry, LevelKey
 
-CHUNK = "c.0"
-"""Zarr's key of the one chunk of a small array: its elements, little-endian, and nothing else."""
+CHANNEL = "channel"
+"""Stands for the axis that has the features: what it is called depends on the level."""
 SMALL = {
     "label": ("sample", "class of the sample, counted from 0"),
     "sample_id": ("sample", "number of the sample in its split of the data set"),
-    "scale": ("channel", "step between the codes of the channel"),
-    "zero": ("channel", "code of the value 0 in the channel"),
+    "scale": (CHANNEL, "step between the codes of the channel"),
+    "zero": (CHANNEL, "code of the value 0 in the channel"),
 }
-"""Every small array that a level can have: its dimension, and what it is, for people."""
+"""Every small array that a level can have: its first dimension, and what it is, for people. A
+second one is ``token``."""
+
+
+def chunk_name(shape: Sequence[int]) -> str:
+    """Zarr's key of the one chunk of a small array, which is its elements, little-endian."""
+    return f"c{'.0' * len(shape)}"
 
 
 def small_files(
@@ -38,20 +45,20 @@ def small_files(
     """The small files of a level.
 
     Args:
-        arrays: (n,) by a name of ``SMALL``.
+        arrays: (n,), or of labels (n, token), by a name of ``SMALL``.
 
     Returns:
         Bytes of every ``zarr.json``, by its path in the level; and the arrays, little-endian, whose
-        elements are the files ``NAME/c.0``.
+        elements are the files ``NAME/c.0``, as :func:`chunk_name` has them.
     """
     little = {name: array.astype(array.dtype.newbyteorder("<")) for name, array in arrays.items()}
-    forms = tuple((name, array.dtype.str, len(array)) for name, array in little.items())
+    forms = tuple((name, array.dtype.str, array.shape) for name, array in little.items())
     return dict(_metadata(geometry, key, forms)), little
 
 
 @cache
 def _metadata(
-    geometry: Geometry, key: LevelKey, forms: tuple[tuple[str, str, int], ...]
+    geometry: Geometry, key: LevelKey, forms: tuple[tuple[str, str, tuple[int, ...]], ...]
 ) -> tuple[tuple[str, bytes], ...]:
     """Path and bytes of every ``zarr.json``. A hole in a small array is as loud as one in x: -1,
     NaN or 255."""
@@ -61,20 +68,20 @@ def _metadata(
 
     files: dict[str, Any] = {BEGUN: cpu.Buffer.from_bytes(zarr_metadata(geometry, key))}
     memory = MemoryStore(files)
-    said = {"level": key.label, **vars(key), "precision": geometry.precision}
+    attributes = {"level": key.label, **vars(key), "precision": geometry.precision}
     untyped: Any = zarr
-    group = untyped.create_group(memory, attributes=said)
-    for name, dtype, length in forms:
-        dimension, what = SMALL[name]
+    group = untyped.create_group(memory, attributes=attributes)
+    for name, dtype, shape in forms:
+        dimension, what = (said.replace(CHANNEL, geometry.feature) for said in SMALL[name])
         group.create_array(
             name,
-            shape=(length,),
-            chunks=(length,),
+            shape=shape,
+            chunks=shape,
             dtype=dtype,
             compressors=None,
             fill_value=np.nan if dtype[1] == "f" else np.array(-1).astype(dtype),
             chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=(dimension,),
+            dimension_names=(dimension, "token")[: len(shape)],
             attributes={"long_name": what},
         )
     with warnings.catch_warnings():  # every reader of Zarr v3 that we know has them

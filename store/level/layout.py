@@ -10,9 +10,11 @@ STORE/x_3-9f3c1a72be04/intent.json
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,21 @@ BEGUN = f"{VALUES}/{ZARR}"
 """The metadata of that array, with which a level is begun."""
 CHUNK_BYTES = 1 << 20
 """Aim for an inner chunk: below about 1 MiB, readers pay more per chunk than per byte."""
+AXES = (
+    ("feature",),
+    ("channel", "time"),
+    ("channel", "height", "width"),
+    ("channel", "depth", "height", "width"),
+)
+"""Names of the axes of a sample of one to four. None is ``x``: xarray takes an array named like a
+dimension for its coordinate."""
+FEATURES_LAST = (
+    ("feature",),
+    ("token", "feature"),
+    ("height", "width", "channel"),
+    ("depth", "height", "width", "channel"),
+)
+"""The same where the features of a place are the last axis, as transformers have them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class Precision:
     poison: float
     """Fill value: what a missing shard reads as, never what a whole written row holds."""
     packed: int = 1
-    """Neighbouring channels that share one stored element, the first in its lowest bits."""
+    """Neighbouring features that share one stored element, the first in its lowest bits."""
 
 
 PRECISIONS = {
@@ -52,6 +69,8 @@ PRECISIONS = {
         Precision("uint8", np.dtype("u1"), 255),
         # Two codes of 0 … 14 in a byte.
         Precision("uint4", np.dtype("u1"), 255, packed=2),
+        # Of x_0 alone: what is counted, such as tokens of a text. It has no codes.
+        Precision("int32", np.dtype("<i4"), -(2**31)),
     )
 }
 
@@ -89,14 +108,22 @@ class LevelKey:
         return depth_directory(root, self.depth, self.fingerprint) / self.name
 
 
-def shard_name(shard: int) -> str:
-    """Zarr's key of a shard in its array, with flat keys: one directory to sync, not four."""
-    return f"c.{shard}.0.0.0"
+def axes(sample: Sequence[int], features_last: bool) -> tuple[str, ...]:
+    """The names of the axes of a sample. Raises ValueError: it has none, or more than four."""
+    if not 1 <= len(sample) <= len(AXES):
+        raise ValueError(f"a sample is {tuple(sample)}; it may have 1 to {len(AXES)} axes")
+    return (FEATURES_LAST if features_last else AXES)[len(sample) - 1]
 
 
-def shard_path(directory: Path, shard: int) -> Path:
+def shard_name(shard: int, axes: int = 3) -> str:
+    """Zarr's key of a shard of samples with so many axes, with flat keys: one directory to sync,
+    not four."""
+    return f"c.{shard}{'.0' * axes}"
+
+
+def shard_path(directory: Path, shard: int, axes: int = 3) -> Path:
     """The file of a shard in the directory of its level."""
-    return directory / VALUES / shard_name(shard)
+    return directory / VALUES / shard_name(shard, axes)
 
 
 def depth_directory(root: Path, depth: int, fingerprint: str) -> Path:
@@ -110,12 +137,13 @@ def lock_path(root: Path, depth: int, fingerprint: str) -> Path:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Shape of a level and of its files. Rows are samples. Readers see (row, channel, y, x); on
-    disk and in memory channels lie last, which is what convolutions read fastest."""
+    """Shape of a level and of its files. Rows are samples of one to four axes. Readers see maps as
+    (row, channel, y, x); on disk and in memory the features of a place lie side by side, which is
+    what convolutions read fastest."""
 
     rows: int
-    sample: tuple[int, int, int]
-    """(channel, y, x) of the values."""
+    sample: tuple[int, ...]
+    """Lengths of the axes of the values, for example (channel, y, x)."""
     precision: str
     chunk_rows: int
     """Rows in one inner chunk, the unit of decode."""
@@ -124,22 +152,49 @@ class Geometry:
     profile: str = "raw"
     """``raw``: uncompressed, rows at a constant stride. ``zstd`` or ``lz4``: packed, every inner
     chunk compressed without shuffle, crc32c last."""
+    features_last: bool = False
+    """The features of a place are the last axis of a sample, and not its channels, the first."""
 
     @property
     def dtype(self) -> np.dtype:
         return precision(self.precision).dtype
 
     @property
-    def stored(self) -> tuple[int, int, int]:
-        """(channel, y, x) of the stored elements: fewer channels where several share one."""
-        channels, height, width = self.sample
-        return -(-channels // precision(self.precision).packed), height, width
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of a sample."""
+        return axes(self.sample, self.features_last)
 
     @property
-    def lying(self) -> tuple[int, int, int]:
-        """(y, x, channel) of the stored elements: the order in which they lie."""
-        channels, height, width = self.stored
-        return height, width, channels
+    def axis(self) -> int:
+        """Which axis of a batch has the features: 1, or the last, -1."""
+        return -1 if self.features_last else 1
+
+    @property
+    def feature(self) -> str:
+        """Name of that axis."""
+        return ("sample", *self.axes)[self.axis]
+
+    @property
+    def features(self) -> int:
+        """Its length: how many channels, or features of a token, there are."""
+        return (self.rows, *self.sample)[self.axis]
+
+    @property
+    def is_map(self) -> bool:
+        """Are samples (channel, y, x)?"""
+        return len(self.sample) == 3 and not self.features_last
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Lengths of the axes of the stored elements: fewer features where several share one."""
+        found = [self.rows, *self.sample]
+        found[self.axis] = -(-self.features // precision(self.precision).packed)
+        return tuple(found[1:])
+
+    @property
+    def lying(self) -> tuple[int, ...]:
+        """The same in the order in which they lie, for example (y, x, channel)."""
+        return self.stored if self.features_last else (*self.stored[1:], self.stored[0])
 
     @property
     def row_bytes(self) -> int:
@@ -159,6 +214,10 @@ class Geometry:
         first, last = self.shard_range(shard)
         return last - first
 
+    def as_json(self) -> dict[str, Any]:
+        """What a commit says: of ``features_last`` only that it is so."""
+        return {k: v for k, v in asdict(self).items() if k != "features_last" or v}
+
     @property
     def nbytes(self) -> int:
         """Bytes of a raw level's shards: whole inner chunks, their index, its checksum. A packed
@@ -172,13 +231,16 @@ class Geometry:
 
 def geometry(
     rows: int,
-    sample: tuple[int, int, int],
+    sample: tuple[int, ...],
     precision_name: str,
     shard_bytes: int,
     profile: str = "raw",
+    *,
+    features_last: bool = False,
 ) -> Geometry:
     """Choose chunk and shard rows: chunks of about 1 MiB, shards of about ``shard_bytes``."""
-    row = Geometry(rows, sample, precision_name, 1, 1).row_bytes
+    features_last &= len(sample) > 1  # of a vector it would say nothing
+    row = Geometry(rows, sample, precision_name, 1, 1, features_last=features_last).row_bytes
     chunk = max(1, min(CHUNK_BYTES // row, shard_bytes // row, rows))
     chunks = max(1, min(shard_bytes // (chunk * row), -(-rows // chunk)))
-    return Geometry(rows, sample, precision_name, chunk, chunk * chunks, profile)
+    return Geometry(rows, sample, precision_name, chunk, chunk * chunks, profile, features_last)

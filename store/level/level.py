@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType
+from types import EllipsisType, NoneType
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged, LevelS
 from strata.store.files.files import DISK, Files
 from strata.store.files.publish import fitting, opened, present, read_hashed, unseal
 from strata.store.level.codec import CHECKSUM, crc32c, decode, row_checksums
-from strata.store.level.group import CHUNK, SMALL
+from strata.store.level.group import SMALL, chunk_name
 from strata.store.level.layout import BEGUN, VALUES, Geometry, LevelKey, shard_name, shard_path
 from strata.store.level.shard_table import ShardTable
 from strata.store.memory import aligned
@@ -41,7 +41,7 @@ RECEIPT = {"shard": int, "key": str, "rows": [int], **FILE, CHECKSUMS: str}
 FIELDS = {
     "level": KEY,
     "geometry": dict.fromkeys(("rows", "chunk_rows", "shard_rows"), int)
-    | {"sample": [int], "precision": str, "profile": str},
+    | {"sample": [int], "precision": str, "profile": str, "features_last": (bool, EllipsisType)},
     "content_root": str,
     "parent": (KEY | {"content_root": str}, NoneType),
     "arrays": {str: FILE | {"dtype": str, "shape": [int]}},
@@ -55,7 +55,7 @@ CHUNKS_KEPT = 8
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One committed array of (rows, channel, y, x), readable at random rows."""
+    """One committed array of rows, for example (rows, channel, y, x), readable at random rows."""
 
     directory: Path
     key: LevelKey
@@ -112,7 +112,8 @@ class Level:
 
         Args:
             rows: int64 (n,), ascending.
-            out: C-contiguous (n, y, x, channel) of stored elements, in the level's dtype.
+            out: for stored elements as they lie, (n, …, feature), C-contiguous, in the level's
+                dtype.
 
         Raises:
             IndexError: a row is not in the level.
@@ -129,11 +130,12 @@ class Level:
         self._checks.check(np.zeros_like(rows), rows, out)
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Copy of rows begin … end-1: (rows, channel, y, x) of stored elements, channels last."""
+        """Copy of rows begin … end-1: stored elements, for example (rows, channel, y, x), which
+        lie in memory as on disk."""
         memory = aligned((end - begin) * self.geometry.row_bytes).view(self.geometry.dtype)
         out = memory.reshape(end - begin, *self.geometry.lying)
         self.take(np.arange(begin, end), out)
-        return np.moveaxis(out, -1, 1)
+        return np.moveaxis(out, -1, self.geometry.axis)
 
     def array(self, name: str) -> np.ndarray:
         """A copy of a small array of the level, e.g. ``label``; checked against its sha256. Raises
@@ -143,14 +145,15 @@ class Level:
         if name not in self.arrays:
             raise LevelDamaged(f"{self.directory / COMMIT} is damaged: it has no {name}")
         facts = self.arrays[name]
-        data = read_hashed(self.directory / name / CHUNK, facts["sha256"], self.files)
+        path = self.directory / name / chunk_name(facts["shape"])
+        data = read_hashed(path, facts["sha256"], self.files)
         return np.frombuffer(bytearray(data), facts["dtype"]).reshape(facts["shape"])
 
     # ---- one shard ------------------------------------------------------------------------------
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
-        return shard_path(self.directory, shard)
+        return shard_path(self.directory, shard, len(self.geometry.sample))
 
     def checksums(self, shard: int) -> np.ndarray:
         """crc32c of every row of a shard, uint32 (rows,). Raises LevelDamaged if its receipt is not
@@ -194,7 +197,7 @@ class Level:
         """Raises LevelDamaged if a shard is gone or has not the size that the commit says."""
         found = self.files.sizes(self.directory / VALUES)
         for shard, nbytes in enumerate(self.shards.sizes.tolist()):
-            if (size := found.get(shard_name(shard))) != nbytes:
+            if (size := found.get(self.path(shard).name)) != nbytes:
                 check_size(self.path(shard), nbytes, size)
 
 
@@ -275,7 +278,7 @@ def receipt_of(
     checksums = row_checksums(np.ascontiguousarray(rows))
     return {
         "shard": shard,
-        "key": f"{VALUES}/{shard_name(shard)}",
+        "key": f"{VALUES}/{shard_name(shard, len(geometry.sample))}",
         "rows": list(geometry.shard_range(shard)),
         "nbytes": sum(len(piece) for piece in data),
         "sha256": digest.hexdigest(),

@@ -82,7 +82,7 @@ class ShardTable(Sequence[dict[str, Any]]):
         number = range(len(self))[shard]
         return {
             "shard": number,
-            "key": f"{VALUES}/{shard_name(number)}",
+            "key": f"{VALUES}/{shard_name(number, len(self.geometry.sample))}",
             "rows": list(self.geometry.shard_range(number)),
             "nbytes": int(self.sizes[number]),
             "sha256": self._digests[number].tobytes().hex(),

@@ -20,7 +20,7 @@ ARRAYS = "|".join(SMALL)
 TABLE = (
     (rf"(.+/)?{re.escape(TEMPORARY)}[^/]+|calibration-[^/]+/.+", "temporary"),
     (rf"{DEPTH}/intent\.json|{DEPTH}/[\w.]+/(COMMIT|(({ARRAYS}|x)/)?zarr)\.json", "level"),
-    (rf"{DEPTH}/[\w.]+/(x/c\.\d+\.0\.0\.0|({ARRAYS})/c\.0|receipts/\d+\.json)", "level"),
+    (rf"{DEPTH}/[\w.]+/(x/c\.\d+(\.0){{1,4}}|({ARRAYS})/c(\.0)+|receipts/\d+\.json)", "level"),
     (rf"{DEPTH}/[\w.]+/(c\.\d+\.0\.0\.0|\w+\.npy)", "level"),  # up to format 3
     (r"(runs|sources)/[0-9a-f]{12}\.json", RECORD),
     # Nobody reads what is in these, or whoever reads it checks it.

@@ -53,6 +53,10 @@ class ShardWriter:
         self.directory = key.directory(root)
         self.metadata = zarr_metadata(geometry, key)
 
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return shard_path(self.directory, shard, len(self.geometry.sample))
+
     def expect_begun(self) -> None:
         """Is the level that was begun to be seen from here?
 
@@ -82,7 +86,7 @@ class ShardWriter:
             return self._found(shard)
 
     def _found(self, shard: int) -> Published | None:
-        path, data = receipt_path(self.directory, shard), shard_path(self.directory, shard)
+        path, data = receipt_path(self.directory, shard), self.path(shard)
         with contextlib.suppress(FileNotFoundError, LevelDamaged):
             found = Published.by(unseal(path, self.files, RECEIPT))
             if sha256(self.files.read(data)) == found.sha256:
@@ -93,8 +97,8 @@ class ShardWriter:
         """Publish one shard and its receipt, or find that it was published.
 
         Args:
-            rows: (rows of the shard, channel, y, x) of stored elements, in the level's dtype; not
-                copied if channels lie last.
+            rows: stored elements, for example (rows of the shard, channel, y, x), in the level's
+                dtype; not copied if they lie in memory as on disk.
             threads: that compress.
 
         Raises:
@@ -107,9 +111,9 @@ class ShardWriter:
                 f"shard {shard} wants {expected} {self.geometry.dtype}, "
                 f"got {rows.shape} {rows.dtype}"
             )
-        rows = channels_last(rows)
+        rows = channels_last(rows, self.geometry.axis)
         data, path = encode(self.geometry, rows, threads), receipt_path(self.directory, shard)
-        place = shard_path(self.directory, shard)
+        place = self.path(shard)
         # Hashing takes about as long as writing and syncing does, on another core.
         with ThreadPoolExecutor(1) as pool:
             own = pool.submit(receipt_of, self.geometry, shard, data, rows)
@@ -125,7 +129,7 @@ class ShardWriter:
 
     def adopt(self, shard: int, digest: str | None = None) -> bool:
         """Vouch for a shard that lies there. False: it cannot be read, or has another sha256."""
-        path = shard_path(self.directory, shard)
+        path = self.path(shard)
         count = self.geometry.rows_in(shard)
         with refusals(path):
             try:
@@ -152,8 +156,9 @@ class ShardWriter:
             replace(path.parent, path.name, data, self.files)
 
 
-def forget_shard(directory: Path, shard: int, files: Files = DISK) -> None:
-    """Remove a shard and its receipt, the receipt first: it must never vouch for nothing."""
-    for path in (receipt_path(directory, shard), shard_path(directory, shard)):
+def forget_shard(place: Path, shard: int, files: Files = DISK) -> None:
+    """Remove a shard, which lies at a place, and its receipt, the receipt first: it must never
+    vouch for nothing."""
+    for path in (receipt_path(place.parent.parent, shard), place):
         with contextlib.suppress(FileNotFoundError):
             files.unlink(path)

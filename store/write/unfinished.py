@@ -40,12 +40,13 @@ def unfinished(
     """
     names, receipts = (set(files.names(directory / place)) for place in (VALUES, RECEIPTS))
     shards = range(geometry.shards)
-    there = np.fromiter((shard_name(shard) in names for shard in shards), bool, len(shards))
+    axes = len(geometry.sample)
+    there = np.fromiter((shard_name(shard, axes) in names for shard in shards), bool, len(shards))
     vouched = np.fromiter((receipt_name(shard) in receipts for shard in shards), bool, len(shards))
     sound = there & vouched
     last, left = [], RECHECKED
     for shard in np.flatnonzero(sound)[::-1].tolist():
-        left -= files.size(shard_path(directory, shard))
+        left -= files.size(shard_path(directory, shard, axes))
         if last and left < 0:
             break
         last.append(shard)
@@ -64,7 +65,7 @@ def unvouched(writer: ShardWriter) -> tuple[list[int], list[int]]:
 
     def is_there(shard: int) -> bool:
         """Is a shard there and vouched for, if need be now?"""
-        name = f"{VALUES}/{shard_name(shard)}"
+        name = f"{VALUES}/{writer.path(shard).name}"
         if name in listed and f"{RECEIPTS}/{receipt_name(shard)}" in listed:
             with suppress(LevelDamaged, FileNotFoundError):
                 receipt = unseal(receipt_path(writer.directory, shard), writer.files, RECEIPT)
@@ -75,7 +76,7 @@ def unvouched(writer: ShardWriter) -> tuple[list[int], list[int]]:
     whole = map_in_threads(is_there, range(writer.geometry.shards), writer.files.requests)
     missing = [shard for shard, is_whole in enumerate(whole) if not is_whole]
     begun = {name.rpartition("/")[2] for name in listed}
-    parts = [s for s in missing if not begun.isdisjoint((shard_name(s), receipt_name(s)))]
+    parts = [s for s in missing if not begun.isdisjoint((writer.path(s).name, receipt_name(s)))]
     return missing, parts
 
 
@@ -90,7 +91,7 @@ def unsettled(writer: ShardWriter, published: Iterable[Published]) -> list[int]:
         path = receipt_path(writer.directory, one.shard)
         try:
             found = Published.by(unseal(path, writer.files, RECEIPT))
-            size = writer.files.size(shard_path(writer.directory, one.shard))
+            size = writer.files.size(writer.path(one.shard))
         except (FileNotFoundError, LevelDamaged):
             return False
         return found == one and size == one.nbytes

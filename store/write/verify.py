@@ -21,7 +21,7 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.lock import Waiting
 from strata.store.files.publish import make_directory, present, read_hashed, replace, unseal
 from strata.store.fingerprint import fingerprint, sha256
-from strata.store.level.group import CHUNK
+from strata.store.level.group import chunk_name
 from strata.store.level.layout import BEGUN, VALUES, LevelKey
 from strata.store.level.level import (
     COMMIT,
@@ -126,7 +126,9 @@ def _check_intent(directory: Path, files: Files) -> Iterator[Damage]:
 
 def _small_files(directory: Path, body: dict[str, Any], files: Files) -> Iterator[Damage]:
     """Metadata, the small arrays and the receipts, by their hashes in the commit."""
-    arrays = {f"{name}/{CHUNK}": facts for name, facts in body["arrays"].items()}
+    arrays = {
+        f"{name}/{chunk_name(facts['shape'])}": facts for name, facts in body["arrays"].items()
+    }
     expected = (body["metadata"] | arrays).items()
     small = ((directory / name, facts["sha256"]) for name, facts in expected)
     receipts = ((receipt_path(directory, s["shard"]), s["receipt"]) for s in body["shards"])
@@ -296,7 +298,7 @@ def forget_damage(
             if files.exists(damage.path):
                 set_aside(root, damage.path, files)
             with refusals(damage.path):
-                forget_shard(directory, damage.shard, files)
+                forget_shard(damage.path, damage.shard, files)
         elif writer is not None and damage.path.parent.name == RECEIPTS:
             shard = int(damage.path.stem)
             if shard not in bad:

@@ -23,8 +23,8 @@ from strata.store.files.publish import (
     unseal,
 )
 from strata.store.fingerprint import sha256
-from strata.store.level.group import CHUNK, SMALL, is_array, small_files
-from strata.store.level.layout import BEGUN, VALUES, ZARR, Geometry, LevelKey, lock_path, shard_path
+from strata.store.level.group import SMALL, chunk_name, is_array, small_files
+from strata.store.level.layout import BEGUN, VALUES, ZARR, Geometry, LevelKey, lock_path
 from strata.store.level.level import (
     COMMIT,
     FORMAT,
@@ -140,7 +140,7 @@ class LevelWriter(ShardWriter):
                     self.directory, self.geometry, self.files, self.is_whole
                 )
             for shard in begun:
-                forget_shard(self.directory, shard, self.files)
+                forget_shard(self.path(shard), shard, self.files)
         return missing
 
     def sweep(self) -> None:
@@ -194,7 +194,7 @@ class LevelWriter(ShardWriter):
         """
         shards = ShardTable.of(self.geometry, self._entries())
         metadata, small = small_files(self.geometry, self.key, arrays or {})
-        chunks = {f"{name}/{CHUNK}": array.tobytes() for name, array in small.items()}
+        chunks = {f"{name}/{chunk_name(a.shape)}": a.tobytes() for name, a in small.items()}
         inside = [self.directory / name for name in (*small, VALUES, RECEIPTS)]
         for directory in inside:
             make_directory(directory, self.files)
@@ -205,7 +205,7 @@ class LevelWriter(ShardWriter):
             "format": FORMAT,
             "level": asdict(self.key),
             "parent": dict(parent) if parent else None,
-            "geometry": asdict(self.geometry),
+            "geometry": self.geometry.as_json(),
             "metadata": {name: _facts(data) for name, data in metadata.items()},
             "arrays": {
                 name: {"dtype": array.dtype.str, "shape": array.shape, **_facts(data)}
@@ -233,10 +233,10 @@ class LevelWriter(ShardWriter):
 
         def entry(shard: int) -> Entry:
             try:
-                found, path = self._entry(shard), shard_path(self.directory, shard)
+                found, path = self._entry(shard), self.path(shard)
                 check_size(path, found.nbytes, sizes.get(path.name))
             except LevelDamaged as error:
-                forget_shard(self.directory, shard, self.files)
+                forget_shard(self.path(shard), shard, self.files)
                 error.add_note("It was removed: repeat the command, which makes it again")
                 raise
             return found

@@ -28,7 +28,6 @@ from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level import codec
-from strata.store.level.group import CHUNK
 from strata.store.level.layout import BEGUN, Geometry, LevelKey
 from strata.store.level.level import COMMIT, Level, receipt_path, shard_path
 from strata.store.write import shard as shard_module
@@ -84,12 +83,13 @@ class Inline:
 
 @cache
 def cases() -> list[Case]:
-    """Profiles and precisions; one to four shards, whole and short; with and without labels."""
+    """Maps, tokens and vectors in profiles and precisions; one to four shards, whole and short;
+    with and without labels."""
     shapes = [
         Geometry(5, (1, 2, 3), "float32", chunk_rows=1, shard_rows=2),
-        Geometry(7, (2, 2, 2), "float16", chunk_rows=2, shard_rows=4, profile="zstd"),
+        Geometry(7, (4, 2), "float16", 2, 4, profile="zstd", features_last=True),
         Geometry(4, (1, 3, 3), "uint8", chunk_rows=1, shard_rows=1, profile="lz4"),
-        Geometry(3, (1, 2, 4), "uint4", chunk_rows=3, shard_rows=3),
+        Geometry(3, (16,), "uint4", chunk_rows=3, shard_rows=3),
     ]
     random = np.random.default_rng(0)
     made = []
@@ -186,7 +186,8 @@ class Trial:
             receipt = receipt_path(self.directory, shard)
             if self.disk.exists(receipt):
                 with contextlib.suppress(FileNotFoundError, LevelDamaged):
-                    data = self.disk.read(shard_path(self.directory, shard))
+                    axes = len(self.case.geometry.sample)
+                    data = self.disk.read(shard_path(self.directory, shard, axes))
                     if sha256(data) == unseal(receipt, self.disk)["sha256"]:
                         continue
                 self.counts["empty receipt"] += 1
@@ -277,8 +278,8 @@ def committed_files(trial: Trial) -> list[Path]:
     says any more which of the two geometries is right, and the level must be removed."""
     directory, shards = trial.directory, range(trial.case.geometry.shards)
     either = trial.disk.random.choice((directory / COMMIT, directory / BEGUN))
-    arrays = [directory / name / of for name in trial.case.arrays for of in (CHUNK, ZARR)]
-    files = [shard_path(directory, s) for s in shards]
+    arrays = [directory / name / of for name in trial.case.arrays for of in ("c.0", ZARR)]
+    files = [shard_path(directory, s, len(trial.case.geometry.sample)) for s in shards]
     receipts = [receipt_path(directory, s) for s in shards]
     return [either, directory / ZARR, directory.parent / INTENT, *arrays, *files, *receipts]
 

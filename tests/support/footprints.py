@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from epochs import run_epoch
-from torch import nn
+from torch import Tensor, nn
 
-from strata.stages.features.quantise import Codec, codec
+from strata.stages.features.quantise import Codec, codec, memory_format
 from strata.stages.network.network import Layer
 from strata.stages.network.spec import Shape
 from strata.stages.solve.schedule import SGDSchedule
@@ -16,15 +16,23 @@ CPU = torch.device("cpu")
 
 
 def stepped(
-    problem: nn.Module, shape: Shape, batch: int, accumulate: int, compute: torch.dtype
+    problem: nn.Module,
+    shape: Shape | tuple[Tensor, Tensor],
+    batch: int,
+    accumulate: int,
+    compute: torch.dtype,
 ) -> int:
-    """Peak bytes of two steps, as a run measures them."""
+    """Peak bytes of two steps, as a run measures them; on a batch, or on one of some shape."""
     schedule = SGDSchedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate)
     solver = Solver(problem, schedule, CPU, compute)
     generator = torch.Generator().manual_seed(0)
 
     def batches():
         for _ in range(WATCHED_STEPS):
+            if isinstance(shape[0], Tensor):
+                x = shape[0].clone()
+                yield x.contiguous(memory_format=memory_format(x)), shape[1]
+                continue
             x = torch.randn(batch, *shape, generator=generator)
             if isinstance(getattr(problem, "layer", None), Layer):  # as the feed of problems does
                 x = x.to(compute)

@@ -19,7 +19,7 @@ from simulated_disk import Inode, SimulatedDisk, mutating
 from strata.store.files.publish import sealed
 from strata.store.fingerprint import sha256
 from strata.store.level.codec import channels_last, encode
-from strata.store.level.level import Level, receipt_of, receipt_path, shard_path
+from strata.store.level.level import Level, receipt_of, receipt_path
 from strata.store.level.shard_table import Entry
 from strata.store.write.shard import Published
 from strata.store.write.writer import LevelWriter
@@ -72,11 +72,11 @@ class LateFileSync(SimulatedDisk):
 
 class ReceiptFirst(LevelWriter):
     def put(self, shard: int, rows: np.ndarray, threads: int = 1) -> Published:
-        rows = channels_last(rows)
+        rows = channels_last(rows, self.geometry.axis)
         data = b"".join(encode(self.geometry, rows))
         receipt = receipt_of(self.geometry, shard, [data], rows)
         self.vouch(shard, receipt)
-        self.have(shard_path(self.directory, shard), data)
+        self.have(self.path(shard), data)
         return Published.by(receipt)
 
 
@@ -113,9 +113,9 @@ class CommitBeforeReceipts(LevelWriter):
     """The receipts are kept in memory until the commit is there."""
 
     def put(self, shard: int, rows: np.ndarray, threads: int = 1) -> Published:
-        rows = channels_last(rows)
+        rows = channels_last(rows, self.geometry.axis)
         data = b"".join(encode(self.geometry, rows))
-        self.have(shard_path(self.directory, shard), data)
+        self.have(self.path(shard), data)
         receipt = receipt_of(self.geometry, shard, [data], rows)
         self.__dict__.setdefault("kept", {})[shard] = receipt
         return Published.by(receipt)

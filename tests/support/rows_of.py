@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
-from small_levels import drawn
+from small_levels import drawn, samples
 
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import channels_last
@@ -57,9 +57,9 @@ def views(root: Path, shape: Geometry, count: int = 2) -> list[Level]:
 def geometries(draw: st.DrawFn, profiles: Sequence[str] = ("raw", "zstd", "lz4")) -> Geometry:
     """Small ones, with ragged ends and rows of an odd number of bytes among them."""
     rows, chunk, chunks = (draw(st.integers(1, most)) for most in (40, 5, 3))
-    sample = draw(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)))
+    sample, last = draw(samples())
     name, profile = draw(st.sampled_from(sorted(PRECISIONS))), draw(st.sampled_from(profiles))
-    return Geometry(rows, sample, name, chunk, chunk * chunks, profile)
+    return Geometry(rows, sample, name, chunk, chunk * chunks, profile, last)
 
 
 def numbered(shape: Geometry, numbers: np.ndarray | Sequence[int]) -> Rows:
@@ -76,7 +76,7 @@ def divided(shape: Geometry, parts: Sequence[np.ndarray]) -> tuple[Rows, list[in
 def whole(shape: Geometry, count: int) -> np.ndarray:
     """Every row of every view by its number, as bytes: uint8 (count · rows, bytes of a row)."""
     rows = np.concatenate([drawn(shape, view) for view in range(count)])
-    return channels_last(rows).reshape(count * shape.rows, -1).view(np.uint8)
+    return channels_last(rows, shape.axis).reshape(count * shape.rows, -1).view(np.uint8)
 
 
 @contextmanager
@@ -94,9 +94,9 @@ def kinds_of(shape: Geometry) -> list[str]:
 
 
 def stored(levels: list[Level], numbers: np.ndarray) -> np.ndarray:
-    """Rows by global number as they lie, (n, y, x, channel), by Level.take."""
+    """Rows by global number as they lie, (n, …, feature), by Level.take."""
     whole = np.concatenate([level.read(0, len(level)) for level in levels])
-    return channels_last(whole[numbers])
+    return channels_last(whole[numbers], levels[0].geometry.axis)
 
 
 def equal(ours: np.ndarray, theirs: np.ndarray) -> bool:

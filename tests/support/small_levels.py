@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from hypothesis import strategies as st
 
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey
@@ -21,10 +23,30 @@ KEY = LevelKey(3, fingerprint(INTENT), "train", "v0")
 SMALL = Geometry(11, (2, 3, 2), "float32", chunk_rows=2, shard_rows=4)  # the last shard is short
 
 
+SHAPES = {
+    "map": SMALL,
+    "vector": replace(SMALL, sample=(5,)),
+    "series": replace(SMALL, sample=(3, 5)),
+    "tokens": replace(SMALL, sample=(5, 3), features_last=True),
+    "grid of tokens": replace(SMALL, sample=(3, 2, 5), features_last=True),
+    "volume": replace(SMALL, sample=(3, 2, 1, 4)),
+    "volume of tokens": replace(SMALL, sample=(2, 1, 4, 3), features_last=True),
+}
+"""The same level of samples of every number of axes, with their features first and last."""
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> tuple[tuple[int, ...], bool]:
+    """Lengths of one to four axes, and whether features are the last of them."""
+    sample = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    return sample, len(sample) > 1 and draw(st.booleans())
+
+
 def drawn(shape: Geometry, seed: int = 0) -> np.ndarray:
     """Rows of random bits, so that infinities, -0.0 and NaNs with payloads are among them."""
     bits = np.random.default_rng(seed).bytes(shape.rows * shape.row_bytes)
-    return np.moveaxis(np.frombuffer(bits, shape.dtype).reshape(-1, *shape.lying), -1, 1)
+    rows = np.frombuffer(bits, shape.dtype).reshape(-1, *shape.lying)
+    return np.moveaxis(rows, -1, shape.axis)
 
 
 def begin(

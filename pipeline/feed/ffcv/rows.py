@@ -143,7 +143,8 @@ def image_file(session: Session, level: Level) -> Path | None:
     """The .beton of x_0 that the session's loader reads; None if it reads the level itself.
 
     Raises:
-        LoaderError: ffcv cannot be had, or the recipe wants JPEG and the loader cannot read it.
+        LoaderError: ffcv cannot be had, or x_0 is no images, or the recipe wants JPEG and the
+            loader cannot read it.
     """
     quality = session.run.recipe.data.jpeg
     if session.options.loader != "ffcv":
@@ -153,6 +154,12 @@ def image_file(session: Session, level: Level) -> Path | None:
             )
         return None
     ffcv()
+    shape = level.geometry
+    if not (shape.is_map and shape.precision == "uint8"):
+        raise LoaderError(
+            f"ffcv reads images; {level.key.label} is ({', '.join(shape.axes)}) of "
+            f"{shape.precision}. Use --loader native"
+        )
     mode = f"jpeg{quality}" if quality else "raw"
     path = level.directory.with_name(f"{level.key.name}.{mode}.beton")
     try:

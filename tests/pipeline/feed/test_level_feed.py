@@ -6,6 +6,7 @@ import re
 import threading
 import warnings
 from dataclasses import replace
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forms import FORMS
 from root import ROOT
 from small_levels import drawn, flip
 from torch import Tensor
@@ -21,7 +23,9 @@ from strata.pipeline.errors import BudgetError
 from strata.pipeline.feed import level_feed as feeds
 from strata.pipeline.feed.level_feed import LevelFeed, feed
 from strata.pipeline.progress import Reporter
-from strata.stages.features.quantise import Quantiser
+from strata.stages.features.calibrate import calibrate
+from strata.stages.features.moments import Moments
+from strata.stages.features.quantise import LEVELS, Floats, Quantiser
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
 from strata.store.feature_store import open_level
 from strata.store.fingerprint import fingerprint
@@ -199,6 +203,85 @@ def test_codes_become_values_or_stay_codes(tmp_path: Path) -> None:
             assert torch.equal(next(iter(batches))[0], quantiser.rounded(x))
         with feed(level, batch=ROWS, shuffle=False, stored=True) as batches:
             assert np.array_equal(next(iter(batches))[0].numpy(), codes)
+
+
+def of_form(root: Path, kind: str, precision: str, profile: str = "raw") -> tuple[Level, Tensor]:
+    """A level of samples of some form, and their values as they are stored."""
+    form, axis = FORMS[kind]
+    x = form(torch.from_numpy(values().astype(np.float32)))
+    codec = Floats(precision, axis)
+    if precision in LEVELS:
+        codec = calibrate([x], precision, 99.0, axis).quantiser
+    rows = codec.encode(x).numpy()
+    last = axis == -1
+    shape = Geometry(ROWS, tuple(x.shape[1:]), precision, 4, 16, profile, features_last=last)
+    arrays = {name: t.numpy() for name, t in codec.tensors().items()}
+    return put(root, 1, "v0", shape, rows, **arrays), codec.rounded(x).float()
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+@pytest.mark.parametrize("profile", ["raw", "zstd", "lz4"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16", "uint8", "uint4"])
+def test_samples_of_any_axes_are_delivered(
+    tmp_path: Path, precision: str, profile: str, kind: str
+) -> None:
+    """In the order of their axes, of which the level says the names, in one piece of memory."""
+    level, expected = of_form(tmp_path, kind, precision, profile)
+    seen = []
+    with feed(level, batch=16, ids=True) as batches:
+        row_of = np.argsort(level.array("sample_id"))
+        for x, y, ids in batches:
+            rows = row_of[ids.numpy()]
+            seen += rows.tolist()
+            assert x.dtype == torch.float32
+            assert x.is_contiguous()
+            assert torch.equal(x, expected[rows])
+            assert y.tolist() == [row % 7 for row in rows]
+    assert sorted(seen) == list(range(ROWS))
+    with feed(level, batch=ROWS, shuffle=False, stored=True, tier="disk") as batches:
+        (x, _), *_ = batches
+        assert x.numpy().tobytes() == np.ascontiguousarray(level.read(0, ROWS)).tobytes()
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+@pytest.mark.parametrize("precision", ["float16", "uint8", "uint4"])
+def test_moments_are_those_of_the_channels_whatever_the_axes(
+    tmp_path: Path, precision: str, kind: str
+) -> None:
+    level, expected = of_form(tmp_path, kind, precision)
+    found = reduce(Moments.merged, map(feeds.moments_of(level), range(level.geometry.shards)))
+    apart = expected.double().movedim(FORMS[kind][1], 0).flatten(1).numpy()
+    assert len(found.mean) == 3
+    np.testing.assert_allclose(found.mean, apart.mean(1), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found.deviation, apart.std(1), rtol=1e-6)
+    assert found.zeros.tolist() == (apart == 0).sum(1).tolist()
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+def test_a_crop_of_what_is_no_map_is_refused(tmp_path: Path, kind: str) -> None:
+    level, _ = of_form(tmp_path, kind, "float16")
+    named = re.escape(f"x_1 train.v0 is no map, but ({', '.join(level.geometry.axes)})")
+    with pytest.raises(ValueError, match=f"crop is 4; {named}: leave it out"):
+        feed(level, batch=16, crop=4)
+
+
+@pytest.mark.parametrize("tier", ["memory", "device"])
+def test_tokens_and_a_label_of_each_are_delivered(
+    tmp_path: Path, tier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x_0 of a text: integers that stay what they are, and what comes after each."""
+    monkeypatch.setattr("strata.pipeline.run.device.free_device_memory", lambda device: 1 << 30)
+    shape = Geometry(ROWS, (5,), "int32", chunk_rows=4, shard_rows=16)
+    tokens = np.random.default_rng(3).integers(0, 2**31, (ROWS, 5), np.int32)
+    level = put(tmp_path, 0, "clean", shape, tokens, label=(tokens + 1).astype(np.int64))
+    with feed(level, batch=16, tier=tier, ids=True) as batches:
+        for x, y, ids in batches:
+            rows = np.argsort(level.array("sample_id"))[ids.numpy()]
+            assert (x.dtype, y.dtype) == (torch.int32, torch.int64)
+            assert np.array_equal(x.numpy(), tokens[rows])
+            assert np.array_equal(y.numpy(), (tokens[rows] + 1).astype(np.int64))
+    with pytest.raises(ValueError, match=r"labels has shape \(3, 5\)"):
+        feed(level, batch=16, labels=np.zeros((3, 5)))
 
 
 def test_images_come_as_they_are_stored(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import reduce
 import numpy as np
 import pytest
 import torch
+from forms import FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +56,23 @@ def test_a_channel_is_dead_if_it_never_says_anything() -> None:
     x[:, 1] = 0
     x[:4, 2] = 0
     assert Moments.of(x).dead == 1
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+def test_channels_of_samples_of_any_axes_are_counted(kind: str) -> None:
+    x, (form, axis) = maps(6), FORMS[kind]
+    x = x[:, :, :1, :1] if kind == "vector" else x
+    for name, found in vars(Moments.of(form(x), axis)).items():
+        np.testing.assert_allclose(found, getattr(Moments.of(x), name), rtol=1e-12)
+
+
+def test_large_integers_are_counted_exactly() -> None:
+    tokens = torch.tensor([[2**24 + 1, 2**31 - 1], [2**24 + 1, 0]], dtype=torch.int32)
+    found = Moments.of(tokens)
+    assert found.maximum.tolist() == [2**24 + 1, 2**31 - 1]
+    assert found.mean[0] == 2**24 + 1
+    assert found.deviation[0] == 0
+    assert found.zeros.tolist() == [0, 1]
 
 
 def test_images_are_counted_as_they_are() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from forms import FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import examples
@@ -112,6 +113,34 @@ def test_zero_is_exact_and_a_value_does_not_depend_on_its_batch(precision: str, 
     assert torch.equal(stored.rounded(strided), stored.rounded(x))
 
 
+@pytest.mark.parametrize("kind", sorted(FORMS))
+@pytest.mark.parametrize("precision", PRECISIONS)
+@given(x=maps(), percentile=st.sampled_from([90.0, 100.0]))
+@FEW
+def test_samples_of_any_axes_are_stored_as_maps_are(
+    precision: str, kind: str, x: Tensor, percentile: float
+) -> None:
+    """Value for value, with the same scales, in one piece of memory where axes are in order."""
+    form, axis = FORMS[kind]
+    x = x[:, :, :1, :1] if kind == "vector" else x
+    known = codec_for(precision, x, percentile)
+    stored: Codec = Floats(precision, axis)
+    if precision in LEVELS:
+        stored = calibrate([form(x)], precision, percentile, axis).quantiser
+        for name, tensor in known.tensors().items():
+            assert torch.equal(tensor, stored.tensors()[name])
+    assert same_bits(stored.rounded(form(x)), form(known.rounded(x)))
+    codes = stored.encode(form(x))
+    assert same_bits(codes, form(known.encode(x)))
+    values = stored.decode(codes, x.shape[1])
+    assert same_bits(values, form(known.decode(known.encode(x), x.shape[1])))
+    assert values.is_contiguous()
+    assert values.shape == form(x).shape
+    out = torch.empty_like(values)
+    assert stored.values(stored.unpacked(codes, x.shape[1]), out) is out
+    assert same_bits(out, values)
+
+
 @given(x=maps(orders=30))
 @FEW
 def test_bfloat16_is_kept_as_its_bits(x: Tensor) -> None:
@@ -151,6 +180,17 @@ def test_what_is_not_finite_is_refused_by_sample_and_channel(precision: str, val
             refuse(x)
         assert (caught.value.sample, caught.value.channel) == (4, 2)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_of_what_is_no_map_the_channel_is_named_too(precision: str, kind: str) -> None:
+    x = normal(0, 6, 3, 1, 1)
+    form, axis = FORMS[kind]
+    scales = {"scale": torch.ones(3), "zero": torch.zeros(3, dtype=torch.uint8)}
+    x[4, 2] = float("nan")
+    with pytest.raises(NotFinite, match=r"sample 4 .*channel 2, which"):
+        codec(precision, scales, axis).encode(form(x))
 
 
 def test_float16_refuses_what_the_others_hold() -> None:

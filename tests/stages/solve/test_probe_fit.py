@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forms import FORMS
 
 from strata.stages.errors import DataError
 from strata.stages.network.featurize import pooled
@@ -129,6 +130,16 @@ def test_memory_of_a_fit_is_what_was_computed() -> None:
     block = 8 * BLOCK * rows.shape[1]
     assert peak < bytes_of_fit(*rows.shape) + 4 * block
     assert peak > 0.9 * held.nbytes
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+def test_pooled_features_of_what_is_no_map_are_means_over_its_places(kind: str) -> None:
+    x = torch.randn(3, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    x = x[:, :, :1, :1] if kind == "vector" else x
+    form, axis = FORMS[kind]
+    found = pooled(form(x), axis)
+    assert (found.dtype, found.shape) == (np.float32, (3, 2))
+    np.testing.assert_allclose(found, x.mean((2, 3)).numpy(), rtol=1e-5)
 
 
 def test_pooled_features_are_the_four_quadrants() -> None:

@@ -1,18 +1,21 @@
 """The solver: the paper's schedule, exact resumption, Prop. 3.1's best iterate, divergence."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 from epochs import run_epoch
-from torch import Tensor
+from torch import Tensor, nn
 
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
+from strata.stages.solve.ranks import Ranks
 from strata.stages.solve.schedule import SGDSchedule
 from strata.stages.solve.solve import Solver, logits_of
+from strata.store.read.order import key_of
 
 CPU = torch.device("cpu")
 X = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -31,9 +34,13 @@ def schedule(**changes: object) -> SGDSchedule:
     return SGDSchedule(**{**fields, **changes})  # pyright: ignore
 
 
-def solver(plan: SGDSchedule, seed: int = 0) -> Solver:
+def solver(plan: SGDSchedule, seed: int = 0, *, drops: bool = False) -> Solver:
     layer, aux = LayerSpec(1, 3, 8, 0, True, False), AuxiliarySpec(8, 2, 8, 10, True, False)
-    return Solver(build_problem(layer, aux, seed), plan, CPU, torch.float32)
+    problem, draws = build_problem(layer, aux, seed), None
+    if drops:
+        problem.layer = nn.Sequential(problem.layer, nn.Dropout(0.3))
+        draws = lambda *step: key_of("test", *step) % 2**63  # noqa: E731
+    return Solver(problem, plan, CPU, torch.float32, draws=draws)
 
 
 def batches(epoch: int, start: int = 0, size: int = 16) -> list[tuple[Tensor, Tensor]]:
@@ -70,17 +77,20 @@ def test_it_learns() -> None:
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
-@pytest.mark.parametrize("keep", ["last", "best"])
-def test_resuming_between_any_two_batches_ends_at_the_same_bits(stop_at: int, keep: str) -> None:
-    """Weights, momentum, running means, epoch sums and best iterate all survive."""
+@pytest.mark.parametrize(("keep", "drops"), [("last", False), ("best", False), ("last", True)])
+def test_resuming_between_any_two_batches_ends_at_the_same_bits(
+    stop_at: int, keep: str, drops: bool
+) -> None:
+    """Weights, momentum, running means, epoch sums and best iterate all survive; what dropout draws
+    follows from the step. conftest.py looks at torch's generator."""
     plan = schedule(keep=keep)
-    whole = solver(plan)
+    whole = solver(plan, drops=drops)
     expected = []
     for epoch in range(3):
         expected += run(whole, range(epoch, epoch + 1))
         whole.consider(1.0 / (epoch + 1))
 
-    first = solver(plan)
+    first = solver(plan, drops=drops)
     run(first, range(1))
     first.consider(1.0)
     first.problem.train()
@@ -88,7 +98,7 @@ def test_resuming_between_any_two_batches_ends_at_the_same_bits(stop_at: int, ke
         first.train_on(x, y, 6)
     state, note = first.tensors(), json.loads(json.dumps(first.snapshot()))
 
-    second = solver(plan, seed=99)
+    second = solver(plan, seed=99, drops=drops)
     second.restore(state, note["progress"], note["scaler"])
     got = [run_epoch(second, batches(1, start=stop_at), 6)]
     second.consider(0.5)
@@ -97,6 +107,20 @@ def test_resuming_between_any_two_batches_ends_at_the_same_bits(stop_at: int, ke
     assert got == expected[1:]
     for name, tensor in whole.finish().state_dict().items():
         assert torch.equal(tensor, second.finish().state_dict()[name]), name
+
+
+def test_every_step_draws_for_itself() -> None:
+    """Also for every rank; the same step draws the same."""
+    found = []
+    for step in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 0, 0)):
+        one = solver(schedule(), drops=True)
+        one.progress.epoch, one.progress.batch = step[:2]
+        one.ranks = Ranks(step[2], 1)
+        one.problem.train()
+        with one._seeded():
+            found.append(one.problem(X[:16]).detach())
+    assert torch.equal(found[0], found.pop())
+    assert all(not torch.equal(a, b) for a, b in combinations(found, 2))
 
 
 def test_accumulation_takes_the_step_of_the_whole_batch() -> None:

@@ -19,18 +19,24 @@ import pytest
 import xarray as xr
 import zarr
 from root import ROOT
-from small_levels import KEY, SMALL, begin, contents, drawn
+from small_levels import KEY, SHAPES, SMALL, begin, contents, drawn
 
 from strata.store.errors import LevelStale
 from strata.store.feature_store import Store
 from strata.store.files.publish import sealed, unseal
 from strata.store.level.layout import PRECISIONS, Geometry, precision
 from strata.store.level.level import COMMIT, Level, receipt_path, shard_name, shard_path
+from strata.store.write.contents import beside_levels
 from strata.store.write.verify import check_level, forget_damage, level_directories
 
 PROFILES = ["raw", "zstd", "lz4"]
-FORMS = [replace(SMALL, precision=p, profile=q) for p in sorted(PRECISIONS) for q in PROFILES]
-EVERY_FORM = pytest.mark.parametrize("shape", FORMS, ids=lambda s: f"{s.precision}-{s.profile}")
+FORMS = {
+    f"{kind}-{name}-{profile}": replace(shape, precision=name, profile=profile)
+    for kind, shape in SHAPES.items()
+    for name in sorted(PRECISIONS)
+    for profile in (PROFILES if kind == "map" else ["raw"])
+}
+EVERY_FORM = pytest.mark.parametrize("shape", FORMS.values(), ids=list(FORMS))
 ARRAYS = {"label": np.arange(11) % 3, "sample_id": np.arange(11)[::-1].copy()}
 SCALES = {"scale": np.array([0.5, 3], np.float32), "zero": np.array([7, 0], np.uint8)}
 
@@ -43,7 +49,9 @@ def documented(page: str, of: str) -> str:
 
 def full(root: Path, shape: Geometry, rows: np.ndarray | None = None) -> Level:
     """A level with all small arrays that its precision has."""
-    scales = SCALES if shape.precision in ("uint8", "uint4") else {}
+    scales = {}
+    if shape.precision in ("uint8", "uint4"):
+        scales = {name: np.resize(array, shape.features) for name, array in SCALES.items()}
     writer = begin(root, shape, drawn(shape) if rows is None else rows)
     return writer.commit(None, ARRAYS | scales)
 
@@ -64,7 +72,7 @@ def test_the_documented_lines_open_it(tmp_path: Path, shape: Geometry) -> None:
     for x in (names["x"][:], ds.x.to_numpy(), names["lazy"].compute()):
         assert (x.dtype, x.shape) == (stored.dtype, stored.shape)
         assert x.tobytes() == stored.tobytes(), "no code is masked, no value is made a float"
-    lengths = dict(zip(("sample", "channel", "height", "width"), (11, *shape.sample), strict=True))
+    lengths = dict(zip(("sample", *shape.axes), (11, *shape.sample), strict=True))
     shared = {d for (d, n), own in zip(lengths.items(), ds.x.shape, strict=True) if own != n}
     assert [d.removesuffix("_pair") for d in ds.x.dims] == [*lengths]
     assert {f"{d}_pair" for d in shared} == {d for d in ds.x.dims if d.endswith("_pair")}
@@ -86,6 +94,34 @@ def test_what_is_said_of_it(tmp_path: Path) -> None:
     assert ds.scale.dims == ds.zero.dims == ("channel",)
     assert all("long_name" in ds[name].attrs for name in level.arrays)
     assert ds.isel(sample=4).label == 1, "one row with its label"
+
+
+def test_scales_go_by_the_name_of_the_axis_that_has_them(tmp_path: Path) -> None:
+    """So that the documented line, which multiplies by names, is right for tokens, too."""
+    shape = replace(SHAPES["tokens"], precision="uint8")
+    scales = {"scale": np.array([0.5, 3, 2], np.float32), "zero": np.array([7, 0, 1], np.uint8)}
+    level = begin(tmp_path, shape, drawn(shape)).commit(None, ARRAYS | scales)
+    ds = xr.open_zarr(level.directory)
+    x = (ds.x.astype("float32") - ds.zero.astype("float32")) * ds.scale
+    assert x.dims == ("sample", "token", "feature")
+    expected = (level.read(0, 11).astype(np.float32) - scales["zero"]) * scales["scale"]
+    assert np.array_equal(x.to_numpy(), expected)
+    assert ds.scale.attrs["long_name"] == "step between the codes of the feature"
+
+
+def test_every_token_may_have_a_label(tmp_path: Path) -> None:
+    shape, labels = replace(SMALL, sample=(5,), precision="int32"), np.arange(55).reshape(11, 5)
+    level = begin(tmp_path, shape, drawn(shape)).commit(None, {"label": labels})
+    ds = xr.open_zarr(level.directory)
+    assert (ds.label.dims, ds.x.dims) == (("sample", "token"), ("sample", "feature"))
+    assert np.array_equal(ds.label.to_numpy(), labels)
+    assert np.array_equal(Level.open(tmp_path, KEY).array("label"), labels)
+    assert check_level(tmp_path, level.directory, deep=True) == []
+    assert not beside_levels(tmp_path)[1], "every file of it belongs into a store"
+    (level.directory / "label/c.0.0").unlink()
+    (damage,) = check_level(tmp_path, level.directory)
+    assert damage.path == level.directory / "label/c.0.0"
+    assert (xr.open_zarr(level.directory).label == -1).all()
 
 
 @pytest.mark.parametrize(

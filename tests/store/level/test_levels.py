@@ -16,7 +16,18 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import examples
-from small_levels import KEY, SMALL, begin, chop, contents, drawn, flip, written
+from small_levels import (
+    KEY,
+    SHAPES,
+    SMALL,
+    begin,
+    chop,
+    contents,
+    drawn,
+    flip,
+    samples,
+    written,
+)
 
 from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
 from strata.store.feature_store import Store
@@ -28,8 +39,14 @@ from strata.store.write.verify import check_level
 
 LABELS = np.arange(SMALL.rows) % 3
 PROFILES = ["raw", "zstd", "lz4"]
-STORED = [replace(SMALL, precision=p, profile=q) for p in sorted(PRECISIONS) for q in PROFILES]
-EVERY_FORM = pytest.mark.parametrize("shape", STORED, ids=lambda s: f"{s.precision}-{s.profile}")
+STORED = {
+    f"{kind}-{name}-{profile}": replace(shape, precision=name, profile=profile)
+    for kind, shape in SHAPES.items()
+    for name in sorted(PRECISIONS)
+    for profile in PROFILES
+}
+EVERY_FORM = pytest.mark.parametrize("shape", STORED.values(), ids=list(STORED))
+EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 FEW = settings(max_examples=examples(20), deadline=None)
 
 
@@ -46,9 +63,9 @@ def shard_bytes(level: Level) -> dict[str, bytes]:
 @st.composite
 def geometries(draw: st.DrawFn) -> Geometry:
     rows, chunk, chunks = (draw(st.integers(1, most)) for most in (23, 4, 3))
-    sample = draw(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)))
+    sample, last = draw(samples())
     name, profile = draw(st.sampled_from(sorted(PRECISIONS))), draw(st.sampled_from(PROFILES))
-    return Geometry(rows, sample, name, chunk, chunk * chunks, profile)
+    return Geometry(rows, sample, name, chunk, chunk * chunks, profile, last)
 
 
 # --- what is written is what is read -------------------------------------------------------------
@@ -66,7 +83,8 @@ def test_any_rows_come_back_bit_for_bit(
     asked = data.draw(st.lists(st.integers(0, shape.rows - 1), max_size=40).map(sorted))
     out = np.empty((len(asked), *shape.lying), shape.dtype)
     level.take(np.array(asked, np.int64), out)
-    assert np.moveaxis(out, -1, 1).tobytes() == rows[np.array(asked, np.int64)].tobytes()
+    out = np.moveaxis(out, -1, shape.axis)
+    assert out.tobytes() == rows[np.array(asked, np.int64)].tobytes()
     first, last = sorted(data.draw(st.tuples(*[st.integers(0, shape.rows)] * 2)))
     assert level.read(first, last).tobytes() == rows[first:last].tobytes()
 
@@ -108,7 +126,7 @@ def test_the_recorded_bytes_are_the_bytes_of_the_shards(
 ) -> None:
     level = written(tmp_path_factory.mktemp("store"), shape)
     files = shard_bytes(level)
-    assert set(files) == {shard_name(shard) for shard in range(shape.shards)}
+    assert set(files) == {level.path(shard).name for shard in range(shape.shards)}
     assert {Path(entry["key"]).name: entry["nbytes"] for entry in level.shards} == {
         name: len(data) for name, data in files.items()
     }
@@ -131,7 +149,9 @@ SAVE = "; import numpy, sys; [numpy.save(p + '.npy', read(p)) for p in sys.argv[
 @pytest.mark.parametrize("reader", sorted(READERS))
 def test_others_read_the_same_bytes(tmp_path: Path, reader: str) -> None:
     """In a process of its own: a reader's threads and global settings stay there."""
-    levels = [written(tmp_path / s.precision / s.profile, s) for s in STORED]
+    maps = {name: s for name, s in STORED.items() if s.is_map}
+    others = {n: s for n, s in STORED.items() if n.endswith(("float16-raw", "uint4-zstd"))}
+    levels = [written(tmp_path / name, s) for name, s in (maps | others).items()]
     command = [sys.executable, "-W", "error", "-c", READERS[reader] + SAVE]
     command += [str(level.directory / "x") for level in levels]
     run = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -197,6 +217,65 @@ def test_the_metadata_tells_people_what_it_is(name: str, key: LevelKey, more: di
     assert metadata["attributes"] == said | more
 
 
+@pytest.mark.parametrize(
+    ("kind", "axes", "more"),
+    [
+        ("vector", ["feature_pair"], {"features": 5}),
+        ("series", ["channel_pair", "time"], {"channels": 3}),
+        ("tokens", ["token", "feature_pair"], {"features": 3}),
+        ("grid of tokens", ["height", "width", "channel_pair"], {"channels": 5}),
+        ("volume", ["channel_pair", "depth", "height", "width"], {"channels": 3}),
+        ("volume of tokens", ["depth", "height", "width", "channel_pair"], {"channels": 3}),
+    ],
+)
+def test_axes_have_their_own_names(kind: str, axes: list[str], more: dict[str, int]) -> None:
+    metadata = json.loads(zarr_metadata(replace(SHAPES[kind], precision="uint4"), KEY))
+    assert metadata["dimension_names"] == ["sample", *axes]
+    assert metadata["attributes"].items() >= more.items()
+    feature = next(iter(more)).removesuffix("s")
+    assert f"zero[{feature}]" in metadata["attributes"]["values"]
+    assert f"two {feature}s per byte" in metadata["attributes"]["packing"]
+
+
+@EVERY_SHAPE
+def test_only_channels_that_come_first_are_moved(tmp_path: Path, shape: Geometry) -> None:
+    """What lies in a shard is what a transformer, or a convolution, reads; zarr is told how."""
+    level = written(tmp_path, shape)
+    (sharding,) = json.loads((level.directory / "x/zarr.json").read_bytes())["codecs"]
+    moved = [c for c in sharding["configuration"]["codecs"] if c["name"] == "transpose"]
+    first = len(shape.sample) > 1 and not shape.features_last
+    order = [0, *range(2, 1 + len(shape.sample)), 1]
+    assert [codec["configuration"]["order"] for codec in moved] == [order] * first
+    assert level.path(0).name == "c.0" + ".0" * len(shape.sample)
+    rows = np.moveaxis(drawn(shape)[:4], shape.axis, -1)
+    assert level.path(0).read_bytes().startswith(rows.tobytes())
+
+
+@EVERY_FORM
+def test_a_level_that_was_begun_says_its_shape(tmp_path: Path, shape: Geometry) -> None:
+    """Without a commit, which says so as well."""
+    writer = begin(tmp_path, shape, drawn(shape))
+    assert Store(tmp_path).geometry(KEY) == shape
+    writer.commit(None, {"label": LABELS})
+    assert Store(tmp_path).geometry(KEY) == shape
+
+
+def test_a_commit_of_a_map_says_nothing_new(tmp_path: Path) -> None:
+    """So that levels of before are what they were, to the byte."""
+    said = {
+        kind: json.loads((written(tmp_path / kind, SHAPES[kind]).directory / COMMIT).read_bytes())
+        for kind in ("map", "tokens")
+    }
+    assert "features_last" not in said["map"]["body"]["geometry"]
+    assert said["tokens"]["body"]["geometry"]["features_last"] is True
+
+
+@pytest.mark.parametrize("sample", [(), (1, 2, 3, 4, 5)])
+def test_other_numbers_of_axes_are_refused(sample: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"a sample is {sample}; it may have 1 to 4")):
+        zarr_metadata(replace(SMALL, sample=sample), KEY)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -248,7 +327,7 @@ def test_a_flipped_bit_of_a_row_is_refused_when_it_is_first_read(
 ) -> None:
     """Wherever in the shard's data it lies, and whatever the profile."""
     rows = drawn(shape)
-    path = shard_path(written(tmp_path, shape, rows).directory, 1)
+    path = written(tmp_path, shape, rows).path(1)
     inner = path.stat().st_size - 2 * 16 - 4
     for offset in {0, inner // 3, inner - 1}:
         flip(path, offset)

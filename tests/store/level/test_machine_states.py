@@ -34,7 +34,7 @@ LINEAGE = [{"depth": 0, "data": "drawn"}]
 KEYS = [LevelKey(0, fingerprint(LINEAGE[0]), "train", view) for view in ("v0", "v1")]
 SHAPES = {
     KEYS[0]: Geometry(5, (1, 2, 2), "float32", chunk_rows=1, shard_rows=2),
-    KEYS[1]: Geometry(4, (1, 2, 2), "uint8", chunk_rows=1, shard_rows=2, profile="zstd"),
+    KEYS[1]: Geometry(4, (2, 2), "uint8", 1, 2, profile="zstd", features_last=True),
 }
 """Whole shards of a level that have the same size, so that two can change places unseen."""
 DRAWN = np.random.default_rng(5)
@@ -155,7 +155,8 @@ class Levels(RuleBasedStateMachine):
         if how != "remove":  # without its commit a level is not damaged: it is not there
             names.append(COMMIT)
         paths = [directory / name for name in names]
-        paths += [of(directory, shard) for of in (shard_path, receipt_path) for shard in shards]
+        paths += [shard_path(directory, shard, len(SHAPES[key].sample)) for shard in shards]
+        paths += [receipt_path(directory, shard) for shard in shards]
         path = data.draw(st.sampled_from([*paths, directory.parent / INTENT]))
         self.disk.settle()
         content = self.disk.read(path)
@@ -174,7 +175,8 @@ class Levels(RuleBasedStateMachine):
     @rule(data=st.data())
     def exchange_two_shards(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(self.acknowledged()))
-        first, second = (shard_path(key.directory(ROOT), shard) for shard in (0, 1))
+        axes, directory = len(SHAPES[key].sample), key.directory(ROOT)
+        first, second = (shard_path(directory, shard, axes) for shard in (0, 1))
         self.spoiled |= {first.name, second.name}
         self.disk.settle()
         one, other = self.disk.read(first), self.disk.read(second)
