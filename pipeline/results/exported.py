@@ -28,7 +28,7 @@ from strata.stages.network.spec import AuxiliarySpec
 
 
 class Rounding(nn.Module):
-    """What a level keeps of float32 values (n, C, H, W), as float32.
+    """What a level keeps of float32 values, for example (n, C, H, W), as float32.
 
     ``encode`` of a codec does the same, and looks at every value first: that cannot be traced.
     """
@@ -40,13 +40,15 @@ class Rounding(nn.Module):
         super().__init__()
         self.dtype = FLOATS[codec.precision] if isinstance(codec, Floats) else None
         self.levels = 0 if isinstance(codec, Floats) else codec.levels
+        self.axis = codec.axis
         for name, tensor in codec.tensors().items():
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.dtype is not None:
             return x.to(self.dtype).to(torch.float32)
-        scale, zero = self.scale.view(-1, 1, 1), self.zero.to(torch.float32).view(-1, 1, 1)
+        along = -1, *(1,) * (x.ndim - 1 - self.axis % x.ndim)
+        scale, zero = self.scale.view(along), self.zero.to(torch.float32).view(along)
         codes = ((x / scale).round() + zero).clamp(0, self.levels)
         return (codes - zero) * scale
 

@@ -75,12 +75,15 @@ class Ranks:
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
             return
         for name, norm in network.named_modules() if self.count > 1 else ():
-            if type(norm) is nn.BatchNorm2d:
+            if type(norm) in NORMS:
                 if not norm.affine or norm.momentum is None or not norm.track_running_stats:
                     raise StageError(
                         f"{name} is {norm}: several ranks need weights and averages in it"
                     )
                 norm.__class__ = NormOverRanks  # in place: by name it stays what the records know
+
+
+NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 
 
 class _Sum(torch.autograd.Function):
@@ -101,20 +104,24 @@ class _Sum(torch.autograd.Function):
 
 class NormOverRanks(nn.BatchNorm2d):
     """Batch norm over the parts of all ranks, of equal size; on a CPU, for which torch's
-    SyncBatchNorm is not made. In eval mode it is its base class."""
+    SyncBatchNorm is not made. In eval mode it is its base class, of inputs with any axes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Of a batch norm of one and of three dimensions the base class is another."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W), float32 or what autocast makes of it; the same comes back."""
+        """(B, C, …), float32 or what autocast makes of it; the same comes back."""
         if not self.training:
             return super().forward(input)
         x, ranks = input.float(), dist.get_world_size()
-        count = ranks * x.numel() // x.shape[1]
-        mean = _Sum.apply(x.sum((0, 2, 3))) / count
-        centred = x - mean.view(-1, 1, 1)
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        count, along = ranks * x.numel() // x.shape[1], (-1, *(1,) * (x.ndim - 2))
+        axes = (0, *range(2, x.ndim))
+        mean = _Sum.apply(x.sum(axes)) / count
+        centred = x - mean.view(along)
+        variance = _Sum.apply(centred.square().sum(axes)) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(input.dtype)
+        return (centred * scale.view(along) + self.bias.view(along)).to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:

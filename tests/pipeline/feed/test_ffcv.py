@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ffcv_levels import NEEDS_FFCV, images, skip_unless_it_imports
 from rows_of import divided, equal, stored, views, written
+from small_levels import SHAPES
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError
@@ -44,10 +46,14 @@ def of_one(parts: list[np.ndarray]) -> tuple[Rows, list[int]]:
 # ---- raw levels, in place -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", sorted(SHAPES))
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
-def test_rows_of_several_views_and_shards_are_those_of_take(tmp_path: Path, precision: str) -> None:
+def test_rows_of_several_views_and_shards_are_those_of_take(
+    tmp_path: Path, precision: str, kind: str
+) -> None:
     """A ragged last shard, rows of an odd number of bytes, a second epoch in another order."""
-    levels = views(tmp_path, Geometry(45, (3, 5, 3), precision, chunk_rows=2, shard_rows=8))
+    shape = replace(SHAPES[kind], rows=45, precision=precision, shard_rows=8)
+    levels = views(tmp_path, replace(shape, sample=(3, 5, 3)) if kind == "map" else shape)
     with Reader(FfcvLevels(levels), 2) as rows:
         for seed in (0, 1):
             parts = parts_of(90, seed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axes import forms
 from clusters import (
     ANSWER_BYTES,
     TASK_BYTES,
@@ -24,7 +25,7 @@ from clusters import (
     without,
 )
 from command import PETS, pets, recipe
-from runs import Place, here
+from runs import Place, here, made
 from spoil import flip, named
 
 from strata.pipeline.commands.verify import hashing
@@ -70,6 +71,25 @@ def test_levels_by_workers_are_those_of_one_process(
     record = json.loads((place.run / "layer_1/features.json").read_text())["body"]
     assert record["outcome"]["whole"] is False, "its seconds are not those of one process"
     assert sum(record["levels"]["test"]["shares"].values()) == pytest.approx(1)
+
+
+def test_levels_of_any_axes_by_workers_are_those_of_one_process(
+    dask: Cluster, tmp_path: Path
+) -> None:
+    """Tokens and a grid of them; what is said of their channels, too."""
+    tmp_path.joinpath("alone").mkdir()
+    alone = made(tmp_path / "alone", 2, forms(tmp_path / "alone", "uint4", views=2))
+    place = alone.copy(tmp_path / "shared")
+    without(place, 1, 2)
+    for j in (1, 2):
+        said = place.do("materialize", "--layer", j, "--scheduler", dask.address)
+        assert said.rc == 0, said.err
+    assert place.files() == alone.files()
+    one, other = (
+        p.do("statistics", "--json", *more).json["levels"]
+        for p, more in ((alone, ()), (place, ("--scheduler", dask.address)))
+    )
+    assert one == other
 
 
 @pytest.mark.slow

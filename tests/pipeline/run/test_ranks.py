@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from axes import forms
 from command import TIMEOUT, recipe, strata
 from root import CLI
 from safetensors.torch import load_file
@@ -97,6 +98,24 @@ def test_two_ranks_make_the_run_of_one(tmp_path: Path, alone: Path) -> None:
     close(tmp_path, alone)
     again = strata(tmp_path, "run", small(tmp_path), "--json")
     assert again.json["done"] == []
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_samples_of_any_axes(tmp_path: Path) -> None:
+    """Tokens, a grid of them, a volume, a series; their levels are written by one rank. A batch
+    norm of one or three dimensions sees whole batches, too."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for place in (one, two):
+        place.mkdir()
+        text = forms(place, "float32", views=2, epochs=EPOCHS)
+        (place / "tiny.toml").write_text(text.replace("lr = 0.1", "lr = 0.01"))
+    assert strata(one, "run", "tiny.toml").rc == 0
+    rc, _, err = with_ranks(two, 2, "run", "tiny.toml")
+    assert rc == 0, err
+    for j in range(1, 6):
+        np.testing.assert_allclose(curve(two, j), curve(one, j), rtol=2e-3)
+        if j <= 3:
+            assert curve(two, j)[0] == pytest.approx(curve(one, j)[0], rel=1e-6)
 
 
 @pytest.mark.slow
