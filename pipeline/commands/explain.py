@@ -50,7 +50,8 @@ def _layer(run: Run, j: int) -> tuple[str, str, list[str]]:
     i = run.solved() + 1
     record = run.layer(i)
     if record is None:
-        return f"layer {i}", "absent", [f"it is not solved, so x_{j} has no name yet"]
+        what = "taken" if i <= run.recipe.given else "solved"
+        return f"layer {i}", "absent", [f"it is not {what}, so x_{j} has no name yet"]
     why = compare(record["lineage"], run.lineage(i - 1))
     return f"layer {i}", "stale", [f"it was solved on another x_{i - 1}:", *why]
 

@@ -65,9 +65,12 @@ def _depths(found: Overview, network: Run, layer: int | None) -> Sequence[int]:
         found.check_layer(layer)
     first = layer or 1
     if solved < first:
+        state, how = "solved", "train"
+        if first <= run.recipe.given:
+            state, how = "written", "materialize"
         raise NotThereYet(
-            f"layer {first} is not solved in {run.directory}, so there is no x_{first} "
-            f"to probe. Run: strata train {found.name} --layer {first}"
+            f"layer {first} is not {state} in {run.directory}, so there is no x_{first} "
+            f"to probe. Run: strata {how} {found.name} --layer {first}"
         )
     return [layer] if layer else range(1, solved + 1)
 

@@ -31,9 +31,19 @@ def materialize(options: Options) -> Answer:
 
 
 def run(options: Options) -> Answer:
-    """Solve every layer, evaluate, and write the report if anything has changed."""
+    """Solve every layer, evaluate, and write the report if anything has changed. Where all layers
+    are given, write x_J."""
     found = lifecycle.find(options)
-    found, done = lifecycle.perform(found, options, solve=len(found.recipe.layers))
+    layers = len(found.recipe.layers)
+    if found.recipe.given == layers:
+        found, done = lifecycle.perform(found, options, write=layers)
+        said, name = lifecycle.done_answer(found, done), found.name
+        next_one = (
+            f"all {layers} layers are given, and x_{layers} is there: `probe {name}` and `final "
+            f"{name} --vary …` train classifiers on it"
+        )
+        return Answer(said.value, (*said.shown, next_one))
+    found, done = lifecycle.perform(found, options, solve=layers)
     page, left_out = found.directory / "report.html", list[str]()
     if ranks.leads() and (done or not page.exists()):
         from strata.pipeline.results.report import write_report
@@ -65,10 +75,12 @@ def baseline(options: Options) -> Answer:
 def _greedy(run: Run) -> dict[str, Any] | None:
     """The figures of a baseline's record, for the greedy run; None before its last layer is
     solved."""
-    evaluation = run.evaluation()
-    if run.solved() < run.layers or evaluation is None or len(evaluation["layers"]) < run.layers:
+    evaluation, trained = run.evaluation(), range(run.recipe.given + 1, run.layers + 1)
+    if run.solved() < run.layers or evaluation is None or not trained:
         return None
-    layers = [run.layer(j) or {} for j in range(1, run.layers + 1)]
+    if len(evaluation["layers"]) < len(trained):
+        return None
+    layers = [run.layer(j) or {} for j in trained]
     last = evaluation["layers"][-1]
     peaks = [layer["peak_memory_bytes"] for layer in layers]
     return {

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from strata.pipeline.commands import lifecycle, tables
 from strata.pipeline.commands.lifecycle import Answer
-from strata.pipeline.errors import BudgetError
+from strata.pipeline.errors import BudgetError, OptionRange
 from strata.pipeline.options import Options
 from strata.pipeline.plan import compression, memory, plan
 from strata.pipeline.plan.caching import caching
@@ -28,6 +28,11 @@ def sweep(options: Options) -> Answer:
     """Solve variants of layer j. Raises as :func:`_solved`."""
     found, j, keep = lifecycle.find(options), options.j, options.keep
     found.check_layer(j)
+    if j <= (given := found.recipe.given):
+        raise OptionRange(
+            f"layer {j} is given ('network.frozen' is {given}), so there is nothing to vary: sweep "
+            "a layer above, or `final`"
+        )
     compression.check_sweep(found.name, found.recipe)
     wanted = variants.variants(found.recipe, j, options.vary, options.seed)
     if keep:

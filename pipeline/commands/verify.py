@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from strata.pipeline.commands import lifecycle
 from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.commands.storage import level_state
-from strata.pipeline.errors import ClusterError
+from strata.pipeline.errors import ClusterError, NotThereYet
 from strata.pipeline.interrupt import Interruptions, patience
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.materialize.cluster.submit import in_order
@@ -195,6 +195,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
         One line for everything that was mended.
     """
     from strata.pipeline.materialize.images import ensure_images
+    from strata.pipeline.run import initial
     from strata.pipeline.study.sweep import keep
     from strata.pipeline.train.algorithm import make
     from strata.pipeline.train.evaluation import evaluate
@@ -214,6 +215,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
     variants = {j: sweep_results.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
     rundir.keep_network(run.directory, run.recipe)
+    initial.restore(run, session.report, download=session.options.download)
     if run.data() is None:
         ensure_images(session)
     where = {d.level for d in findings.damaged} | set(findings.partial)
@@ -227,8 +229,9 @@ def repair(session: Session, findings: Findings) -> list[str]:
         own = replace(session, run=network)
         for depth in range(network.solved() + 1):
             lines += _mend_depth(own, depth, where)
-    if run.evaluation() is None and run.solved():
-        evaluate(run, store)
+    if run.evaluation() is None:
+        with suppress(NotThereYet):
+            evaluate(run, store)
     levels.refer_to(run, store)  # writes a note that is damaged again, if it is this run's
     return lines + [f"{_mended(path)} {path}" for path, _ in findings.run]
 

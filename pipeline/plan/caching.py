@@ -56,7 +56,7 @@ def caching(recipe: Recipe, plan: Plan, options: Options) -> Caching:
         table = costs(recipe, plan, options).table
     except NotThereYet as error:
         return replace(how, said=(f"'cache.profile' is auto, and that means raw: {error}",))
-    between = range(1, table.layers)
+    between = range(max(1, recipe.given), table.layers)
     must = frozenset(between if how.depths is None else how.depths)
     never = frozenset(between) - must
     best = cheapest_chain(table, disk=disk_budget(options), must=must, never=never)

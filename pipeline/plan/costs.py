@@ -138,7 +138,10 @@ class RecipeCosts:
         return max(computing, publishing) + last + machine.publish_level
 
     def solve(self, base: CachedDepth, j: int) -> float:
-        """Seconds of one problem at layer j that computes x_{j-1} from ``base``."""
+        """Seconds of one problem at layer j that computes x_{j-1} from ``base``; of a layer that
+        is given, none."""
+        if j <= self.recipe.given:
+            return 0.0
         epochs, step, look, rows = self._problems[j - 1]
         below = self.forward(base.depth, j - 1)
         looking = rows * self._row(base, below + look)

@@ -56,13 +56,16 @@ def named_device(recipe: Recipe) -> Device:
 def peak(
     recipe: Recipe, j: int, device: Device, accumulate: int, base: int | None = None
 ) -> int | None:
-    """Peak bytes of tensors while layer j is solved. None where it is not known of a block.
+    """Peak bytes of tensors while layer j is solved, or applied where it is given. None where it
+    is not known of a block.
 
     Args:
         accumulate: micro-batches per step.
         base: depth of the levels that x_{j-1} is computed from, which a divided step does in its
             middle; None: x_{j-1} itself is read.
     """
+    if j <= recipe.given:
+        return computing(recipe, j - 1, j, device)
     layer, auxiliary = recipe.problems[j - 1]
     keep_best = recipe.schedule.keep == "best"
     step = peak_together(recipe, j, device, accumulate, [(layer, auxiliary, keep_best)])
@@ -159,6 +162,12 @@ def fit(recipe: Recipe, device: Device, cap: int) -> tuple[int, ...]:
     batch, found = recipe.schedule.batch, [recipe.schedule.accumulate] * len(recipe.layers)
     while max(needed := peaks(recipe, device, found)) > cap:
         for j in (j for j, nbytes in enumerate(needed) if nbytes > cap):
+            if j < recipe.given:
+                raise BudgetError(
+                    f"applying layer {j + 1} to {recipe.cache.block} rows needs {size(needed[j])} "
+                    f"of device memory; --gpu-memory is {size(cap)}. Lower 'cache.block', or raise "
+                    "it"
+                )
             if found[j] >= batch:
                 raise BudgetError(
                     f"solving layer {j + 1} needs {size(needed[j])} of device memory with one row "

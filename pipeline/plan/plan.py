@@ -28,17 +28,20 @@ class Inventory:
     """Number of layers, from the first, that are solved and current."""
     written: frozenset[int]
     """Depths j ≥ 1 whose every level is complete and current."""
+    given: int = 0
+    """Number of layers, from the first, that are given: they need no solving."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do: read ``images``, ``solve`` layer j, or ``write`` x_j."""
+    """One thing to do: read ``images``, ``solve`` layer j, ``take`` it as given, ``write`` x_j."""
 
     kind: str
     j: int
 
     def __str__(self) -> str:
         names = {"images": "read images into x_0", "solve": f"solve layer {self.j}"}
+        names["take"] = f"take layer {self.j} as given"
         return names.get(self.kind, f"write x_{self.j}")
 
 
@@ -52,7 +55,7 @@ def steps(
     """What is missing, in order, to have layers 1 … ``solve`` solved and x_``write`` complete.
 
     Solving layer j needs x_{j-1}, from its level or computed from the nearest one below; a layer
-    that is solved needs nothing. Writing x_j needs layer j.
+    that is solved or given needs nothing. Writing x_j needs layer j.
 
     Args:
         cached: depths that are written so that the next problem can read them; None: all.
@@ -60,6 +63,9 @@ def steps(
     complete = {0, *(j for j in have.written if j <= have.solved)}
     todo = [] if have.images or not (solve or write) else [Step("images", 0)]
     for j in range(have.solved + 1, max(solve, write) + 1):
+        if j <= have.given:
+            todo.append(Step("take", j))
+            continue
         if j - 1 not in complete and (cached is None or j - 1 in cached):
             todo.append(Step("write", j - 1))
         todo.append(Step("solve", j))
@@ -78,7 +84,8 @@ def steps_below(
 
 def skipped(have: Inventory, *, solve: int = 0, write: int = 0) -> list[str]:
     """Lines for people about what is there already of what :func:`steps` was asked for."""
-    lines = [f"layer {j}: solved already" for j in range(1, min(have.solved, solve or write) + 1)]
+    there = range(1 + have.given, min(have.solved, solve or write) + 1)
+    lines = [f"layer {j}: solved already" for j in there]
     complete = write in have.written and write <= have.solved
     return lines + [f"x_{write}: complete already"] * complete
 
@@ -99,7 +106,7 @@ class DepthPlan:
     parameters: int
     auxiliary_parameters: int
     steps: int
-    """SGD steps to solve the layer, fine-tuning included; 0 for x_0."""
+    """SGD steps to solve the layer, fine-tuning included; 0 for x_0 and for what is given."""
     operations: float
     """Multiply-adds to solve the layer: forward and backward, all epochs, without those below."""
     operations_below: float
@@ -118,16 +125,25 @@ class Plan:
     images: int
     """Number of images in the training set."""
     tests: int
+    given: int = 0
+    """Number of layers that are given: of their levels, only the last is read."""
+
+    @property
+    def written(self) -> tuple[DepthPlan, ...]:
+        """Depths of the levels that ``run`` writes: x_0, and all that training reads; where all
+        layers are given, x_J."""
+        first = max(1, self.given)
+        return self.depths[0], *self.depths[first : max(len(self.depths) - 1, self.given + 1)]
 
     @property
     def total(self) -> int:
         """Bytes on disk if every level that training reads is kept."""
-        return sum(d.bytes for d in self.depths[:-1])
+        return sum(d.bytes for d in self.written)
 
     @property
     def peak(self) -> int:
         """Bytes on disk if a level goes once the next but one is needed: x_0 and two neighbours."""
-        pairs = pairwise([0, *(d.bytes for d in self.depths[1:-1])])
+        pairs = pairwise([0, *(d.bytes for d in self.written[1:])])
         return self.depths[0].bytes + max(map(sum, pairs), default=0)
 
     @property
@@ -138,7 +154,7 @@ class Plan:
     @property
     def ceiling(self) -> float:
         """By how much a cache that costs nothing would divide the operations of one run."""
-        return self.operations / sum(d.operations for d in self.depths)
+        return self.operations / (sum(d.operations for d in self.depths) or 1.0)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -157,7 +173,8 @@ def make_plan(recipe: Recipe, data: dict[str, Any] | None = None) -> Plan:
     """
     counts = data or {"train": recipe.data.train, "test": recipe.data.test}
     depths = (_depth(recipe, j, counts) for j in range(len(recipe.layers) + 1))
-    return Plan(tuple(depths), recipe.cache.precision, counts["train"], counts["test"])
+    counted = counts["train"], counts["test"], recipe.given
+    return Plan(tuple(depths), recipe.cache.precision, *counted)
 
 
 def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
@@ -172,7 +189,7 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
         return DepthPlan(0, one.sample, levels, on_disk, view, 0, 0, 0, 0.0, 0.0, 0)
     layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
     crop = recipe.shape(j, recipe.augment.crop)
-    epochs, worth = passes(recipe, j)
+    epochs, worth = (0, 0.0) if j <= recipe.given else passes(recipe, j)
     frozen = sum(
         below.operations(recipe.shape(i, recipe.augment.crop))
         for i, below in enumerate(recipe.layers[: j - 1])
@@ -184,7 +201,7 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
         on_disk,
         train * geometry(train, crop, recipe.cache.precision, 1 << 26).row_bytes,
         layer.parameters,
-        auxiliary.parameters,
+        auxiliary.parameters * (j > recipe.given),
         epochs * max(1, batch_count(train, recipe.schedule.batch, drop_last=True)),
         3.0 * operations(recipe, recipe.problems[j - 1]) * worth * train,
         float(frozen * epochs * train),
@@ -205,7 +222,7 @@ def check_budget(plan: Plan, budget: int | None) -> bool:
         return False
     if plan.peak <= budget:
         return True
-    largest = max(plan.depths[1:-1] or plan.depths, key=lambda d: d.bytes)
+    largest = max(plan.written[1:] or plan.depths, key=lambda d: d.bytes)
     channels, height, width = largest.shape
     raise BudgetError(
         f"the run needs {size(plan.peak)} of disk at its peak ({size(plan.total)} with every "

@@ -87,7 +87,8 @@ def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:
     Args:
         disk: bytes that the run may take.
     """
-    table, between = costs.table, range(1, costs.table.layers)
+    table = costs.table
+    between = range(max(1, costs.recipe.given), table.layers)
     best, every = cheapest_chain(table, disk=disk), frozenset(between)
     fewest, leaving = _crossovers(table, disk), evicted(table, best, disk)
     depths: list[Depth] = []

@@ -1,9 +1,11 @@
 """``network = "torchvision:vgg13_bn"`` or ``"FILE.py:blocks"``: any network, as a chain of blocks.
 
 In a recipe the string stands in place of the table ``[network]``; a table with ``name`` and
-``arguments`` gives the function that makes the network arguments of its own. The file lies beside
-the recipe, or below; a run keeps a copy of it, and what its blocks are, so that looking at a run
-needs neither the file nor torch. docs/networks.md says what a block must be.
+``arguments`` gives the function that makes the network arguments of its own, with ``weights`` the
+file that its weights are from, and with ``frozen`` the number of layers that are given: used as
+they are, and never trained. The file lies beside the recipe, or below; a run keeps a copy of it,
+and what its blocks are, so that looking at a run needs neither the file nor torch.
+docs/networks.md says what a block must be, docs/pretrained.md what weights may be.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from strata.pipeline.errors import RecipeError
-from strata.pipeline.recipe.strict import MOST, bounded, brief, read_text, require
+from strata.pipeline.recipe.strict import FEW, MOST, bounded, brief, read_text, require
 from strata.stages.errors import UnusableNetwork
+from strata.stages.home import home
 from strata.stages.network.blocks import PACKAGES, AnyLayer, Block, Origin
 
 VALUES = (bool, int, float, str)
 """What an argument may be."""
+PUBLISHED = "torchvision:"
+"""What names of weights begin with that torchvision publishes."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,14 @@ class NamedNetwork(Origin):
 
     known: tuple[Block, ...] = field(default=(), repr=False, compare=False)
     """Its blocks, where a run has kept what they are."""
+    weights: str = ""
+    """File of the whole model's weights, or a name of torchvision's; empty: they are drawn."""
+    frozen: int | str = 0
+    """Layers that are given, from the first; ``all``: every one."""
+    file_of_weights: Path | None = field(default=None, repr=False, compare=False)
+    """Where the file lies, absolute; None: there is none."""
+    weights_digest: str = ""
+    """Digest of the tensors in that file; empty: it was not read."""
 
     downsampled_by: ClassVar[str] = "the network"
     """What messages say to change so that maps are larger."""
@@ -48,9 +61,18 @@ class NamedNetwork(Origin):
         """
         return self.known or _blocks(self, channels, side)
 
+    @property
+    def stamp(self) -> list[int] | None:
+        """Size and time of the file of weights; None: there is none."""
+        path = self.file_of_weights
+        if path is None or not path.is_file():
+            return None
+        return [path.stat().st_size, path.stat().st_mtime_ns]
+
     def science(self) -> dict[str, Any]:
         """The network's part of ``Recipe.science``."""
         parts = {"arguments": dict(self.arguments), "code": self.digest}
+        parts |= {"weights": self.weights_digest, "frozen": self.frozen}
         return {"name": self.name, **{key: value for key, value in parts.items() if value}}
 
 
@@ -83,6 +105,7 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
     """
     table: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
     name, arguments = table.pop("name"), table.pop("arguments", {})
+    weights, frozen = table.pop("weights", ""), table.pop("frozen", 0)
     require(not table, f"unknown key 'network.{next(iter(table), '')}' beside 'network.name'")
     require(
         isinstance(name, str) and _is_name(name),
@@ -94,8 +117,8 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
         path = f"network.arguments.{key}"
         require(
             key not in ("weights", "pretrained") or not name.startswith(PACKAGES),
-            f"'{path}' is {brief(value)}, but weights are always random, drawn from the seed: "
-            "leave it out. torchvision's trained weights cannot be had",
+            f"'{path}' is {brief(value)}: leave it out, and name the weights under "
+            "'network.weights', a file or, for example, \"torchvision:IMAGENET1K_V1\"",
         )
         require(
             isinstance(value, VALUES),
@@ -103,10 +126,32 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
         )
         if type(value) in MOST:
             bounded(type(value), value, path)
-    network = NamedNetwork(name, tuple(arguments.items()))
+    network = NamedNetwork(name, tuple(arguments.items()), frozen=_frozen(frozen))
+    if weights:
+        require(
+            isinstance(weights, str) and (weights.startswith(PUBLISHED) or _is_file(weights)),
+            f"'network.weights' is {brief(weights)}; it must be a .safetensors, .pth or .pt file, "
+            f'or a name of torchvision\'s weights, for example "{PUBLISHED}IMAGENET1K_V1"',
+        )
+        place = None if weights.startswith(PUBLISHED) else folder.absolute() / home(weights)
+        network = replace(network, weights=weights, file_of_weights=place)
     if not network.file:
         return network
     return replace(network, code=_text(folder, network.file), folder=str(folder.absolute()))
+
+
+def _is_file(weights: str) -> bool:
+    return Path(weights).suffix in (".safetensors", ".pth", ".pt")
+
+
+def _frozen(value: Any) -> int | str:
+    is_number = type(value) is int and 0 <= value <= FEW
+    require(
+        is_number or value == "all",
+        f"'network.frozen' is {brief(value)}; it must be the number of layers that are given, from "
+        'the first, or "all"',
+    )
+    return value
 
 
 def _is_name(name: str) -> bool:

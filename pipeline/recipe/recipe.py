@@ -66,6 +66,10 @@ class Recipe:
         """Refuse layers that do not suit the images. A named network's blocks are made for it, so
         it is done only when somebody asks for them. Raises RecipeError."""
         a = self.augment
+        require(
+            self.given <= len(self.layers),
+            f"'network.frozen' is {self.given}; {self.network.said} has {len(self.layers)} blocks",
+        )
         self._check_divisible("augment.crop", a.crop, len(self.layers))
         side = (*self.shape(len(self.layers), a.crop), 0)[1]
         require(
@@ -108,6 +112,12 @@ class Recipe:
     def is_random(self) -> bool:
         """Does augmentation draw anything?"""
         return self.augment.flip or self.canvas > self.augment.crop
+
+    @cached_property
+    def given(self) -> int:
+        """Layers that are given, from the first: used as they are, and never trained."""
+        frozen = self.network.frozen if isinstance(self.network, NamedNetwork) else 0
+        return len(self.layers) if frozen == "all" else int(frozen)
 
     @cached_property
     def problems(self) -> tuple[ProblemSpec, ...]:

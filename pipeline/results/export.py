@@ -82,7 +82,12 @@ def export(found: Overview, options: Options) -> tuple[dict[str, Any], list[str]
     j = options.layer or len(found.recipe.layers)
     run = _solved(found, j)
     last = _final(run, j, options.final)
-    judged = evaluate(run, found.store)
+    if j <= run.recipe.given and not (options.features or last):
+        raise OptionRange(
+            f"layer {j} is given, and has no classifier: add --features"
+            + " or --final NAME" * (j == run.layers)
+        )
+    judged = None if options.features else evaluate(run, found.store)
     layers = [frozen_layer(run, i, torch.device("cpu")) for i in range(1, j + 1)]
     which: Any = {"features": options.features, "ensemble": ensemble, "final": last}
     network = ExportedNetwork(run, layers, **which)
@@ -161,7 +166,7 @@ def _new_directory(place: Path) -> Iterator[Path]:
 def _description(
     run: Run,
     network: ExportedNetwork,
-    judged: dict[str, Any],
+    judged: dict[str, Any] | None,
     shape: list[int],
     ensemble: bool,
     final: SweepResult | None,
@@ -169,13 +174,15 @@ def _description(
     """What export.json says before anything is compared."""
     recipe, data, j = run.recipe, run.data(), network.depth
     assert data is not None
-    accuracy = judged["layers"][j - 1]
-    if final:
-        accuracy = next(one for one in judged["finals"] if one["name"] == final["name"])
+    tested = None
+    if judged is not None:
+        whose, every = (j, final and final["name"]), (*judged["layers"], *judged["finals"])
+        accuracy = next(one for one in every if (one["layer"], one.get("name")) == whose)
+        tested = accuracy["ensemble"]["logits"] if ensemble else accuracy["test"]
+        tested = {"images": judged["samples"], **tested}
     own = f"the final classifier {final['name']}" if final else f"C_{j}"
     ending = f" with {f'all classifiers up to {own}' if ensemble else own}"
     what = f"layers 1 … {j}" if j > 1 else "layer 1"
-    tested = accuracy["ensemble"]["logits"] if ensemble else accuracy["test"]
     return {
         "what": what + (ending if network.powers else f", which give x_{j}"),
         "recipe": {"name": run.name, "seed": run.seed, **recipe.science()},
@@ -190,12 +197,12 @@ def _description(
         },
         "output": {"shape": ["n", *shape], "dtype": "float32", "weights": network.powers},
         "classes": data["classes"] if network.powers else None,
-        "test": {"images": judged["samples"], **tested} if network.powers else None,
+        "test": tested,
         "trained": {
             "data": data["digest"],
             "features": run.nodes()[j].fingerprint,
             "layers": [
-                {name: (run.layer(i) or {})[name] for name in ("weights", "auxiliary")}
+                {name: (run.layer(i) or {}).get(name) for name in ("weights", "auxiliary")}
                 for i in range(1, j + 1)
             ],
             "final": final and {k: final[k] for k in ("name", "auxiliary")},
@@ -255,9 +262,9 @@ def _expected(
 ) -> Tensor:
     """What the run has of these images: logits that were kept, or x_j."""
     if network.powers:
-        places = [run.layer_directory(i) for i in range(1, network.depth + 1)]
+        places = [run.layer_directory(i) for i in network.own]
         if final:
-            places[-1] = run.sweep_directory(network.depth + 1) / final["name"]
+            places.append(run.sweep_directory(network.depth + 1) / final["name"])
         logits = [read_npy(place / LOGITS) for place in places]
         kept = summed(logits) if len(network.powers) > 1 else logits[-1]
         return torch.from_numpy(kept[: len(images)].astype(np.float32))

@@ -82,7 +82,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.recipe, self.depth, self.final = run.recipe, len(layers), None
         self.canvas = augmentation.mode(run.recipe) == "canvas"
-        first, end = 1 if ensemble else self.depth, self.depth + (final is None)
+        first, end = run.recipe.given + 1 if ensemble else self.depth, self.depth + (final is None)
         self.own = [] if features else list(range(first, end))
         if final:
             spec = AuxiliarySpec(**final["made_of"]["auxiliary"])

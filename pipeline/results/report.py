@@ -54,13 +54,18 @@ def collect(overview: Overview) -> Report:
     data, evaluation, states = run.data(), overview.evaluation(), status(overview)
     assert data is not None
     layers = [
-        _layer(run, j, evaluation["layers"][j - 1], states["layers"][j - 1])
-        for j in range(1, run.solved() + 1)
+        _layer(run, one["layer"], one, states["layers"][one["layer"] - 1])
+        for one in evaluation["layers"][: run.solved() - run.recipe.given]
     ]
     recipe = {k: table for k, table in dataclasses.asdict(run.recipe).items() if table is not None}
     network = recipe["network"]
     for source in (network, *(block["source"] for block in network.get("known", ()))):
-        for here in ("folder", "home", "read"):  # where it was made, and not what
+        for here in (
+            "folder",
+            "home",
+            "read",
+            "file_of_weights",
+        ):  # where it was made, and not what
             source.pop(here, None)
     steps = _steps(layers)
     return {

@@ -51,11 +51,13 @@ def _layer(overview: Overview, j: int, solved: bool, accuracy: dict[str, Any]) -
         begun = (run.layer_directory(j) / CHECKPOINT).exists()
         # Stale: solved on features that have changed since.
         state = "stale" if run.layer(j) is not None else "partial" if begun else "absent"
+    if given := j <= overview.recipe.given:
+        state = "given"
     lost = compression.summary(run.layer(j)) if run and solved else None
     return ({"compression": lost} if lost else {}) | {
         "layer": j,
         "state": state,
-        "trained": solved,
+        "trained": solved and not given,
         "test_accuracy": accuracy.get("test", {}).get("top1"),
         "ensemble_accuracy": accuracy.get("ensemble", {}).get("probabilities", {}).get("top1"),
         "levels": _levels(overview, j),
@@ -123,6 +125,7 @@ def _accuracies(run: Run | None) -> dict[int, dict[str, Any]]:
     evaluation = run.evaluation() if run else None
     if run is None or evaluation is None:
         return {}
-    current = [(run.layer(j) or {}).get("weights") for j in range(1, run.layers + 1)]
+    trained = range(run.recipe.given + 1, run.layers + 1)
+    current = [(run.layer(j) or {}).get("weights") for j in trained]
     pairs = zip(evaluation["layers"], evaluation["solved"], current, strict=False)
     return {layer["layer"]: layer for layer, was, now in pairs if was == now}

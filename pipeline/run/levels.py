@@ -118,7 +118,7 @@ def unchanged(run: Run, known: dict[str, Any]) -> bool:
 def inventory(run: Run | None, store: Store) -> Inventory:
     """Take stock of a run; one that was not made has nothing."""
     if run is None or run.data() is None:
-        return Inventory(False, 0, frozenset())
+        return Inventory(False, 0, frozenset(), run.recipe.given if run else 0)
     solved = run.solved()
     written = {j for j in range(1, solved + 1) if not missing_at(run, store, j)}
-    return Inventory(have_images(run, store), solved, frozenset(written))
+    return Inventory(have_images(run, store), solved, frozenset(written), run.recipe.given)

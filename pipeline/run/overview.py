@@ -15,9 +15,9 @@ from strata.pipeline.progress import reporter
 from strata.pipeline.recipe import builtin
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
-from strata.pipeline.run import rundir
+from strata.pipeline.run import record, rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
-from strata.pipeline.run.record import RUN
+from strata.pipeline.run.record import NETWORK, RUN
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.stores import check_places, open_store
 from strata.store.feature_store import Store
@@ -48,7 +48,7 @@ class Overview:
 
     def inventory(self) -> Inventory:
         """What exists of the run."""
-        return inventory(self.run, self.store)
+        return replace(inventory(self.run, self.store), given=self.recipe.given)
 
     def data(self) -> dict[str, Any] | None:
         """What the images turned out to be; None before they were read."""
@@ -119,6 +119,7 @@ def find(options: Options) -> Overview:
 
 def _check_matches(run: Run, wanted: Recipe, options: Options) -> None:
     """Raises RunConflict unless a run was made from a recipe, its files and a seed."""
+    wanted = _with_weights(run, wanted)
     place, asked = run.directory, {**wanted.science(), "seed": options.seed}
     found = differences({**run.recipe.science(), "seed": run.seed}, asked)
     if found := found + rundir.other_files(run, wanted.network):
@@ -128,3 +129,19 @@ def _check_matches(run: Run, wanted: Recipe, options: Options) -> None:
             f"{'; '.join(found[:3])}{' …' if len(found) > 3 else ''}. Choose another directory "
             f"with --run: for {options.recipe} for example --run {free}"
         )
+
+
+def _with_weights(run: Run, wanted: Recipe) -> Recipe:
+    """A recipe with the digest of its weights: that of the run's, if the file is as it was, or
+    gone; else the file is read. Raises as ``initial.read``."""
+    network, own = wanted.network, run.recipe.network
+    named = isinstance(network, NamedNetwork) and isinstance(own, NamedNetwork)
+    if not named or not network.weights:
+        return wanted
+    kept = (record.whole(run.directory / NETWORK) or {}).get("weights", {"stamp": None})
+    stamp, digest = network.stamp, own.weights_digest
+    if stamp != kept["stamp"] if stamp else network.weights != own.weights:
+        from strata.pipeline.run.initial import digest_of
+
+        digest = digest_of(network)
+    return replace(wanted, network=replace(network, weights_digest=digest))

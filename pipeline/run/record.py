@@ -25,7 +25,8 @@ from strata.store.fingerprint import sha256
 
 RUN, DATA, EVALUATION = "run.json", "data.json", "evaluation.json"
 NETWORK, LAYER, FEATURES, RESULT = "network.json", "layer.json", "features.json", "result.json"
-RECORDS = (RUN, DATA, EVALUATION, NETWORK, LAYER, FEATURES, RESULT)
+INITIAL = "initial/initial.json"
+RECORDS = (RUN, DATA, EVALUATION, NETWORK, LAYER, FEATURES, RESULT, "initial.json")
 CHECKPOINT, CURVE = "checkpoint.safetensors", "epochs.jsonl"
 
 
@@ -68,9 +69,12 @@ FIELDS: Mapping[str, Any] = {
         "finals": ([_TEST | {"layer": int, "name": str}], _MAYBE),
         "confusion": {"of": str, "matrix": [[int]]},
     },
-    NETWORK: {"blocks": [{str: object}], "read": ({str: str}, _MAYBE), "home": (str, _MAYBE)},
+    NETWORK: {"blocks": [{str: object}], "read": ({str: str}, _MAYBE), "home": (str, _MAYBE)}
+    | {"weights": ({"file": str, "stamp": ([int], NoneType)}, _MAYBE)},
+    "initial.json": _FILES | {"layers": [str]},
     LAYER: (
         _COPY | {"origin": str},
+        _COPY | {"given": bool},
         _COPY
         | _PROBLEM
         | {

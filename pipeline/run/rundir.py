@@ -4,6 +4,7 @@
         network.json                    of a named network: names, shapes, digests, operations and
                                         memory of its blocks, so that looking at a run makes none
         FILE.py                         a copy of its file, where the recipe beside it looks for it
+        initial/layer_1.safetensors     weights that it begins with (pipeline/run/initial.py)
         run.json                        science, seed, device and compute dtype, source of the data
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
@@ -45,7 +46,7 @@ from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.recipe.strict import read_text
 from strata.pipeline.run import record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
-from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, LAYER, RESULT, RUN
+from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, INITIAL, LAYER, RESULT, RUN
 from strata.stages.network.blocks import Block
 from strata.store.files import publish
 from strata.store.files.files import DISK
@@ -56,7 +57,7 @@ BASELINE, TRANSFER, NETWORK = "baseline", "transfer", "network"
 QUANTISER, LOGITS, LOCK = "quantiser.safetensors", "test_logits.npy", "LOCK"
 NOTE = "strata"
 """Key in the header of a .safetensors for what is not tensors, as JSON."""
-PLACES = ("layer_*", "sweep_*/*", "probe_*/*", f"{BASELINE}/*")
+PLACES = ("initial", "layer_*", "sweep_*/*", "probe_*/*", f"{BASELINE}/*")
 """Where a record stands beside the files that it vouches for."""
 REPLICAS = (f"{BASELINE}/*/{NETWORK}", f"{TRANSFER}/*", f"{BASELINE}/*/{NETWORK}/{TRANSFER}/*")
 """Where runs inside a run are."""
@@ -199,7 +200,8 @@ class Run:
 
     def take_back(self) -> None:
         """Unmake a run that has read no images yet, so that its recipe may still be edited."""
-        if not (self.directory / DATA).exists() and not any(self.directory.glob("*/")):
+        inside = {path.name for path in self.directory.glob("*/")} - {Path(INITIAL).parent.name}
+        if not (self.directory / DATA).exists() and not inside:
             (self.directory / RUN).unlink(missing_ok=True)
 
     def forget_layer(self, j: int) -> None:
@@ -233,8 +235,13 @@ def find(directory: Path) -> Run | None:
     text = read_text(path := directory / "recipe.toml")
     recipe = parse(text, str(path), directory)
     network, kept = recipe.network, record.whole(directory / record.NETWORK)
+    if isinstance(network, NamedNetwork) and network.weights:  # the run has copies of them
+        digest = facts["science"]["network"].get("weights", "")
+        recipe = replace(recipe, network=(network := replace(network, weights_digest=digest)))
     if isinstance(network, NamedNetwork) and kept is not None:  # a damaged one: `verify` names it
-        read = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
+        read: Any = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
+        if place := kept.get("weights"):
+            read["file_of_weights"] = Path(place["file"])
         network = replace(network, **read)
         known = tuple(Block.of_json(one, network) for one in kept["blocks"])
         recipe = replace(recipe, network=replace(network, known=known))
@@ -316,4 +323,6 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
         for name in read:
             if not (to := here / name).exists():  # as what lies elsewhere does
                 publish.replace(make_directory(to.parent), to.name, (home / name).read_bytes())
+        if place := network.file_of_weights:
+            body["weights"] = {"file": str(place), "stamp": network.stamp}
         record.write(path, body)

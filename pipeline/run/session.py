@@ -19,7 +19,7 @@ from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.plan.machine import Machine
 from strata.pipeline.progress import Reporter, size
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run import device, levels, record, rundir
+from strata.pipeline.run import device, initial, levels, record, rundir
 from strata.pipeline.run import ranks as launch
 from strata.pipeline.run.device import ReadOptions
 from strata.pipeline.run.overview import Overview
@@ -120,9 +120,12 @@ def open_session(
     """
     chosen, cap, run = device.pick(options.device), options.gpu_memory, overview.run
     if run is None:
-        facts = _facts_of_new_run(overview.recipe, chosen, cap, report)
+        told = overview.recipe, options.seed, report
+        recipe, states = initial.read(*told, download=options.download)
+        facts = _facts_of_new_run(recipe, chosen, cap, report)
+        initial.keep(overview.directory, states)
         who = overview.directory, overview.name, overview.text
-        run = rundir.create(*who, options.seed, options.data, facts, overview.recipe)
+        run = rundir.create(*who, options.seed, options.data, facts, recipe)
     else:
         # Before they were read (a damaged record is one, too: verify mends it), where the recipe
         # says they are.

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from strata.pipeline.errors import BudgetError, OptionRange
-from strata.pipeline.feed.features import features, read_layer
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.progress import Tick, duration, size
@@ -30,7 +29,7 @@ from strata.pipeline.run.probe_results import Kind, made_of, with_classes
 from strata.pipeline.run.record import DATA, RESULT, RUN
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
-from strata.pipeline.train import scales
+from strata.pipeline.train import given
 from strata.pipeline.train.loop import conclude, train
 from strata.pipeline.train.solving import Solving
 from strata.stages.data.images import check_probed, open_source
@@ -214,20 +213,7 @@ def copy_layers(session: Session, origin: Run, depth: int) -> None:
     if run.origins is None:
         return
     for j, state in _states(origin, run.variant, range(run.solved() + 1, depth + 1)):
-        run.forget_layer(j)
-        path = make_directory(run.layer_directory(j)) / "weights.safetensors"
-        weights.write(path, state)
-        digest = weights.digest(state)
-        layer = read_layer(run.recipe.layers[j - 1], path, digest, session.device)
-        quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
-        body = {
-            "layer": j,
-            "input": run.nodes()[j - 1].fingerprint,
-            "weights": digest,
-            "origin": run.origins[j - 1],
-            **quantised,
-        }
-        run.write_layer(j, body)
+        given.copy(session, j, state, origin=run.origins[j - 1])
     refer_to(run, session.store)
 
 

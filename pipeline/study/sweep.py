@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from strata.pipeline.feed.features import features, read_layer
+from strata.pipeline.feed.features import read_layer
 from strata.pipeline.feed.problem_feed import ProblemFeed, dtype_of
 from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import outcome, record, sweep_results
@@ -18,7 +18,7 @@ from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.record import RESULT
 from strata.pipeline.run.session import Session
 from strata.pipeline.run.sweep_results import SweepResult
-from strata.pipeline.train import scales
+from strata.pipeline.train import given, scales
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.loop import conclude, risks, train
 from strata.pipeline.train.solving import Solving, draws_of, how_good
@@ -64,6 +64,7 @@ def _begin(session: Session, j: int, variant: Variant) -> Solving:
     seed = key_of("initial weights", variant.seed, j) % 2**63
     if variant.layer:
         problem = build_problem(variant.layer, variant.auxiliary, seed)
+        given.begin(session, j, problem.layer)
     else:
         problem = build([variant.auxiliary], seed)[0]
     schedule = dataclasses.replace(variant.schedule, accumulate=session.run.accumulate[:j][-1])
@@ -108,7 +109,7 @@ def keep(session: Session, j: int, one: SweepResult) -> None:
     layer = read_layer(run.recipe.layers[j - 1], path, one["weights"], session.device)
     for name in one["files"]:
         replace(directory, name, (source / name).read_bytes())
-    quantised = scales.keep(session, j, layer, features(session, j - 1, "train"))
+    quantised = scales.keep(session, j, layer)
     # Seconds were shared with other variants: nothing was expected of them.
     measured = outcome.figures(one["seconds"], None, one["peak_memory_bytes"])
     nothing = outcome.figures(None, None, None)

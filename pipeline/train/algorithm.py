@@ -15,6 +15,7 @@ from strata.pipeline.progress import size
 from strata.pipeline.run.levels import inventory, refer_to
 from strata.pipeline.run.session import Session
 from strata.pipeline.train.evaluation import evaluate
+from strata.pipeline.train.given import take
 from strata.pipeline.train.train import solve
 from strata.store.errors import LevelBusy
 
@@ -43,6 +44,8 @@ def make(
         if ranks.leads:  # the part of a step that one process does for all of them
             if step.kind == "images":
                 ensure_images(session)
+            elif step.kind == "take":
+                take(session, step.j)
             elif step.kind == "solve":
                 evaluate(run, store)
             else:

@@ -17,8 +17,8 @@ from strata.store.files.publish import read_npy
 
 
 def evaluate(run: Run, store: Store) -> dict[str, Any]:
-    """Top-1, top-5 and ensembles of every solved layer, and with every final classifier; confusion
-    matrix of the last ensemble. Raises NotThereYet: no layer is solved."""
+    """Top-1, top-5 and ensembles of every layer that was trained, and with every final classifier;
+    confusion matrix of the last ensemble. Raises NotThereYet: there is no classifier."""
     with run.in_turn():
         result = _evaluation(run, store)
         record.write(run.directory / EVALUATION, result)
@@ -26,47 +26,46 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
 
 
 def _evaluation(run: Run, store: Store) -> dict[str, Any]:
-    solved = run.solved()
-    if not solved:
-        raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata run {run.name}")
+    solved, first = run.solved(), run.recipe.given + 1  # what is given has no classifier
+    trained = range(first, solved + 1)
+    logits = [read_npy(run.layer_directory(j) / LOGITS) for j in trained]
+    finals = {
+        name: (one["auxiliary"], read_npy(run.sweep_directory(run.layers + 1) / name / LOGITS))
+        for name, (_, one) in sweep_results.finals(run).items()
+        if one is not None
+    }
+    if not (logits or finals):
+        what = "run" if first <= run.layers else "final"
+        raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata {what} {run.name}")
     test = next(key for key in keys_at(run, 0) if key.split == "test")
     labels = store.open(test).array("label")
-    files = [run.layer_directory(j) / LOGITS for j in range(1, solved + 1)]
-    logits = [read_npy(path) for path in files]
-    probabilities = [softmax(z) for z in logits]
+    last, of = logits, f"ensemble of layers {first} … {solved} (probabilities)"
+    if not logits:
+        name, (_, scores) = next(iter(finals.items()))
+        last, of = [scores], f"the final classifier {name}"
     return {
-        "solved": [run.layer(j)["weights"] for j in range(1, solved + 1)],  # pyright: ignore
+        "solved": [(run.layer(j) or {})["weights"] for j in trained],
         "samples": len(labels),
-        "layers": [_layer(j, logits, probabilities, labels) for j in range(1, solved + 1)],
-        "finals": _finals(run, logits, labels),
+        "layers": [_layer(j, logits[: j - first + 1], labels) for j in trained],
+        "finals": [
+            {"name": name, "auxiliary": digest} | _layer(run.layers, [*logits[:-1], scores], labels)
+            for name, (digest, scores) in finals.items()
+        ],
         "confusion": {
-            "of": f"ensemble of layers 1 … {solved} (probabilities)",
-            "matrix": confusion(ensemble(probabilities), labels).tolist(),
+            "of": of,
+            "matrix": confusion(ensemble([softmax(z) for z in last]), labels).tolist(),
         },
     }
 
 
-def _layer(
-    j: int, logits: list[np.ndarray], probabilities: list[np.ndarray], labels: np.ndarray
-) -> dict[str, Any]:
-    z = logits[j - 1]
+def _layer(j: int, logits: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+    """How good the last of some classifiers is, and their ensemble; that of layer J may be another
+    than its own C_J."""
     return {
         "layer": j,
-        "test": {"loss": cross_entropy(z, labels), **accuracies(z, labels)},
+        "test": {"loss": cross_entropy(logits[-1], labels), **accuracies(logits[-1], labels)},
         "ensemble": {
-            "logits": accuracies(ensemble(logits[:j]), labels),
-            "probabilities": accuracies(ensemble(probabilities[:j]), labels),
+            "logits": accuracies(ensemble(logits), labels),
+            "probabilities": accuracies(ensemble([softmax(z) for z in logits]), labels),
         },
     }
-
-
-def _finals(run: Run, logits: Sequence[np.ndarray], labels: np.ndarray) -> list[dict[str, Any]]:
-    """Test of every final classifier, in the place of layer J's own C_J."""
-    found = []
-    for name, (_, one) in sweep_results.finals(run).items():
-        if one is not None:
-            path = run.sweep_directory(run.layers + 1) / name / LOGITS
-            scores = [*logits[:-1], read_npy(path)]
-            whole = _layer(run.layers, scores, [softmax(z) for z in scores], labels)
-            found.append({"name": name, "auxiliary": one["auxiliary"], **whole})
-    return found

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from strata.pipeline.feed.features import Features, level_draws, naming_rows
+from strata.pipeline.feed.features import Features, features, level_draws, naming_rows
 from strata.pipeline.plan.costs import SCALE_ROWS
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import record, weights
@@ -28,12 +28,14 @@ from strata.store.read.rows import Rows
 REPORT = "quantiser.json"
 
 
-def keep(session: Session, j: int, layer: nn.Module, below: Features) -> dict[str, Any]:
+def keep(
+    session: Session, j: int, layer: nn.Module, below: Features | None = None
+) -> dict[str, Any]:
     """Choose the scales of x_j, keep them in the run, and say how good they are.
 
     Args:
         layer: layer j as solved, on the device, in eval mode.
-        below: x_{j-1} of the training images.
+        below: x_{j-1} of the training images; None: they are opened if they are needed.
 
     Returns:
         For the layer's record: ``scales``, their digest, and ``quantiser``, a summary of their
@@ -46,6 +48,7 @@ def keep(session: Session, j: int, layer: nn.Module, below: Features) -> dict[st
     if not needs_scales(cache.precision):
         return {"scales": None, "quantiser": None}
     axis = session.geometry(j, "train").axis
+    below = below or features(session, j - 1, "train")
     found = calibrate(_maps(session, j, layer, below), cache.precision, cache.percentile, axis)
     directory = session.run.layer_directory(j)
     weights.write(directory / QUANTISER, found.quantiser.tensors())

@@ -14,7 +14,7 @@ from strata.pipeline.run import outcome, ranks, record
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.record import RESULT
 from strata.pipeline.run.session import Session
-from strata.pipeline.train import compress, scales
+from strata.pipeline.train import compress, given, scales
 from strata.pipeline.train.loop import conclude, train
 from strata.pipeline.train.solving import Solving, draws_of, how_good
 from strata.stages.network.network import build_problem
@@ -35,6 +35,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     """
     run, recipe, begun = session.run, session.run.recipe, time.monotonic()
     problem = build_problem(*recipe.problems[j - 1], key_of("initial weights", run.seed, j) % 2**63)
+    given.begin(session, j, problem.layer)
     schedule = replace(recipe.schedule, accumulate=run.accumulate[j - 1])
     advice = f"It was layer {j}: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
     if recipe.compress:
@@ -99,6 +100,8 @@ def train_end_to_end(session: Session, variant: dict[str, Any]) -> tuple[dict[st
         key_of("initial weights", session.run.seed, 0) % 2**63,  # the same for all variants
         checkpointing=variant["checkpointing"],
     )
+    for j, layer in enumerate(network.layers, start=1):
+        given.begin(session, j, layer)
     schedule = replace(recipe.schedule, accumulate=variant["accumulate"])
     draws = draws_of(session.run.seed, 0, [*recipe.layers, recipe.auxiliaries[-1]])
     solver = Solver(network, schedule, session.device, session.compute, draws=draws)

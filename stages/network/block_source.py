@@ -72,7 +72,12 @@ def _with_content(tensor: Tensor) -> Tensor:
 
 
 def construct(
-    source: Origin, seed: int | None, shape: Shape = (3, SIDE, SIDE), dtype: str = "float32"
+    source: Origin,
+    seed: int | None,
+    shape: Shape = (3, SIDE, SIDE),
+    dtype: str = "float32",
+    *,
+    names: dict[int, str] | None = None,
 ) -> list[Named]:
     """The blocks of a network on the CPU, each with its name there, in training mode.
 
@@ -81,6 +86,7 @@ def construct(
             be loaded, draws nothing: parameters and buffers are on the device ``meta``, if the
             constructor can be run so.
         shape, dtype: of x_0, as :func:`read_blocks` has them; a model is cut for them.
+        names: takes the names of all tensors in the whole model, or in the list of blocks, by id.
 
     Raises UnusableNetwork where it cannot be made or cut.
     """
@@ -93,8 +99,12 @@ def construct(
             found = _made(source, file, seed)
         if file:
             source.read.discard(file.name)
-        if not isinstance(found, nn.Module):
-            return found
+        if names is not None:
+            names |= {id(t): n for n, t in found.state_dict(keep_vars=True).items()}
+        if isinstance(found, nn.ModuleList):
+            called = source.name.rpartition(":")[2]
+            parts = [part_of(f"{called}[{n}]", one, norms=True) for n, one in enumerate(found)]
+            return joined(parts)
         seen = torch.int32 if dtype == "int32" else torch.float32
         shown = [(shape[0], SIDE, SIDE)] if len(shape) == 3 else []
         for one in shown:
@@ -103,8 +113,8 @@ def construct(
         return cut(found, f"network {source.name}", shape, seen)
 
 
-def _made(source: Origin, file: Path | None, seed: int | None) -> nn.Module | list[Named]:
-    """A model, or blocks."""
+def _made(source: Origin, file: Path | None, seed: int | None) -> nn.Module:
+    """A model, or a list of blocks."""
     make = partial(_of_file, source, file) if file else partial(_of_package, source)
     if seed is None:
         # What cannot be done without content (a number read from a tensor), is done with some.
@@ -167,7 +177,7 @@ def _timm(source: Origin) -> nn.Module:
     return timm.create_model(name, pretrained=False, **dict(source.arguments))
 
 
-def _of_file(source: Origin, file: Path) -> nn.Module | list[Named]:
+def _of_file(source: Origin, file: Path) -> nn.Module:
     path, _, name = source.name.rpartition(":")
     code = source.code or ""
     module = f"strata_network_{sha256(code.encode()).hexdigest()[:12]}"
@@ -192,9 +202,7 @@ def _of_file(source: Origin, file: Path) -> nn.Module | list[Named]:
         if lazy is not None:
             kind = type(lazy).__name__
             raise _unusable(source, f"{what} has a {kind}: say how many channels it sees")
-    if not is_list:
-        return found
-    return joined([part_of(f"{name}[{n}]", part, norms=True) for n, part in enumerate(found)])
+    return nn.ModuleList(found) if is_list else found
 
 
 class _NoDraws(TorchFunctionMode):

@@ -1,0 +1,219 @@
+"""Layers that are given: weights from a file, never trained, and found as solved ones are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from networks import RESIDUAL, beside, named
+from runs import Place
+from safetensors.torch import load_file, save_file
+from spoil import flip
+from torch import Tensor, nn
+
+from strata.pipeline.feed.features import image_views, level_draws
+from strata.pipeline.run.rundir import find
+from strata.store.feature_store import Store
+
+WEIGHTS = "residual.safetensors"
+NETWORK = '{{ name = "residual.py:blocks", arguments = {{ width = 8 }}, weights = "{}"{} }}'
+
+
+def network(seed: int = 3) -> nn.Sequential:
+    """The blocks of residual.py, as somebody else trained them."""
+    module = ModuleType("residual")
+    exec(RESIDUAL, module.__dict__)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = nn.Sequential(*module.blocks(width=8))
+        for part in made.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean = torch.randn(part.num_features) / 4
+                part.running_var = 1 + torch.rand(part.num_features)
+    return made.eval()
+
+
+def place(
+    root: Path, frozen: str = ", frozen = 2", weights: str = WEIGHTS, **changes: object
+) -> Place:
+    beside(root)
+    text = named(NETWORK.format(WEIGHTS, frozen), **{"epochs": 1, "views": 2, **changes})
+    (root / "tiny.toml").write_text(text)
+    save_file(network().state_dict(), root / WEIGHTS)
+    return Place(root)
+
+
+def rows(one: Place, depth: int, split: str = "test", view: str = "test") -> Tensor:
+    """A level as float32 values."""
+    run, store = one.overview().run, Store(one.store)
+    assert run is not None
+    (path,) = one.store.glob(f"x_{depth}-*/{view}")
+    level = next(store.open(key) for key in keys(one, depth) if key.directory(one.store) == path)
+    return torch.from_numpy(level.read(0, len(level)).astype(np.float32))
+
+
+def keys(one: Place, depth: int) -> list:
+    from strata.pipeline.run.levels import all_at
+
+    run = find(one.run)
+    assert run is not None
+    return all_at(run, depth)
+
+
+def images(one: Place, level: str = "test") -> Tensor:
+    """What the network sees of the test images."""
+    run = find(one.run)
+    assert run is not None
+    key = next(key for key in keys(one, 0) if key.split == level)
+    stored = Store(one.store).open(key)
+    x = torch.from_numpy(stored.read(0, len(stored)))
+    return image_views(run.recipe, x, level_draws(run.recipe, 0, "clean", len(x)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "uint8"])
+def test_features_are_those_of_the_whole_network_and_need_no_training(
+    tmp_path: Path, precision: str
+) -> None:
+    one = place(tmp_path, precision=precision)
+    done = one.do("materialize", "--layer", 2, "--json")
+    steps = ["read images into x_0", "take layer 1 as given", "take layer 2 as given", "write x_2"]
+    assert done.json["done"] == steps
+    assert [path.name[:3] for path in sorted(one.store.glob("x_*"))] == ["x_0", "x_2"]
+    with torch.no_grad():
+        x = network()[:2](images(one))
+    if precision == "float32":
+        assert torch.allclose(rows(one, 2), x, atol=1e-5)
+    else:
+        scales = load_file(one.run / "layer_2/quantiser.safetensors")
+        shape = (1, -1, 1, 1)
+        steps = scales["scale"].view(shape)
+        found = (rows(one, 2) - scales["zero"].float().view(shape)) * steps
+        assert ((found - x).abs() <= 2 * steps).float().mean() > 0.99
+    assert not list(one.run.glob("layer_*/auxiliary*"))
+
+
+def test_every_command_takes_given_layers_as_solved_ones(tmp_path: Path) -> None:
+    one = place(tmp_path, precision="uint8")
+    assert one.do("run").rc == 0
+    record = json.loads((one.run / "layer_2/layer.json").read_text())["body"]
+    assert record["given"] is True
+    kept = load_file(one.run / "layer_2/weights.safetensors")
+    state = network()[1].state_dict()
+    assert all(torch.equal(kept[name], state[name]) for name in state)
+    status = one.do("status", "--json").json["layers"]
+    assert [layer["state"] for layer in status] == ["given", "given", "solved"]
+    assert status[1]["test_accuracy"] is None
+    assert 0 < status[2]["test_accuracy"] <= 1
+    found = one.do("evaluate", "--json").json
+    assert [layer["layer"] for layer in found["layers"]] == [3]
+    assert found["confusion"]["of"] == "ensemble of layers 3 … 3 (probabilities)"
+    assert "does not" not in one.do("report").err
+    assert one.do("probe", "--layer", 2).rc == 0
+    assert one.do("final", "--vary", "schedule.lr=0.05").rc == 0
+    assert one.do("sweep", "--layer", 3, "--vary", "schedule.lr=0.05,0.1").rc == 0
+    assert "layer 2 is given" in one.do("sweep", "--layer", 2, "--vary", "schedule.lr=0.1").error
+    assert one.do("statistics", "--layer", 2).rc == 0
+    assert one.do("audit", "--rows", 30).rc == 0
+    assert one.do("export", "--to", tmp_path / "e", "--ensemble").rc == 0
+    assert one.do("export", "--to", tmp_path / "f", "--layer", 2, "--features").rc == 0
+    refused = one.do("export", "--to", tmp_path / "g", "--layer", 2)
+    assert refused.rc == 2
+    assert "layer 2 is given, and has no classifier: add --features" in refused.error
+    assert one.do("evict", "--layer", 2).rc == 0
+    assert one.do("run", "--json").json["done"] == []
+
+
+def test_a_damaged_layer_or_copy_is_mended(tmp_path: Path) -> None:
+    one = place(tmp_path, precision="uint8")
+    assert one.do("materialize", "--layer", 2).rc == 0
+    before = one.files(), one.weights()
+    for name in ("layer_1/weights.safetensors", "initial/layer_2.safetensors"):
+        flip(one.run / name)
+        assert one.do("verify").rc == 10
+        assert one.do("verify", "--repair").rc == 0
+        assert (one.files(), one.weights()) == before
+    (one.root / WEIGHTS).unlink()
+    assert one.do("clean", "--layer", 2, "--yes").rc == 0
+    assert one.do("materialize", "--layer", 2).rc == 0
+    assert (one.files(), one.weights()) == before
+    flip(one.run / "initial/layer_2.safetensors")
+    lost = one.do("verify", "--repair")
+    assert lost.rc == 3
+    assert "there is no such file" in lost.error
+
+
+def test_the_file_may_move_and_a_changed_one_is_another_network(tmp_path: Path) -> None:
+    one = place(tmp_path)
+    file = one.root / WEIGHTS
+    assert one.do("materialize", "--layer", 1).rc == 0
+    torch.save({"state_dict": network().state_dict()}, one.root / "same.pth")
+    file.rename(one.root / "moved")
+    assert one.do("materialize", "--layer", 2).rc == 0
+    recipe = one.root / "tiny.toml"
+    recipe.write_text(recipe.read_text().replace(WEIGHTS, "same.pth"))
+    assert one.do("materialize", "--layer", 2, "--json").json["done"] == []
+    save_file(network(4).state_dict(), file)
+    recipe.write_text(recipe.read_text().replace("same.pth", WEIGHTS))
+    for command in ("explain", "materialize"):
+        other = one.do(command, "--layer", 2)
+        assert other.rc == 8
+        assert "network.weights: was" in other.error
+    recipe.write_text(recipe.read_text().replace(WEIGHTS, "nowhere.pth"))
+    assert "there is no such file" in one.do("explain", "--layer", 2).error
+
+
+def test_all_layers_may_be_given(tmp_path: Path) -> None:
+    one = place(tmp_path, ', frozen = "all"')
+    done = one.do("run", "--json").json["done"]
+    assert done[-1] == "write x_3"
+    assert "train classifiers on it" in one.do("run").out
+    assert one.do("evaluate").rc == 8
+    assert one.do("final", "--vary", "schedule.lr=0.1").rc == 0
+    assert one.do("evaluate", "--json").json["finals"][0]["layer"] == 3
+    assert one.do("report").rc == 0
+    assert one.do("plan").rc == 0
+    assert one.do("export", "--to", tmp_path / "e", "--final", "lr=0.1").rc == 0
+
+
+def test_weights_are_where_training_begins(tmp_path: Path) -> None:
+    """Without ``frozen`` of every layer, and of `baseline` with it, too: a rate that moves nothing
+    leaves them where they were."""
+    one = place(tmp_path, "", batch=1437)
+    recipe = one.root / "tiny.toml"
+    recipe.write_text(recipe.read_text().replace("lr = 0.1", "lr = 1e-30"))
+    assert one.do("run").rc == 0
+    for j, block in enumerate(network(), start=1):
+        kept = load_file(one.run / f"layer_{j}/weights.safetensors")
+        for name, value in block.named_parameters():
+            assert torch.allclose(kept[name], value, rtol=0, atol=1e-20)
+    two = place(tmp_path / "two", ", frozen = 2")
+    recipe = two.root / "tiny.toml"
+    recipe.write_text(recipe.read_text().replace("lr = 0.1", "lr = 1e-30"))
+    assert two.do("baseline").rc == 0
+    kept = load_file(two.run / "baseline/plain/weights.safetensors")
+    for j, block in enumerate(network()):
+        for name, value in block.named_parameters():
+            assert torch.allclose(kept[f"layers.{j}.{name}"], value, rtol=0, atol=1e-20)
+    assert two.do("probe", "--of", "baseline", "--layer", 2).rc == 0
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    one = place(tmp_path)
+    state = network().state_dict()
+    del state["1.first.0.weight"]
+    state["1.extra"] = torch.zeros(2)
+    state["0.0.weight"] = torch.zeros(8, 3, 3, 3)
+    save_file(state, one.root / WEIGHTS)
+    refused = one.do("materialize", "--layer", 1)
+    assert refused.rc == 3
+    for said in (
+        "1 missing (1.first.0.weight)",
+        "1 unexpected (1.extra)",
+        "1 of other shapes (0.0.weight is 8×3×3×3 there, and 8×1×3×3 in the network)",
+    ):
+        assert said in refused.error
+    assert not (one.run / "run.json").exists()
