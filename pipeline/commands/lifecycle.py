@@ -89,7 +89,7 @@ def perform(found: Overview, options: Options, **goal: int) -> tuple[Overview, l
             with at_work(found, options, how.profiles, ranks) as session:
                 # Decided again, since another process may have had the run meanwhile.
                 steps = make(session, plan.steps, evict=how.evict, cached=how.depths, **goal)
-                done = [str(step) for step in steps]
+                done = plan.named(steps)
                 found = found.again(options)
         elif found.run:
             refer_to(found.run, found.store)

@@ -16,7 +16,7 @@ from strata.pipeline.errors import BudgetError, NotThereYet
 from strata.pipeline.options import Options
 from strata.pipeline.plan import caching, compression, machine, memory
 from strata.pipeline.plan.machine import Machine
-from strata.pipeline.plan.plan import DepthPlan, Plan, Step, check_budget, make_plan, steps
+from strata.pipeline.plan.plan import DepthPlan, Plan, Step, check_budget, make_plan, named, steps
 from strata.pipeline.plan.worth import MOST_PROBLEMS, Reuse, Worth, short, weigh
 from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe import named_network
@@ -32,7 +32,7 @@ def plan(options: Options) -> Answer:
     recipe, costs = found.recipe, make_plan(found.recipe, found.data())
     todo = steps(found.inventory(), solve=len(recipe.layers))
     space = {"needed_bytes": found.to_write(costs, todo), "free_bytes": found.store.free_bytes()}
-    value = {"recipe": found.name, **costs.as_json(), **space, "todo": [str(s) for s in todo]}
+    value = {"recipe": found.name, **costs.as_json(), **space, "todo": named(todo)}
     saved, saving = compression.saved(recipe, costs, found.data(), options)
     value |= {"compression": saved} if saved else {}
     shown: list[Any] = [_of_plan(costs)]
@@ -120,7 +120,7 @@ def _summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
         "Reading the layers below instead of recomputing them divides the operations of one "
         f"run by at most {plan.ceiling:.2f}; further problems on one depth gain more.\n"
         + f"Given, and not trained, are {which}.\n" * (given > 0)
-        + f"To do: {', '.join(map(str, todo)) or 'nothing'}."
+        + f"To do: {', '.join(named(todo)) or 'nothing'}."
     )
 
 

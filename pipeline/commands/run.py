@@ -9,6 +9,7 @@ from typing import Any
 from strata.pipeline.commands import lifecycle, tables
 from strata.pipeline.commands.lifecycle import Answer
 from strata.pipeline.options import Options
+from strata.pipeline.plan.plan import named
 from strata.pipeline.recipe import variants
 from strata.pipeline.run import ranks
 from strata.pipeline.run.rundir import Run
@@ -25,7 +26,7 @@ def materialize(options: Options) -> Answer:
     found = lifecycle.find(options)
     if not options.dry_run:
         return lifecycle.done_answer(*lifecycle.perform(found, options, write=options.j))
-    todo = [str(step) for step in lifecycle.missing(found, options, write=options.j)[0]]
+    todo = named(lifecycle.missing(found, options, write=options.j)[0])
     lines = [f"would {step}" for step in todo] or [f"x_{options.j} is complete: nothing to do"]
     return Answer({"todo": todo}, tuple(lines))
 

@@ -106,7 +106,7 @@ def _solve(
         run = session.run
         if todo:
             _check_memory(run, j, session.room, todo, options.gpu_memory)
-            done += map(str, make(session, plan.steps_below, j=j, cached=how.depths))
+            done += plan.named(make(session, plan.steps_below, j=j, cached=how.depths))
             sweep(session, j, wanted)
             done += [f"solve {title} with {variant.name}" for variant in todo]
             if j > run.layers:

@@ -157,7 +157,7 @@ def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) ->
     """A frozen layer from its weights, on the device, in eval mode. Raises LevelDamaged: the
     weights have another digest."""
     layer = build([spec], None)[0]
-    layer.load_state_dict(weights.read_checked(path, digest))
+    layer.load_state_dict(weights.read_checked(path, digest), assign=True)
     return placed(layer.requires_grad_(False).eval(), device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -43,6 +43,16 @@ class Step:
         names = {"images": "read images into x_0", "solve": f"solve layer {self.j}"}
         names["take"] = f"take layer {self.j} as given"
         return names.get(self.kind, f"write x_{self.j}")
+
+
+def named(steps: Sequence[Step]) -> list[str]:
+    """Steps as people and JSON have them; layers that are taken as given are one."""
+    taken = [step.j for step in steps if step.kind == "take"]
+    lines = [str(step) for step in steps if step.kind != "take" or step.j == taken[0]]
+    if len(taken) > 1:
+        found = f"take layers {taken[0]} … {taken[-1]} as given"
+        lines[lines.index(str(Step("take", taken[0])))] = found
+    return lines
 
 
 def steps(

@@ -7,6 +7,7 @@ two such values is one link: a module, or a piece of the ``forward``.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -57,12 +58,37 @@ def _trace(model: nn.Module, units: Collection[str]) -> list[fx.Node]:
     """What depends on the input, which comes first, in the order in which it is computed."""
     given = inspect.signature(model.forward).parameters.values()
     rest = {one.name: one.default for one in given if one.default is not one.empty}
-    first, *others = _Tracer(units).trace(model, rest).nodes
+    graph = _Tracer(units).trace(model, rest)
+    for node in list(graph.nodes):
+        if _counts_samples(node):
+            for user in list(node.users):
+                _count_again(graph, node, user)
+    first, *others = graph.nodes
     found = {first: None}
     for node in others:
         if node.op != "output" and not found.keys().isdisjoint(node.all_input_nodes):
             found[node] = None
     return list(found)
+
+
+def _counts_samples(node: fx.Node) -> bool:
+    """Is it the number of samples: x.size(0), or x.shape[0]?"""
+    if node.op == "call_method" and node.target == "size":
+        return node.args[1:] == (0,)
+    of = node.args[0] if node.target is operator.getitem and node.args[1:] == (0,) else None
+    if not isinstance(of, fx.Node):
+        return False
+    is_shape = of.target is getattr and of.args[1:] == ("shape",)
+    return is_shape or (of.op == "call_method" and of.target == "size" and len(of.args) == 1)
+
+
+def _count_again(graph: fx.Graph, node: fx.Node, user: fx.Node) -> None:
+    """Let the user of a number of samples count those of what it works on: all values have as many,
+    and nothing needs to be carried past blocks for it."""
+    of = user.args[0] if user.args else None
+    if isinstance(of, fx.Node) and of is not node and user.op == "call_method":
+        with graph.inserting_before(user):
+            user.replace_input_with(node, graph.call_method("size", (of, 0)))
 
 
 def followed(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -38,6 +39,11 @@ def read_state(path: Path) -> State:
             found = _unpickled(path)
     except OSError:
         raise
+    except UnpicklingError as error:
+        raise UnusableNetwork(
+            f"weights {path} is no state dict, or has more in it than tensors, and code of others "
+            "is not run: torch.save(model.state_dict(), …) writes one"
+        ) from error
     except Exception as error:  # of a pickle or header, whatever it holds
         raise UnusableNetwork(f"weights {path} cannot be read: {first_line(error)}") from error
     for name in INSIDE:
