@@ -238,7 +238,8 @@ def applying(
             work = layer.nbytes(peaks.frozen, shape, block)
         else:
             return None
-        rounded = held + outputs + rounding * outputs // width
+        seen = held if layer is layers[-1] else whole  # of others, the input is gone by then
+        rounded = seen + outputs + rounding * outputs // width
         peak = max(peak, held + copied + work, rounded)
         parameters += layer.parameters
         shape = layer.output(shape)
