@@ -104,8 +104,8 @@ class Family:
         """The network of this size: eights of the first width, or multiples of the depth."""
         times, width = (1, 8 * size) if self.width is None else (size, self.width)
         ends = list(accumulate(times * each for each in self.stages))
-        layers = NetworkTable(ends[-1], width, downsample=tuple(ends[:-1])).specs(3, SIDE)
-        side = shape_at(layers, len(layers), 3, SIDE)[1]
+        layers = NetworkTable(ends[-1], width, downsample=tuple(ends[:-1])).specs((3, SIDE, SIDE))
+        side = shape_at(layers, len(layers), (3, SIDE, SIDE))[1]
         return Net(layers, AuxiliaryTable(self.k, width).specs(layers, CLASSES, side))
 
 
@@ -169,8 +169,8 @@ class Made:
     device: torch.device
 
     def split(self, rows: int) -> Iterator[Tensor]:
-        shape = shape_at(self.net.layers, self.depth, 3, SIDE)
-        stored_shape = shape_at(self.net.layers, self.depth, 3, self.net.canvas)
+        shape = shape_at(self.net.layers, self.depth, (3, SIDE, SIDE))
+        stored_shape = shape_at(self.net.layers, self.depth, (3, *[self.net.canvas] * 2))
         kept = STORED if self.depth else torch.uint8
         place: dict[str, Any] = {"device": self.device}
         for _ in range(0, self.rows, rows):
@@ -214,7 +214,7 @@ def greedy_peak(net: Net, case: Case, measure: Callable[[Net, Case], int]) -> tu
     known: dict[Any, int] = {}
     peaks = []
     for j, (layer, auxiliary) in enumerate(zip(net.layers, net.auxiliaries, strict=True), start=1):
-        shape = shape_at(net.layers, j - 1, 3, SIDE)
+        shape = shape_at(net.layers, j - 1, (3, SIDE, SIDE))
         same = (replace(layer, index=0), auxiliary, shape, j == 1)
         if same not in known:
             known[same] = measure(net, replace(case, layer=j))

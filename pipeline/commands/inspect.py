@@ -85,7 +85,8 @@ def audit(options: Options) -> Answer:
     with Interruptions() as stop:
         session = Session(run, found.store, device.pick(options.device), report, stop)
         device.check(run.compute, session.device)
-        with open_source(options.data or run.source, root=options.data_root) as source:
+        where, form = options.data or run.source, run.recipe.data
+        with open_source(where, root=options.data_root, form=form) as source:
             audited = study.audit(session, source, keys, options.rows, draw)
             wrong = [one for one in audited if one["different"] or one["beside"]]
             reason = study.reason(session, source, wrong[0]) if wrong else None

@@ -83,7 +83,10 @@ class Features:
 
 
 def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:
-    """crop(flip(canvas), offset), normalised: float32 (B, C, H, W) from uint8 images."""
+    """crop(flip(canvas), offset), normalised: float32 (B, C, H, W) from uint8 images; what is no
+    image as layer 1 sees it."""
+    if recipe.data.shape:
+        return augment.standardise(images, recipe.data.mean, recipe.data.std)
     flipped, offsets = (
         torch.from_numpy(drawn).to(images.device) for drawn in (draws.flipped, draws.offsets)
     )

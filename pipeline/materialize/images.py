@@ -26,6 +26,7 @@ from strata.pipeline.materialize.level import (
     write_level,
 )
 from strata.pipeline.materialize.timing import Done, Timing
+from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import record
 from strata.pipeline.run.levels import have_images, stamp
@@ -34,6 +35,7 @@ from strata.pipeline.run.session import READ_THREADS, Session
 from strata.stages.data.images import (
     SPLITS,
     Examined,
+    Form,
     Source,
     check_labels,
     examine,
@@ -49,7 +51,7 @@ from strata.stages.errors import BrokenImage, DataError
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import make_directory, replace, sealed, unseal
 from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import Geometry, LevelKey, geometry
+from strata.store.level.layout import Geometry, LevelKey
 from strata.store.parallel import map_in_threads
 from strata.store.read.order import generator
 
@@ -70,9 +72,8 @@ def ensure_images(session: Session) -> None:
     known = session.run.data()
     if have_images(session.run, session.store):
         return
-    with open_source(
-        session.run.source, root=session.options.data_root, download=session.options.download
-    ) as source:
+    how: Any = {"root": session.options.data_root, "download": session.options.download}
+    with open_source(session.run.source, form=session.run.recipe.data, **how) as source:
         skip = session.options.skip_broken  # then it depends on what is left
         if not skip:
             _check(session, source, {})
@@ -172,8 +173,8 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
     total = sum(source.count(split) for split in SPLITS)
     if session.crew is not None:
         session.crew.begin()
-        address = RunAddress.of(session)
-        task = partial(examination, address.source, address.data_root, signature)
+        address, form = RunAddress.of(session), session.run.recipe.data
+        task = partial(examination, address.source, address.data_root, signature, form)
         findings = in_order(session.crew, task, list(spans(source, SPAN)), READ_THREADS)
     else:
         findings = map_in_threads(
@@ -204,10 +205,10 @@ def _read_all(session: Session, source: Source, signature: str) -> dict[str, Any
 
 
 @contextmanager
-def _same_source(source: str, data_root: Path, signature: str) -> Iterator[Source]:
+def _same_source(source: str, data_root: Path, signature: str, form: Form) -> Iterator[Source]:
     """The images of a worker. Raises ClusterError: there are other files, by their signature, than
     the command sees."""
-    with open_source(source, root=data_root) as opened:
+    with open_source(source, root=data_root, form=form) as opened:
         if opened.signature() != signature:
             raise ClusterError(f"{source} holds, here, other files than the command sees")
         yield opened
@@ -215,11 +216,11 @@ def _same_source(source: str, data_root: Path, signature: str) -> Iterator[Sourc
 
 @contextmanager
 def examination(
-    source: str, data_root: Path, signature: str
+    source: str, data_root: Path, signature: str, form: Form
 ) -> Iterator[Callable[[Any], Examined]]:
     """The task of workers that hash and decode spans of images, to say which can be used. Raises
     ClusterError: there are other files than the command sees."""
-    with _same_source(source, data_root, signature) as opened:
+    with _same_source(source, data_root, signature, form) as opened:
         yield lambda span: examine(opened, *span)
 
 
@@ -241,11 +242,12 @@ class ImageShards:
     work = "decoding"
 
     def shards(self, todo: Sequence[int], timing: Timing) -> ShardRows:
-        """uint8 images of each shard; see ``level.ShardSource``."""
+        """Stored elements of each shard; see ``level.ShardSource``."""
         with ThreadPoolExecutor(self.threads) as pool:
             for shard in todo:
                 first, last = self.shape.shard_range(shard)
-                images = np.moveaxis(np.empty((last - first, *self.shape.lying), np.uint8), -1, 1)
+                lying = np.empty((last - first, *self.shape.lying), self.shape.dtype)
+                images = np.moveaxis(lying, -1, 1)
                 with timing.computing():
                     for row, image in enumerate(pool.map(self.pixels, self.samples[first:last])):
                         images[row] = image
@@ -253,7 +255,8 @@ class ImageShards:
                 yield shard, images
 
     def pixels(self, sample: np.int64) -> np.ndarray:
-        """uint8 (channel, y, x) of one sample. Raises DataError: it has changed meanwhile."""
+        """uint8 (channel, y, x) of one image, or what is none as it is. Raises DataError: it has
+        changed meanwhile."""
         data, i = self.recipe.data, int(sample)
         try:
             image, found = read(self.source, self.split, i, self.scales)
@@ -264,7 +267,7 @@ class ImageShards:
                 f"{printable(error.name)} has changed since the images were looked through: "
                 f"{error.reason}. Run the command again when nobody changes them"
             ) from error
-        return square(image, data.size, data.channels)
+        return image if isinstance(image, np.ndarray) else square(image, data.size, data.channels)
 
 
 def _as_surveyed(split: str, found: Mapping[str, Any]) -> tuple[dict[str, int], np.ndarray]:
@@ -288,12 +291,10 @@ def order_of_rows(key: LevelKey, found: Mapping[str, Any]) -> np.ndarray:
 
 def _write_split(session: Session, source: Source, split: str, found: Mapping[str, Any]) -> None:
     """Write x_0 of one split."""
-    key, data = session.key(0, split, "clean"), session.run.recipe.data
+    key = session.key(0, split, "clean")
     samples = order_of_rows(key, found)
-    shard_bytes = session.run.recipe.cache.shard_mb << 20
-    sample = (data.channels, data.size, data.size)
     arrays = {"label": source.labels(split)[samples], "sample_id": samples}
-    shape = geometry(len(samples), sample, "uint8", shard_bytes)
+    shape = level_geometry(session.run.recipe, 0, len(samples))
     with locked_writer(session, key, shape) as writer:
         if writer is not None:
             shape, memo = writer.geometry, memo_of(session, found["signature"]).absolute()
@@ -321,7 +322,8 @@ def image_shards(
     found = unseal(memo, writer.files, record.SURVEY)
     if found["digest"] != digest:
         raise ClusterError(f"{memo} is, here, of other images")
-    with _same_source(address.source, address.data_root, found["signature"]) as source:
+    place, form = (address.source, address.data_root), run.recipe.data
+    with _same_source(*place, found["signature"], form) as source:
         samples, known = order_of_rows(key, found), _as_surveyed(key.split, found)
         rows = ImageShards(run.recipe, source, key.split, samples, shape, *known)
         yield publishing(writer, rows)

@@ -66,7 +66,7 @@ def level_geometry(recipe: Recipe, depth: int, rows: int, profile: str = "raw") 
     """Shape and shards of a level of x_depth with ``rows`` rows."""
     shard_bytes, data = recipe.cache.shard_mb << 20, recipe.data
     if depth == 0:
-        return geometry(rows, (data.channels, data.size, data.size), "uint8", shard_bytes)
+        return geometry(rows, data.sample(data.size), data.dtype, shard_bytes)
     shape = recipe.shape(depth, views.cached_size(recipe))
     last = recipe.layers[depth - 1].features_last
     return geometry(rows, shape, recipe.cache.precision, shard_bytes, profile, features_last=last)

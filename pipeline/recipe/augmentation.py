@@ -6,7 +6,8 @@ Three modes, named by the recipe (``augment.views``):
     fixed    V         V draws, each a level; sample i of epoch e uses view (e + offset_i) mod V
     canvas   "canvas"  the whole canvas, plain and flipped; the crop is cut in feature space
 
-A view is crop(flip(canvas), offset). A draw never depends on a worker or on a row's position.
+A view is crop(flip(canvas), offset). What is no image has one fixed view, ``clean``. A draw never
+depends on a worker or on a row's position.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def train_views(recipe: Recipe) -> tuple[str, ...]:
     """Names of the cached training levels of a depth; none in fresh mode."""
     if mode(recipe) == "canvas":
         return ("plain", "flipped") if recipe.augment.flip else ("plain",)
+    if recipe.data.shape:
+        return ("clean",)
     return tuple(f"v{v}" for v in range(int(recipe.augment.views)))
 
 

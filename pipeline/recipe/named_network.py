@@ -24,7 +24,7 @@ from strata.pipeline.recipe.strict import FEW, MOST, bounded, brief, read_text, 
 from strata.stages.errors import UnusableNetwork
 from strata.stages.home import home
 from strata.stages.network.blocks import PACKAGES, AnyLayer, Block, Origin
-from strata.stages.network.spec import AuxiliarySpec
+from strata.stages.network.spec import AuxiliarySpec, Shape
 
 VALUES = (bool, int, float, str)
 """What an argument may be."""
@@ -55,14 +55,14 @@ class NamedNetwork(Origin):
         """The entry in a table's column of layers."""
         return self.name
 
-    def specs(self, channels: int, side: int) -> tuple[Block, ...]:
-        """The blocks, for images of ``channels`` channels and ``side`` × ``side`` pixels. If they
-        are not known, this makes them, and imports torch.
+    def specs(self, shape: Shape, dtype: str = "float32") -> tuple[Block, ...]:
+        """The blocks, for an x_0 of a shape and dtype, such as (channel, y, x). If they are not
+        known, this makes them, and imports torch.
 
         Raises:
             RecipeError: the network cannot be had, or its blocks cannot be trained one by one.
         """
-        return self.known or _blocks(self, channels, side)
+        return self.known or _blocks(self, shape, dtype)
 
     @property
     def stamp(self) -> list[int] | None:
@@ -96,11 +96,11 @@ def listed(layers: Sequence[AnyLayer]) -> list[dict[str, Any]]:
 
 
 @cache
-def _blocks(source: Origin, channels: int, side: int) -> tuple[Block, ...]:
+def _blocks(source: Origin, shape: Shape, dtype: str) -> tuple[Block, ...]:
     from strata.stages.network.block_reading import read_blocks
 
     try:
-        return read_blocks(source, (channels, side, side))
+        return read_blocks(source, shape, dtype)
     except UnusableNetwork as error:
         raise RecipeError(str(error)) from error
 

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 from strata.pipeline.recipe.strict import FEW, one_of, positive, require
 from strata.stages.network.blocks import AnyLayer, Block
-from strata.stages.network.spec import AuxiliarySpec, LayerSpec
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape
 
 DRAWS = ("flips", "stride")
 """Keys of [augment] that say how a fixed view is drawn beyond the seed."""
-LATER = ("pool", "widths", "half_resolution", "final_hidden", *DRAWS)
+TENSORS = ("shape", "dtype", "targets")
+"""Keys of [data] about what is no image."""
+LATER = ("pool", "widths", "half_resolution", "final_hidden", *TENSORS, *DRAWS)
 """Keys that recipes did not have from the beginning."""
 KINDS = {
     "map": "a map",
@@ -72,12 +74,12 @@ class NetworkTable:
         """The entry in a table's column of layers."""
         return str(self.layers)
 
-    def specs(self, channels: int, side: int) -> tuple[LayerSpec, ...]:
-        """The J layers, for images of so many channels, and of any side. Output width equals input
-        width, or twice that after a P (Sec. 4, naming), if ``widths`` does not say it. The stem is
-        invertible whatever P is between layers."""
+    def specs(self, shape: Shape, dtype: str = "float32") -> tuple[LayerSpec, ...]:
+        """The J layers, for maps of so many channels, and of any side and dtype. Output width
+        equals input width, or twice that after a P (Sec. 4, naming), if ``widths`` does not say it.
+        The stem is invertible whatever P is between layers."""
         found: list[LayerSpec] = []
-        inputs, outputs = channels, self.width
+        inputs, outputs = shape[0], self.width
         for j in range(1, self.layers + 1):
             times = self.stem if j == 1 else int((j - 1) in self.downsample)
             if self.widths:

@@ -16,7 +16,7 @@ from strata.pipeline.errors import RecipeError
 from strata.pipeline.recipe.named_network import NamedHead, NamedNetwork, named, named_head
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable, without_later_defaults
 from strata.pipeline.recipe.strict import located, read, require, tables
-from strata.pipeline.recipe.tables import Augment, Cache, Claim, Compress, Data, Schedule
+from strata.pipeline.recipe.tables import AS_IT_IS, Augment, Cache, Claim, Compress, Data, Schedule
 from strata.stages.network.blocks import AnyLayer, Block, scale_at, shape_at
 from strata.stages.network.spec import AuxiliarySpec, Shape
 
@@ -48,6 +48,23 @@ class Recipe:
                 count == layers,
                 f"'compress.keep' has {count} values; the network has {layers} layers",
             )
+        if self.data.shape:
+            require(
+                isinstance(self.network, NamedNetwork) or self.data.targets == "sample",
+                "'data.targets' is 'token', and layers of the table [network] give maps: name a "
+                "network",
+            )
+            require(
+                isinstance(self.network, NamedNetwork) or len(self.data.shape) == 3,
+                f"'data.shape' is {list(self.data.shape)}, and layers of the table [network] are "
+                "for maps (channel, y, x): name a network",
+            )
+        else:
+            self._check_crop()
+        if isinstance(self.network, NetworkTable):
+            self.check_layers()
+
+    def _check_crop(self) -> None:
         a = self.augment
         require(
             a.crop <= self.canvas,
@@ -59,18 +76,19 @@ class Recipe:
             "'augment.views' is 1 with random crops or flips: every epoch would see the same draw. "
             "Use 4 or more views, \"canvas\", or set 'augment.allow_single_view'",
         )
-        if isinstance(self.network, NetworkTable):
-            self.check_layers()
 
     def check_layers(self) -> None:
-        """Refuse layers that do not suit the images. A named network's blocks are made for it, so
+        """Refuse layers that do not suit x_0. A named network's blocks are made for it, so
         it is done only when somebody asks for them. Raises RecipeError."""
         a = self.augment
         require(
             self.given <= len(self.layers),
             f"'network.frozen' is {self.given}; {self.network.said} has {len(self.layers)} blocks",
         )
-        self._check_divisible("augment.crop", a.crop, len(self.layers))
+        sides = self.data.shape[1:] if isinstance(self.network, NetworkTable) else ()
+        for side in sides if self.data.shape else (a.crop,):
+            what = "a side of 'data.shape'" if self.data.shape else "augment.crop"
+            self._check_divisible(what, side, len(self.layers))
         side = (*self.shape(len(self.layers), a.crop), 0)[1]
         require(
             side >= 2 or not self.auxiliary.final_hidden,
@@ -123,10 +141,10 @@ class Recipe:
     def problems(self) -> tuple[ProblemSpec, ...]:
         """Layers and classifiers as they are solved: on x_{j-1} as it is kept, before [compress]
         removes filters of layer j itself."""
-        channels, crop = self.data.channels, self.augment.crop
-        layers: list[AnyLayer] = list(self.network.specs(channels, crop))
-        side = (*shape_at(layers, len(layers), channels, crop), 0)[1]
-        auxiliaries = self.auxiliary.specs(layers, self.data.classes, side)
+        x_0, each = self.data.sample(self.augment.crop), self.data.targets == "token"
+        layers: list[AnyLayer] = list(self.network.specs(x_0, self.data.dtype))
+        side = (*shape_at(layers, len(layers), x_0), 0)[1]
+        auxiliaries = self.auxiliary.specs(layers, self.data.classes, side, each=each)
         if self.compress:
             for j, below in enumerate(layers[:-1], start=1):
                 kept = min((below.width, *self.compress.widths(j, below.width)))
@@ -161,7 +179,7 @@ class Recipe:
 
     def shape(self, depth: int, size: int) -> Shape:
         """Shape of x_depth for an image (crop or canvas) of side ``size``."""
-        known = self._shapes.setdefault(size, [(self.data.channels, size, size)])
+        known = self._shapes.setdefault(size, [self.data.sample(size)])
         known += (layer.output(known[-1]) for layer in self.layers[len(known) - 1 : depth])
         return known[depth]
 
@@ -176,6 +194,8 @@ class Recipe:
         del parts["claim"]
         found = {name: without_later_defaults(t) for name, t in parts.items() if t is not None}
         del found["data"]["source"]
+        if self.data.shape:
+            del found["augment"]
         for one in ("network", "auxiliary"):
             if isinstance(table := parts[one], NamedNetwork | NamedHead):
                 found[one] = table.science()
@@ -194,7 +214,16 @@ def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
     """
     try:
         found = tables(text)
-        network: Any = found.get("network")
+        network, data = found.get("network"), found.get("data")
+        if isinstance(data, dict) and "shape" in data:
+            if "augment" in found:
+                key = next(iter(found["augment"]), "") if isinstance(found["augment"], dict) else ""
+                path = "augment" + (key and f".{key}")
+                raise RecipeError(
+                    f"'{path}' is for images, and with 'data.shape' a sample is seen as it is: "
+                    "leave [augment] out"
+                )
+            found["augment"] = AS_IT_IS
         if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
             found["network"] = named(cast(Any, network), folder or Path())
         head: Any = found.get("auxiliary")

@@ -8,36 +8,57 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strata.pipeline.recipe.strict import FEW, one_of, positive, require
+from strata.pipeline.recipe.strict import FEW, MOST, one_of, positive, require
+from strata.stages.network.spec import Shape
 from strata.stages.solve.schedule import SGDSchedule
 
 SIDE = 65_535
 """Most pixels a side: those of the largest JPEG."""
+DTYPES = ("uint8", "int32", "float16", "float32")
+"""What ``data.dtype`` may be."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A recipe's [data]: the images, and what they are expected to be."""
+    """A recipe's [data]: the images, or other arrays, and what they are expected to be."""
 
     source: str
     """``digits``, ``torchvision:NAME``, ``imagefolder:PATH`` or ``npz:PATH``."""
     classes: int
-    channels: int
-    """1 (grey) or 3 (RGB)."""
-    size: int
-    """Side of x_0 in pixels; images of another size are resized and cut to it."""
-    mean: tuple[float, ...]
-    """Per channel, of pixels in 0 … 1."""
-    std: tuple[float, ...]
     train: int
-    """Images the recipe expects; what is planned with until the data set has been read."""
+    """Samples the recipe expects; what is planned with until the data set has been read."""
     test: int
+    channels: int = 0
+    """1 (grey) or 3 (RGB)."""
+    size: int = 0
+    """Side of x_0 in pixels; images of another size are resized and cut to it."""
+    mean: tuple[float, ...] = ()
+    """Per channel, of pixels in 0 … 1."""
+    std: tuple[float, ...] = ()
     jpeg: int = 0
     """Quality, 1 … 100, at which x_0 is kept as JPEG in a .beton for the ffcv loader, which decodes
     it on all cores; it is then what the network sees. 0: raw pixels."""
+    shape: tuple[int, ...] = ()
+    """Of a sample that is no image, 1 to 4 axes: the arrays of ``npz:PATH`` as they are. ``mean``
+    and ``std`` are in their units, one for all values or one for each index of the first axis, and
+    may be left out. Empty: images."""
+    dtype: str = "uint8"
+    """Of its values: ``uint8``, ``float16`` and ``float32`` are seen as float32, ``int32``, such as
+    tokens, as it is."""
+    targets: str = "sample"
+    """What has a label: a ``sample``, or every ``token``."""
 
     def __post_init__(self) -> None:
         positive("data", classes=self.classes, train=self.train, test=self.test)
+        one_of("data.dtype", self.dtype, DTYPES)
+        one_of("data.targets", self.targets, ("sample", "token"))
+        if self.shape:
+            return self._check_shape()
+        for name, default in (("dtype", "uint8"), ("targets", "sample")):
+            value = getattr(self, name)
+            require(value == default, f"'data.{name}' is {value!r}, which needs 'data.shape'")
+        for name in ("channels", "size", "mean", "std"):
+            require(bool(getattr(self, name)), f"missing key 'data.{name}'")
         positive("data", SIDE, size=self.size)
         require(self.channels in (1, 3), f"'data.channels' is {self.channels}; it must be 1 or 3")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -51,6 +72,33 @@ class Data:
             f"'data.jpeg' is {self.jpeg}, and 'data.channels' {self.channels}; a JPEG has 3",
         )
         require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
+
+    def _check_shape(self) -> None:
+        shape = list(self.shape)
+        require(
+            len(shape) <= 4 and all(0 < side <= MOST[int] for side in shape),
+            f"'data.shape' is {shape}; it must have 1 to 4 numbers above 0",
+        )
+        for name in ("channels", "size", "jpeg"):
+            require(
+                not getattr(self, name),
+                f"'data.{name}' is for images: with 'data.shape' leave it out",
+            )
+        require(
+            not self.mean or self.dtype != "int32",
+            "'data.mean' is for numbers, and 'data.dtype' int32 for tokens: leave it out",
+        )
+        require(
+            len(self.mean) == len(self.std) and len(self.mean) in (0, 1, shape[0]),
+            f"'data.mean' has {len(self.mean)} values and 'data.std' {len(self.std)}; with "
+            f"'data.shape' {shape} both must have none, 1 or {shape[0]}",
+        )
+        least = min(self.std, default=1)
+        require(least > 0, f"'data.std' is {list(self.std)}; each must be above 0")
+
+    def sample(self, size: int) -> Shape:
+        """Shape of x_0, for an image (crop or canvas) of side ``size``."""
+        return self.shape or (self.channels, size, size)
 
 
 @dataclass(frozen=True)
@@ -87,6 +135,10 @@ class Augment:
                 0 <= self.views <= FEW,
                 f"'augment.views' is {self.views}; it must be in 0 … {FEW:,}",
             )
+
+
+AS_IT_IS = Augment(crop=1, views=1)
+"""What stands for [augment] where x_0 is no images: every sample has one view, itself."""
 
 
 @dataclass(frozen=True)

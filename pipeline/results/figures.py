@@ -98,6 +98,8 @@ def depth(figure: Figure, report: Report) -> str:
         lines = (("Layer", own, "-", BLUE), ("Ensemble", joint, "--", OCHRE))
         look = {"marker": marker, "mfc": None if key == "top1" else "white"}
         for who, values, dash, colour in lines:
+            if values[-1] is None:  # no logits were kept to make an ensemble of
+                continue
             name = f"{who}, {words}: {human_percent(values[-1], rows)}"
             percents = 100 * np.asarray(values, dtype=float)
             axes.plot(depths, percents, dash, color=colour, label=name, **look)

@@ -36,17 +36,13 @@ class Node:
 
 
 def images_node(recipe: Recipe, data_digest: str) -> Node:
-    """x_0: the images, decoded, resized, in the order of rows that every level above keeps."""
-    return Node(
-        0,
-        {
-            "depth": 0,
-            "data": data_digest,
-            "size": recipe.data.size,
-            "channels": recipe.data.channels,
-            "code": IMAGES_VERSION,
-        },
-    )
+    """x_0: the images, decoded, resized, or other arrays, in the order of rows that every level
+    above keeps."""
+    data = recipe.data
+    form: dict[str, Any] = {"size": data.size, "channels": data.channels}
+    if data.shape:
+        form = {"shape": list(data.shape), "dtype": data.dtype}
+    return Node(0, {"depth": 0, "data": data_digest, **form, "code": IMAGES_VERSION})
 
 
 def feature_node(
@@ -77,12 +73,10 @@ def feature_node(
 
 def _preprocessing(recipe: Recipe, seed: int) -> dict[str, Any]:
     a, mode = recipe.augment, augmentation.mode(recipe)
-    common = {
-        "mean": list(recipe.data.mean),
-        "std": list(recipe.data.std),
-        "pad": a.pad,
-        "mode": mode,
-    }
+    common: dict[str, Any] = {"mean": list(recipe.data.mean), "std": list(recipe.data.std)}
+    if recipe.data.shape:
+        return common
+    common |= {"pad": a.pad, "mode": mode}
     if recipe.data.jpeg:
         common["jpeg"] = recipe.data.jpeg
     if mode == "canvas":

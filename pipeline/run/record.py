@@ -36,7 +36,8 @@ def _each(shape: Any, names: str) -> dict[str, Any]:
 
 _MAYBE, _NUMBER, _FILES = EllipsisType, (float, NoneType), {"files": {str: str}}
 _TOP = {"top1": float, "top5": _NUMBER}
-_TEST = {"test": _TOP, "ensemble": _each(_TOP, "logits probabilities")}
+_ANY = _each(_NUMBER, "top1 top5")
+_TEST = {"test": _TOP, "ensemble": _each(_ANY, "logits probabilities")}
 _OUTCOME = _each(_each(_NUMBER, "seconds bytes peak_bytes"), "expected measured") | {"whole": bool}
 _COPY = _FILES | _each(str, "input weights") | {"scales": (str, NoneType)}
 _TRAINED = _each({"loss": float, "top1": float}, "train test") | {
@@ -67,7 +68,7 @@ FIELDS: Mapping[str, Any] = {
         "samples": int,
         "layers": [_TEST | {"layer": int}],
         "finals": ([_TEST | {"layer": int, "name": str}], _MAYBE),
-        "confusion": {"of": str, "matrix": [[int]]},
+        "confusion": ({"of": str, "matrix": [[int]]}, NoneType),
     },
     NETWORK: {"blocks": [{str: object}], "heads": ([{str: object}], _MAYBE)}
     | {"read": ({str: str}, _MAYBE), "home": (str, _MAYBE)}

@@ -51,6 +51,8 @@ from strata.store.fingerprint import differences
 
 BASELINE, TRANSFER, NETWORK = "baseline", "transfer", "network"
 QUANTISER, LOGITS, LOCK = "quantiser.safetensors", "test_logits.npy", "LOCK"
+BY_SAMPLE = "test_by_sample.npy"
+"""In the place of logits of tokens that are too many: float32 (n, 2), mean loss and top-1."""
 NOTE = "strata"
 """Key in the header of a .safetensors for what is not tensors, as JSON."""
 PLACES = ("initial", "layer_*", "sweep_*/*", "probe_*/*", f"{BASELINE}/*")

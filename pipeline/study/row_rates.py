@@ -111,8 +111,9 @@ def sample_of(found: Overview) -> Sample:
         level = found.store.open(LevelKey(0, run.nodes()[0].fingerprint, "train", "clean"))
         images, what = level.read(0, min(len(level), count)), FEATURES
     else:
-        shape = (min(count, 4 * FORWARD_ROWS), data.channels, data.size, data.size)
-        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        shape = (min(count, 4 * FORWARD_ROWS), *data.sample(data.size))
+        top = 256 if data.dtype == "uint8" else data.classes  # of tokens, all that are sure to be
+        images = np.random.default_rng(0).integers(0, top, shape).astype(data.dtype)
         what = "noise: there are no images yet"
     solved = run and run.solved() and frozen_layer(run, 1, torch.device("cpu"))
     layer = solved.layer if solved else build([recipe.layers[0]], 0)[0].train()

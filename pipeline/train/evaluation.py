@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from strata.pipeline.errors import NotThereYet
 from strata.pipeline.run import record, sweep_results
 from strata.pipeline.run.levels import keys_at
-from strata.pipeline.run.rundir import EVALUATION, LOGITS, Run
+from strata.pipeline.run.rundir import BY_SAMPLE, EVALUATION, LOGITS, Run
 from strata.stages.solve.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
 from strata.store.feature_store import Store
 from strata.store.files.publish import read_npy
@@ -28,7 +28,10 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
 def _evaluation(run: Run, store: Store) -> dict[str, Any]:
     solved, first = run.solved(), run.recipe.given + 1  # what is given has no classifier
     trained = range(first, solved + 1)
-    logits = [read_npy(run.layer_directory(j) / LOGITS) for j in trained]
+    places = [run.layer_directory(j) for j in trained]
+    if any((place / BY_SAMPLE).exists() for place in places):
+        return _without_logits(run, store, trained)
+    logits = [read_npy(place / LOGITS) for place in places]
     finals = {
         name: (one["auxiliary"], read_npy(run.sweep_directory(run.layers + 1) / name / LOGITS))
         for name, (_, one) in sweep_results.finals(run).items()
@@ -55,6 +58,22 @@ def _evaluation(run: Run, store: Store) -> dict[str, Any]:
             "of": of,
             "matrix": confusion(ensemble([softmax(z) for z in last]), labels).tolist(),
         },
+    }
+
+
+def _without_logits(run: Run, store: Store, trained: Iterable[int]) -> dict[str, Any]:
+    """What is said of layers whose logits are too many to be kept: no ensemble, no matrix."""
+    test = next(key for key in keys_at(run, 0) if key.split == "test")
+    records = [run.layer(j) or {} for j in trained]
+    ensemble = dict.fromkeys(("logits", "probabilities"), dict.fromkeys(("top1", "top5")))
+    return {
+        "solved": [one["weights"] for one in records],
+        "samples": len(store.open(test)),
+        "layers": [
+            {k: one[k] for k in ("layer", "test")} | {"ensemble": ensemble} for one in records
+        ],
+        "finals": [],
+        "confusion": None,
     }
 
 

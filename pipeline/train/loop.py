@@ -19,19 +19,21 @@ from torch import Tensor
 
 from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.plan.costs import RISK_ROWS
-from strata.pipeline.progress import Tick, duration
+from strata.pipeline.progress import Tick, duration, size
 from strata.pipeline.run import weights
 from strata.pipeline.run.record import CURVE
-from strata.pipeline.run.rundir import LOGITS
+from strata.pipeline.run.rundir import BY_SAMPLE, LOGITS
 from strata.pipeline.train.solving import SAY_SECONDS, Solving, give_up
 from strata.stages.errors import Diverged
-from strata.stages.solve.evaluate import accuracies, cross_entropy, top_k
-from strata.stages.solve.solve import Batches, logits_of
+from strata.stages.solve.evaluate import LOGIT_BYTES, Judged, hits, losses
+from strata.stages.solve.solve import Batches, check_logits, logits_of
 from strata.store.files.publish import make_directory, npy, replace
 from strata.store.read.order import generator
 
 Drop = Callable[[Solving, Diverged], None]
 """What to do with a problem that diverged: to raise ends all; else the others go on."""
+Measure = Callable[[np.ndarray, np.ndarray], Any]
+"""What is asked of the logits and labels of a batch."""
 
 
 def train(
@@ -136,7 +138,7 @@ def _end_epoch(here: Sequence[Solving], feed: ProblemFeed, title: str) -> None:
     means = [one.solver.finish_epoch() for one in here]
     epoch, every = here[0].at.epoch, session.run.recipe.schedule.test_every
     is_tested = every and epoch % every == 0 and session.ranks.leads
-    tests = top1_on_test(here) if is_tested else [None] * len(here)
+    tests = curve_on_test(here) if is_tested else [{"test_top1": None}] * len(here)
     risk = _judge(here, feed)
     for one, mean, test in zip(here, means, tests, strict=True):
         line = {
@@ -144,7 +146,7 @@ def _end_epoch(here: Sequence[Solving], feed: ProblemFeed, title: str) -> None:
             "lr": one.solver.schedule.rate(epoch * steps - 1, steps),
             "train_loss": mean["loss"],
             "train_top1": mean["top1"],
-            "test_top1": test,
+            **test,
             "seconds": mean["seconds"],
         }
         one.history.append(line | ({"risk": risk[one]} if one in risk else {}))
@@ -164,6 +166,8 @@ def _say(here: Sequence[Solving], title: str, images: int) -> None:
         one.said_at = now
     line, epoch = best.history[-1], best.at.epoch
     test = "" if line["test_top1"] is None else f", test {100 * line['test_top1']:.1f} %"
+    if "test_loss" in line:
+        test += f" and {line['test_loss']:.4f} nats"
     if title:
         best.session.report.say(
             f"{title}, epoch {epoch}, {len(here)} variants: lowest loss "
@@ -182,14 +186,18 @@ def _say(here: Sequence[Solving], title: str, images: int) -> None:
 
 def top1_on_test(those: Sequence[Solving]) -> list[float]:
     """Share of the test images that each present iterate is right about."""
-    logits, labels = logits_on_test(those)
-    return [top_k(z, labels, 1) for z in logits]
+    found = _on_test(those, partial(hits, k=1))
+    return [float(np.concatenate(own).mean()) for own in found]
 
 
-def logits_on_test(those: Sequence[Solving]) -> tuple[list[np.ndarray], np.ndarray]:
-    """z_j of the test images, float32 (n, classes), of each problem; labels, int64 (n,)."""
-    session, j = those[0].session, those[0].j
-    return _logits(those, clean_batches(session, j - 1)), session.images()["test"].array("label")
+def curve_on_test(those: Sequence[Solving]) -> list[dict[str, float]]:
+    """What a line of the curve says of each present iterate on the test images: top-1; of tokens
+    also the loss, which is what language models are compared by."""
+    if those[0].session.run.recipe.data.targets == "sample":
+        return [{"test_top1": top1} for top1 in top1_on_test(those)]
+    found = _on_test(those, lambda z, y: (hits(z, y, 1), losses(z, y)))
+    both = [[float(np.concatenate(c).mean()) for c in zip(*own, strict=True)] for own in found]
+    return [{"test_top1": top1, "test_loss": loss} for top1, loss in both]
 
 
 def risks(those: Sequence[Solving], feed: ProblemFeed) -> list[float]:
@@ -201,8 +209,8 @@ def risks(those: Sequence[Solving], feed: ProblemFeed) -> list[float]:
     rows.sort()
 
     def found() -> list[float]:
-        logits = _logits(those, (x for x, _ in feed.fixed(rows)))
-        return [cross_entropy(z, feed.labels[rows]) for z in logits]
+        found = _over(those, (x for x, _ in feed.fixed(rows)), feed.labels[rows], losses)
+        return [float(np.concatenate(own).mean()) for own in found]
 
     return session.ranks.by_leader(found)
 
@@ -216,11 +224,25 @@ def _judge(those: Iterable[Solving], feed: ProblemFeed) -> dict[Solving, float]:
     return found
 
 
-def _logits(those: Sequence[Solving], batches: Iterable[Tensor]) -> list[np.ndarray]:
+def _on_test(those: Sequence[Solving], measure: Measure) -> list[list[Any]]:
+    session, j = those[0].session, those[0].j
+    labels = session.images()["test"].array("label")
+    return _over(those, clean_batches(session, j - 1), labels, measure)
+
+
+def _over(
+    those: Sequence[Solving], batches: Iterable[Tensor], labels: np.ndarray, measure: Measure
+) -> list[list[Any]]:
+    """What is found of the logits of each problem, batch by batch: no more of them are held."""
     device, compute = those[0].session.device, those[0].session.compute
-    problems = [one.solver.problem for one in those]
-    parts = [[logits_of(one, [x], device, compute).numpy() for one in problems] for x in batches]
-    return [np.concatenate(own) for own in zip(*parts, strict=True)]
+    found, end = [list[Any]() for _ in those], 0
+    for x in batches:
+        begin, end = end, end + len(x)
+        for one, own in zip(those, found, strict=True):
+            z = logits_of(one.solver.problem, [x], device, compute).numpy()
+            check_logits(z.shape, labels[begin:end].shape)
+            own.append(measure(z, labels[begin:end]))
+    return found
 
 
 # ---- the end ------------------------------------------------------------------------------------
@@ -237,9 +259,10 @@ def conclude(
     """
     for one in those:
         one.solver.finish()
-    found, (logits, labels) = list[tuple[Solving, dict[str, Any]]](), logits_on_test(those)
-    for one, z in zip(those, logits, strict=True):
-        if not np.isfinite(z).all():
+    found, samples = list[tuple[Solving, dict[str, Any]]](), len(those[0].session.images()["test"])
+    every = _on_test(those, partial(Judged.of, samples=samples))
+    for one, own in zip(those, map(Judged.joined, every), strict=True):
+        if not np.isfinite(own.loss if own.logits is None else own.logits).all():
             drop(one, Diverged(one.solver.schedule.epochs, one.at.last_good))
             continue
         directory, last = make_directory(one.directory), one.history[-1]
@@ -248,14 +271,20 @@ def conclude(
             weights.write(directory / f"{name}.safetensors", state)
         curve = "".join(json.dumps(line) + "\n" for line in one.history)
         replace(directory, CURVE, curve.encode())
-        if keep_logits:
-            replace(directory, LOGITS, npy(z))
+        if keep_logits and own.logits is not None:
+            replace(directory, LOGITS, npy(own.logits))
+        elif keep_logits:
+            one.say(
+                f"logits of tokens are not kept, which would be above {size(LOGIT_BYTES)}: "
+                f"{BY_SAMPLE} has loss and top-1 of every test sample"
+            )
+            replace(directory, BY_SAMPLE, npy(np.stack([own.loss, own.top1], 1).astype("<f4")))
         figures = {
             **{name: weights.digest(state) for name, state in states.items()},
             **one.parameters,
             "kept_epoch": one.kept_epoch,
             "train": {"loss": last["train_loss"], "top1": last["train_top1"]},
-            "test": {"loss": cross_entropy(z, labels), **accuracies(z, labels)},
+            "test": own.figures(),
             "seconds": one.seconds,
         }
         found.append((one, figures))

@@ -190,4 +190,5 @@ def give_up(solving: Solving, error: Diverged) -> NoReturn:
 
 def how_good(found: Mapping[str, Any]) -> str:
     """Accuracy and time of a record, for the message that a problem is through."""
-    return f"test {100 * found['test']['top1']:.2f} %, {duration(found['seconds'])}"
+    test, taken = found["test"], duration(found["seconds"])
+    return f"test {100 * test['top1']:.2f} %, {test['loss']:.4f} nats, {taken}"

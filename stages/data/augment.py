@@ -49,3 +49,17 @@ def normalise(
     mean_ = torch.tensor(mean, dtype=torch.float32, device=images.device).view(shape)
     std_ = torch.tensor(std, dtype=torch.float32, device=images.device).view(shape)
     return (images.to(torch.float32) / 255 - mean_) / std_
+
+
+def standardise(
+    x: Shaped[Tensor, "b ..."], mean: Sequence[float], std: Sequence[float]
+) -> Shaped[Tensor, "b ..."]:
+    """What is no image as layer 1 sees it: float32, (x - mean) / std where these are given, one for
+    all values or one for each index of the first axis of a sample; int32 as it is."""
+    if x.dtype == torch.int32:
+        return x
+    shape, x = (1, -1, *[1] * (x.ndim - 2)), x.to(torch.float32)
+    if not mean:
+        return x
+    mean_, std_ = (torch.tensor(one, device=x.device).view(shape) for one in (mean, std))
+    return (x - mean_) / std_

@@ -17,7 +17,17 @@ import numpy as np
 from PIL import Image
 
 from strata.stages.data.archives import open_imagefolder
-from strata.stages.data.sources import SPLITS, Source, broken, open_digits, open_npz, suggest
+from strata.stages.data.sources import (
+    SPLITS,
+    Form,
+    Source,
+    Tensors,
+    broken,
+    open_digits,
+    open_npz,
+    open_tensors,
+    suggest,
+)
 from strata.stages.data.values import CLEARED, plain, told, undecided
 from strata.stages.data.zoo import open_torchvision
 from strata.stages.errors import BrokenImage, DataError
@@ -31,15 +41,22 @@ _CHUNK = 32
 _NAMED = 3
 
 
-def open_source(spec: str, *, root: Path, download: bool = False) -> Source:
+def open_source(
+    spec: str, *, root: Path, download: bool = False, form: Form | None = None
+) -> Source:
     """The data source that `spec` names; close it, or use it in a with statement.
 
     digits is scikit-learn's, its last 360 samples the test split; torchvision:NAME reads files
     under `root` and fetches them only where `download` is True; imagefolder:PATH is a directory
     or tar of class folders under train/ and test/ (or val/); npz:PATH holds x_train, y_train,
-    x_test and y_test. Raises DataError when `spec` is none of these or the data is unfit.
+    x_test and y_test, which are images, or where `form` has a shape
+    anything. Raises DataError when `spec` is none of these or the data is unfit.
     """
     kind, _, rest = spec.partition(":")
+    if form and form.shape:
+        if kind == "npz" and rest:
+            return open_tensors(home(rest), form)
+        raise DataError(f"{spec} holds images; 'data.shape' is for arrays: give npz:PATH")
     if spec == "digits":
         return open_digits()
     if kind == "torchvision" and rest:
@@ -92,9 +109,10 @@ def check_labels(source: Source, classes: int) -> None:
     counts = f"the data set has {len(source.classes)} classes, the recipe says {classes}"
     for split in SPLITS:
         labels = source.labels(split)
-        if (bad := np.flatnonzero((labels < 0) | (labels >= classes))).size:
+        if (bad := np.argwhere((labels < 0) | (labels >= classes))).size:
+            first = labels[tuple(bad[0])]
             raise DataError(
-                f"{split} sample {source.name(split, int(bad[0]))} has label {labels[bad[0]]}, "
+                f"{split} sample {source.name(split, int(bad[0][0]))} has label {first}, "
                 f"outside 0..{classes - 1}; {counts}"
             )
     if len(source.classes) != classes:
@@ -187,7 +205,9 @@ def survey(
             continue
         kept[split].append(i << 32 | int(found.digest[:8], 16))
         # No name holds a NUL, so no two lists of samples give the same lines.
-        line = f"{split}\0{source.labels(split)[i]}\0{source.name(split, i)}\0{found.digest}"
+        label = source.labels(split)[i]
+        own = hashlib.sha256(label).hexdigest() if label.ndim else label
+        line = f"{split}\0{own}\0{source.name(split, i)}\0{found.digest}"
         converted.update(found.changes)
         if found.kind:
             scales[found.kind] = found.scale
@@ -254,13 +274,17 @@ def examine(source: Source, split: str, span: range) -> Examined:
 
 def read(
     source: Source, split: str, i: int, scales: Mapping[str, int] | None = None
-) -> tuple[Image.Image, Sound]:
-    """One sample as it is used, an image of 8 bits a channel, read once; and what was found.
+) -> tuple[Image.Image | np.ndarray, Sound]:
+    """One sample as it is used, an image of 8 bits a channel, or what is no image, read once; and
+    what was found.
 
     `scales` are those that a survey found; None, for the survey. Raises BrokenImage, for whatever
     is wrong.
     """
     try:
+        if isinstance(source, Tensors):
+            content, array = source.array(split, i)
+            return array, Sound(hashlib.sha256(content).hexdigest(), (), "", 0)
         content, image = source.decoded(split, i)
         flat, changes, kind, scale = plain(image, scales)
         return flat, Sound(hashlib.sha256(content).hexdigest(), changes, kind, scale)

@@ -175,9 +175,8 @@ def scale_at(layers: Sequence[AnyLayer], depth: int) -> int:
     return prod(layer.factor for layer in layers[:depth])
 
 
-def shape_at(layers: Sequence[AnyLayer], depth: int, channels: int, size: int) -> Shape:
-    """Shape of x_depth when x_0 is (channels, size, size)."""
-    shape: Shape = (channels, size, size)
+def shape_at(layers: Sequence[AnyLayer], depth: int, shape: Shape) -> Shape:
+    """Shape of x_depth when x_0 has the given one."""
     for layer in layers[:depth]:
         shape = layer.output(shape)
     return shape

@@ -7,7 +7,7 @@ between any two batches. A step on a GPU waits for none before it: losses are re
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from strata.stages.errors import Diverged
+from strata.stages.errors import DataError, Diverged
 from strata.stages.memory import watched
 from strata.stages.network.featurize import placed
 from strata.stages.network.footprint import goes_straight
@@ -30,7 +30,7 @@ Trainable = TypeVar("Trainable", bound=nn.Module)
 
 @runtime_checkable
 class BatchRows(Protocol):
-    """Rows of a batch: a tensor (B, C, H, W), or what makes them while it is split."""
+    """Rows of a batch: a tensor such as (B, C, H, W), or what makes them while it is split."""
 
     def split(self, rows: int, /) -> Iterable[Tensor]:
         """Micro-batches of so many rows, the last perhaps smaller."""
@@ -56,7 +56,8 @@ class Progress:
     """Finished batches of the epoch under way."""
     loss_sum: float = 0.0
     """Σ loss over the samples of the epoch under way, of the steps that were read."""
-    correct: int = 0
+    correct: float = 0
+    """Σ share of the tokens that are right, over those samples; of one label, 1 or 0."""
     samples: int = 0
     seconds: float = 0.0
     """Time spent in the epoch under way, over all processes that worked on it."""
@@ -188,6 +189,7 @@ class Solver(Generic[Trainable]):
             y: its labels, int64 (B,), or of every token (B, token), on the device.
 
         Raises:
+            DataError: there are not as many logits as labels.
             Diverged: the loss of this step, or of one of the :attr:`lag` before it, is not finite.
                 The state is of no use then; the last saved one is good.
         """
@@ -215,11 +217,12 @@ class Solver(Generic[Trainable]):
         (2,) on the device."""
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
             logits = self.problem(x)
+        check_logits(logits.shape, target.shape)
         flat, tokens = logits.float().flatten(0, -2), target[:1].numel()
         loss = nn.functional.cross_entropy(flat, target.flatten(), reduction="sum") / tokens
         self.scaler.scale(loss / rows).backward()
-        hits = (logits.argmax(-1) == target).sum() / tokens
-        return torch.stack((loss.detach().double(), hits.double()))
+        hits = (logits.argmax(-1) == target).sum().double() / tokens
+        return torch.stack((loss.detach().double(), hits))
 
     def _read(self, left: int) -> None:
         """Add what steps have found to :attr:`progress`, of all but so many. Raises Diverged."""
@@ -233,7 +236,7 @@ class Solver(Generic[Trainable]):
                 raise self._diverged()
             done.last_good = loss_sum / samples
             done.loss_sum += loss_sum
-            done.correct += int(correct)
+            done.correct += correct
             done.samples += int(samples)
 
     def settle(self) -> None:
@@ -276,6 +279,16 @@ class Solver(Generic[Trainable]):
         if self.schedule.keep == "best":
             self.problem.load_state_dict(self.best)
         return self.problem.eval()
+
+
+def check_logits(logits: Sequence[int], labels: Sequence[int]) -> None:
+    """Raise DataError where a classifier does not give logits for every label, by their shapes."""
+    if tuple(logits[:-1]) != tuple(labels):
+        given, wanted = list(logits[1:-1]), list(labels[1:])
+        raise DataError(
+            f"a sample has labels of shape {wanted}, and its classifier gives logits for {given}: "
+            "'data.targets' says what has a label, and blocks must keep as many tokens as there are"
+        )
 
 
 @torch.inference_mode()

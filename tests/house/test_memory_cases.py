@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs/memory.md").read_text("utf-8")
 
 
 def small(*, batch_norm: bool, k: int) -> m.Net:
-    layers = NetworkTable(3, 8, downsample=(1,), batch_norm=batch_norm).specs(3, m.SIDE)
+    layers = NetworkTable(3, 8, downsample=(1,), batch_norm=batch_norm).specs((3, m.SIDE, m.SIDE))
     auxiliary = AuxiliaryTable(k=k, width=8, batch_norm=batch_norm)
     return m.Net(layers, auxiliary.specs(layers, classes=10, side=m.SIDE // 2), canvas=40)
 

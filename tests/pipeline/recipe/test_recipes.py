@@ -213,7 +213,7 @@ def test_digits_is_the_default_and_all_are_there() -> None:
     want += [f"cifar10-k{n}-small" for n in k]
     want += ["cifar10-k3-compress", "cifar10-k3-compress-small"]
     want += ["cifar10-small", "imagenet-small", "vgg11-small", "separability-small"]
-    want += ["digits-residual"]
+    want += ["digits-residual", "digits-vit"]
     assert names() == ["digits", *sorted(want)]
     assert all(load(name)[1].claim.text for name in names())
 

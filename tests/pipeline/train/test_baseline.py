@@ -31,7 +31,7 @@ BATCH = 16
 
 
 def specs(*, batch_norm: bool) -> tuple[tuple[LayerSpec, ...], AuxiliarySpec]:
-    layers = NetworkTable(4, 8, downsample=(2,), batch_norm=batch_norm).specs(3, 16)
+    layers = NetworkTable(4, 8, downsample=(2,), batch_norm=batch_norm).specs((3, 16, 16))
     auxiliary = AuxiliaryTable(k=2, width=8, batch_norm=batch_norm)
     return layers, auxiliary.specs(layers, classes=10, side=8)[-1]
 

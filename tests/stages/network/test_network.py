@@ -104,7 +104,7 @@ def test_numbering_is_the_papers() -> None:
 
 
 def test_auxiliary_width_doubles_with_the_layers_and_the_last_can_differ() -> None:
-    layers = NetworkTable(3, 128, downsample=(1,), batch_norm=True, bias=False).specs(3, 32)
+    layers = NetworkTable(3, 128, downsample=(1,), batch_norm=True, bias=False).specs((3, 32, 32))
     table = AuxiliaryTable(k=3, width=256, final_width=64, batch_norm=True)
     specs = table.specs(layers, classes=10, side=16)
     assert [s.width for s in specs] == [256, 512, 64]
@@ -113,7 +113,7 @@ def test_auxiliary_width_doubles_with_the_layers_and_the_last_can_differ() -> No
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_identity_layer_starts_at_the_previous_risk(k: int) -> None:
     """Prop. 3.1: with P = Id and θ̃ = identity, z_{j+1} = z_j, because ρ(x) = x for x ≥ 0."""
-    first, second = NetworkTable(layers=2, width=8).specs(3, 8)
+    first, second = NetworkTable(layers=2, width=8).specs((3, 8, 8))
     aux = AuxiliarySpec(8, k, 8, 10, False, True)
     before, after = build_problem(first, aux, 1).eval(), build_problem(second, aux, 2).eval()
     assert isinstance(after.layer, Layer)

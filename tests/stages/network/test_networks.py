@@ -173,7 +173,7 @@ def test_figures_are_those_of_the_modules(resnet, residual) -> None:
             shape = block.output(shape)
         assert all(one.width == other.channels for one, other in pairwise(blocks))
     assert [scale_at(residual, depth) for depth in range(4)] == [1, 1, 1, 2]
-    assert shape_at(resnet, 9, 3, 64) == (512, 2, 2)
+    assert shape_at(resnet, 9, (3, 64, 64)) == (512, 2, 2)
 
 
 def test_figures_survive_a_file(resnet: tuple[Block, ...]) -> None:
@@ -471,7 +471,7 @@ def test_a_forward_pass_takes_what_was_predicted(residual, precision: str) -> No
     """Also of a canvas, which is larger than the crop that the blocks were read with."""
     rows, side = 64, 24
     for first in range(3):
-        some, shape = residual[first:], shape_at(residual, first, 1, side)
+        some, shape = residual[first:], shape_at(residual, first, (1, side, side))
         modules = [build([b], None)[0].eval().to(memory_format=torch.channels_last) for b in some]
         codecs = [coded(precision, b.width) for b in some]
         layers = [Frozen(*pair) for pair in zip(modules, codecs, strict=True)]
