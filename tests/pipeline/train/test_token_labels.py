@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from runs import Place
 
 from strata.stages.solve import evaluate
 
-SMALL = {"train": 320, "test": 64, "depth": 2, "epochs": 1}
+SMALL: dict[str, Any] = {"train": 320, "test": 64, "depth": 2, "epochs": 1}
 
 
 def test_order_in_memory_is_not_seen(tmp_path: Path) -> None:
