@@ -6,12 +6,16 @@ a step would take is known without taking it. The module itself stays as it is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+# What cannot run is an exception, which callers expect; it is not told on stderr as well.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -46,12 +46,17 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
     """Probe x_j and record it; layer j must be there.
 
     Raises:
-        OptionRange: a CNN of what is no map.
+        OptionRange: a CNN of what is no map; labels of tokens.
         BudgetError: the rows of a linear probe do not fit into memory; gives both numbers.
         DataError: the training images are all of one class, or none can be held out.
         Diverged: the loss of a CNN is not finite; the last good state is kept.
         KeyboardInterrupt: somebody asked to stop; the state of a CNN is saved.
     """
+    if session.run.recipe.data.targets == "token":
+        raise OptionRange(
+            "a probe says one class of a sample, and here every token has its own "
+            "('data.targets' is 'token'): `sweep` and `final` train classifiers of tokens"
+        )
     found = _cnn(session, j, kind) if kind.hidden else _linear(session, j)
     body = {**made_of(session.run, j, kind), "layer": j, "kind": kind.name, **found}
     record.vouch(session.run.probe_directory(j) / kind.name / RESULT, body)
@@ -192,8 +197,9 @@ def _with_data(session: Session, run: Run) -> Run:
     if known is not None and unchanged(run, known):
         return run
     (run.directory / DATA).unlink(missing_ok=True)
-    told = session.options
-    with open_source(run.source, root=told.data_root, download=told.download) as source:
+    told, form = session.options, run.recipe.data
+    how: Any = {"root": told.data_root, "download": told.download, "form": form}
+    with open_source(run.source, **how) as source:
         check_probed(source, run.recipe.data.channels)
         return with_classes(run, len(source.classes))
 

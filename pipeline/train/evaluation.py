@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def _evaluation(run: Run, store: Store) -> dict[str, Any]:
     solved, first = run.solved(), run.recipe.given + 1  # what is given has no classifier
     trained = range(first, solved + 1)
     places = [run.layer_directory(j) for j in trained]
-    if any((place / BY_SAMPLE).exists() for place in places):
+    if any((place / BY_SAMPLE).exists() for place in (*places, *_final_places(run))):
         return _without_logits(run, store, trained)
     logits = [read_npy(place / LOGITS) for place in places]
     finals = {
@@ -61,6 +62,11 @@ def _evaluation(run: Run, store: Store) -> dict[str, Any]:
     }
 
 
+def _final_places(run: Run) -> list[Path]:
+    directory, known = run.sweep_directory(run.layers + 1), sweep_results.finals(run)
+    return [directory / name for name, (_, one) in known.items() if one is not None]
+
+
 def _without_logits(run: Run, store: Store, trained: Iterable[int]) -> dict[str, Any]:
     """What is said of layers whose logits are too many to be kept: no ensemble, no matrix."""
     test = next(key for key in keys_at(run, 0) if key.split == "test")
@@ -72,7 +78,13 @@ def _without_logits(run: Run, store: Store, trained: Iterable[int]) -> dict[str,
         "layers": [
             {k: one[k] for k in ("layer", "test")} | {"ensemble": ensemble} for one in records
         ],
-        "finals": [],
+        "finals": [
+            {"name": name, "auxiliary": one["auxiliary"], "layer": run.layers}
+            | {"test": {key: one["test"][key] for key in ("loss", "top1", "top5")}}
+            | {"ensemble": ensemble}
+            for name, (_, one) in sweep_results.finals(run).items()
+            if one is not None
+        ],
         "confusion": None,
     }
 
