@@ -305,7 +305,7 @@ def test_models_of_timm_are_made_by_its_names(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_timm_it_is_said_how_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UnusableNetwork, match=r"network timm:vit: .*: pip install timm"):
+    with pytest.raises(UnusableNetwork, match=r"network timm:vit: .*: pip install 'strata.timm.'"):
         construct(Origin("timm:vit"), None)
 
 
