@@ -17,17 +17,8 @@ import numpy as np
 from PIL import Image
 
 from strata.stages.data.archives import open_imagefolder
-from strata.stages.data.sources import (
-    SPLITS,
-    Form,
-    Source,
-    Tensors,
-    broken,
-    open_digits,
-    open_npz,
-    open_tensors,
-    suggest,
-)
+from strata.stages.data.npz import Tensors, open_npz, open_tensors
+from strata.stages.data.sources import SPLITS, Form, Source, broken, open_digits, suggest
 from strata.stages.data.values import CLEARED, plain, told, undecided
 from strata.stages.data.zoo import open_torchvision
 from strata.stages.errors import BrokenImage, DataError
