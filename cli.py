@@ -91,7 +91,7 @@ WORK = (
     DEVICE,
     DATA,
     DATA_ROOT,
-    flag("--download", "Let torchvision fetch its data set."),
+    flag("--download", "Let torchvision fetch its data set, or weights."),
     flag("--skip-broken", "Leave broken images out; do not stop."),
     flag("--accept-data", "Take other numbers of images than the recipe says."),
     option("--tier", "Where the features of a problem lie.", type=TIER),

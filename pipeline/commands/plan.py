@@ -17,7 +17,7 @@ from strata.pipeline.options import Options
 from strata.pipeline.plan import caching, compression, machine, memory
 from strata.pipeline.plan.machine import Machine
 from strata.pipeline.plan.plan import DepthPlan, Plan, Step, check_budget, make_plan, steps
-from strata.pipeline.plan.worth import MOST_PROBLEMS, Worth, weigh
+from strata.pipeline.plan.worth import MOST_PROBLEMS, Reuse, Worth, short, weigh
 from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe import named_network
 from strata.pipeline.recipe.recipe import Recipe
@@ -57,7 +57,9 @@ def plan(options: Options) -> Answer:
     else:
         worth = weigh(known, caching.disk_budget(options))
         value["economics"] = worth.as_json()
-        shown += [_of_worth(worth), _worth_summary(worth)]
+        if worth.depths or not recipe.given:
+            shown += [_of_worth(worth), _worth_summary(worth)]
+        shown += [_of_reuse(worth.reuse, recipe.schedule.epochs)] if worth.reuse else []
         shown += [_of_ways(worth, recipe), *caching.guesses(recipe, known.machine)]
     try:
         if check_budget(costs, options.disk_budget):
@@ -109,14 +111,17 @@ def _summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
     """Totals, and what is left to do."""
     last, one = plan.depths[-1].depth, size(plan.depths[1].bytes_one_view)
     views = "" if recipe.data.shape else f"; 'augment.views' is {recipe.augment.views}"
+    given, which = recipe.given, f"layers 1 … {recipe.given}"
+    when = f"x_{last} is written only by `materialize --layer {last}`." * (given < last)
     return (
         f"x_1 is {one} at {plan.precision} for {plan.images:,} images and one view"
         f"{views}.\n"
         f"Disk for `run`: {size(plan.total)} in total, {size(plan.peak)} at the peak if levels "
-        f"are removed once unneeded. x_{last} is written only by `materialize --layer {last}`.\n"
+        f"are removed once unneeded. {when}\n"
         "Reading the layers below instead of recomputing them divides the operations of one "
         f"run by at most {plan.ceiling:.2f}; further problems on one depth gain more.\n"
-        f"To do: {', '.join(map(str, todo)) or 'nothing'}."
+        + f"Given, and not trained, are {which}.\n" * (given > 0)
+        + f"To do: {', '.join(map(str, todo)) or 'nothing'}."
     )
 
 
@@ -158,6 +163,24 @@ def _worth_summary(worth: Worth) -> str:
     said = f"Predicted, from {worth.source}: {duration(best)}; every depth cached {_time(always)}, "
     stored = (f"{name} {_time(seconds)}" for name, seconds in worth.profiles.items())
     return f"{said}none cached {_time(never)}. By profile: {', '.join(stored)}."
+
+
+def _of_reuse(reuse: Reuse, epochs: int) -> str:
+    """From when on a cache of what given layers make is worth it."""
+    x = f"x_{reuse.depth}"
+    text = (
+        f"Layers 1 … {reuse.depth} are given. An epoch that reads {x} takes {short(reuse.read)}, "
+        f"one that computes it again {short(reuse.again)}, and writing it once "
+        f"{short(reuse.write)}"
+    )
+    if reuse.epochs is None or reuse.problems is None:
+        return f"{text}: the cache never pays. Use --cache never."
+    heads = math.ceil(reuse.problems)
+    which = "the first problem or head" if heads == 1 else f"{heads} problems or heads"
+    return (
+        f"{text}: the cache pays from {math.ceil(reuse.epochs)} epochs on, that is with {which} "
+        f"of {epochs} epochs."
+    )
 
 
 def _of_ways(worth: Worth, recipe: Recipe) -> Table:

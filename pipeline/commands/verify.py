@@ -195,7 +195,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
         One line for everything that was mended.
     """
     from strata.pipeline.materialize.images import ensure_images
-    from strata.pipeline.run import initial
+    from strata.pipeline.run.weights import restore_initial
     from strata.pipeline.study.sweep import keep
     from strata.pipeline.train.algorithm import make
     from strata.pipeline.train.evaluation import evaluate
@@ -215,7 +215,7 @@ def repair(session: Session, findings: Findings) -> list[str]:
     variants = {j: sweep_results.taken_from(run, j) for j in range(1, run.layers + 1)}
     again = _forget(run, findings.run)
     rundir.keep_network(run.directory, run.recipe)
-    initial.restore(run, session.report, download=session.options.download)
+    restore_initial(run, session.report, download=session.options.download)
     if run.data() is None:
         ensure_images(session)
     where = {d.level for d in findings.damaged} | set(findings.partial)

@@ -83,6 +83,7 @@ def write(session: Session, keys: Sequence[LevelKey]) -> None:
             arrays |= {name: t.cpu().numpy() for name, t in scales}
             commit = {"parent": below, "arrays": arrays, "tool": devices.versions()}
             written[key.name] = write_level(session, writer, rows, task, **commit)
+            del source, rows  # its layers, before those of the next level are read
     if written:
         _record(session, keys, written, base)
 

@@ -140,12 +140,19 @@ class RecipeCosts:
     def solve(self, base: CachedDepth, j: int) -> float:
         """Seconds of one problem at layer j that computes x_{j-1} from ``base``; of a layer that
         is given, none."""
-        if j <= self.recipe.given:
-            return 0.0
+        return 0.0 if j <= self.recipe.given else self.problem(base, j)
+
+    def problem(self, base: CachedDepth, j: int) -> float:
+        """Seconds of problem j, as of :meth:`solve`; where all layers are given, also of J + 1, a
+        classifier of x_J."""
         epochs, step, look, rows = self._problems[j - 1]
         below = self.forward(base.depth, j - 1)
         looking = rows * self._row(base, below + look)
         return self.epoch(base, below + step) * epochs + looking
+
+    def step(self, j: int) -> float:
+        """Seconds of training on one row in problem j, on average."""
+        return self._problems[j - 1][1]
 
     def epoch(self, base: CachedDepth, compute: float = 0.0) -> float:
         """Seconds of an epoch of one problem.
@@ -182,13 +189,19 @@ class RecipeCosts:
     @cached_property
     def _problems(self) -> list[tuple[int, float, float, int]]:
         """Epochs of every problem, seconds of a row in them on average, and in evaluation, and rows
-        that are evaluated."""
+        that are evaluated; where all layers are given, also of a classifier of x_J."""
         found: list[tuple[int, float, float, int]] = []
         for j, problem in enumerate(self.recipe.problems, start=1):
             work, rates = operations(self.recipe, problem), self.machine.rates(kind(self.recipe, j))
             epochs, worth = passes(self.recipe, j)
             step, rows = 3 * work / rates.train * worth / epochs, self._rows_evaluated(j, epochs)
             found.append((epochs, step, work / rates.forward, rows))
+        if self.recipe.given == (j := len(self.recipe.layers)):  # a classifier of x_J
+            inputs = self.recipe.shape(j, self.recipe.augment.crop)
+            work = self.recipe.auxiliaries[-1].operations(inputs)
+            rates, epochs = self.machine.rates(kind(self.recipe, j)), self.recipe.schedule.epochs
+            rows = self._rows_evaluated(j, epochs)
+            found.append((epochs, 3 * work / rates.train, work / rates.forward, rows))
         return found
 
     def _rows_evaluated(self, j: int, epochs: int) -> int:

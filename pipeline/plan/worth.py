@@ -58,6 +58,26 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """The features of given layers from a cache, beside computing them in every epoch; seconds."""
+
+    depth: int
+    """Of the last layer that is given."""
+    form: str
+    """How x_depth is best stored."""
+    write: float
+    """To write all its levels."""
+    read: float
+    """Of an epoch of the problem above it that reads it."""
+    again: float
+    """Of an epoch that computes it from the images."""
+    epochs: float | None
+    """The number of epochs from which the cache pays; None: it never does."""
+    problems: float | None
+    """The number of problems, each with what it evaluates, from which it pays."""
+
+
+@dataclass(frozen=True)
 class Worth:
     """A recipe on a machine: what to cache, and what that saves. Times are in seconds."""
 
@@ -70,6 +90,8 @@ class Worth:
     """Seconds of the best run by profile, if all levels were stored in that one."""
     depths: tuple[Depth, ...]
     other_ways: tuple[Way, ...] = ()
+    reuse: Reuse | None = None
+    """None: no layer is given, or draws are fresh."""
 
     def as_json(self) -> dict[str, Any]:
         found = asdict(self, dict_factory=_finite)
@@ -108,7 +130,24 @@ def weigh(costs: RecipeCosts, disk: float = math.inf) -> Worth:
     stored = ((name, _otherwise(costs, profile=name).table) for name in PROFILES)
     profiles = {name: cheapest_chain(those, disk=disk).seconds for name, those in stored}
     who = costs.machine.name, costs.machine.source, costs.problems
-    return Worth(*who, seconds, profiles, tuple(depths), tuple(_ways(costs, disk)))
+    return Worth(*who, seconds, profiles, tuple(depths), tuple(_ways(costs, disk)), reuse(costs))
+
+
+def reuse(costs: RecipeCosts) -> Reuse | None:
+    """From when on the features of the given layers are worth writing, in the form with which it is
+    soonest; None: no layer is given, or draws are fresh."""
+    depth = costs.recipe.given
+    if not depth:
+        return None
+    step = costs.step(depth + 1)
+    again = costs.epoch(X0, costs.forward(0, depth) + step)
+    found = list[Reuse]()
+    for node in (CachedDepth(depth, form) for form in costs.forms):
+        write, read = costs.write(X0, node), costs.epoch(node, step)
+        saved = costs.problem(X0, depth + 1) - costs.problem(node, depth + 1)
+        paid = [write / one if one > 0 else None for one in (again - read, saved)]
+        found.append(Reuse(depth, node.form, write, read, again, *paid))
+    return min(found, key=lambda way: way.epochs or math.inf, default=None)
 
 
 def _crossovers(table: Costs, disk: float) -> dict[int, int]:
@@ -137,13 +176,14 @@ def _reason(costs: RecipeCosts, best: Chain, depth: int, disk: float) -> str:
     if read == math.inf:
         return f"--tier {costs.tier} has no room for it"
     if read >= again:
-        than = f"computing {_time(again)} < reading {_time(read)} per epoch"
+        than = f"computing {short(again)} < reading {short(read)} per epoch"
         return "cheaper over the whole run" if form else than
-    faster = f"reading {_time(read)} < computing {_time(again)} per epoch"
-    return faster if form else f"{faster}, but writing takes {_time(table.write[base, node])}"
+    faster = f"reading {short(read)} < computing {short(again)} per epoch"
+    return faster if form else f"{faster}, but writing takes {short(table.write[base, node])}"
 
 
-def _time(seconds: float) -> str:
+def short(seconds: float) -> str:
+    """A time for people, also of less than a second."""
     return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 

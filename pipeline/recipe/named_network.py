@@ -14,15 +14,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from strata.pipeline.errors import RecipeError
+from strata.pipeline.recipe.network import AuxiliaryTable, seen_by
 from strata.pipeline.recipe.strict import FEW, MOST, bounded, brief, read_text, require
 from strata.stages.errors import UnusableNetwork
 from strata.stages.home import home
 from strata.stages.network.blocks import PACKAGES, AnyLayer, Block, Origin
-from strata.stages.network.spec import Shape
+from strata.stages.network.spec import AuxiliarySpec, Shape
 
 VALUES = (bool, int, float, str)
 """What an argument may be."""
@@ -70,6 +72,15 @@ class NamedNetwork(Origin):
             return None
         return [path.stat().st_size, path.stat().st_mtime_ns]
 
+    def knowing(self, kept: Mapping[str, Any]) -> NamedNetwork:
+        """This one, with what the record of a run's network has kept."""
+        read = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
+        place = kept.get("weights")
+        found = replace(
+            self, **read, file_of_weights=Path(place["file"]) if place else self.file_of_weights
+        )
+        return replace(found, known=tuple(Block.of_json(one, found) for one in kept["blocks"]))
+
     def science(self) -> dict[str, Any]:
         """The network's part of ``Recipe.science``."""
         parts = {"arguments": dict(self.arguments), "code": self.digest}
@@ -94,11 +105,77 @@ def _blocks(source: Origin, shape: Shape, dtype: str) -> tuple[Block, ...]:
         raise RecipeError(str(error)) from error
 
 
-def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
+@dataclass(frozen=True)
+class NamedHead(AuxiliaryTable):
+    """Auxiliary classifiers that a Python file's function makes, from the shape of x_j and the
+    number of classes."""
+
+    k: int = 1
+    source: NamedNetwork = field(default_factory=lambda: NamedNetwork(""))
+    known: tuple[Block, ...] = field(default=(), repr=False, compare=False)
+    """The classifiers, where a run has kept what they are."""
+
+    def specs(
+        self, layers: Sequence[AnyLayer], classes: int, side: int, *, each: bool = False
+    ) -> tuple[AuxiliarySpec, ...]:
+        """The auxiliary classifiers; if they are not known, this makes them, and imports torch.
+        Arguments and errors as in the base class; also where the function will not do."""
+        heads = self.known
+        if len(heads) != len(layers) or heads[0].width != classes:
+            scales = [prod(above.factor for above in layers[j:]) for j in range(1, len(layers) + 1)]
+            sides = [side * scale for scale in scales]
+            heads = [_head(self.source, *pair, classes) for pair in zip(layers, sides, strict=True)]
+        fixed: Any = {"batch_norm": False, "bias": True, "each": each}
+        return tuple(
+            AuxiliarySpec(
+                layer.width,
+                1,
+                0,
+                classes,
+                sees=seen_by(layer),
+                digest=one.digest,
+                head=one,
+                **fixed,
+            )
+            for layer, one in zip(layers, heads, strict=True)
+        )
+
+    def knowing(self, kept: Mapping[str, Any]) -> NamedHead:
+        """These, with the figures that a run has kept."""
+        heads = tuple(Block.of_json(one, self.source) for one in kept.get("heads", ()))
+        return replace(self, known=heads)
+
+    def science(self) -> dict[str, Any]:
+        """The classifiers' part of ``Recipe.science``."""
+        return self.source.science()
+
+
+@cache
+def _head(source: Origin, layer: AnyLayer, side: int, classes: int) -> Block:
+    from strata.stages.network.block_reading import read_head
+
+    shape = layer.gives if isinstance(layer, Block) else (layer.width, side, side)
+    try:
+        return read_head(source, layer, shape, classes)
+    except UnusableNetwork as error:
+        raise RecipeError(str(error)) from error
+
+
+def named_head(asked: str | Mapping[str, Any], folder: Path) -> NamedHead:
+    """The classifiers that a recipe names under ``auxiliary``. Arguments and errors as in
+    :func:`named`."""
+    source = named(asked, folder, "auxiliary")
+    only = next((key for key in ("weights", "frozen") if getattr(source, key)), "")
+    require(not only, f"'auxiliary.{only}' is for the network: leave it out")
+    require(bool(source.file), f"'auxiliary' is {source.name!r}; it must be \"FILE.py:FUNCTION\"")
+    return NamedHead(source=source)
+
+
+def named(asked: str | Mapping[str, Any], folder: Path, key: str = "network") -> NamedNetwork:
     """The network that a recipe names.
 
     Args:
-        asked: what the recipe says under ``network``: a name, or a table with one.
+        asked: what the recipe says under ``key``: a name, or a table with one.
         folder: the recipe's; a Python file is looked for from there.
 
     Raises:
@@ -107,10 +184,10 @@ def named(asked: str | Mapping[str, Any], folder: Path) -> NamedNetwork:
     table: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
     name, arguments = table.pop("name"), table.pop("arguments", {})
     weights, frozen = table.pop("weights", ""), table.pop("frozen", 0)
-    require(not table, f"unknown key 'network.{next(iter(table), '')}' beside 'network.name'")
+    require(not table, f"unknown key '{key}.{next(iter(table), '')}' beside '{key}.name'")
     require(
         isinstance(name, str) and _is_name(name),
-        f'\'network\' is {name!r}; it must be a table, "torchvision:NAME", "timm:NAME" or '
+        f'\'{key}\' is {name!r}; it must be a table, "torchvision:NAME", "timm:NAME" or '
         '"FILE.py:FUNCTION"',
     )
     require(isinstance(arguments, dict), f"'network.arguments' must be a table, got {arguments!r}")

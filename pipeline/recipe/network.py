@@ -159,7 +159,7 @@ class AuxiliaryTable:
             )
             require(not maps or kind == "map", f"'auxiliary.{maps}' is for maps, {where}")
             require(not each or kind != "vector", f"every token has a label of its own, {where}")
-            pool = {"pool": self.pool if kind == "tokens" else "mean", "each": each}
+            pool: Any = {"pool": self.pool if kind == "tokens" else "mean", "each": each}
             found.append(
                 AuxiliarySpec(layer.width, self.k, width, classes, *extra, sees=kind, **pool)
             )

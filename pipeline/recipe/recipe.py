@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from strata.pipeline.errors import RecipeError
-from strata.pipeline.recipe.named_network import NamedNetwork, named
+from strata.pipeline.recipe.named_network import NamedHead, NamedNetwork, named, named_head
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable, without_later_defaults
 from strata.pipeline.recipe.strict import located, read, require, tables
 from strata.pipeline.recipe.tables import AS_IT_IS, Augment, Cache, Claim, Compress, Data, Schedule
@@ -196,8 +196,9 @@ class Recipe:
         del found["data"]["source"]
         if self.data.shape:
             del found["augment"]
-        if isinstance(self.network, NamedNetwork):
-            found["network"] = self.network.science()
+        for one in ("network", "auxiliary"):
+            if isinstance(table := parts[one], NamedNetwork | NamedHead):
+                found[one] = table.science()
         return found
 
 
@@ -226,6 +227,9 @@ def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
             found["augment"] = AS_IT_IS
         if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
             found["network"] = named(cast(Any, network), folder or Path())
+        head: Any = found.get("auxiliary")
+        if isinstance(head, str) or (isinstance(head, dict) and "name" in head):
+            found["auxiliary"] = named_head(cast(Any, head), folder or Path())
         return read(Recipe, found)
     except RecipeError as error:
         raise RecipeError(f"recipe {name}: {located(text, error)}") from None

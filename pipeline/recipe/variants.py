@@ -165,10 +165,10 @@ def _value(key: str, text: str) -> Any:
 def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Variant:
     layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
     k = changes.get(K, auxiliary.k)
-    if auxiliary.hidden and (wrong := [key for key in (K, AUXILIARY_M) if key in changes]):
+    fixed = "'auxiliary.final_hidden'" if auxiliary.hidden else auxiliary.head and "a file's own C"
+    if fixed and (wrong := [key for key in (K, AUXILIARY_M) if key in changes]):
         raise OptionRange(
-            f"--vary {wrong[0]}: layer {j} ends in 'auxiliary.final_hidden', without convolutions "
-            "that could vary"
+            f"--vary {wrong[0]}: layer {j} ends in {fixed}, without convolutions that could vary"
         )
     if k == 1:
         changes.pop(AUXILIARY_M, None)  # there is no C with a width: the same problem

@@ -23,7 +23,7 @@ from strata.stages.data import augment
 from strata.stages.features.quantise import FLOATS, Codec, Floats
 from strata.stages.network.blocks import scale_at
 from strata.stages.network.featurize import Frozen, placed
-from strata.stages.network.network import Auxiliary, build
+from strata.stages.network.network import build
 from strata.stages.network.spec import AuxiliarySpec
 
 
@@ -85,7 +85,8 @@ class ExportedNetwork(nn.Module):
         first, end = run.recipe.given + 1 if ensemble else self.depth, self.depth + (final is None)
         self.own = [] if features else list(range(first, end))
         if final:
-            spec = AuxiliarySpec(**final["made_of"]["auxiliary"])
+            head = run.recipe.auxiliaries[-1].head  # a file's is the same in every variant
+            spec = AuxiliarySpec(**final["made_of"]["auxiliary"], head=head)
             place = run.sweep_directory(self.depth + 1) / final["name"]
             self.final = _classifier(spec, place, final["auxiliary"])
         for j, frozen in enumerate(layers, 1):
@@ -169,7 +170,7 @@ def _bilinear(side: Tensor, count: int, short: Tensor, size: int) -> Tensor:
     return (found / found.sum(1, keepdim=True)).to(torch.float32)
 
 
-def _classifier(spec: AuxiliarySpec, directory: Path, digest: str) -> Auxiliary:
+def _classifier(spec: AuxiliarySpec, directory: Path, digest: str) -> nn.Module:
     """A classifier from its weights, which must have that digest."""
     module = build([spec], None)[0]
     module.load_state_dict(weights.read_checked(directory / AUXILIARY, digest))

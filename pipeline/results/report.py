@@ -58,14 +58,10 @@ def collect(overview: Overview) -> Report:
         for one in evaluation["layers"][: run.solved() - run.recipe.given]
     ]
     recipe = {k: table for k, table in dataclasses.asdict(run.recipe).items() if table is not None}
-    network = recipe["network"]
-    for source in (network, *(block["source"] for block in network.get("known", ()))):
-        for here in (
-            "folder",
-            "home",
-            "read",
-            "file_of_weights",
-        ):  # where it was made, and not what
+    network, head = recipe["network"], recipe["auxiliary"]
+    blocks = *network.get("known", ()), *head.get("known", ())
+    for source in (network, head.get("source", {}), *(block["source"] for block in blocks)):
+        for here in ("folder", "home", "read", "file_of_weights"):  # where it was made
             source.pop(here, None)
     steps = _steps(layers)
     return {

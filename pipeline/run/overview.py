@@ -133,15 +133,16 @@ def _check_matches(run: Run, wanted: Recipe, options: Options) -> None:
 
 def _with_weights(run: Run, wanted: Recipe) -> Recipe:
     """A recipe with the digest of its weights: that of the run's, if the file is as it was, or
-    gone; else the file is read. Raises as ``initial.read``."""
+    gone; else the file is read. Raises as ``weights.begin_with``."""
     network, own = wanted.network, run.recipe.network
-    named = isinstance(network, NamedNetwork) and isinstance(own, NamedNetwork)
-    if not named or not network.weights:
+    if not isinstance(network, NamedNetwork) or not isinstance(own, NamedNetwork):
+        return wanted
+    if not network.weights:
         return wanted
     kept = (record.whole(run.directory / NETWORK) or {}).get("weights", {"stamp": None})
     stamp, digest = network.stamp, own.weights_digest
     if stamp != kept["stamp"] if stamp else network.weights != own.weights:
-        from strata.pipeline.run.initial import digest_of
+        from strata.pipeline.run.weights import digest_of
 
         digest = digest_of(network)
     return replace(wanted, network=replace(network, weights_digest=digest))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from hashlib import file_digest
 from pathlib import Path
 from types import EllipsisType, NoneType
 from typing import Any
@@ -21,7 +22,6 @@ from typing import Any
 from strata.store.errors import LevelDamaged
 from strata.store.files.files import DISK
 from strata.store.files.publish import make_directory, replace, sealed, unseal
-from strata.store.fingerprint import sha256
 
 RUN, DATA, EVALUATION = "run.json", "data.json", "evaluation.json"
 NETWORK, LAYER, FEATURES, RESULT = "network.json", "layer.json", "features.json", "result.json"
@@ -70,7 +70,8 @@ FIELDS: Mapping[str, Any] = {
         "finals": ([_TEST | {"layer": int, "name": str}], _MAYBE),
         "confusion": ({"of": str, "matrix": [[int]]}, NoneType),
     },
-    NETWORK: {"blocks": [{str: object}], "read": ({str: str}, _MAYBE), "home": (str, _MAYBE)}
+    NETWORK: {"blocks": [{str: object}], "heads": ([{str: object}], _MAYBE)}
+    | {"read": ({str: str}, _MAYBE), "home": (str, _MAYBE)}
     | {"weights": ({"file": str, "stamp": ([int], NoneType)}, _MAYBE)},
     "initial.json": _FILES | {"layers": [str]},
     LAYER: (
@@ -119,8 +120,14 @@ def vouch(path: Path, body: Mapping[str, Any], without: Collection[str] = (CURVE
     """
     left_out = {path.name, *RECORDS, CHECKPOINT, *without}
     files = [f for f in sorted(path.parent.glob("[!.]*.*")) if f.name not in left_out]
-    write(path, {**body, "files": {f.name: sha256(f.read_bytes()) for f in files}})
+    write(path, {**body, "files": {f.name: file_sha256(f) for f in files}})
     (path.parent / CHECKPOINT).unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 hex digest of a file, which is read in pieces."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def read(path: Path) -> Any:
@@ -183,5 +190,5 @@ def _damaged_files(path: Path, found: Mapping[str, Any]) -> Iterator[tuple[Path,
         file = path.parent / name
         if not file.is_file():
             yield file, "it is missing"
-        elif sha256(file.read_bytes()) != expected:
+        elif file_sha256(file) != expected:
             yield file, f"it is not what {path.name} says: its sha256 differs"

@@ -1,10 +1,10 @@
-"""A run: one recipe and seed in one directory, as small sealed files.
+"""A run: one recipe and seed in one directory, as small sealed files. No torch here: `status` and
+`plan` read runs too.
 
     RUN/recipe.toml                     the text it was made from
-        network.json                    of a named network: names, shapes, digests, operations and
-                                        memory of its blocks, so that looking at a run makes none
+        network.json                    blocks of a named network, so that looking makes none
         FILE.py                         a copy of its file, where the recipe beside it looks for it
-        initial/layer_1.safetensors     weights that it begins with (pipeline/run/initial.py)
+        initial/layer_1.safetensors     weights that it begins with (pipeline/run/weights.py)
         run.json                        science, seed, device and compute dtype, source of the data
         data.json                       digest, counts, classes of the images; broken ones by name
         layer_1/weights.safetensors     θ_1 (and batch-norm buffers)
@@ -23,11 +23,8 @@
         LOCK                            held while somebody works on the run
         baseline/plain/                     the network trained end to end: weights, curve, test
                 result.json                 logits, and a record as of a layer; see baseline.py
-                network/                    its layers as a run, to be probed
-                (pipeline/run/probe_results.py)
+                network/                    its layers as a run (run/probe_results.py)
         transfer/NAME/                      the run's layers as a run on other images
-
-No torch here: status and plan read runs too.
 """
 
 from __future__ import annotations
@@ -36,18 +33,17 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import RunConflict
-from strata.pipeline.recipe.named_network import NamedNetwork
+from strata.pipeline.recipe.named_network import NamedHead, NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.pipeline.recipe.strict import read_text
 from strata.pipeline.run import record
 from strata.pipeline.run.lineage import Node, feature_node, images_node
 from strata.pipeline.run.record import DATA, EVALUATION, FEATURES, INITIAL, LAYER, RESULT, RUN
-from strata.stages.network.blocks import Block
+from strata.stages.network.blocks import Block, Origin
 from strata.store.files import publish
 from strata.store.files.files import DISK
 from strata.store.files.publish import TEMPORARY, make_directory
@@ -237,16 +233,13 @@ def find(directory: Path) -> Run | None:
     text = read_text(path := directory / "recipe.toml")
     recipe = parse(text, str(path), directory)
     network, kept = recipe.network, record.whole(directory / record.NETWORK)
+    if isinstance(head := recipe.auxiliary, NamedHead) and kept is not None:
+        recipe = replace(recipe, auxiliary=head.knowing(kept))
     if isinstance(network, NamedNetwork) and network.weights:  # the run has copies of them
         digest = facts["science"]["network"].get("weights", "")
         recipe = replace(recipe, network=(network := replace(network, weights_digest=digest)))
     if isinstance(network, NamedNetwork) and kept is not None:  # a damaged one: `verify` names it
-        read: Any = {"read": set(kept.get("read", ())), "home": kept.get("home", "")}
-        if place := kept.get("weights"):
-            read["file_of_weights"] = Path(place["file"])
-        network = replace(network, **read)
-        known = tuple(Block.of_json(one, network) for one in kept["blocks"])
-        recipe = replace(recipe, network=replace(network, known=known))
+        recipe = replace(recipe, network=network.knowing(kept))
     if edited := differences(facts["science"], recipe.science()):
         raise RunConflict(
             f"{path}, or a file it names, was edited since the run was made: "
@@ -263,16 +256,15 @@ def other_files(run: Run, wanted: object) -> list[str]:
         return []
     there = {name: _beside(wanted.folder, wanted) / name for name in read}
     there = {name: path for name, path in there.items() if path.is_file()}
-    return [f"{path} is another" for name, path in there.items() if _sha256(path) != read[name]]
+    return [
+        f"{path} is another"
+        for name, path in there.items()
+        if record.file_sha256(path) != read[name]
+    ]
 
 
-def _beside(folder: str | Path, network: NamedNetwork) -> Path:
+def _beside(folder: str | Path, network: Origin) -> Path:
     return Path(folder, network.file or "").parent
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def create(
@@ -306,25 +298,29 @@ def create(
 
 
 def keep_network(directory: Path, recipe: Recipe) -> None:
-    """Write what a run keeps of a named network and is not there yet. Raises RecipeError if blocks
-    are to be made, and cannot be."""
-    network = recipe.network
-    if not isinstance(network, NamedNetwork):
+    """Write what a run keeps of a named network, and of classifiers that a file makes, and is not
+    there yet. Raises RecipeError if they are to be made, and cannot be."""
+    network, source = recipe.network, getattr(recipe.auxiliary, "source", None)
+    named = [one for one in (network, source) if isinstance(one, NamedNetwork)]
+    for one in named:
+        if one.file and not (path := directory / one.file).exists():
+            publish.replace(make_directory(path.parent), path.name, (one.code or "").encode())
+    if not named or (path := directory / record.NETWORK).exists():
         return
-    if network.file and not (path := directory / network.file).exists():
-        publish.replace(make_directory(path.parent), path.name, (network.code or "").encode())
-    if not (path := directory / record.NETWORK).exists():
-        blocks: Any = recipe.layers
-        body: dict[str, Any] = {"blocks": [Block.as_json(block) for block in blocks]}
-        home, here = _beside(network.folder, network), _beside(directory, network)
-        if read := sorted(blocks[0].source.read):
-            body |= {
-                "read": {name: _sha256(home / name) for name in read},
-                "home": network.home or network.folder,
-            }
-        for name in read:
+    heads = [spec.head for spec in recipe.auxiliaries if spec.head]
+    blocks = [layer for layer in recipe.layers if isinstance(layer, Block)]
+    body: Any = {"blocks": [block.as_json() for block in blocks]}
+    body |= {"heads": [one.as_json() for one in heads]} if heads else {}
+    for source in (one.source for one in (*blocks[:1], *heads[:1])):
+        home, here = _beside(source.folder, source), _beside(directory, source)
+        for name in sorted(source.read):
             if not (to := here / name).exists():  # as what lies elsewhere does
                 publish.replace(make_directory(to.parent), to.name, (home / name).read_bytes())
+    if isinstance(network, NamedNetwork):
+        if read := sorted(blocks[0].source.read):
+            there = _beside(network.folder, network)
+            body |= {"read": {name: record.file_sha256(there / name) for name in read}}
+            body |= {"home": network.home or network.folder}
         if place := network.file_of_weights:
             body["weights"] = {"file": str(place), "stamp": network.stamp}
-        record.write(path, body)
+    record.write(path, body)

@@ -19,7 +19,7 @@ from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.plan.machine import Machine
 from strata.pipeline.progress import Reporter, size
 from strata.pipeline.recipe.recipe import Recipe
-from strata.pipeline.run import device, initial, levels, record, rundir
+from strata.pipeline.run import device, levels, record, rundir, weights
 from strata.pipeline.run import ranks as launch
 from strata.pipeline.run.device import ReadOptions
 from strata.pipeline.run.overview import Overview
@@ -121,9 +121,9 @@ def open_session(
     chosen, cap, run = device.pick(options.device), options.gpu_memory, overview.run
     if run is None:
         told = overview.recipe, options.seed, report
-        recipe, states = initial.read(*told, download=options.download)
+        recipe, states = weights.begin_with(*told, download=options.download)
         facts = _facts_of_new_run(recipe, chosen, cap, report)
-        initial.keep(overview.directory, states)
+        weights.keep_initial(overview.directory, states)
         who = overview.directory, overview.name, overview.text
         run = rundir.create(*who, options.seed, options.data, facts, recipe)
     else:

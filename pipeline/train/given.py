@@ -12,18 +12,22 @@ from torch import nn
 
 from strata.pipeline.feed.features import read_layer
 from strata.pipeline.run import weights
-from strata.pipeline.run.initial import state_of
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import scales
+from strata.stages.features.quantise import needs_scales
 from strata.stages.network.given import State
-from strata.store.files.publish import make_directory
+from strata.store.files.publish import make_directory, replace
+
+WEIGHTS = "weights.safetensors"
 
 
 def take(session: Session, j: int) -> None:
     """Have layer j, which is given, on the x_{j-1} of today. Raises as :func:`copy`."""
-    state = state_of(session.run, j)
-    assert state is not None
-    copy(session, j, state, given=True, lineage=session.run.lineage(j - 1))
+    run = session.run
+    run.forget_layer(j)
+    path, digest = weights.initial_file(run, j)
+    replace(make_directory(run.layer_directory(j)), WEIGHTS, path.read_bytes())
+    _record(session, j, digest, given=True, lineage=run.lineage(j - 1))
 
 
 def copy(session: Session, j: int, state: State, **facts: Any) -> None:
@@ -33,18 +37,26 @@ def copy(session: Session, j: int, state: State, **facts: Any) -> None:
         facts: what the record says of it beside that.
 
     Raises:
+        LevelDamaged: the weights are not what they were.
         NotFinite: a feature does not fit; names row, sample and channel.
     """
+    session.run.forget_layer(j)
+    weights.write(make_directory(session.run.layer_directory(j)) / WEIGHTS, state)
+    _record(session, j, weights.digest(state), **facts)
+
+
+def _record(session: Session, j: int, digest: str, **facts: Any) -> None:
     run = session.run
-    run.forget_layer(j)
-    path = make_directory(run.layer_directory(j)) / "weights.safetensors"
-    weights.write(path, state)
-    made_of = {"input": run.nodes()[j - 1].fingerprint, "weights": weights.digest(state)}
-    layer = read_layer(run.recipe.layers[j - 1], path, made_of["weights"], session.device)
-    run.write_layer(j, {"layer": j, **made_of, **facts, **scales.keep(session, j, layer)})
+    made_of = {"input": run.nodes()[j - 1].fingerprint, "weights": digest}
+    found: dict[str, Any] = {"scales": None, "quantiser": None}
+    if needs_scales(run.recipe.cache.precision):
+        path = run.layer_directory(j) / WEIGHTS
+        layer = read_layer(run.recipe.layers[j - 1], path, digest, session.device)
+        found = scales.keep(session, j, layer)
+    run.write_layer(j, {"layer": j, **made_of, **facts, **found})
 
 
 def begin(session: Session, j: int, layer: nn.Module) -> None:
     """Give a layer that is to be trained the weights that it begins with, if there are any."""
-    if (state := state_of(session.run, j)) is not None:
+    if (state := weights.initial_state(session.run, j)) is not None:
         layer.load_state_dict(state)

@@ -9,9 +9,7 @@ be repeated, or as features that are not those of the network.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,17 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
 from strata.stages.foreign import guarded, told
-from strata.stages.memory import TensorBytes
-from strata.stages.network.block_source import construct, digest
-from strata.stages.network.blocks import Block, MemoryPeaks, Origin, Pair
+from strata.stages.network.block_memory import Seen, memory_peaks
+from strata.stages.network.block_source import construct, construct_head, digest
+from strata.stages.network.blocks import AnyLayer, Block, Origin
 from strata.stages.network.footprint import WHOLE
-from strata.stages.network.kernels import in_parts
 from strata.stages.network.spec import Shape
 
 PIXELS = 16
 """Side of the x_j on which it is seen whether a block is local."""
-FEW, MORE = 2, 4
-"""Rows of the two steps that tell memory: batch norm wants more than one."""
 
 
 def read_blocks(source: Origin, shape: Shape, dtype: str = "float32") -> tuple[Block, ...]:
@@ -59,6 +54,22 @@ def read_blocks(source: Origin, shape: Shape, dtype: str = "float32") -> tuple[B
         blocks.append(one := Block(index=index, name=name, **same))
         seen = Seen(one.gives, last=one.features_last)
     return tuple(blocks)
+
+
+def read_head(source: Origin, layer: AnyLayer, shape: Shape, classes: int) -> Block:
+    """The classifier that a file makes for a layer whose x_j has a shape. Raises UnusableNetwork,
+    also where it does not give as many logits as there are ``classes``."""
+    title = f"network {source.name}: the classifier of x_{layer.index}"
+    module = construct_head(source, shape, classes, None)
+    with guarded(title):
+        _check_apart(module, layer.index, {}, title)
+        found = _figures(module, Seen(shape, last=layer.features_last), title)
+        same = {"digest": digest(source, module), "source": source, **found}
+    if found["gives"][-1] != classes:
+        gives = _said(found["gives"])
+        raise UnusableNetwork(f"{title} gives {gives}; its last axis must be {classes} classes")
+    same |= {"width": classes, "features_last": False}
+    return Block(index=layer.index, name=type(module).__name__, **same)
 
 
 def _figures(module: nn.Module, seen: Seen, title: str) -> dict[str, Any]:
@@ -116,15 +127,6 @@ def _check_apart(module: nn.Module, index: int, owner: dict[int, int], title: st
 
 
 # ---- shown a tensor without content --------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a block is shown: samples of a shape and dtype, whose features may be the last axis."""
-
-    shape: Shape
-    dtype: torch.dtype = torch.float32
-    last: bool = False
 
 
 class _Draws(TorchDispatchMode):
@@ -237,89 +239,3 @@ def _is_local(module: nn.Module, channels: int, factor: int) -> bool:
     except Exception:  # it knows one size only
         return False
     return torch.equal(y, z)
-
-
-# ---- memory --------------------------------------------------------------------------------------
-
-
-def memory_peaks(module: nn.Module, seen: Seen, compute: torch.dtype) -> MemoryPeaks | None:
-    """Bytes of tensors of a block, at every moment of a step that can be a peak.
-
-    None where a kernel does not work on tensors without content, or does something else for another
-    number of rows. ``compute`` is the dtype of the convolutions.
-    """
-    try:
-        few, more = (_steps(module, seen, rows, compute) for rows in (FEW, MORE))
-    except Exception:  # whatever code of others does
-        return None
-    if [len(log) for log in few] != [len(log) for log in more]:
-        return None
-    (value, *_), _ = few.pop(), more.pop()
-    (kept,), training, backward, frozen = map(_pairs, few, more)
-    return MemoryPeaks(kept, training, backward, frozen, value)
-
-
-def _pairs(few: Sequence[int], more: Sequence[int]) -> tuple[Pair, ...]:
-    """Bytes by row and beside the rows, without those that are below another's in both."""
-    slopes = [(b - a) // (MORE - FEW) for a, b in zip(few, more, strict=True)]
-    pairs = {(slope, a - FEW * slope) for slope, a in zip(slopes, few, strict=True)}
-    return tuple(
-        sorted(
-            (a, b)
-            for a, b in pairs
-            if not any((a, b) != (c, d) and a <= c and b <= d for c, d in pairs)
-        )
-    )
-
-
-class _Logged(TensorBytes):
-    """Bytes after every call that showed tensors, without those of some that others count."""
-
-    def __init__(self, held: Sequence[Tensor]) -> None:
-        super().__init__(torch.device("cpu"))
-        super().see(held)
-        self.held, self.log = self.now, list[int]()
-
-    def see(self, values: Any) -> None:
-        super().see(values)
-        self.log.append(self.now - self.held)
-
-    def taken(self) -> list[int]:
-        """The log so far; another one begins."""
-        log, self.log = self.log, []
-        return log
-
-
-def _steps(module: nn.Module, seen: Seen, rows: int, compute: torch.dtype) -> list[list[int]]:
-    """Bytes kept after a forward pass; during it; during the backward pass; without a gradient; of
-    a value."""
-    half = torch.autocast("cpu", compute, enabled=compute != torch.float32)
-    module.train()
-    with faked(module, (rows, *seen.shape), seen.dtype) as (state, x), ExitStack() as stack:
-        # As the solver does: what is large goes where the momentum is, and does not stay.
-        large = [t for t in state.values() if t.requires_grad and t.nbytes > WHOLE]
-        totals = {one: torch.zeros_like(one) for one in large}
-        for one in large:
-            one.register_post_accumulate_grad_hook(lambda t: setattr(t, "grad", None))
-        counted = stack.enter_context(_Logged([*state.values(), *totals.values(), x]))
-        stack.enter_context(in_parts(module, totals.__getitem__))
-        with half:
-            y = functional_call(module, state, (x,))
-        value = [y.itemsize]
-        kept, training = [counted.now - counted.held], counted.taken()
-        # As the classifier's backward pass does: a gradient of the output, which itself may go.
-        total = (y * torch.ones_like(y)).sum()
-        del y
-        counted.taken()
-        total.backward()
-        backward = counted.taken()
-    module.eval()
-    with (
-        faked(module, (rows, *seen.shape), seen.dtype) as (state, x),
-        _Logged([*state.values(), x]) as counted,
-        torch.no_grad(),
-        half,
-    ):
-        functional_call(module, state, (x,))
-    module.train()
-    return [kept, training, backward, counted.log, value]

@@ -71,6 +71,31 @@ def _with_content(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
 
+def head_module(head: Block, seed: int | None) -> nn.Module:
+    """A classifier that a Python file makes; see :func:`construct_head`.
+
+    Raises UnusableNetwork also where it is no longer the one that was read.
+    """
+    module = construct_head(head.source, head.takes, head.width, seed)
+    if digest(head.source, module) != head.digest:
+        raise _unusable(head.source, "it is not the classifier that the run was made with")
+    return module._apply(_with_content)
+
+
+def construct_head(source: Origin, shape: Shape, classes: int, seed: int | None) -> nn.Module:
+    """The module that a file's function makes of the shape of x_j and the number of classes. Seed
+    and errors as in :func:`construct`."""
+    file = Path(source.folder, source.file or "").absolute()
+    with torch.random.fork_rng(devices=[]), guarded(f"network {source.name}"):
+        torch.default_generator.manual_seed(seed or 0)
+        with at_home(file.parent, file.parent, source.read):
+            found = _made(source, file, seed, shape, classes)
+        source.read.discard(file.name)
+    if isinstance(found, nn.ModuleList):
+        raise _unusable(source, "it must return one module, not a list")
+    return found
+
+
 def construct(
     source: Origin,
     seed: int | None,
@@ -92,7 +117,7 @@ def construct(
     """
     with torch.random.fork_rng(devices=[]), guarded(f"network {source.name}"):
         torch.default_generator.manual_seed(seed or 0)
-        file = source.file and Path(source.folder, source.file).absolute()
+        file = Path(source.folder, source.file).absolute() if source.file else None
         home = Path(source.home or source.folder, source.file or "").absolute()
         place = at_home(file.parent, home.parent, source.read) if file else nullcontext()
         with place:
@@ -104,7 +129,7 @@ def construct(
         if isinstance(found, nn.ModuleList):
             called = source.name.rpartition(":")[2]
             parts = [part_of(f"{called}[{n}]", one, norms=True) for n, one in enumerate(found)]
-            return joined(parts)
+            return joined(parts, whole=True)
         seen = torch.int32 if dtype == "int32" else torch.float32
         shown = [(shape[0], SIDE, SIDE)] if len(shape) == 3 else []
         for one in shown:
@@ -113,9 +138,9 @@ def construct(
         return cut(found, f"network {source.name}", shape, seen)
 
 
-def _made(source: Origin, file: Path | None, seed: int | None) -> nn.Module:
-    """A model, or a list of blocks."""
-    make = partial(_of_file, source, file) if file else partial(_of_package, source)
+def _made(source: Origin, file: Path | None, seed: int | None, *given: Any) -> nn.Module:
+    """A model, or a list of blocks; ``given`` goes before the arguments of a file's function."""
+    make = partial(_of_file, source, file, *given) if file else partial(_of_package, source)
     if seed is None:
         # What cannot be done without content (a number read from a tensor), is done with some.
         with suppress(Exception), torch.device("meta"), warnings.catch_warnings():
@@ -177,15 +202,15 @@ def _timm(source: Origin) -> nn.Module:
     return timm.create_model(name, pretrained=False, **dict(source.arguments))
 
 
-def _of_file(source: Origin, file: Path) -> nn.Module:
+def _of_file(source: Origin, file: Path, *given: Any) -> Any:
     path, _, name = source.name.rpartition(":")
     code = source.code or ""
     module = f"strata_network_{sha256(code.encode()).hexdigest()[:12]}"
-    found = getattr(executed(module, code, file), name, None)
+    found: Any = getattr(executed(module, code, file), name, None)
     if found is None:
         raise _unusable(source, f"{path} has no {name}")
     if callable(found) and not isinstance(found, nn.Module):
-        found = found(**dict(source.arguments))
+        found = found(*given, **dict(source.arguments))
     elif source.arguments:
         raise _unusable(source, f"{name} is no function, and takes no arguments")
     kind = type(found).__name__

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.fx.node import map_arg
 
 from strata.stages.errors import UnusableNetwork
 from strata.stages.faking import faked
@@ -128,7 +129,7 @@ def _piece(model: nn.Module, nodes: Sequence[fx.Node], gives: Any) -> Piece:
 
     for node in nodes:
         copied(node)
-    graph.output(fx.node.map_arg(gives, copied))
+    graph.output(map_arg(gives, copied))
     return Piece(model, graph)
 
 

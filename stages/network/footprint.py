@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from math import prod
 
 from strata.stages.network.blocks import AnyLayer, Block
-from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape
+from strata.stages.network.spec import FLOAT, AuxiliarySpec, LayerSpec, Shape
 
-FLOAT = 4
-"""Bytes of a weight, its gradient, its momentum."""
 POSITION = 8
 """Bytes of where in its 2×2 pixels max pooling found a value."""
 WHOLE = 1 << 20
@@ -108,50 +106,78 @@ def solving(
     later = FLOAT * sum(_kept(maps, straight=straight)) + (not straight) * copies
     first = straight * (FLOAT * max(maps, default=0) + copies)  # before all others, and then gone
     if isinstance(layer, Block):
-        if (peaks := layer.memory(compute)) is None:
-            return None
         convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
-        between, training, backward = (
-            layer.nbytes(some, shape, micro)
-            for some in ((peaks.kept,), peaks.training, peaks.backward)
-        )
-        below = _backward(convolutions, width, copied=False, below=True, straight=straight)
-        if auxiliary.sees != "map":
-            below = _head(auxiliary, layer.output(shape), micro, peaks.value, below=True)
-        above = gradients(None, auxiliary, straight=straight)
-        large = 0 if straight else FLOAT * (layer.parameters - layer.small)
-        backward = max(training, between + max(below, first), backward + above + large)
+        backward = _of_block(layer, auxiliary, shape, micro, compute, first, straight=straight)
         forward = 0
         maps += [layer.largest]
     else:
         convolutions = _convolutions(layer, auxiliary, shape, micro)
         copied = value > width or bool(layer and layer.downsamplings)
         backward = _backward(convolutions, width, copied=copied, straight=straight)
-        if auxiliary.sees != "map":
-            backward = _head(auxiliary, shape, micro, FLOAT, below=False)
-        backward = max(backward, first + width * sum(c.saved for c in convolutions))
+        if layer is None:
+            how = {"copied": copied, "below": False, "straight": straight}
+            backward = _classifying(auxiliary, shape, micro, compute, FLOAT, **how)
+        saved = first + width * sum(c.saved for c in convolutions)
+        backward = None if layer and auxiliary.head else backward and max(backward, saved)
         forward = whole + value * micro * prod(shape) * _shuffles(layer)
+    if backward is None:
+        return None
     maps += [c.weights for c in convolutions]
+    maps += [auxiliary.head.largest] if auxiliary.head else []
     largest = FLOAT * max(_kept(maps, straight=straight), default=0)
     update = kept + (kept if at_once else largest)  # gradient + decay · weight
     return constant + max(forward, whole + backward + later, update)
 
 
-def _head(auxiliary: AuxiliarySpec, shape: Shape, rows: int, value: int, *, below: bool) -> int:
-    """Most bytes of a classifier of tokens or vectors, beside x_j: activations and gradients.
+def _of_block(
+    layer: Block,
+    auxiliary: AuxiliarySpec,
+    shape: Shape,
+    rows: int,
+    compute: str,
+    first: int,
+    *,
+    straight: bool,
+) -> int | None:
+    """Most bytes of a block and its classifier: activations and gradients; None: not known.
 
-    ``value`` is the bytes of one of x_j. Layer norm works in float32, and keeps what it sees.
+    ``first`` are those of gradients that come before all others.
     """
-    pixels = auxiliary.pixels(shape)
-    seen = rows * (pixels if auxiliary.each else 1)
-    *inner, _ = (seen * outputs for _, outputs in auxiliary.maps)
-    is_normed = auxiliary.sees != "vector"
-    normed = FLOAT * rows * auxiliary.channels * is_normed
-    normed *= 1 if auxiliary.pool == "class" and not auxiliary.each else pixels
-    copied = normed * (value < FLOAT)
-    kept = copied + FLOAT * sum(inner) + normed * auxiliary.each
-    logits = FLOAT * seen * auxiliary.classes
-    return max(copied + normed, kept + 4 * logits, copied + logits + (1 + below) * normed)
+    if (peaks := layer.memory(compute)) is None:
+        return None
+    how = {"copied": False, "below": True, "straight": straight}
+    output = layer.output(shape)
+    below = _classifying(auxiliary, output, rows, compute, peaks.value, **how)
+    between, training, backward = (
+        layer.nbytes(some, shape, rows) for some in ((peaks.kept,), peaks.training, peaks.backward)
+    )
+    above = gradients(None, auxiliary, straight=straight)
+    large = 0 if straight else FLOAT * (layer.parameters - layer.small)
+    if below is None:
+        return None
+    return max(training, between + max(below, first), backward + above + large)
+
+
+def _classifying(
+    auxiliary: AuxiliarySpec,
+    shape: Shape,
+    rows: int,
+    compute: str,
+    value: int,
+    *,
+    copied: bool,
+    below: bool,
+    straight: bool,
+) -> int | None:
+    """Most bytes of a classifier on x_j, beside x_j: activations and gradients; None: not known.
+    ``value`` is the bytes of one of x_j; ``copied`` and ``below`` as :func:`_backward` has them."""
+    if head := auxiliary.head:
+        peaks = head.memory(compute)
+        return peaks and head.nbytes((*peaks.training, *peaks.backward), shape, rows)
+    if auxiliary.sees != "map":
+        return auxiliary.activations(shape, rows, value, below=below)
+    convolutions, width = _convolutions(None, auxiliary, shape, rows), ACTIVATION_BYTES[compute]
+    return _backward(convolutions, width, copied=copied, below=below, straight=straight)
 
 
 def gradients(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, straight: bool) -> int:
@@ -161,6 +187,8 @@ def gradients(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, straight: boo
         return FLOAT * parameters
     if isinstance(layer, Block):
         parameters -= layer.parameters - layer.small
+    if auxiliary.head:
+        parameters -= auxiliary.parameters - auxiliary.head.small
     sizes = [inputs * outputs for inputs, outputs in auxiliary.maps]
     sizes += [9 * inputs * outputs for inputs, outputs in auxiliary.convolutions]
     if isinstance(layer, LayerSpec):
@@ -210,7 +238,8 @@ def applying(
             work = layer.nbytes(peaks.frozen, shape, block)
         else:
             return None
-        rounded = held + outputs + rounding * outputs // width
+        seen = held if layer is layers[-1] else whole  # of others, the input is gone by then
+        rounded = seen + outputs + rounding * outputs // width
         peak = max(peak, held + copied + work, rounded)
         parameters += layer.parameters
         shape = layer.output(shape)

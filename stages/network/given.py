@@ -77,7 +77,8 @@ def published_state(network: str, weights: str, *, download: bool) -> State:
         raise UnusableNetwork(
             f"{title} are not on this machine ({file}): add --download to fetch {known[which].url}"
         )
-    return models.get_model(name, weights=known[which]).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        return models.get_model(name, weights=known[which]).state_dict()
 
 
 def split_state(

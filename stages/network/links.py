@@ -42,8 +42,9 @@ def part_of(path: str, module: nn.Module, *, norms: bool = False) -> Part:
     return Part(path, module, type(module).__name__, begins, opens)
 
 
-def joined(parts: Sequence[Part]) -> list[Named]:
-    """Blocks of the links of a chain, each with its name and class."""
+def joined(parts: Sequence[Part], *, whole: bool = False) -> list[Named]:
+    """Blocks of the links of a chain, each with its name and class. What would open a block after
+    the last one is left out, or, with ``whole``, belongs to the last."""
     blocks, opening = list[list[Part]](), list[Part]()
     for part in parts:
         if part.begins or (not blocks and size(part.module)):
@@ -51,6 +52,8 @@ def joined(parts: Sequence[Part]) -> list[Named]:
             opening = []
         else:
             (opening if part.opens or opening or not blocks else blocks[-1]).append(part)
+    if whole and blocks:
+        blocks[-1] += opening
     found: list[Named] = []
     for block in blocks or [opening]:
         main = next((one for one in block if size(one.module)), block[0])

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from strata.stages.network.block_source import block_modules
+from strata.stages.network.block_source import block_modules, head_module
 from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
@@ -122,7 +122,11 @@ def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int | None) -
 
 
 def _made(spec: LayerSpec | AuxiliarySpec, generator: torch.Generator | None) -> nn.Module:
-    """A module with PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases."""
+    """A module with PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases; or as
+    a file's function makes it."""
+    if isinstance(spec, AuxiliarySpec) and spec.head:
+        seed = generator and int(torch.randint(2**63 - 1, (), generator=generator))
+        return head_module(spec.head, seed)
     with torch.device("meta"):
         module = (
             Layer(spec)

@@ -8,17 +8,19 @@ and x_3 are downsampled before the next layer, so layers 3 and 4 begin with P an
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from typing import Any, ClassVar
 
 Shape = tuple[int, ...]
-"""Of one sample, 1 to 4 axes: (feature,), (channel, time), (channel, y, x), (channel, z, y, x); or,
+"""Axes of one sample, 1 to 4: (feature,), (channel, time), (channel, y, x), (channel, z, y, x); or,
 where features are the last axis, (token, feature), (y, x, channel), (z, y, x, channel)."""
 
 KERNEL = 9
 """Weights of a 3×3 kernel."""
+FLOAT = 4
+"""Bytes of a weight, its gradient, its momentum."""
 UNNAMED = {"described": False}
 """Metadata of a field that does not decide about values, so that no fingerprint has it."""
 
@@ -107,18 +109,27 @@ class AuxiliarySpec:
     """What is seen of tokens: their ``mean``, or the first, which is the ``class`` token."""
     each: bool = False
     """Every token has logits of its own."""
-    draws: ClassVar[bool] = False
-    """Does it draw random numbers in training mode?"""
+    digest: str = ""
+    """sha256 hex digest of the code and structure of one that a Python file makes."""
+    head: Any = field(default=None, metadata=UNNAMED)
+    """The :class:`Block` which that one is; None: there is no file."""
+
+    @property
+    def draws(self) -> bool:
+        """Does it draw random numbers in training mode?"""
+        return bool(self.head and self.head.draws)
 
     @property
     def convolutions(self) -> tuple[tuple[int, int], ...]:
         """Channels in and out of W̃_0 … W̃_{k-2}."""
         widths = [self.channels, *[self.width] * (self.k - 1)]
-        return () if self.hidden or self.sees != "map" else tuple(pairwise(widths))
+        return () if self.head or self.hidden or self.sees != "map" else tuple(pairwise(widths))
 
     @property
     def maps(self) -> tuple[tuple[int, int], ...]:
         """Values in and out of the linear maps: L, after those of the hidden layers."""
+        if self.head:
+            return ()
         if self.sees != "map":
             return tuple(pairwise((self.channels, *[self.width] * (self.k - 1), self.classes)))
         averaged = self.width if self.k > 1 else self.channels
@@ -127,6 +138,8 @@ class AuxiliarySpec:
 
     @property
     def parameters(self) -> int:
+        if self.head:
+            return self.head.parameters
         extra = self.bias + 2 * self.batch_norm
         kernels = sum(outputs * (inputs * KERNEL + extra) for inputs, outputs in self.convolutions)
         norm = 2 * self.channels * (self.sees in ("tokens", "places"))
@@ -143,16 +156,35 @@ class AuxiliarySpec:
 
     def operations(self, shape: Shape) -> int:
         """Multiply-adds of one forward pass of one x_j of shape ``shape``."""
+        if self.head:
+            return self.head.operations(shape)
         kernels = sum(inputs * outputs * KERNEL for inputs, outputs in self.convolutions)
         maps = sum(inputs * outputs for inputs, outputs in self.maps)
         return kernels * self.pixels(shape) + maps * (self.pixels(shape) if self.each else 1)
+
+    def activations(self, shape: Shape, rows: int, value: int, *, below: bool) -> int:
+        """Most bytes that backward wants of tokens or vectors, beside x_j of shape ``shape``.
+
+        Args:
+            value: bytes of a value of x_j. Layer norm works in float32, and keeps what it sees.
+            below: there is a layer, which wants a gradient.
+        """
+        pixels = self.pixels(shape)
+        seen = rows * (pixels if self.each else 1)
+        normed = FLOAT * rows * self.channels * (self.sees != "vector")
+        normed *= 1 if self.pool == "class" and not self.each else pixels
+        copied = normed * (value < FLOAT)
+        inner = FLOAT * seen * sum(outputs for _, outputs in self.maps[:-1])
+        logits = FLOAT * seen * self.classes
+        kept = copied + inner + normed * self.each
+        return max(copied + normed, kept + 4 * logits, copied + logits + (1 + below) * normed)
 
 
 def described(spec: Any) -> dict[str, Any]:
     """A specification as JSON, without what is at its default: so that a network keeps its
     fingerprints when specifications learn to say more. And without what decides nothing."""
     return {
-        field.name: getattr(spec, field.name)
-        for field in dataclasses.fields(spec)
-        if getattr(spec, field.name) != field.default and field.metadata != UNNAMED
+        one.name: getattr(spec, one.name)
+        for one in dataclasses.fields(spec)
+        if getattr(spec, one.name) != one.default and one.metadata != UNNAMED
     }

@@ -171,12 +171,12 @@ class Geometry:
 
     @property
     def feature(self) -> str:
-        """Name of that axis."""
+        """Name of the axis of the features."""
         return ("sample", *self.axes)[self.axis]
 
     @property
     def features(self) -> int:
-        """Its length: how many channels, or features of a token, there are."""
+        """How many channels, or features of a token, there are."""
         return (self.rows, *self.sample)[self.axis]
 
     @property
@@ -193,7 +193,7 @@ class Geometry:
 
     @property
     def lying(self) -> tuple[int, ...]:
-        """The same in the order in which they lie, for example (y, x, channel)."""
+        """Lengths of these axes in the order in which they lie, for example (y, x, channel)."""
         return self.stored if self.features_last else (*self.stored[1:], self.stored[0])
 
     @property

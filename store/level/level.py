@@ -65,8 +65,7 @@ class Level:
     parent: dict[str, Any] | None
     """Fingerprint, name and content root of the level this one was computed from; None for x_0."""
     arrays: dict[str, dict[str, Any]]
-    """Small arrays beside the rows (label, sample_id; of codes also scale, zero): name → dtype,
-    shape, bytes and sha256."""
+    """Small arrays beside the rows, of :data:`SMALL`: name → dtype, shape, bytes and sha256."""
     shards: ShardTable
     """Key, rows, bytes and sha256 of every shard, and the sha256 of its receipt."""
     files: Files = field(default=DISK, repr=False)
@@ -112,8 +111,7 @@ class Level:
 
         Args:
             rows: int64 (n,), ascending.
-            out: for stored elements as they lie, (n, …, feature), C-contiguous, in the level's
-                dtype.
+            out: of the level's dtype, C-contiguous: for rows as they lie, (n, …, channel).
 
         Raises:
             IndexError: a row is not in the level.
@@ -130,8 +128,7 @@ class Level:
         self._checks.check(np.zeros_like(rows), rows, out)
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Copy of rows begin … end-1: stored elements, for example (rows, channel, y, x), which
-        lie in memory as on disk."""
+        """Copy of rows begin … end-1, stored elements (rows, channel, …) that lie as on disk."""
         memory = aligned((end - begin) * self.geometry.row_bytes).view(self.geometry.dtype)
         out = memory.reshape(end - begin, *self.geometry.lying)
         self.take(np.arange(begin, end), out)
@@ -195,9 +192,9 @@ class Level:
 
     def check_sizes(self) -> None:
         """Raises LevelDamaged if a shard is gone or has not the size that the commit says."""
-        found = self.files.sizes(self.directory / VALUES)
+        found, axes = self.files.sizes(self.directory / VALUES), len(self.geometry.sample)
         for shard, nbytes in enumerate(self.shards.sizes.tolist()):
-            if (size := found.get(self.path(shard).name)) != nbytes:
+            if (size := found.get(shard_name(shard, axes))) != nbytes:
                 check_size(self.path(shard), nbytes, size)
 
 

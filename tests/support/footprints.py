@@ -17,21 +17,23 @@ CPU = torch.device("cpu")
 
 def stepped(
     problem: nn.Module,
-    shape: Shape | tuple[Tensor, Tensor],
+    shape: Shape,
     batch: int,
     accumulate: int,
     compute: torch.dtype,
+    given: tuple[Tensor, Tensor] | None = None,
 ) -> int:
-    """Peak bytes of two steps, as a run measures them; on a batch, or on one of some shape."""
+    """Peak bytes of two steps, as a run measures them; on a batch of some shape, or on a given
+    one."""
     schedule = SGDSchedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate)
-    solver = Solver(problem, schedule, CPU, compute)
+    solver = Solver(problem, schedule, CPU, compute, draws=lambda *step: sum(step))
     generator = torch.Generator().manual_seed(0)
 
     def batches():
         for _ in range(WATCHED_STEPS):
-            if isinstance(shape[0], Tensor):
-                x = shape[0].clone()
-                yield x.contiguous(memory_format=memory_format(x)), shape[1]
+            if given:
+                x = given[0].clone()
+                yield x.contiguous(memory_format=memory_format(x)), given[1]
                 continue
             x = torch.randn(batch, *shape, generator=generator)
             if isinstance(getattr(problem, "layer", None), Layer):  # as the feed of problems does

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from ffcv_levels import NEEDS_FFCV, images, skip_unless_it_imports
 from rows_of import divided, equal, stored, views, written
-from small_levels import SHAPES
+from runs import open_run, tiny
+from small_levels import SHAPES, drawn
 from spoil import flip
 
 from strata.pipeline.errors import LoaderError
 from strata.pipeline.feed.ffcv.beton import ffcv, read_beton
-from strata.pipeline.feed.ffcv.rows import FfcvBeton, FfcvLevels
+from strata.pipeline.feed.ffcv.rows import FfcvBeton, FfcvLevels, image_file
 from strata.pipeline.feed.ffcv.write import write_images
 from strata.pipeline.feed.prefetch import Reader
 from strata.store.errors import LevelDamaged
@@ -235,3 +236,22 @@ def test_a_beton_that_is_damaged_anywhere_else_is_refused(
             FfcvBeton(copy, level)
     with pytest.raises(LoaderError, match="there is no"):
         FfcvBeton(tmp_path / "none.beton", level)
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [
+        (Geometry(9, (5,), "int32", 2, 4), r"\(feature\) of int32"),
+        (
+            Geometry(9, (4, 3), "float16", 2, 4, features_last=True),
+            r"\(token, feature\) of float16",
+        ),
+        (Geometry(9, (3, 4, 4), "float32", 2, 4), r"\(channel, height, width\) of float32"),
+    ],
+)
+def test_an_x_0_that_is_no_images_is_refused(tmp_path: Path, shape: Geometry, what: str) -> None:
+    session = open_run(tmp_path, tiny())
+    session = replace(session, options=replace(session.options, loader="ffcv"))
+    level = written(tmp_path / "other", shape, drawn(shape), depth=0, view="clean")
+    with pytest.raises(LoaderError, match=f"ffcv reads images; x_0 train is {what}.*native"):
+        image_file(session, level)

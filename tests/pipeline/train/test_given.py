@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command import noise
 from networks import RESIDUAL, beside, named
+from PIL import Image
+from root import MACHINES
 from runs import Place
 from safetensors.torch import load_file, save_file
 from spoil import flip
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from strata.pipeline.feed.features import image_views, level_draws
 from strata.pipeline.run.rundir import find
 from strata.store.feature_store import Store
 
 WEIGHTS = "residual.safetensors"
+MACHINE = MACHINES / "laptop.toml"
+RESNET = """
+[data]
+source = "imagefolder:{pets}"
+classes = 2
+channels = 3
+size = 64
+mean = [0.5, 0.5, 0.5]
+std = [0.25, 0.25, 0.25]
+train = 8
+test = 8
+[augment]
+crop = 64
+pad = 0
+views = 1
+allow_single_view = true
+flip = false
+[network]
+name = "torchvision:resnet18"
+weights = "torchvision:IMAGENET1K_V1"
+frozen = 8
+[auxiliary]
+k = 1
+[schedule]
+kind = "one-cycle"
+epochs = 1
+batch = 4
+lr = 0.1
+precision = "float32"
+[cache]
+precision = "float32"
+"""
 NETWORK = '{{ name = "residual.py:blocks", arguments = {{ width = 8 }}, weights = "{}"{} }}'
 
 
@@ -201,6 +239,38 @@ def test_weights_are_where_training_begins(tmp_path: Path) -> None:
     assert two.do("probe", "--of", "baseline", "--layer", 2).rc == 0
 
 
+def test_features_of_a_resnet_are_those_that_a_hook_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that torchvision has published, where it would have put them."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for split, kind in itertools.product(("train", "test"), ("cat", "dog")):
+        (folder := tmp_path / "pets" / split / kind).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(noise(i, 64, 64, 3)).save(folder / f"{i}.png")
+    (tmp_path / "tiny.toml").write_text(RESNET.format(pets=tmp_path / "pets"))
+    one = Place(tmp_path)
+    refused = one.do("materialize", "--layer", 6)
+    assert refused.rc == 3
+    assert "add --download to fetch https://download.pytorch.org/models/resnet18" in refused.error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = resnet18().eval()
+    place = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    place.parent.mkdir(parents=True)
+    torch.save(model.state_dict(), place)
+    done = one.do("materialize", "--layer", 6)
+    assert done.rc == 0
+    assert "2 left out, which no block has: fc.bias, fc.weight" in done.err
+    seen = list[Any]()
+    model.layer3[0].register_forward_hook(lambda part, given, output: seen.append(output))
+    with torch.no_grad():
+        model(images(one))
+    assert torch.allclose(rows(one, 6), seen[0], atol=1e-5)
+    place.unlink()
+    assert one.do("materialize", "--layer", 7).rc == 0
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     one = place(tmp_path)
     state = network().state_dict()
@@ -217,3 +287,26 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     ):
         assert said in refused.error
     assert not (one.run / "run.json").exists()
+
+
+def test_the_plan_says_from_when_on_the_cache_pays(tmp_path: Path) -> None:
+    one = place(tmp_path)
+    plan = one.do("plan", "--machine", MACHINE, "--json").json
+    assert plan["todo"][1:] == [
+        "take layer 1 as given",
+        "take layer 2 as given",
+        "write x_2",
+        "solve layer 3",
+    ]
+    _, second, third = plan["depths"][1:]
+    assert second["steps"] == second["operations"] == second["auxiliary_parameters"] == 0
+    assert 0 < second["memory_bytes"] < third["memory_bytes"]
+    assert plan["total_bytes"] == plan["depths"][0]["bytes"] + second["bytes"]
+    reuse = plan["economics"]["reuse"]
+    assert reuse["depth"] == 2
+    pays = reuse["write"] / (reuse["again"] - reuse["read"])
+    assert reuse["epochs"] is None or reuse["epochs"] == pytest.approx(pays)
+    assert [depth["depth"] for depth in plan["economics"]["depths"]] == [2]
+    said = one.do("plan", "--machine", MACHINE).out
+    assert "Given, and not trained, are layers 1 … 2." in said
+    assert "Layers 1 … 2 are given. An epoch that reads x_2 takes" in said

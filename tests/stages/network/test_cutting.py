@@ -157,7 +157,7 @@ def sequential():
         nn.Flatten(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
 def listed():
     two = nn.Sequential(conv(1, 4), conv(4, 4))
-    return [nn.Identity(), two, nn.ReLU(), nn.MaxPool2d(2), conv(4, 8)]
+    return [nn.Identity(), two, nn.ReLU(), nn.MaxPool2d(2), conv(4, 8), nn.AvgPool2d(2)]
 def mlp():
     return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
 def language():
@@ -258,7 +258,11 @@ def test_where_models_are_cut(name: str, shape: Shape, dtype: str, wanted: list[
 def test_pooling_opens_a_block_and_activations_close_one() -> None:
     (_, first), (_, second) = construct(origin(MADE, "listed"), None)
     assert [type(part).__name__ for part in first.children()] == ["Identity", "Sequential", "ReLU"]
-    assert [type(part).__name__ for part in second.children()] == ["MaxPool2d", "Conv2d"]
+    assert [type(part).__name__ for part in second.children()] == [
+        "MaxPool2d",
+        "Conv2d",
+        "AvgPool2d",
+    ]
 
 
 @pytest.mark.parametrize(

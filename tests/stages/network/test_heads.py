@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from footprints import stepped
-from networks import beside, named
+from networks import NAME, beside, named
+from runs import Place, here, tiny
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from strata.pipeline.errors import RecipeError
+from strata.pipeline.errors import RecipeError, RunConflict
 from strata.pipeline.recipe.network import AuxiliaryTable
-from strata.pipeline.recipe.recipe import parse
+from strata.pipeline.recipe.recipe import Recipe, parse
+from strata.pipeline.run.rundir import find
 from strata.stages.network.block_reading import read_blocks
 from strata.stages.network.blocks import Block, Origin
 from strata.stages.network.footprint import solving
@@ -127,7 +130,7 @@ def test_a_pool_that_is_none_is_refused() -> None:
         AuxiliaryTable(1, pool="max")
 
 
-def test_a_recipe_may_mix_maps_and_tokens(tmp_path) -> None:
+def test_a_recipe_may_mix_maps_and_tokens(tmp_path: Path) -> None:
     code = CODE.replace("nn.Linear(64, 8)", "nn.Linear(64, 8)")
     text = named('"residual.py:patches"', views="0")
     recipe = parse(text, "tiny", beside(tmp_path, code))
@@ -163,7 +166,110 @@ def test_a_step_takes_what_was_predicted(
         problem = build_problem(block, spec, 0)
         x = inputs(block, batch)
         y = torch.zeros((batch, block.gives[0]) if each else batch).long()
-        measured = stepped(problem, (x, y), batch, 1, getattr(torch, compute))
+        measured = stepped(problem, x.shape[1:], batch, 1, getattr(torch, compute), (x, y))
         how = {"batch": batch, "micro": batch, "divided": False, "compute": compute}
         found = solving(block, spec, block.takes, **how)
         assert found == pytest.approx(measured, rel=0.15), block.name
+
+
+# ---- of a file -----------------------------------------------------------------------------------
+
+HEAD = """
+import torch
+from torch import nn
+
+class Drops(nn.Module):
+    def __init__(self, shape, classes, width):
+        super().__init__()
+        self.conv = nn.Conv2d(shape[0], width, 3, padding=1)
+        self.drop, self.linear = nn.Dropout(0.2), nn.Linear(width, classes)
+    def forward(self, x):
+        return self.linear(self.drop(torch.relu(self.conv(x)).mean((2, 3))))
+
+def head(shape, classes, width=8): return Drops(shape, classes, width)
+def few(shape, classes): return Drops(shape, classes - 1, 8)
+def listed(shape, classes): return [nn.Linear(1, 1)]
+"""
+
+
+def with_head(place: Path, auxiliary: str = '"head.py:head"', network: str = NAME) -> Recipe:
+    beside(beside(place), HEAD, "head.py")
+    return parse(headed(auxiliary, network), "tiny", place)
+
+
+def headed(auxiliary: str = '"head.py:head"', network: str = NAME) -> str:
+    before, rest = named(network, views="0", epochs=1).split("[auxiliary]")
+    return f"auxiliary = {auxiliary}\n{before}[schedule]{rest.split('[schedule]')[1]}"
+
+
+def test_a_file_makes_the_classifiers(tmp_path: Path) -> None:
+    table = '{ name = "head.py:head", arguments = { width = 16 } }'
+    first, wide = with_head(tmp_path), with_head(tmp_path, table)
+    for j, (layer, spec) in enumerate(first.problems, start=1):
+        x = torch.zeros(4, *first.shape(j, first.augment.crop))
+        head = build([spec], 3)[0]
+        assert type(head).__name__ == "Drops"
+        assert spec.draws
+        assert head.eval()(x).shape == (4, first.data.classes)
+        assert spec.parameters == sum(p.numel() for p in head.parameters())
+        with FlopCounterMode(display=False) as counter:
+            head(x)
+        assert spec.operations(x.shape[1:]) == counter.get_total_flops() // 2 // 4
+        again, other = build([spec], 3)[0], build([spec], 4)[0]
+        assert torch.equal(again.linear.weight, head.linear.weight)
+        assert not torch.equal(other.linear.weight, head.linear.weight)
+        assert layer.index == j
+    assert first.science()["auxiliary"]["name"] == "head.py:head"
+    assert first.auxiliaries[0].digest != wide.auxiliaries[0].digest
+    assert "head" not in described(first.auxiliaries[0])
+
+
+def test_a_step_with_a_files_classifier_takes_what_was_predicted(tmp_path: Path) -> None:
+    recipe, batch = with_head(tmp_path), 32
+    for j, (layer, spec) in enumerate(recipe.problems, start=1):
+        shape = recipe.shape(j - 1, recipe.augment.crop)
+        measured = stepped(build_problem(layer, spec, 0), shape, batch, 1, torch.float32)
+        found = solving(layer, spec, shape, batch=batch, micro=batch, divided=False)
+        assert found == pytest.approx(measured, rel=0.15), j
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "words"),
+    [
+        ('"head.py:few"', r"the classifier of x_1 gives 9; its last axis must be 10 classes"),
+        ('"head.py:listed"', "must return one module, not a list"),
+        ('"head.py:none"', "head.py has no none"),
+        ('"torchvision:resnet18"', r"'auxiliary' is 'torchvision:resnet18'; it must be \"FILE"),
+        ('{ name = "head.py:head", k = 2 }', "unknown key 'auxiliary.k' beside 'auxiliary.name'"),
+    ],
+)
+def test_classifiers_that_will_not_do_are_refused(
+    tmp_path: Path, auxiliary: str, words: str
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        with_head(tmp_path, auxiliary).auxiliaries  # noqa: B018
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_run_keeps_the_file_and_the_figures(tmp_path: Path, is_named: bool) -> None:
+    """Also where layers are those of a table; looking at it makes no classifier."""
+    text = headed()
+    if not is_named:
+        network = tiny().split("[network]")[1].split("[auxiliary]")[0]
+        text = text.split("\n", 2)[0] + "\n" + text.split("\n", 2)[2] + f"[network]{network}"
+    beside(beside(tmp_path), HEAD, "head.py")
+    (tmp_path / "tiny.toml").write_text(text)
+    place = Place(tmp_path)
+    done = place.do("run")
+    assert done.rc == 0, done.err
+    (tmp_path / "head.py").unlink()
+    run = find(place.run)
+    assert run is not None
+    assert [spec.head.name for spec in run.recipe.auxiliaries] == ["Drops"] * run.layers
+    assert (place.run / "head.py").read_text() == HEAD
+    again = here("run", place.run / "recipe.toml", "--run", place.run, "--store", place.store)
+    assert again.rc == 0, again.err
+    assert again.err.count("solved already") == run.layers
+    (place.run / "head.py").write_text(HEAD + "\n")
+    with pytest.raises(RunConflict, match="was edited since the run was made"):
+        find(place.run)

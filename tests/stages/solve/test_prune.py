@@ -101,7 +101,7 @@ def test_the_order_of_linear_columns_matters() -> None:
     layer, auxiliary = layer_of(), classifier(1)
     problem = solved(layer, auxiliary)
     less = narrowed(problem, *small(layer, auxiliary, len(KEPT)), KEPT)
-    weight = problem.auxiliary.linear.weight
+    weight = problem.auxiliary.get_parameter("linear.weight")
     assert isinstance(weight, Tensor)
     wanted = torch.cat([weight[:, 4 * c : 4 * c + 4] for c in KEPT.tolist()], 1)
     assert torch.equal(less.auxiliary.state_dict()["linear.weight"], wanted)
