@@ -58,6 +58,17 @@ precision = "float32"
 [cache]
 precision = "float32"
 """
+WHOLE = """
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = blocks(width=8)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.two(self.one(self.stem(x))).mean((2, 3)))
+"""
 NETWORK = '{{ name = "residual.py:blocks", arguments = {{ width = 8 }}, weights = "{}"{} }}'
 
 
@@ -310,3 +321,21 @@ def test_the_plan_says_from_when_on_the_cache_pays(tmp_path: Path) -> None:
     said = one.do("plan", "--machine", MACHINE).out
     assert "Given, and not trained, are layers 1 … 2." in said
     assert "Layers 1 … 2 are given. An epoch that reads x_2 takes" in said
+
+
+def test_a_checkpoint_of_a_whole_model_is_taken_apart(tmp_path: Path) -> None:
+    """Its keys are the model's, with what a trainer adds; another head is no matter."""
+    beside(tmp_path, RESIDUAL + WHOLE)
+    state = network().state_dict()
+    names = {"0": "stem", "1": "one", "2": "two"}
+    keys = {f"module.{names[key[0]]}{key[1:]}": tensor for key, tensor in state.items()}
+    whole = {"epoch": 9, "model": {**keys, "module.other.weight": torch.zeros(2)}}
+    torch.save(whole, tmp_path / "whole.pth")
+    made = '{ name = "residual.py:Whole", weights = "whole.pth", frozen = "all" }'
+    (tmp_path / "tiny.toml").write_text(named(made, views=2, precision="float32"))
+    one = Place(tmp_path)
+    done = one.do("materialize", "--layer", 3)
+    assert done.rc == 0
+    assert "weights whole.pth: 1 left out, which no block has: other.weight" in done.err
+    with torch.no_grad():
+        assert torch.allclose(rows(one, 3), network()(images(one)), atol=1e-5)
