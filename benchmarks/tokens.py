@@ -4,8 +4,8 @@ Claim: the test loss of a language model of characters (nats, next character) fa
 of four blocks, for every seed; and every level has as many bytes as planned.
 
 Method: for every seed two runs, each a process with a store of its own and one thread. `text`:
-int32 characters of this project's docs, 1,600 rows of 32 to train on and 320 to test with, every
-tenth of six; a label for each token; k = 1; 3 epochs a block. `images`: the recipe digits-vit. The
+int32 characters of this project's docs, 1,600 rows of 32 to train on and 320 to test with, one
+in six; a label for each token; k = 1; 3 epochs a block. `images`: the recipe digits-vit. The
 loss, top-1 and seconds of each block are those of the run's report: seconds of the steps of SGD and
 of reading. Bytes are of all levels that a run writes. No other figure is claimed of `images`, nor
 that it is better with depth.
@@ -28,7 +28,7 @@ from measuring import ONE_THREAD, RESULTS, keep, strata
 from checkout import ROOT
 
 sys.path.append(str(ROOT / "tests/support"))
-import texts
+import texts  # pyright: ignore[reportMissingImports]
 
 
 def run(place: Path, network: str, seed: int) -> dict[str, Any]:

@@ -110,11 +110,12 @@ def _of_depth(d: DepthPlan) -> Row:
 def _summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:
     """Totals, and what is left to do."""
     last, one = plan.depths[-1].depth, size(plan.depths[1].bytes_one_view)
+    views = "" if recipe.data.shape else f"; 'augment.views' is {recipe.augment.views}"
     given, which = recipe.given, f"layers 1 … {recipe.given}"
     when = f"x_{last} is written only by `materialize --layer {last}`." * (given < last)
     return (
-        f"x_1 is {one} at {plan.precision} for {plan.images:,} images and one view; "
-        f"'augment.views' is {recipe.augment.views}.\n"
+        f"x_1 is {one} at {plan.precision} for {plan.images:,} images and one view"
+        f"{views}.\n"
         f"Disk for `run`: {size(plan.total)} in total, {size(plan.peak)} at the peak if levels "
         f"are removed once unneeded. {when}\n"
         "Reading the layers below instead of recomputing them divides the operations of one "

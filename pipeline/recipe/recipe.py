@@ -214,15 +214,16 @@ def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
     """
     try:
         found = tables(text)
-        network, data = found.get("network"), found.get("data")
+        network: Any = found.get("network")
+        data, augment = cast(Any, (found.get("data"), found.get("augment")))
         if isinstance(data, dict) and "shape" in data:
-            if "augment" in found:
-                key = next(iter(found["augment"]), "") if isinstance(found["augment"], dict) else ""
-                path = "augment" + (key and f".{key}")
-                raise RecipeError(
-                    f"'{path}' is for images, and with 'data.shape' a sample is seen as it is: "
-                    "leave [augment] out"
-                )
+            keys = list(cast(Any, augment)) if isinstance(augment, dict) else []
+            path = ".".join(["augment", *keys[:1]])
+            require(
+                augment is None,
+                f"'{path}' is for images, and with 'data.shape' a sample is seen as it is: leave "
+                "[augment] out",
+            )
             found["augment"] = AS_IT_IS
         if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
             found["network"] = named(cast(Any, network), folder or Path())

@@ -18,14 +18,7 @@ from PIL import Image
 
 from strata.stages.data.archives import open_imagefolder
 from strata.stages.data.npz import Tensors, open_npz, open_tensors
-from strata.stages.data.sources import (
-    SPLITS,
-    Form,
-    Source,
-    broken,
-    open_digits,
-    suggest,
-)
+from strata.stages.data.sources import SPLITS, Form, Source, broken, open_digits, suggest
 from strata.stages.data.values import CLEARED, plain, told, undecided
 from strata.stages.data.zoo import open_torchvision
 from strata.stages.errors import BrokenImage, DataError

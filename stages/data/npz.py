@@ -1,4 +1,4 @@
-"""Arrays of an .npz file: images, or what is none."""
+"""Arrays of an .npz file as a source: images, or samples of any shape."""
 
 from __future__ import annotations
 

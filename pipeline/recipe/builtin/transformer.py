@@ -5,12 +5,14 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention, and a perceptron of two layers, each beside a shortcut; N×token×width in and out.
 
     Of text, ``tokens`` long, a token sees itself and those before it, the nearer the more: each
     head by a slope of its own (Press et al., 2022).
     """
+
+    bias: Tensor | None
 
     def __init__(self, width: int, heads: int, tokens: int = 0) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ def images(
     patch: int = 2,
 ) -> list[nn.Module]:
     """So many blocks; the first begins with patches of ``patch`` × ``patch`` pixels."""
-    first, *rest = (Block(width, heads) for _ in range(depth))
+    first, *rest = (TransformerBlock(width, heads) for _ in range(depth))
     return [nn.Sequential(Patches(channels, size, patch, width), first), *rest]
 
 
@@ -60,5 +62,5 @@ def text(
     depth: int = 4, width: int = 32, heads: int = 4, tokens: int = 64, classes: int = 128
 ) -> list[nn.Module]:
     """So many blocks; the first begins with an embedding of N×token integers below ``classes``."""
-    first, *rest = (Block(width, heads, tokens) for _ in range(depth))
+    first, *rest = (TransformerBlock(width, heads, tokens) for _ in range(depth))
     return [nn.Sequential(nn.Embedding(classes, width), first), *rest]
