@@ -197,7 +197,8 @@ def _timm(source: Origin) -> nn.Module:
     try:
         import timm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise _unusable(source, f"timm cannot be imported ({error}): pip install 'strata[timm]'") from None
+        advice = "pip install 'strata[timm]'"
+        raise _unusable(source, f"timm cannot be imported ({error}): {advice}") from None
     name = source.name.removeprefix("timm:")
     return timm.create_model(name, pretrained=False, **dict(source.arguments))
 
