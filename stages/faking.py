@@ -6,12 +6,18 @@ a step would take is known without taking it. The module itself stays as it is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+# Where a shape does not fit, torch prints a traceback beside the error that it raises: whoever asks
+# has use for the error alone.
+logging.getLogger(fake_tensor.__name__).addFilter(lambda line: "run meta" not in line.getMessage())
 
 
 @contextmanager
