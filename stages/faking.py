@@ -12,10 +12,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-# What cannot run is an exception, which callers expect; it is not told on stderr as well.
-logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+# Where a shape does not fit, torch tells so on stderr beside the error that it raises: whoever asks
+# has use for the error alone.
+logging.getLogger(fake_tensor.__name__).setLevel(logging.CRITICAL)
 
 
 @contextmanager

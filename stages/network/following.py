@@ -59,10 +59,18 @@ def _trace(model: nn.Module, units: Collection[str]) -> list[fx.Node]:
     given = inspect.signature(model.forward).parameters.values()
     rest = {one.name: one.default for one in given if one.default is not one.empty}
     graph = _Tracer(units).trace(model, rest)
-    for node in list(graph.nodes):
-        if _counts_samples(node):
-            for user in list(node.users):
-                _count_again(graph, node, user)
+    seen = _dependent(graph)
+    for node in filter(_counts_samples, seen):
+        for user in list(node.users):
+            if user.op == "call_method" and user.args[0] in seen and user.args[0] is not node:
+                # All values have as many samples: nothing is carried past blocks to know that.
+                with graph.inserting_before(user):
+                    user.replace_input_with(node, graph.call_method("size", (user.args[0], 0)))
+    return _dependent(graph)
+
+
+def _dependent(graph: fx.Graph) -> list[fx.Node]:
+    """What depends on the input, which comes first."""
     first, *others = graph.nodes
     found = {first: None}
     for node in others:
@@ -80,15 +88,6 @@ def _counts_samples(node: fx.Node) -> bool:
         return False
     is_shape = of.target is getattr and of.args[1:] == ("shape",)
     return is_shape or (of.op == "call_method" and of.target == "size" and len(of.args) == 1)
-
-
-def _count_again(graph: fx.Graph, node: fx.Node, user: fx.Node) -> None:
-    """Let the user of a number of samples count those of what it works on: all values have as many,
-    and nothing needs to be carried past blocks for it."""
-    of = user.args[0] if user.args else None
-    if isinstance(of, fx.Node) and of is not node and user.op == "call_method":
-        with graph.inserting_before(user):
-            user.replace_input_with(node, graph.call_method("size", (of, 0)))
 
 
 def followed(

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import texts
 import torch
 from footprints import CPU, coded, stepped
 from networks import NAME, RESIDUAL, beside, named
@@ -505,3 +506,12 @@ def test_science_knows_the_file(tmp_path: Path) -> None:
     (tmp_path / "residual.py").write_text(RESIDUAL + "\n")
     other = parse(named(), "tiny", tmp_path).science()["network"]
     assert other["code"] != first["code"]
+
+
+def test_nothing_is_printed_of_a_shape_that_is_only_tried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Positions fit one number of tokens; torch logs a traceback where another is tried."""
+    blocks = read_blocks(Origin("transformer.py:images", (), texts.CODE), (1, 8, 8))
+    assert [block.features_last for block in blocks] == [True] * 4
+    assert not caplog.records
