@@ -56,7 +56,7 @@ class Progress:
     """Finished batches of the epoch under way."""
     loss_sum: float = 0.0
     """Σ loss over the samples of the epoch under way, of the steps that were read."""
-    correct: float = 0
+    correct: float = 0.0
     """Σ share of the tokens that are right, over those samples; of one label, 1 or 0."""
     samples: int = 0
     seconds: float = 0.0
@@ -264,7 +264,7 @@ class Solver(Generic[Trainable]):
         result = {"loss": done.loss_sum / done.samples, "top1": done.correct / done.samples}
         result["seconds"] = done.seconds
         done.epoch, done.batch = done.epoch + 1, 0
-        done.loss_sum, done.correct, done.samples, done.seconds = 0.0, 0, 0, 0.0
+        done.loss_sum, done.correct, done.samples, done.seconds = 0.0, 0.0, 0, 0.0
         return result
 
     def consider(self, risk: float) -> None:

@@ -129,7 +129,7 @@ def test_features_are_those_of_the_whole_network_and_need_no_training(
 ) -> None:
     one = place(tmp_path, precision=precision)
     done = one.do("materialize", "--layer", 2, "--json")
-    steps = ["read images into x_0", "take layer 1 as given", "take layer 2 as given", "write x_2"]
+    steps = ["read images into x_0", "take layers 1 … 2 as given", "write x_2"]
     assert done.json["done"] == steps
     assert [path.name[:3] for path in sorted(one.store.glob("x_*"))] == ["x_0", "x_2"]
     with torch.no_grad():
@@ -304,8 +304,7 @@ def test_the_plan_says_from_when_on_the_cache_pays(tmp_path: Path) -> None:
     one = place(tmp_path)
     plan = one.do("plan", "--machine", MACHINE, "--json").json
     assert plan["todo"][1:] == [
-        "take layer 1 as given",
-        "take layer 2 as given",
+        "take layers 1 … 2 as given",
         "write x_2",
         "solve layer 3",
     ]

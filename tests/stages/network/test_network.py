@@ -16,7 +16,8 @@ from strata.stages.network.blocks import scale_at
 from strata.stages.network.network import Auxiliary, Layer, build, build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
-BUILT_IN = [pytest.param(name, id=name) for name in names()]
+ON_META = [pytest.param(name, id=name) for name in names() if name != "digits-vit"]
+"""Classifiers of tokens turn autocast off, which there is none of on meta."""
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -61,7 +62,7 @@ def test_a_averages_the_four_quadrants(side: int) -> None:
         torch.testing.assert_close(averaged[:, :, 0, 1], expected)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ON_META)
 def test_planned_shapes_and_parameters_are_the_modules(name: str) -> None:
     _, recipe = load(name)
     for size in (recipe.augment.crop, recipe.canvas):
@@ -78,7 +79,7 @@ def test_planned_shapes_and_parameters_are_the_modules(name: str) -> None:
             assert sum(p.numel() for p in auxiliary.parameters()) == aux.parameters
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ON_META)
 def test_planned_operations_are_what_torch_counts(name: str) -> None:
     _, recipe = load(name)
     for j, (spec, aux) in enumerate(zip(recipe.layers, recipe.auxiliaries, strict=True), 1):

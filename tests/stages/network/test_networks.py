@@ -247,7 +247,7 @@ def test_blocks_that_cannot_be_layers_are_refused(
         ('"other.py:blocks"', ["other.py", "No such file"]),
         ('"../residual.py:blocks"', ["beside the recipe"]),
         ('{ name = "residual.py:blocks", width = 3 }', ["unknown key 'network.width'"]),
-        ('{ name = "torchvision:vgg11", arguments = { weights = "x" } }', ["always random"]),
+        ('{ name = "torchvision:vgg11", arguments = { weights = "x" } }', ["network.weights"]),
         ('{ name = "residual.py:Tensor", arguments = { x = [1] } }', ["network.arguments.x"]),
         ("3", ["'network' must be a table"]),
     ],
