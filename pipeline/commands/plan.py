@@ -30,7 +30,7 @@ def plan(options: Options) -> Answer:
     see :attr:`Answer.error`."""
     found = lifecycle.find(options)
     recipe, costs = found.recipe, make_plan(found.recipe, found.data())
-    todo = steps(found.inventory(), solve=len(recipe.layers))
+    todo = steps(found.inventory(), **found.goal)
     space = {"needed_bytes": found.to_write(costs, todo), "free_bytes": found.store.free_bytes()}
     value = {"recipe": found.name, **costs.as_json(), **space, "todo": named(todo)}
     saved, saving = compression.saved(recipe, costs, found.data(), options)

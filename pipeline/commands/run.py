@@ -35,16 +35,14 @@ def run(options: Options) -> Answer:
     """Solve every layer, evaluate, and write the report if anything has changed. Where all layers
     are given, write x_J."""
     found = lifecycle.find(options)
-    layers = len(found.recipe.layers)
-    if found.recipe.given == layers:
-        found, done = lifecycle.perform(found, options, write=layers)
+    found, done = lifecycle.perform(found, options, **found.goal)
+    if layers := found.goal.get("write"):
         said, name = lifecycle.done_answer(found, done), found.name
         next_one = (
             f"all {layers} layers are given, and x_{layers} is there: `probe {name}` and `final "
             f"{name} --vary …` train classifiers on it"
         )
         return Answer(said.value, (*said.shown, next_one))
-    found, done = lifecycle.perform(found, options, solve=layers)
     page, left_out = found.directory / "report.html", list[str]()
     if ranks.leads() and (done or not page.exists()):
         from strata.pipeline.results.report import write_report

@@ -164,7 +164,8 @@ class Plan:
     @property
     def ceiling(self) -> float:
         """By how much a cache that costs nothing would divide the operations of one run."""
-        return self.operations / (sum(d.operations for d in self.depths) or 1.0)
+        trained = sum(d.operations for d in self.depths)
+        return self.operations / trained if trained else 1.0
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -233,11 +234,11 @@ def check_budget(plan: Plan, budget: int | None) -> bool:
     if plan.peak <= budget:
         return True
     largest = max(plan.written[1:] or plan.depths, key=lambda d: d.bytes)
-    channels, height, width = largest.shape
+    shape = "×".join(map(str, largest.shape))
     raise BudgetError(
         f"the run needs {size(plan.peak)} of disk at its peak ({size(plan.total)} with every "
         f"level kept); --disk-budget is {size(budget)}. Most of it is x_{largest.depth}, "
         f"{size(largest.bytes)}: "
-        f"{len(largest.levels)} levels of {channels}×{height}×{width} in {plan.precision}. Lower "
+        f"{len(largest.levels)} levels of {shape} in {plan.precision}. Lower "
         "'network.width' or 'augment.views' (0 caches no training features), or raise the budget"
     )

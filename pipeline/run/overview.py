@@ -50,6 +50,13 @@ class Overview:
         """What exists of the run."""
         return replace(inventory(self.run, self.store), given=self.recipe.given)
 
+    @property
+    def goal(self) -> dict[str, Any]:
+        """What `run` makes, as :func:`plan.steps` is asked for it: all layers solved, or x_J where
+        all are given."""
+        layers = len(self.recipe.layers)
+        return {"write" if self.recipe.given == layers else "solve": layers}
+
     def data(self) -> dict[str, Any] | None:
         """What the images turned out to be; None before they were read."""
         return self.run.data() if self.run else None

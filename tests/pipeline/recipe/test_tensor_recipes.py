@@ -8,7 +8,8 @@ import pytest
 import texts
 from networks import beside
 
-from strata.pipeline.errors import RecipeError
+from strata.pipeline.errors import BudgetError, RecipeError
+from strata.pipeline.plan.plan import check_budget, make_plan
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.builtin import load, names
 from strata.pipeline.recipe.recipe import Recipe, parse
@@ -35,6 +36,11 @@ def test_a_recipe_of_tokens(tmp_path: Path) -> None:
         "dtype": "int32",
         "targets": "token",
     }
+
+
+def test_a_budget_for_tokens_is_refused_with_their_shape(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="levels of 32×32 in float16"):
+        check_budget(make_plan(read(TEXT, tmp_path)), 1)
 
 
 def test_recipes_of_images_stay_what_they_are() -> None:

@@ -217,6 +217,8 @@ def test_the_file_may_move_and_a_changed_one_is_another_network(tmp_path: Path) 
 
 def test_all_layers_may_be_given(tmp_path: Path) -> None:
     one = place(tmp_path, ', frozen = "all"')
+    planned = one.do("plan", "--json").json
+    assert (planned["todo"][-1], planned["ceiling"]) == ("write x_3", 1.0)
     done = one.do("run", "--json").json["done"]
     assert done[-1] == "write x_3"
     assert "train classifiers on it" in one.do("run").out
