@@ -44,8 +44,9 @@ from strata.pipeline.plan import hardware
 from strata.pipeline.plan.plan import steps_below
 from strata.pipeline.recipe.variants import Variant, variants
 from strata.pipeline.run import device, rundir
+from strata.pipeline.run.rundir import WEIGHTS
 from strata.pipeline.run.session import Session
-from strata.pipeline.run.sweep_results import AUXILIARY, WEIGHTS
+from strata.pipeline.run.sweep_results import AUXILIARY
 from strata.pipeline.study.sweep import sweep
 from strata.pipeline.train import algorithm
 from strata.store.feature_store import Store

@@ -23,7 +23,7 @@ from strata.pipeline.recipe import augmentation as views
 from strata.pipeline.recipe.augmentation import Draws
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import weights
-from strata.pipeline.run.rundir import QUANTISER, Run
+from strata.pipeline.run.rundir import QUANTISER, WEIGHTS, Run
 from strata.pipeline.run.session import Session
 from strata.stages.data import augment
 from strata.stages.errors import NotFinite
@@ -147,7 +147,7 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
     """
     record, recipe, directory = run.layer(j), run.recipe, run.layer_directory(j)
     assert record is not None
-    path = directory / "weights.safetensors"
+    path = directory / WEIGHTS
     layer = read_layer(recipe.layers[j - 1], path, record["weights"], device)
     scales: Mapping[str, Tensor] = {}
     if needs_scales(recipe.cache.precision):

@@ -50,7 +50,8 @@ from strata.store.files.publish import TEMPORARY, make_directory
 from strata.store.fingerprint import differences
 
 BASELINE, TRANSFER, NETWORK = "baseline", "transfer", "network"
-QUANTISER, LOGITS, LOCK = "quantiser.safetensors", "test_logits.npy", "LOCK"
+WEIGHTS, QUANTISER = "weights.safetensors", "quantiser.safetensors"
+LOGITS, LOCK = "test_logits.npy", "LOCK"
 BY_SAMPLE = "test_by_sample.npy"
 """In the place of logits of tokens that are too many: float32 (n, 2), mean loss and top-1."""
 NOTE = "strata"

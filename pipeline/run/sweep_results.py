@@ -25,7 +25,7 @@ from strata.pipeline.run.rundir import Run, folders
 from strata.stages.errors import Diverged, StageError
 from strata.store.errors import LevelDamaged
 
-WEIGHTS, AUXILIARY = "weights.safetensors", "auxiliary.safetensors"
+AUXILIARY = "auxiliary.safetensors"
 
 SweepResult = Mapping[str, Any]
 """Body of result.json; ``diverged`` is None, or epoch and last finite loss."""

@@ -27,7 +27,7 @@ from strata.pipeline.run import device, record, weights
 from strata.pipeline.run.levels import refer_to, unchanged
 from strata.pipeline.run.probe_results import Kind, made_of, with_classes
 from strata.pipeline.run.record import DATA, RESULT, RUN
-from strata.pipeline.run.rundir import Run
+from strata.pipeline.run.rundir import WEIGHTS, Run
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import given
 from strata.pipeline.train.loop import conclude, train
@@ -86,7 +86,7 @@ def _linear(session: Session, j: int) -> dict[str, Any]:
         fitted, found = probe.fit(rows, labels[order], fitted_on, done)
     directory = make_directory(run.probe_directory(j) / "linear")
     arrays = {name: torch.from_numpy(array) for name, array in vars(fitted).items()}
-    weights.write(directory / "weights.safetensors", arrays)
+    weights.write(directory / WEIGHTS, arrays)
     axis = session.geometry(j, "test").axis
     guessed = np.concatenate([fitted.predict(pooled(x, axis)) for x in clean_batches(session, j)])
     return {
@@ -231,11 +231,11 @@ def _states(
     whole: dict[str, Tensor] = {}
     for j in layers:
         if variant is None:
-            path, known = run.layer_directory(j) / "weights.safetensors", run.layer(j)
+            path, known = run.layer_directory(j) / WEIGHTS, run.layer(j)
             yield j, weights.read_checked(path, (known or {})["weights"])
             continue
         if not whole:
             path, known = run.baseline_directory(variant), run.baseline(variant)
-            whole = weights.read_checked(path / "weights.safetensors", (known or {})["weights"])
+            whole = weights.read_checked(path / WEIGHTS, (known or {})["weights"])
         prefix = f"layers.{j - 1}."
         yield j, {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}

@@ -16,6 +16,7 @@ from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import outcome, record, sweep_results
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.record import RESULT
+from strata.pipeline.run.rundir import WEIGHTS
 from strata.pipeline.run.session import Session
 from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train import given, scales
@@ -105,7 +106,7 @@ def keep(session: Session, j: int, one: SweepResult) -> None:
     """
     run = session.run
     source = run.sweep_directory(j) / one["name"]
-    directory, path = make_directory(run.layer_directory(j)), source / sweep_results.WEIGHTS
+    directory, path = make_directory(run.layer_directory(j)), source / WEIGHTS
     layer = read_layer(run.recipe.layers[j - 1], path, one["weights"], session.device)
     for name in one["files"]:
         replace(directory, name, (source / name).read_bytes())

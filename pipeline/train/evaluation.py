@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from strata.pipeline.errors import NotThereYet
 from strata.pipeline.run import record, sweep_results
 from strata.pipeline.run.levels import keys_at
 from strata.pipeline.run.rundir import BY_SAMPLE, EVALUATION, LOGITS, Run
+from strata.pipeline.run.sweep_results import SweepResult
 from strata.stages.solve.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
 from strata.store.feature_store import Store
 from strata.store.files.publish import read_npy
@@ -27,47 +27,43 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
 
 
 def _evaluation(run: Run, store: Store) -> dict[str, Any]:
-    solved, first = run.solved(), run.recipe.given + 1  # what is given has no classifier
-    trained = range(first, solved + 1)
+    trained = range(run.recipe.given + 1, run.solved() + 1)  # what is given has no classifier
+    finals = {n: one for n, (_, one) in sweep_results.finals(run).items() if one is not None}
     places = [run.layer_directory(j) for j in trained]
-    if any((place / BY_SAMPLE).exists() for place in (*places, *_final_places(run))):
-        return _without_logits(run, store, trained)
+    of_finals = {name: run.sweep_directory(run.layers + 1) / name for name in finals}
+    if any((place / BY_SAMPLE).exists() for place in (*places, *of_finals.values())):
+        return _without_logits(run, store, trained, finals)
     logits = [read_npy(place / LOGITS) for place in places]
-    finals = {
-        name: (one["auxiliary"], read_npy(run.sweep_directory(run.layers + 1) / name / LOGITS))
-        for name, (_, one) in sweep_results.finals(run).items()
-        if one is not None
-    }
-    if not (logits or finals):
-        what = "run" if first <= run.layers else "final"
+    scores = {name: read_npy(place / LOGITS) for name, place in of_finals.items()}
+    if not (logits or scores):
+        what = "run" if trained.start <= run.layers else "final"
         raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata {what} {run.name}")
     test = next(key for key in keys_at(run, 0) if key.split == "test")
     labels = store.open(test).array("label")
-    last, of = logits, f"ensemble of layers {first} … {solved} (probabilities)"
+    probabilities = [softmax(z) for z in logits]
+    first, end = trained.start, trained.stop - 1
+    last, of = probabilities, f"ensemble of layers {first} … {end} (probabilities)"
     if not logits:
-        name, (_, scores) = next(iter(finals.items()))
-        last, of = [scores], f"the final classifier {name}"
+        name, z = next(iter(scores.items()))
+        last, of = [softmax(z)], f"the final classifier {name}"
     return {
         "solved": [(run.layer(j) or {})["weights"] for j in trained],
         "samples": len(labels),
-        "layers": [_layer(j, logits[: j - first + 1], labels) for j in trained],
-        "finals": [
-            {"name": name, "auxiliary": digest} | _layer(run.layers, [*logits[:-1], scores], labels)
-            for name, (digest, scores) in finals.items()
+        "layers": [
+            _layer(j, logits[:n], probabilities[:n], labels) for n, j in enumerate(trained, start=1)
         ],
-        "confusion": {
-            "of": of,
-            "matrix": confusion(ensemble([softmax(z) for z in last]), labels).tolist(),
-        },
+        "finals": [
+            {"name": name, "auxiliary": finals[name]["auxiliary"]}
+            | _layer(run.layers, [*logits[:-1], z], [*probabilities[:-1], softmax(z)], labels)
+            for name, z in scores.items()
+        ],
+        "confusion": {"of": of, "matrix": confusion(ensemble(last), labels).tolist()},
     }
 
 
-def _final_places(run: Run) -> list[Path]:
-    directory, known = run.sweep_directory(run.layers + 1), sweep_results.finals(run)
-    return [directory / name for name, (_, one) in known.items() if one is not None]
-
-
-def _without_logits(run: Run, store: Store, trained: Iterable[int]) -> dict[str, Any]:
+def _without_logits(
+    run: Run, store: Store, trained: Iterable[int], finals: Mapping[str, SweepResult]
+) -> dict[str, Any]:
     """What is said of layers whose logits are too many to be kept: no ensemble, no matrix."""
     test = next(key for key in keys_at(run, 0) if key.split == "test")
     records = [run.layer(j) or {} for j in trained]
@@ -82,14 +78,18 @@ def _without_logits(run: Run, store: Store, trained: Iterable[int]) -> dict[str,
             {"name": name, "auxiliary": one["auxiliary"], "layer": run.layers}
             | {"test": {key: one["test"][key] for key in ("loss", "top1", "top5")}}
             | {"ensemble": ensemble}
-            for name, (_, one) in sweep_results.finals(run).items()
-            if one is not None
+            for name, one in finals.items()
         ],
         "confusion": None,
     }
 
 
-def _layer(j: int, logits: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+def _layer(
+    j: int,
+    logits: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    labels: np.ndarray,
+) -> dict[str, Any]:
     """How good the last of some classifiers is, and their ensemble; that of layer J may be another
     than its own C_J."""
     return {
@@ -97,6 +97,6 @@ def _layer(j: int, logits: Sequence[np.ndarray], labels: np.ndarray) -> dict[str
         "test": {"loss": cross_entropy(logits[-1], labels), **accuracies(logits[-1], labels)},
         "ensemble": {
             "logits": accuracies(ensemble(logits), labels),
-            "probabilities": accuracies(ensemble([softmax(z) for z in logits]), labels),
+            "probabilities": accuracies(ensemble(probabilities), labels),
         },
     }

@@ -12,13 +12,12 @@ from torch import nn
 
 from strata.pipeline.feed.features import read_layer
 from strata.pipeline.run import weights
+from strata.pipeline.run.rundir import WEIGHTS
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import scales
 from strata.stages.features.quantise import needs_scales
 from strata.stages.network.given import State
 from strata.store.files.publish import make_directory, replace
-
-WEIGHTS = "weights.safetensors"
 
 
 def take(session: Session, j: int) -> None:

@@ -40,8 +40,8 @@ def open_source(
     digits is scikit-learn's, its last 360 samples the test split; torchvision:NAME reads files
     under `root` and fetches them only where `download` is True; imagefolder:PATH is a directory
     or tar of class folders under train/ and test/ (or val/); npz:PATH holds x_train, y_train,
-    x_test and y_test, which are images, or where `form` has a shape
-    anything. Raises DataError when `spec` is none of these or the data is unfit.
+    x_test and y_test: images, or, where `form` has a shape, arrays of it. Raises DataError when
+    `spec` is none of these or the data is unfit.
     """
     kind, _, rest = spec.partition(":")
     if form and form.shape:

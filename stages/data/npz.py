@@ -42,8 +42,7 @@ def open_tensors(path: Path, form: Form) -> Tensors:
     """The arrays x_train, y_train, x_test and y_test of an .npz file as they are.
 
     Labels are integers (N,), or where every token has one (N, token), of as many classes as `form`
-    says or more. Raises DataError where shape
-    or dtype are not those of `form`.
+    says or more. Raises DataError where shape or dtype are not those of `form`.
     """
     samples, labels = {}, {}
     stored = _load_npz(path)

@@ -205,6 +205,10 @@ class Geometry:
     def shards(self) -> int:
         return -(-self.rows // self.shard_rows)
 
+    def shard_key(self, shard: int) -> str:
+        """Where a shard lies in its level: its file, from the level's directory."""
+        return f"{VALUES}/{shard_name(shard, len(self.sample))}"
+
     def shard_range(self, shard: int) -> tuple[int, int]:
         """First row, and one past the last, of a shard."""
         return shard * self.shard_rows, min(self.rows, (shard + 1) * self.shard_rows)

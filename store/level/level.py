@@ -25,7 +25,7 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.publish import fitting, opened, present, read_hashed, unseal
 from strata.store.level.codec import CHECKSUM, crc32c, decode, row_checksums
 from strata.store.level.group import SMALL, chunk_name
-from strata.store.level.layout import BEGUN, VALUES, Geometry, LevelKey, shard_name, shard_path
+from strata.store.level.layout import BEGUN, VALUES, Geometry, LevelKey, shard_name
 from strata.store.level.shard_table import ShardTable
 from strata.store.memory import aligned
 
@@ -150,7 +150,7 @@ class Level:
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
-        return shard_path(self.directory, shard, len(self.geometry.sample))
+        return self.directory / self.geometry.shard_key(shard)
 
     def checksums(self, shard: int) -> np.ndarray:
         """crc32c of every row of a shard, uint32 (rows,). Raises LevelDamaged if its receipt is not
@@ -275,7 +275,7 @@ def receipt_of(
     checksums = row_checksums(np.ascontiguousarray(rows))
     return {
         "shard": shard,
-        "key": f"{VALUES}/{shard_name(shard, len(geometry.sample))}",
+        "key": geometry.shard_key(shard),
         "rows": list(geometry.shard_range(shard)),
         "nbytes": sum(len(piece) for piece in data),
         "sha256": digest.hexdigest(),

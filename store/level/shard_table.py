@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from strata.store.fingerprint import canonical, sha256
-from strata.store.level.layout import VALUES, Geometry, shard_name
+from strata.store.level.layout import Geometry
 
 DIGEST = 32
 """Bytes of a sha256."""
@@ -82,7 +82,7 @@ class ShardTable(Sequence[dict[str, Any]]):
         number = range(len(self))[shard]
         return {
             "shard": number,
-            "key": f"{VALUES}/{shard_name(number, len(self.geometry.sample))}",
+            "key": self.geometry.shard_key(number),
             "rows": list(self.geometry.shard_range(number)),
             "nbytes": int(self.sizes[number]),
             "sha256": self._digests[number].tobytes().hex(),

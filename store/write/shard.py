@@ -26,7 +26,7 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.publish import Buffers, joined, put_exclusive, replace, sealed, unseal
 from strata.store.fingerprint import sha256
 from strata.store.level.codec import CODEC_THREADS, channels_last, decode, encode, zarr_metadata
-from strata.store.level.layout import BEGUN, Geometry, LevelKey, shard_path
+from strata.store.level.layout import BEGUN, Geometry, LevelKey
 from strata.store.level.level import RECEIPT, receipt_of, receipt_path
 
 
@@ -55,7 +55,7 @@ class ShardWriter:
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
-        return shard_path(self.directory, shard, len(self.geometry.sample))
+        return self.directory / self.geometry.shard_key(shard)
 
     def expect_begun(self) -> None:
         """Is the level that was begun to be seen from here?

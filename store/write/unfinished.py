@@ -17,7 +17,7 @@ import numpy as np
 from strata.store.errors import LevelDamaged, refusals
 from strata.store.files.files import Files
 from strata.store.files.publish import unseal
-from strata.store.level.layout import VALUES, Geometry, shard_name, shard_path
+from strata.store.level.layout import VALUES, Geometry
 from strata.store.level.level import RECEIPT, RECEIPTS, receipt_name, receipt_path
 from strata.store.parallel import map_in_threads
 from strata.store.write.shard import Published, ShardWriter
@@ -40,13 +40,13 @@ def unfinished(
     """
     names, receipts = (set(files.names(directory / place)) for place in (VALUES, RECEIPTS))
     shards = range(geometry.shards)
-    axes = len(geometry.sample)
-    there = np.fromiter((shard_name(shard, axes) in names for shard in shards), bool, len(shards))
+    keys = (geometry.shard_key(shard).rpartition("/")[2] in names for shard in shards)
+    there = np.fromiter(keys, bool, len(shards))
     vouched = np.fromiter((receipt_name(shard) in receipts for shard in shards), bool, len(shards))
     sound = there & vouched
     last, left = [], RECHECKED
     for shard in np.flatnonzero(sound)[::-1].tolist():
-        left -= files.size(shard_path(directory, shard, axes))
+        left -= files.size(directory / geometry.shard_key(shard))
         if last and left < 0:
             break
         last.append(shard)
@@ -65,7 +65,7 @@ def unvouched(writer: ShardWriter) -> tuple[list[int], list[int]]:
 
     def is_there(shard: int) -> bool:
         """Is a shard there and vouched for, if need be now?"""
-        name = f"{VALUES}/{writer.path(shard).name}"
+        name = writer.geometry.shard_key(shard)
         if name in listed and f"{RECEIPTS}/{receipt_name(shard)}" in listed:
             with suppress(LevelDamaged, FileNotFoundError):
                 receipt = unseal(receipt_path(writer.directory, shard), writer.files, RECEIPT)

@@ -28,8 +28,8 @@ from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level import codec
-from strata.store.level.layout import BEGUN, Geometry, LevelKey
-from strata.store.level.level import COMMIT, Level, receipt_path, shard_path
+from strata.store.level.layout import BEGUN, Geometry, LevelKey, shard_path
+from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write import shard as shard_module
 from strata.store.write.verify import QUARANTINE, forget_damage
 from strata.store.write.writer import INTENT, ZARR, LevelWriter

@@ -25,8 +25,8 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.publish import TEMPORARY, make_directory, put_exclusive
 from strata.store.files.publish import replace as publish_replacing
 from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import BEGUN, Geometry
-from strata.store.level.level import COMMIT, Level, receipt_path, shard_name, shard_path
+from strata.store.level.layout import BEGUN, Geometry, shard_name, shard_path
+from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write.writer import RECEIPTS, LevelWriter
 
 # --- one file ------------------------------------------------------------------------------------

@@ -33,8 +33,15 @@ from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
 from strata.store.feature_store import Store
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import zarr_metadata
-from strata.store.level.layout import PRECISIONS, Geometry, LevelKey, precision
-from strata.store.level.level import COMMIT, Level, receipt_path, shard_name, shard_path
+from strata.store.level.layout import (
+    PRECISIONS,
+    Geometry,
+    LevelKey,
+    precision,
+    shard_name,
+    shard_path,
+)
+from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write.verify import check_level
 
 LABELS = np.arange(SMALL.rows) % 3

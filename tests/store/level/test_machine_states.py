@@ -24,8 +24,8 @@ from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
 from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY
 from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import Geometry, LevelKey
-from strata.store.level.level import COMMIT, Level, receipt_path, shard_path
+from strata.store.level.layout import Geometry, LevelKey, shard_path
+from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write.verify import check_level, forget_damage, level_directories, put_back
 from strata.store.write.writer import INTENT, ZARR, LevelWriter
 
