@@ -16,6 +16,7 @@ from strata.pipeline.run.levels import inventory, refer_to
 from strata.pipeline.run.session import Session
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.given import take
+from strata.pipeline.train.scales import Held
 from strata.pipeline.train.train import solve
 from strata.store.errors import LevelBusy
 
@@ -36,6 +37,7 @@ def make(
     """
     run, store, ranks = session.run, session.store, session.ranks
     todo = ranks.by_leader(lambda: decide(inventory(run, store), **goal))
+    held: Held = {}
     for step in todo:
         if ranks.leads:
             refer_to(run, store)  # what another run wrote is only read, and used
@@ -45,7 +47,7 @@ def make(
             if step.kind == "images":
                 ensure_images(session)
             elif step.kind == "take":
-                take(session, step.j)
+                take(session, step.j, held)
             elif step.kind == "solve":
                 evaluate(run, store)
             else:

@@ -20,13 +20,14 @@ from strata.stages.network.given import State
 from strata.store.files.publish import make_directory, replace
 
 
-def take(session: Session, j: int) -> None:
-    """Have layer j, which is given, on the x_{j-1} of today. Raises as :func:`copy`."""
+def take(session: Session, j: int, held: scales.Held) -> None:
+    """Have layer j, which is given, on the x_{j-1} of today; ``held`` as of :func:`scales.keep`.
+    Raises as :func:`copy`."""
     run = session.run
     run.forget_layer(j)
     path, digest = weights.initial_file(run, j)
     replace(make_directory(run.layer_directory(j)), WEIGHTS, path.read_bytes())
-    _record(session, j, digest, given=True, lineage=run.lineage(j - 1))
+    _record(session, j, digest, held, given=True, lineage=run.lineage(j - 1))
 
 
 def copy(session: Session, j: int, state: State, **facts: Any) -> None:
@@ -41,17 +42,17 @@ def copy(session: Session, j: int, state: State, **facts: Any) -> None:
     """
     session.run.forget_layer(j)
     weights.write(make_directory(session.run.layer_directory(j)) / WEIGHTS, state)
-    _record(session, j, weights.digest(state), **facts)
+    _record(session, j, weights.digest(state), None, **facts)
 
 
-def _record(session: Session, j: int, digest: str, **facts: Any) -> None:
+def _record(session: Session, j: int, digest: str, held: scales.Held | None, **facts: Any) -> None:
     run = session.run
     made_of = {"input": run.nodes()[j - 1].fingerprint, "weights": digest}
     found: dict[str, Any] = {"scales": None, "quantiser": None}
     if needs_scales(run.recipe.cache.precision):
         path = run.layer_directory(j) / WEIGHTS
         layer = read_layer(run.recipe.layers[j - 1], path, digest, session.device)
-        found = scales.keep(session, j, layer)
+        found = scales.keep(session, j, layer, held=held)
     run.write_layer(j, {"layer": j, **made_of, **facts, **found})
 
 

@@ -145,6 +145,29 @@ def test_features_are_those_of_the_whole_network_and_need_no_training(
     assert not list(one.run.glob("layer_*/auxiliary*"))
 
 
+def test_a_chain_is_calibrated_without_running_all_of_it_for_every_layer(tmp_path: Path) -> None:
+    """Where memory has room for the rows in between; the scales are the same."""
+    places = [place(tmp_path / name, ', frozen = "all"', precision="uint8") for name in "abc"]
+    calls = dict.fromkeys(("1GB", "10kB"), 0)
+    for memory, one in zip(calls, places, strict=False):
+
+        def count(module: nn.Module, *_: object, memory: str = memory) -> None:
+            calls[memory] += isinstance(module, nn.Conv2d) and module.in_channels == 1
+
+        with nn.modules.module.register_module_forward_hook(count):
+            done = one.do("materialize", "--layer", 3, "--memory-budget", memory)
+        assert done.rc == 0, done.err
+    for j in (1, 2, 3):  # each on a level of the one below
+        assert places[2].do("materialize", "--layer", j).rc == 0
+        paths = (one.run / f"layer_{j}/quantiser.safetensors" for one in places)
+        assert len({path.read_bytes() for path in paths}) == 1
+    run = find(places[0].run)
+    assert run is not None
+    (train,) = (key for key in keys(places[0], 0) if key.split == "train")
+    blocks = -(-len(Store(places[0].store).open(train)) // run.recipe.cache.block)
+    assert calls["10kB"] - calls["1GB"] == blocks
+
+
 def test_every_command_takes_given_layers_as_solved_ones(tmp_path: Path) -> None:
     one = place(tmp_path, precision="uint8")
     assert one.do("run").rc == 0
