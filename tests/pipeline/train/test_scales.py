@@ -128,7 +128,7 @@ def test_scales_are_chosen_on_what_the_first_view_holds(
     session = solved(tmp_path, views=views, precision=precision)
     materialize(session, 1)
     layer = frozen_layer(session.run, 1, session.device)
-    maps = scales._maps(session, 1, layer.layer, features(session, 0, "train"))
+    maps = scales._maps(session, layer.layer, features(session, 0, "train"), None)
     rounded = torch.cat([layer.stored.rounded(x) for x in maps])
     chosen = generator("calibration rows", 0).permutation(1437)[:100]
     rows, view = np.sort(chosen), {'"canvas"': "plain", "3": "v0", "0": "clean"}[views]
