@@ -1,7 +1,7 @@
 """Weights that somebody else trained: a file's tensors, and which block each of them belongs to.
 
 Keys are those of the whole model, as torchvision, timm or the file's function makes it; of a list
-of blocks, those of the list (``0.weight``). The model is made without content and cut as ever: a
+of blocks, those of the list (``0.weight``); or the file is what ``baseline`` wrote. The model is made without content and cut as ever: a
 block's tensors are then known by the names that they have in the model.
 """
 
@@ -107,6 +107,8 @@ def split_state(
     if all(name.startswith("module.") for name in state):  # as DistributedDataParallel names them
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     wanted = [_keys(module, names) for _, module in made]
+    if {name.partition(".")[0] for name in state} == {"layers", "auxiliary"}:
+        state = _of_baseline(wanted, state)
     tensors = {name: tensor for keys in wanted for name, tensor in keys.values()}
     _check(state, tensors, f"{title} do not fit {source.name}")
     found = [{own: _of(name, t, state) for own, (name, t) in keys.items()} for keys in wanted]
@@ -117,6 +119,15 @@ def _keys(module: nn.Module, names: Mapping[int, str]) -> dict[str, tuple[str, T
     """A block's tensors by their keys, each with its name in the model."""
     state = module.state_dict(keep_vars=True)
     return {own: (names[id(tensor)], tensor) for own, tensor in state.items()}
+
+
+def _of_baseline(wanted: Sequence[Mapping[str, tuple[str, Tensor]]], state: State) -> State:
+    """What ``baseline`` trained, by its names in the model; it is kept block by block."""
+    found = {name: t for name, t in state.items() if name.startswith("auxiliary.")}
+    for i, keys in enumerate(wanted):
+        known = ((f"layers.{i}.{own}", name) for own, (name, _) in keys.items())
+        found |= {name: state[own] for own, name in known if own in state}
+    return found
 
 
 def _of(name: str, wanted: Tensor, state: State) -> Tensor:

@@ -90,7 +90,7 @@ def place(
     root: Path, frozen: str = ", frozen = 2", weights: str = WEIGHTS, **changes: object
 ) -> Place:
     beside(root)
-    text = named(NETWORK.format(WEIGHTS, frozen), **{"epochs": 1, "views": 2, **changes})
+    text = named(NETWORK.format(weights, frozen), **{"epochs": 1, "views": 2, **changes})
     (root / "tiny.toml").write_text(text)
     save_file(network().state_dict(), root / WEIGHTS)
     return Place(root)
@@ -305,6 +305,20 @@ def test_features_of_a_resnet_are_those_that_a_hook_sees(
     assert torch.allclose(rows(one, 6), seen[0], atol=1e-5)
     place.unlink()
     assert one.do("materialize", "--layer", 7).rc == 0
+
+
+def test_what_baseline_trained_is_given_to_another_run(tmp_path: Path) -> None:
+    first = place(tmp_path / "a", "")
+    assert first.do("baseline").rc == 0
+    path = first.run / "baseline/plain/weights.safetensors"
+    one = place(tmp_path / "b", weights=str(path))
+    done = one.do("materialize", "--layer", 2)
+    assert done.rc == 0, done.err
+    assert "which no block has: auxiliary." in done.err
+    trained = load_file(path)
+    for j in (1, 2):
+        for name, tensor in load_file(one.run / f"layer_{j}/weights.safetensors").items():
+            assert torch.equal(tensor, trained[f"layers.{j - 1}.{name}"])
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
