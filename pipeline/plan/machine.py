@@ -77,7 +77,7 @@ class Machine(_Rates):
     disk_write: float
     """Bytes, with fsync."""
     gather: float
-    """Bytes of rows that were read before, gathered from memory by all cores."""
+    """Bytes of rows that were read before, gathered from memory."""
     decode_lz4: float
     """Bytes of rows, decoded, by all cores; this and the next three, and the ratios, of precisions
     that ``rows`` does not have."""
@@ -101,6 +101,9 @@ class Machine(_Rates):
     """Bytes of the rows over bytes on disk. A guess, where nothing was measured: of features after
     a ReLU (benchmarks/feed.py)."""
     ratio_zstd: float = 1.9
+    gatherers: int = 0
+    """Threads that gather rows, beside the one that waits for a batch: the fewest that reach the
+    rate ``gather``. 0: not measured."""
     layers: tuple[LayerRate, ...] = ()
     """What was measured; other kinds of layers have the rates above."""
     rows: tuple[RowRate, ...] = ()
@@ -152,7 +155,7 @@ def as_toml(machine: Machine) -> str:
             lines += ["", f"[[{table}]]"] if table else []
             known = {n: v for n, v in vars(entry).items() if isinstance(v, str | int | float)}
             for name, value in known.items():
-                text = json.dumps(value) if isinstance(value, str) else f"{value:.4e}"
+                text = f"{value:.4e}" if isinstance(value, float) else json.dumps(value)
                 lines.append(f"{name} = {text}")
     return "\n".join(lines) + "\n"
 

@@ -63,7 +63,8 @@ class Session:
     @cached_property
     def read_options(self) -> ReadOptions:
         """How rows are read: on the device with what the largest problem leaves of
-        ``--gpu-memory``, in the host's memory with this rank's part."""
+        ``--gpu-memory``, in the host's memory with this rank's part; by as many threads as
+        `calibrate` has found to be enough here, or a few."""
         told, on_device = self.options, self.options.gpu_memory
         if on_device is not None:
             peaks = memory.peaks(self.run.recipe, self.room, self.run.accumulate)
@@ -71,9 +72,10 @@ class Session:
         ranks, on_host = launch.number("LOCAL_WORLD_SIZE"), told.memory_budget
         if ranks > 1:
             on_host = (on_host or device.available_memory()) // ranks
-        return ReadOptions(
-            self.device, told.tier, told.loader, device_bytes=on_device, memory_bytes=on_host
-        )
+        here = self.rates and self.rates.hardware == hardware.described()
+        threads = (self.rates.gatherers if self.rates and here else 0) or device.GATHERERS
+        room = {"device_bytes": on_device, "memory_bytes": on_host}
+        return ReadOptions(self.device, told.tier, told.loader, threads, **room)
 
     @cached_property
     def room(self) -> memory.Device:

@@ -14,12 +14,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from strata.pipeline.plan import hardware
-from strata.pipeline.plan.costs import kind, operations
+from strata.pipeline.plan.costs import kind, level_geometry, operations
 from strata.pipeline.plan.machine import LayerRate, Machine
 from strata.pipeline.progress import Reporter
 from strata.pipeline.recipe.recipe import Recipe
@@ -27,6 +28,7 @@ from strata.pipeline.run import device as devices
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.study import row_rates
 from strata.pipeline.study.row_rates import codec_for, seconds
+from strata.stages.features.quantise import memory_format
 from strata.stages.network.featurize import Frozen, featurize, run_layer
 from strata.stages.network.network import build_problem
 from strata.stages.solve.schedule import SGDSchedule
@@ -58,10 +60,10 @@ def measure(
         report.task("measuring", parts, "parts") as tick,
         tempfile.TemporaryDirectory(prefix="calibration-", dir=root) as place,
     ):
-        rates = _disk(Path(place))
+        rates: dict[str, Any] = _disk(Path(place))
         tick(1)
-        rows, gather = row_rates.measure(recipe, sample, Path(place), device, tick)
-        rates |= row_rates.publishing(Path(place)) | {"gather": gather}
+        rows, gathering = row_rates.measure(recipe, sample, Path(place), device, tick)
+        rates |= row_rates.publishing(Path(place)) | gathering
         tick(1)
         jpeg = row_rates.decode_jpeg(recipe, sample.images, Path(place))
         tick(1)
@@ -127,21 +129,26 @@ def _disk(place: Path) -> dict[str, float]:
 def _layer_rate(recipe: Recipe, j: int, device: torch.device, compute: torch.dtype) -> LayerRate:
     layer, auxiliary = recipe.problems[j - 1]
     shape = recipe.shape(j - 1, recipe.augment.crop)
+    before, after = (level_geometry(recipe, depth, 1).axis for depth in (j - 1, j))
     problem = build_problem(layer, auxiliary, 0)
     schedule = SGDSchedule("step", 10**6, recipe.schedule.batch, 1e-6, 0.9, 0.0)
     solver = Solver(problem, schedule, device, compute)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(recipe.schedule.batch, *shape, generator=generator).to(device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.zeros(len(x), dtype=torch.int64, device=device)
+    x = x.contiguous(memory_format=memory_format(x, before))
+    if j == 1 and recipe.data.dtype == "int32":
+        x = torch.zeros(x.shape, dtype=torch.int32, device=device)
+    labels = (len(x), *recipe.data.shape[:1]) if recipe.data.targets == "token" else (len(x),)
+    y = torch.zeros(labels, dtype=torch.int64, device=device)
 
     training = seconds(partial(solver.step, x, y))
     trained = 3 * operations(recipe, (layer, auxiliary)) * len(x) / training
     problem.eval()
     with torch.no_grad():
-        maps = run_layer(problem.layer, x, compute).float().cpu()
+        maps = run_layer(problem.layer, x, compute, before).float().cpu()
     # A layer's output is rounded, stored or not.
-    frozen = Frozen(problem.layer, codec_for(recipe, recipe.cache.precision, maps).to(device))
+    stored = codec_for(recipe, recipe.cache.precision, maps, after).to(device)
+    frozen = Frozen(problem.layer, stored, before)
     passing = seconds(partial(featurize, [frozen], x, block=len(x), compute=compute))
     return LayerRate(kind(recipe, j), layer.operations(shape) * len(x) / passing, trained)
 

@@ -15,11 +15,12 @@ import timeit
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ from strata.pipeline.feed.delivery import Delivery
 from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
 from strata.pipeline.feed.ffcv import beton
 from strata.pipeline.feed.ffcv.write import write_images
+from strata.pipeline.plan import hardware
 from strata.pipeline.plan.caching import FEATURES
-from strata.pipeline.plan.costs import PROFILES
+from strata.pipeline.plan.costs import PROFILES, level_geometry
 from strata.pipeline.plan.machine import RowRate
 from strata.pipeline.plan.worth import PRECISIONS
 from strata.pipeline.progress import Tick
@@ -41,7 +43,7 @@ from strata.pipeline.run.device import ReadOptions
 from strata.pipeline.run.levels import have_images
 from strata.pipeline.run.overview import Overview
 from strata.stages.features.calibrate import calibrate
-from strata.stages.features.quantise import Codec, codec, needs_scales
+from strata.stages.features.quantise import Codec, codec, memory_format, needs_scales
 from strata.stages.network.network import build
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import encode
@@ -65,6 +67,8 @@ OWN_BYTES = 64 << 20
 BATCHES = 32
 """Most batches that are measured; small rows cost by the batch."""
 SMALL_SHARDS = 9
+NEARLY = 0.95
+"""Of the highest rate: more threads are not worth the rest."""
 JPEG_IMAGES = 512
 FORWARD_ROWS = 256
 HELD = ReadOptions(torch.device("cpu"), tier="memory")
@@ -94,9 +98,10 @@ class Sample:
     """Some of a run's images, and their features."""
 
     images: np.ndarray
-    """x_0: uint8 (n, channel, y, x); noise where there are no images yet."""
+    """x_0, for example uint8 (n, channel, y, x); noise where there are no images yet."""
     maps: Tensor
-    """x_1: float32 (n, channel, y, x), channels last; whole canvases where these are cached."""
+    """x_1, for example float32 (n, channel, y, x), channels last; whole canvases where these are
+    cached."""
     what: str
     """What they are, for people."""
 
@@ -121,16 +126,21 @@ def sample_of(found: Overview) -> Sample:
     x = image_views(recipe, torch.from_numpy(images), draws)
     with torch.no_grad():
         maps = torch.cat([layer(part) for part in x.split(FORWARD_ROWS)])
-    return Sample(images, maps.contiguous(memory_format=torch.channels_last), what)
+    form = memory_format(maps, level_geometry(recipe, 1, 1).axis)
+    return Sample(images, maps.contiguous(memory_format=form), what)
 
 
-def codec_for(recipe: Recipe, precision: str, maps: Tensor) -> Codec:
-    """The codec of a precision, with scales chosen on the given maps where it needs any."""
+def codec_for(recipe: Recipe, precision: str, maps: Tensor, axis: int) -> Codec:
+    """The codec of a precision, with scales chosen on the given maps where it needs any.
+
+    Args:
+        axis: of the channels in a batch, 1 or -1.
+    """
     scales = {}
     if needs_scales(precision):
-        found = calibrate(iter([maps[:FORWARD_ROWS]]), precision, recipe.cache.percentile)
+        found = calibrate(iter([maps[:FORWARD_ROWS]]), precision, recipe.cache.percentile, axis)
         scales = found.quantiser.tensors()
-    return codec(precision, scales)
+    return codec(precision, scales, axis)
 
 
 # ---- rows in every form -------------------------------------------------------------------------
@@ -144,38 +154,52 @@ def forms(recipe: Recipe) -> list[tuple[str, str]]:
 
 def measure(
     recipe: Recipe, sample: Sample, place: Path, device: torch.device, tick: Tick
-) -> tuple[list[RowRate], float]:
-    """Rates of every form, and bytes per second of gathering rows that were read before.
+) -> tuple[list[RowRate], dict[str, Any]]:
+    """Rates of every form; and ``gather``, bytes per second of gathering rows that were read
+    before, by the fewest threads that are as fast as any, ``gatherers``.
 
     Args:
         device: a CPU also lays rows out, and makes floats of them.
     """
-    rates, gather, on_cpu = [], 0.0, device.type == "cpu"
+    rates, gathering, on_cpu = [], {"gather": 0.0}, device.type == "cpu"
     maps = recipe.shape(1, augmentation.cached_size(recipe))
+    last = recipe.layers[0].features_last
     for profile, precision in forms(recipe):
         own = (profile, precision) == ("raw", recipe.cache.precision)
         how = precision, OWN_BYTES if own else ROW_BYTES, profile
         rows = min(geometry(10**9, maps, *how).shard_rows, BATCHES * recipe.schedule.batch)
-        shape = geometry(rows, maps, *how)  # one shard, or less where rows are small
-        nbytes, scaled = shape.rows * shape.row_bytes, codec_for(recipe, precision, sample.maps)
+        # One shard, or less where rows are small.
+        shape = geometry(rows, maps, *how, features_last=last)
+        nbytes = shape.rows * shape.row_bytes
+        scaled = codec_for(recipe, precision, sample.maps, shape.axis)
         level, encoding = _stored(place, shape, scaled.encode(sample.maps), on_cpu)
         take = partial(_take, scaled if on_cpu else None, recipe.schedule.batch)
         decoding = seconds(partial(_read, level, take), SHORT_SECONDS)
         ratio = nbytes / level.nbytes if profile != "raw" else 1.0
         rates.append(RowRate(profile, precision, encoding, nbytes / decoding, ratio))
         if own:
-            with Delivery([level], HELD) as delivery:
-                take(delivery)
-                gather = nbytes / seconds(partial(take, delivery))
+            gathering = _gathering(level, take)
         tick(1)
-    return rates, gather
+    return rates, gathering
+
+
+def _gathering(level: Level, take: Callable[[Delivery], None]) -> dict[str, Any]:
+    nbytes, rates = level.geometry.rows * level.geometry.row_bytes, dict[int, float]()
+    cores = hardware.cores()
+    for threads in sorted({min(2**n, max(1, cores - 1)) for n in range(cores.bit_length())}):
+        with Delivery([level], replace(HELD, threads=threads)) as delivery:
+            take(delivery)
+            rates[threads] = nbytes / seconds(partial(take, delivery))
+    enough = NEARLY * max(rates.values())
+    threads = next(n for n, rate in rates.items() if rate >= enough)
+    return {"gather": rates[threads], "gatherers": threads}
 
 
 def _stored(place: Path, shape: Geometry, codes: Tensor, on_cpu: bool) -> tuple[Level, float]:
     """A level of codes, repeated to fill it, and bytes per second of getting its shard ready for
     the disk, by as many threads as there are publishers."""
     repeated = codes[torch.arange(shape.rows) % len(codes)]
-    computed = repeated.movedim(1, -1).contiguous()
+    computed = repeated.movedim(shape.axis, -1).contiguous()
 
     def laid_out() -> np.ndarray:
         rows = np.empty((shape.rows, *shape.lying), shape.dtype)
@@ -183,7 +207,7 @@ def _stored(place: Path, shape: Geometry, codes: Tensor, on_cpu: bool) -> tuple[
         return rows
 
     rows = laid_out()
-    level = _put(place, shape, [np.moveaxis(rows, -1, 1)])
+    level = _put(place, shape, [np.moveaxis(rows, -1, shape.axis)])
 
     def publish(_: int) -> None:
         shard = laid_out() if on_cpu else rows
@@ -213,7 +237,7 @@ def _take(codec: Codec | None, batch: int, delivery: Delivery) -> None:
     order, lengths = batches(order, batch, drop_last=False)
     for rows in delivery.batches(Rows.of(order), lengths):
         if codec is not None:
-            codec.decode(rows, shape.sample[0])
+            codec.decode(rows, shape.features)
 
 
 # ---- levels -------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Weights that somebody else trained: a file's tensors, and which block each of them belongs to.
 
 Keys are those of the whole model, as torchvision, timm or the file's function makes it; of a list
-of blocks, those of the list (``0.weight``); or the file is what ``baseline`` wrote. The model is made without content and cut as ever: a
-block's tensors are then known by the names that they have in the model.
+of blocks, those of the list (``0.weight``); or the file is what ``baseline`` wrote. The model is
+made without content and cut as ever: a block's tensors are then known by the names that they have
+in the model.
 """
 
 from __future__ import annotations

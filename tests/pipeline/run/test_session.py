@@ -1,15 +1,19 @@
 """Taking up a run: what it remembers of the machine and of the images, and what it does not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from root import MACHINES
 from runs import tiny
 
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.options import Options
+from strata.pipeline.plan import hardware
+from strata.pipeline.plan.machine import load
 from strata.pipeline.progress import Reporter
-from strata.pipeline.run import overview, record
+from strata.pipeline.run import device, overview, record
 from strata.pipeline.run.session import Session, open_session
 from strata.stages.errors import DataError, DeviceError
 
@@ -41,6 +45,16 @@ def test_a_source_that_was_read_is_remembered(text: Path) -> None:
     make_npz(other)
     ensure_images(opened(text, f"npz:{other}"))
     assert opened(text).run.source == f"npz:{other}"
+
+
+@pytest.mark.parametrize(
+    ("where", "threads"), [(hardware.described(), 3), ("Z80, 1 cores, 64 kB", device.GATHERERS)]
+)
+def test_rows_are_gathered_by_as_many_threads_as_were_measured_here(
+    text: Path, where: str, threads: int
+) -> None:
+    rates = replace(load(MACHINES / "laptop.toml"), gatherers=3, hardware=where)
+    assert replace(opened(text), rates=rates).read_options.threads == threads
 
 
 def make_npz(path: Path) -> None:

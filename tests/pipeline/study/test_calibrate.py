@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import texts
 from command import Result, noise, recipe
 from ffcv_levels import skip_unless_it_imports
 from root import MACHINES
@@ -56,6 +57,7 @@ def test_rates_are_those_of_a_machine(calibrated: tuple[Path, Result]) -> None:
         assert 1e4 < rate.decode < 1e12
         assert 1e4 < rate.encode < 1e12
     assert 1e4 < found.gather < 1e12
+    assert 1 <= found.gatherers <= max(1, hardware.cores() - 1)
     assert 1e-6 <= found.publish_shard < 10
     assert 1e-6 <= found.publish_level < 10
     assert found.device_memory is None
@@ -106,6 +108,14 @@ def test_packing_is_measured_on_features_once_there_are_images(
     other = recipe(tmp_path, cache__profile="auto", cache__precision="bfloat16")
     said = inside(tmp_path, "plan", other, "--run", "fourth").out
     assert "A guess: how bfloat16 features pack was not measured." in said
+
+
+def test_tokens_with_a_label_each_are_measured(tmp_path: Path) -> None:
+    texts.written(tmp_path)
+    said = inside(tmp_path, "calibrate", "tiny.toml")
+    assert said.rc == 0, said.err
+    found = inside(tmp_path, "plan", "tiny.toml", "--json").json["economics"]
+    assert found["source"].startswith("measured 20")
 
 
 def test_figures_of_another_machine_are_noticed(
