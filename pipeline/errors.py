@@ -114,6 +114,8 @@ Exit codes:
 """The exit codes, as the end of --help shows them."""
 
 
+OUTSIDE = "index out of range in self"
+"""What torch says of a token that an embedding has no row for."""
 OUR_OWN = (None, errno.EBADF, errno.EFAULT)
 """What an ``OSError`` has for a number where the system was not asked, or asked nonsense."""
 
@@ -139,6 +141,11 @@ def exit_code(error: BaseException) -> int | None:
 def ours(error: BaseException) -> BaseException:
     """The error, or one of ours where the outside failed, or where code of others raised it, with
     its file and line."""
+    if isinstance(error, IndexError) and OUTSIDE in str(error):
+        return DataError(
+            "a token is not in the network's embedding: it is below 0, or not below the number of "
+            "its rows. Enlarge the embedding, or mend the tokens"
+        )
     if exit_code(error) is not None or not foreign.place(error):
         return of_outside(error)
     return UnusableNetwork(f"the network's own code failed: {foreign.told(error)}")

@@ -52,6 +52,18 @@ def test_loss_falls_with_every_block(model: Place) -> None:
     assert found[-1]["test"]["top1"] > found[0]["test"]["top1"] > 0.3
 
 
+def test_a_token_that_the_embedding_has_not_is_one_line(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    texts.written(tmp_path, **SMALL)
+    with np.load(tmp_path / "text.npz") as arrays:
+        found = dict(arrays)
+    found["x_train"][7, 3] = 128
+    np.savez(tmp_path / "text.npz", **found)  # pyright: ignore
+    refused = place.do("train", "--layer", 1)
+    assert refused.rc == 4
+    assert "a token is not in the network's embedding" in refused.error
+
+
 def test_levels_are_tokens(model: Place) -> None:
     store, run = Store(model.store), model.overview().existing()
     keys = (LevelKey(j, run.nodes()[j].fingerprint, "train", "clean") for j in (0, 1))
