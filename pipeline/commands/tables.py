@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -16,35 +17,53 @@ from strata.pipeline.run.probe_results import Kind, ProbeResult
 from strata.pipeline.run.sweep_results import SweepResult
 
 Row = Sequence[object]
+WORD = re.compile(r"[\d.,]+ [kMGT]?[Bs%](?!\S)|\S+")
+"""What is not folded in a cell: a word, or a number with its unit."""
 
 
 def table(*columns: str, title: str | None = None, rows: Iterable[Row] = ()) -> Table:
-    """A table that folds what is too wide, so that nothing is left out; None is an empty cell."""
-    heads = (Column(column, overflow="fold") for column in columns)
-    found = Table(*heads, title=title, title_justify="left")
+    """A table; None is an empty cell. Columns come by what they matter, since :func:`fit` takes
+    away the last ones first."""
+    found = Table(*(Column(column, overflow="fold") for column in columns), title=title)
     for row in rows:
         found.add_row(*("" if cell is None else str(cell) for cell in row))
     return found
 
 
-def fit(shown: Table, width: int) -> Table:
-    """The table for so many columns of a terminal, without cutting a word in two: narrow cells, and
-    where lines between them leave no room, none. Where words do not fit, they are folded."""
+def fit(shown: Table, width: int | None) -> Iterator[str | Table]:
+    """The title of a table, the table itself, its caption, and the names of columns that it lost.
+
+    Cells are folded between words, never in one. Where that is not enough, lines between columns go
+    first, then the last columns. Two columns stay, however wide.
+
+    Args:
+        width: columns of the terminal; None: there is none, and nothing is folded.
+    """
     cells = [[str(cell) for cell in (one.header, *one.cells)] for one in shown.columns]
-    words = [max((cell_len(w) for cell in some for w in cell.split()), default=0) for some in cells]
-    widths = [max(map(cell_len, some)) for some in cells]
-    room = width - 3 * len(cells) - 1
-    if sum(words) > room:
-        shown.box, shown.show_edge, shown.padding = SIMPLE_HEAD, False, (0, 0, 0, 0)
-        room = width - len(cells) + 1
-    if sum(words) > room:
-        return shown
-    while sum(widths) > room:
-        spare = [have - need for have, need in zip(widths, words, strict=True)]
-        widths[spare.index(max(spare))] -= 1
-    for column, found in zip(shown.columns, widths, strict=True):
+    words = [
+        max((cell_len(w) for cell in some for w in WORD.findall(cell)), default=0) for some in cells
+    ]
+    widths, count = [max(map(cell_len, some)) for some in cells], len(cells)
+    if width is not None:
+        while count > 2 and sum(words[:count]) + count - 1 > width:
+            count -= 1
+        room = width - 3 * count - 1
+        if sum(words[:count]) > room:
+            shown.box, shown.show_edge, shown.padding = SIMPLE_HEAD, False, (0, 0, 0, 0)
+            room = width - count + 1
+        while sum(widths[:count]) > max(room, sum(words[:count])):
+            spare = [have - need for have, need in zip(widths[:count], words, strict=False)]
+            widths[spare.index(max(spare))] -= 1
+    lost = [cells[i][0] or f"column {i + 1}" for i in range(count, len(cells))]
+    shown.columns = shown.columns[:count]
+    for column, found in zip(shown.columns, widths, strict=False):
         column.width = found
-    return shown
+    title, caption, shown.title, shown.caption = shown.title, shown.caption, None, None
+    yield from (str(title) for _ in range(bool(title)))
+    yield shown
+    yield from (str(caption) for _ in range(bool(caption)))
+    if lost:
+        yield f"No room at {width} columns for: {', '.join(lost)}. COLUMNS=200 shows all."
 
 
 def percent(share: float | None) -> str:
@@ -55,10 +74,10 @@ def percent(share: float | None) -> str:
 def of_recipes(found: Mapping[str, Recipe]) -> Table:
     """The built-in recipes."""
     rows = (
-        (name, r.data.source, r.network.said, r.auxiliary.k, r.augment.views, r.claim.text)
+        (name, r.data.source, r.claim.text, r.network.said, r.auxiliary.k, r.augment.views)
         for name, r in found.items()
     )
-    return table("recipe", "data", "layers", "k", "views", "claim", rows=rows)
+    return table("recipe", "data", "claim", "layers", "k", "views", rows=rows)
 
 
 def of_outcomes(found: Sequence[Mapping[str, Any]]) -> Table:
@@ -126,12 +145,12 @@ def _figures(found: Mapping[str, float]) -> list[str]:
 
 def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
     """One row per level, and the sums; the ratio is that of the values' bytes to those on disk."""
-    columns, rows = ("", "level", "state", "rows", "on disk", "ratio", "used by"), list[Row]()
+    columns, rows = ("", "level", "state", "rows", "on disk", "used by", "ratio"), list[Row]()
     for one in found["levels"]:
         ratio = f"{one['value_bytes'] / one['bytes']:.2f}" if one["value_bytes"] else ""
-        numbers = f"{one['rows']:,}", size(one["bytes"]), ratio
+        numbers = f"{one['rows']:,}", size(one["bytes"])
         users = ", ".join(one["runs"]) or "nobody"
-        rows.append((one["depth"], one["level"], one["state"], *numbers, users))
+        rows.append((one["depth"], one["level"], one["state"], *numbers, users, ratio))
     summary = (
         f"{size(found['total_bytes'])} in all, {size(found['quarantine_bytes'])} of it in "
         f"quarantine, {size(found['beton_bytes'])} in copies for ffcv"
@@ -205,15 +224,15 @@ def of_sweep(title: str, ranked: Sequence[SweepResult], kept: str | None) -> Tab
     Args:
         kept: name of the variant that is the run's layer j.
     """
-    columns = ("variant", "test top-1", "train loss", "training risk", "parameters", "epoch")
+    columns = ("variant", "", "test top-1", "train loss", "training risk", "parameters", "epoch")
     total, rows = sum(one["seconds"] for one in ranked) or 1.0, list[Row]()
     for one in ranked:
         parameters = f"{one['parameters']:,} + {one['auxiliary_parameters']:,}"
         epoch = "" if one["diverged"] else one["kept_epoch"]
         time = f"{duration(one['seconds'])}, {100 * one['seconds'] / total:.0f} %"
         mark = "kept" if one["name"] == kept else ""
-        rows.append((one["name"], *_judged(one), parameters, epoch, time, mark))
-    return table(*columns, "time", "", title=title, rows=rows)
+        rows.append((one["name"], mark, *_judged(one), parameters, epoch, time))
+    return table(*columns, "time", title=title, rows=rows)
 
 
 def _judged(result: SweepResult) -> tuple[str, str, str]:
