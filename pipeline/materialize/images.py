@@ -33,19 +33,16 @@ from strata.pipeline.run.levels import have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
 from strata.stages.data.images import (
-    SPLITS,
     Examined,
-    Form,
-    Source,
     check_labels,
     examine,
-    open_source,
     read,
     spans,
     square,
     survey,
 )
-from strata.stages.data.sources import printable, summary
+from strata.stages.data.opening import open_source
+from strata.stages.data.sources import SPLITS, Form, Source, printable, summary
 from strata.stages.data.values import COLOUR
 from strata.stages.errors import BrokenImage, DataError
 from strata.store.errors import LevelDamaged

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from strata.pipeline.recipe.strict import FEW, one_of, positive, require
+from strata.pipeline.recipe.tables import SPLIT
 from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape
 
@@ -15,7 +16,7 @@ DRAWS = ("flips", "stride")
 """Keys of [augment] that say how a fixed view is drawn beyond the seed."""
 TENSORS = ("shape", "dtype", "targets")
 """Keys of [data] about what is no image."""
-LATER = ("pool", "widths", "half_resolution", "final_hidden", *TENSORS, *DRAWS)
+LATER = ("pool", "widths", "half_resolution", "final_hidden", *TENSORS, *SPLIT, *DRAWS)
 """Keys that recipes did not have from the beginning."""
 KINDS = {
     "map": "a map",

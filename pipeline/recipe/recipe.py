@@ -61,7 +61,7 @@ class Recipe:
             )
         else:
             self._check_crop()
-        if isinstance(self.network, NetworkTable):
+        if isinstance(self.network, NetworkTable) and self.data.classes:
             self.check_layers()
 
     def _check_crop(self) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strata.stages.data.images import SPLITS, Source, open_source, square, survey
+from strata.stages.data.images import square, survey
+from strata.stages.data.opening import open_source
+from strata.stages.data.sources import SPLITS, Source
 from strata.stages.data.values import plain
 from strata.stages.errors import DataError
 

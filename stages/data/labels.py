@@ -1,0 +1,95 @@
+"""Labels as people have them (numbers, words, vectors, one-hot rows), as a level keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from strata.stages.data.sources import short_reason
+from strata.stages.errors import DataError
+
+MOST_CLASSES = 65536
+"""Names are made for every class up to the largest, so the largest is bounded."""
+
+
+def labels_of(
+    given: Mapping[str, Any], named: Mapping[str, str], targets: str = "sample"
+) -> tuple[dict[str, np.ndarray], list[str] | None]:
+    """Labels by split, and the names of classes where labels are words.
+
+    int64 (n,) of class numbers, of words in alphabetical order, and of one-hot rows; int64
+    (n, token) where `targets` is ``token``; float32 (n,) or (n, k) of other numbers. `named` says,
+    by split, what messages call them. Raises DataError for labels that are none of these.
+    """
+    arrays = {split: _array(values, named[split]) for split, values in given.items()}
+    kinds = {array.dtype.kind.replace("u", "i").replace("b", "i") for array in arrays.values()}
+    if kinds == {"U"}:
+        words = sorted(set().union(*(set(array.tolist()) for array in arrays.values())))
+        found = {split: np.searchsorted(words, array) for split, array in arrays.items()}
+        return found, words
+    if not kinds <= {"i", "f"}:
+        told = " and ".join(f"{named[split]} is {a.dtype}" for split, a in arrays.items())
+        raise DataError(f"{told}: labels must all be numbers, or all words")
+    widths = {split: array.shape[1:] for split, array in arrays.items()}
+    if len(set(widths.values())) > 1:
+        told = ", and ".join(f"{(*width, 1)[0]} in {named[s]}" for s, width in widths.items())
+        raise DataError(f"labels of a sample are {told}")
+    if targets == "token":
+        for split, array in arrays.items():
+            if array.ndim != 2 or array.dtype.kind == "f":
+                raise DataError(
+                    f"{named[split]} is {array.dtype} {array.shape}, labels of tokens must be "
+                    "integers (N, token)"
+                )
+        return {split: _classes(array, named[split]) for split, array in arrays.items()}, None
+    if all(array.ndim == 2 for array in arrays.values()):
+        if all(map(_is_one_hot, arrays.values())):
+            return {split: array.argmax(1) for split, array in arrays.items()}, None
+        kinds = {"f"}
+    if "f" in kinds:
+        return {split: _numbers(array, named[split]) for split, array in arrays.items()}, None
+    return {split: _classes(array, named[split]) for split, array in arrays.items()}, None
+
+
+def _array(values: Any, what: str) -> np.ndarray:
+    """Labels as an array of one or two axes; (n, 1) is (n,)."""
+    try:
+        if isinstance(values, list) and values and all(value is None for value in values):
+            return np.zeros(len(values), np.int64)
+        if isinstance(values, list) and values and hasattr(values[0], "detach"):
+            values = [value.tolist() for value in values]
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise DataError(f"{what} cannot be read as labels: {short_reason(error)}") from error
+    if array.dtype.kind == "O" and all(isinstance(each, str) for each in array):
+        array = array.astype(str)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and array.ndim != 1):
+        raise DataError(f"{what} is {array.dtype}: labels must be numbers or words")
+    if array.ndim not in (1, 2) or 0 in array.shape[1:]:
+        raise DataError(f"{what} has shape {array.shape}, labels must be (N,) or (N, number)")
+    return array
+
+
+def _is_one_hot(array: np.ndarray) -> bool:
+    """Does every row hold one 1, and else 0?"""
+    return bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())
+
+
+def _classes(array: np.ndarray, what: str) -> np.ndarray:
+    if (bad := np.argwhere((array < 0) | (array >= MOST_CLASSES))).size:
+        first, at = array[tuple(bad[0])], ", ".join(map(str, bad[0]))
+        raise DataError(f"{what} has label {first} at {at}, must be 0..{MOST_CLASSES - 1}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _numbers(array: np.ndarray, what: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(array, np.float32)
+    if (bad := np.argwhere(~np.isfinite(found))).size:
+        first, at = array[tuple(bad[0])], ", ".join(map(str, bad[0]))
+        raise DataError(f"{what} has label {first} at {at}, which is no finite number")
+    return found
