@@ -120,7 +120,7 @@ CLUSTER = (
 COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
     "inspect.recipes": ("List the built-in recipes.", (JSON,)),
     "plan.plan": (
-        "Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU.",
+        "Shapes, bytes and steps of a run, and what of it is left to do. Needs no GPU.",
         (*WHERE, DATA, DATA_ROOT, SPLIT, BUDGET, *MEMORY, *WORTH),
     ),
     "plan.calibrate": (

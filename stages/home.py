@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 _PATHS = ("imagefolder", "npz", "csv", "hf", "webdataset", "python")
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def home(path: str) -> Path:
@@ -19,25 +18,19 @@ def home(path: str) -> Path:
 
 
 def place_of(source: str) -> tuple[str, str, str]:
-    """Kind, path and the rest of a source: of ``python:FILE.py:make`` the function, of
-    ``hf:PATH?image=a&label=b`` what is asked for. Without a path both are empty."""
+    """Kind, path and the rest of a source: of ``python:FILE.py:make`` that is ``:make``, of
+    ``hf:PATH?image=a`` it is ``?image=a``. Path and rest are empty where there is no path."""
     kind, _, path = source.partition(":")
     if kind not in _PATHS:
         return source, "", ""
-    mark = {"python": ":", "hf": "?"}.get(kind)
-    if not mark:
-        return kind, path, ""
-    path, _, rest = path.rpartition(mark) if kind == "python" else path.partition(mark)
-    return kind, path, rest
+    end = {"python": path.rfind(":"), "hf": path.find("?")}.get(kind, -1)
+    return (kind, path, "") if end < 0 else (kind, path[:end], path[end:])
 
 
 def absolute(source: str) -> str:
     """The source with an absolute path, where it has one."""
     kind, path, rest = place_of(source)
-    if not path:
-        return source
-    mark = {"python": ":", "hf": "?"}.get(kind, "") if rest else ""
-    return f"{kind}:{home(path).absolute()}{mark}{rest}"
+    return f"{kind}:{home(path).absolute()}{rest}" if path else source
 
 
 def files_of(source: str) -> list[Path]:
@@ -55,28 +48,14 @@ def files_of(source: str) -> list[Path]:
 
 
 def expanded(pattern: str) -> list[Path]:
-    """The files that a pattern names, with ``{000..009}``, ``{a,b}``, ``*`` and ``?``; of a
-    directory, its tars."""
-    found: list[Path] = []
-    for one in _braces(str(home(pattern))):
-        path = Path(one)
-        if path.is_dir():
-            found += sorted(path.glob("*.tar"))
-        elif re.search(r"[*?\[]", one):
-            found += sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-        else:
-            found.append(path)
-    return found
-
-
-def _braces(text: str) -> Iterator[str]:
-    if not (part := _BRACES.search(text)):
-        yield text
-        return
-    if part[3] is None:
-        wide = len(part[1])
-        words = [f"{n:0{wide}}" for n in range(int(part[1]), int(part[2]) + 1)]
-    else:
-        words = part[3].split(",")
-    for word in words:
-        yield from _braces(text[: part.start()] + word + text[part.end() :])
+    """The files that a pattern names, with ``{000..009}``, ``*`` and ``?``; of a directory, its
+    tars."""
+    if braces := _BRACES.search(pattern):
+        numbers = range(int(braces[1]), int(braces[2]) + 1)
+        begin, end, wide = pattern[: braces.start()], pattern[braces.end() :], len(braces[1])
+        return [file for n in numbers for file in expanded(f"{begin}{n:0{wide}}{end}")]
+    path = home(pattern)
+    if path.is_dir():
+        return sorted(path.glob("*.tar"))
+    names = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return sorted(names) if set(str(path)) & set("*?[") else [path]

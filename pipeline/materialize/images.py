@@ -299,7 +299,11 @@ def _write_split(session: Session, source: Source, split: str, found: Mapping[st
                 session.run.recipe, source, split, samples, shape, *_as_surveyed(split, found)
             )
             task = partial(image_shards, RunAddress.of(session), key, shape, memo, found["digest"])
-            write_level(session, writer, rows, task, parent=None, arrays=arrays)
+            try:
+                write_level(session, writer, rows, task, parent=None, arrays=arrays)
+            except DataError:  # what changed may have left no trace in the signature
+                session.store.files.unlink(memo)
+                raise
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class Data:
     def __post_init__(self) -> None:
         counts = {"classes": self.classes, "train": self.train, "test": self.test}
         positive("data", **{name: count for name, count in counts.items() if count})
-        require(0 <= self.split < 1, f"'data.split' is {self.split}; it must be in 0 … 1")
+        told = f"'data.split' is {self.split}; it must be 0, or between 0 and 1"
+        require(0 <= self.split < 1, told)
         one_of("data.dtype", self.dtype, DTYPES)
         one_of("data.targets", self.targets, ("sample", "token"))
         if self.shape:

@@ -133,12 +133,13 @@ def complete(data: Data, options: Options, run: Run | None = None) -> Data:
     there is none, as the data themselves have it. Raises DataError: they cannot be read."""
     if run is not None:
         return data.filled(run.facts["science"]["data"])
-    if not (missing := data.left_out):
+    if not ((missing := data.left_out) or data.split):
         return data
     from strata.stages.data.look import look
 
     source, report = options.data or data.source, reporter(quiet=options.as_json)
-    report.say(f"looking at {source} for what the recipe leaves to it: {', '.join(missing)}")
+    wanted = f" for what the recipe leaves to it: {', '.join(missing)}" * bool(missing)
+    report.say(f"looking at {source}{wanted}")
     how = {"root": options.data_root, "download": options.download}
     found = look(source, **how, form=data, size=data.size, channels=data.channels)
     known = {"classes": found.classes, **found.counts, "mean": found.mean, "std": found.std}

@@ -59,6 +59,7 @@ class Archive(ImageFolder):
     train/ are passed over where each is the only one. Raises TemporaryFull, too.
     """
 
+    instead = ". Sample files of WebDataset are --data webdataset:{title}"
     deeper = "Unpack it and give --data imagefolder:…/{path}, or pack that folder alone"
 
     def __init__(self, path: Path) -> None:

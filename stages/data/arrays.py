@@ -6,15 +6,13 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strata.stages.data.labels import labels_of
+from strata.stages.data.labels import SPLIT_WORDS, arrays_of
 from strata.stages.data.sources import Arrays, Form, short_reason
-from strata.stages.data.tables import SPLIT_WORDS
 from strata.stages.errors import DataError
 
 _SAMPLES = r"x|(image|img|input|feature|sample|signal)s?|data"
@@ -29,46 +27,31 @@ def open_npz(path: Path, form: Form | None) -> Arrays:
     data, target, train_x, …). Labels are as `labels_of` takes them. Raises DataError for other
     arrays, naming those that there are.
     """
-    shaped, stored, files = bool(form and form.shape), *_load(path)
-    pairs = _pairs(stored, path)
-    named = {split: f"{y} in {path}" for split, (_, y) in pairs.items()}
-    targets = form.targets if form and shaped else "sample"
-    labels, names = labels_of({s: stored[y] for s, (_, y) in pairs.items()}, named, targets)
-    samples = {split: stored[x] for split, (x, _) in pairs.items()}
-    for split, (x, y) in pairs.items():
-        array, what = samples[split], f"{x} in {path}"
-        if array.ndim < 2 or array.dtype.kind not in "biuf":
-            raise DataError(f"{what} is {array.dtype} {array.shape}, must be an array of samples")
-        if len(array) != len(labels[split]):
-            raise DataError(
-                f"{path} has {len(array)} images in {x} but {len(labels[split])} labels in {y}"
-            )
-    marks = ["npz", *([form.dtype, form.targets, *map(str, form.shape)] if form else ())]
-    source = Arrays(str(path), samples, labels, marks, files, classes=names)
-    if others := sorted(stored.keys() - {name for pair in pairs.values() for name in pair}):
-        source.left_out = {"another array": (len(others), others[0])}
-    if form and targets == "token" and len(source.classes) < form.classes:
-        source.classes = tuple(map(str, range(form.classes)))
-    return source
-
-
-def _pairs(stored: Mapping[str, Any], path: Path) -> dict[str, tuple[str, str]]:
-    """The names of the samples and of their labels, by split: train, and test if it is there, or
-    else val. Raises DataError where they cannot be told."""
+    stored, files = _load(path)
     found: dict[str, list[list[str]]] = {}
     for name in stored:
         if (role := _role(name)) is not None:
             found.setdefault(role[0], [[], []])[role[1]].append(name)
-    test = next((split for split in ("test", "val") if split in found), "")
-    pairs = {"train": found.get("train", [[], []])} | ({"test": found[test]} if test else {})
-    if all(len(names) == 1 for pair in pairs.values() for names in pair):
-        return {split: (x[0], y[0]) for split, (x, y) in pairs.items()}
-    told = (f"{name} {'' if a is None else a.shape}".strip() for name, a in stored.items())
-    holds = ", ".join(told)
-    raise DataError(
-        f"{path} holds {holds or 'nothing'}: samples and labels must be called x_train, y_train, "
-        "x_test and y_test, or x and y, or the like"
-    )
+    if not all(len(names) == 1 for pair in found.values() for names in pair) or not found:
+        told = (f"{name} {'' if a is None else a.shape}".strip() for name, a in stored.items())
+        raise DataError(
+            f"{path} holds {', '.join(told) or 'nothing'}: samples and labels must be called "
+            "x_train, y_train, x_test and y_test, or x and y, or the like"
+        )
+    parts = {word: (stored[x[0]], stored[y[0]]) for word, (x, y) in found.items()}
+    for word, (samples, _) in parts.items():
+        if samples.ndim < 2 or samples.dtype.kind not in "biuf":
+            what = f"{found[word][0][0]} in {path} is {samples.dtype} {samples.shape}"
+            raise DataError(f"{what}, must be numbers of (N, …)")
+    called = {word: f"{y[0]} in {path}" for word, (_, y) in found.items()}
+    targets = form.targets if form and form.shape else "sample"
+    marks = ["npz", *([form.dtype, targets, *map(str, form.shape)] if form else ())]
+    source = arrays_of(str(path), parts, targets, called=called, marks=marks, files=files)
+    if others := [name for name in sorted(stored) if _role(name) is None]:
+        source.left_out = {**source.left_out, "another array": (len(others), others[0])}
+    if form and targets == "token" and len(source.classes) < form.classes:
+        source.classes = tuple(map(str, range(form.classes)))
+    return source
 
 
 def _role(name: str) -> tuple[str, int] | None:
@@ -127,8 +110,9 @@ def fitted(array: np.ndarray, form: Form) -> tuple[np.ndarray, tuple[str, ...]]:
             raise ValueError("it holds NaN or infinity")
         with np.errstate(over="ignore", invalid="ignore"):
             found = array.astype(dtype)
+            same = (found.astype(array.dtype) == array).all()
         rounded = array.dtype.kind == dtype.kind == "f" and np.isfinite(found).all()
-        if not rounded and not (found.astype(array.dtype) == array).all():
+        if not rounded and not same:
             raise ValueError(f"it is {array.dtype}, whose values 'data.dtype' {dtype} cannot hold")
         array, changes = found, (*changes, f"{array.dtype} as {dtype}")
     if dtype.kind == "f" and not np.isfinite(array).all():

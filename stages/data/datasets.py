@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class FromDataset(Source):
             names (image, label) does for a pair.
         title: what messages call it.
         marks: what the signature is made of beside labels and a few samples.
+        targets: ``token`` where every token has a label.
 
     Labels are read first: the attribute ``targets`` or ``labels`` where it holds what a few samples
     say, else all samples. Every y is compared with them when its sample is read. A data set is
@@ -52,23 +54,18 @@ class FromDataset(Source):
         *,
         title: str = "the data set",
         marks: Sequence[str] = (),
-        classes: Sequence[str] | None = None,
         targets: str = "sample",
     ) -> None:
         self._lock, self._marks = threading.Lock(), marks
         self._parts: dict[str, Any] = {"train": train} | ({} if test is None else {"test": test})
         self._given = {split: _labels(part, title) for split, part in self._parts.items()}
-        named = {split: f"the labels of {title}, {split}," for split in self._parts}
-        labels, words = labels_of(self._given, named, targets)
-        super().__init__(title, labels, words)
-        whole = getattr(train, "dataset", train)  # of a part of one, as torch divides it
-        known = getattr(whole, "classes", None) if classes is None else classes
-        if words is None and isinstance(known, (list, tuple)) and len(known) >= len(self.classes):
+        called = {split: f"the labels of {title}, {split}," for split in self._parts}
+        super().__init__(title, *labels_of(self._given, called, targets))
+        # Of a part of one, as torch divides it, the whole has the names.
+        known = getattr(getattr(train, "dataset", train), "classes", None)
+        if isinstance(known, (list, tuple)) and len(known) >= len(self.classes):
             self.classes = tuple(map(str, known))
-        first: list[bytes] = []
-        with suppress(Exception):  # a broken sample is named later, with all others
-            first = [array_bytes(np.asarray(self.open_sample("train", 0)[1])) for _ in "12"]
-        if len(set(first)) > 1:
+        if self._spot("train", 0) != self._spot("train", 0):
             raise DataError(
                 f"{title} gives another sample 0 at each reading: leave what is drawn at random to "
                 "[augment]"
@@ -90,53 +87,48 @@ class FromDataset(Source):
     def signature(self) -> str:
         words = [*self._marks]
         for split, labels in self._labels.items():
-            words.append(array_bytes(labels).decode("latin-1"))
-            for i in np.unique(np.linspace(0, len(labels) - 1, _SPOTS).astype(int)).tolist():
-                try:
-                    content, sample = self.open_sample(split, i)
-                    content = content or array_bytes(np.asarray(sample))
-                except Exception as error:  # a broken sample
-                    content = str(error).encode()
-                words.append(content.decode("latin-1"))
+            words.append(sha256(array_bytes(labels)).hexdigest())
+            words += [self._spot(split, i) for i in _spots(len(labels))]
         return stamp(words, ())
+
+    def _spot(self, split: str, i: int) -> str:
+        """A digest of one sample, or what is wrong with it."""
+        try:
+            content, sample = self.open_sample(split, i)
+            return sha256(content or array_bytes(np.asarray(sample))).hexdigest()
+        except Exception as error:  # a broken sample is named later, with all others
+            return str(error)
 
 
 def open_python(file: Path, function: str, targets: str) -> FromDataset:
     """The data sets that a function of a Python file gives: one, two, or a mapping with ``train``
     and ``test``. Raises DataError: it cannot be had."""
-    title, read = f"python:{file.name}:{function}", set[str]()
-    if file.suffix != ".py" or not function.isidentifier():
-        raise DataError(f"{title} must be python:FILE.py:FUNCTION")
+    title, read, folder = f"python:{file.name}:{function}", set[str](), file.parent.absolute()
     try:
         code = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
-    folder = file.parent.absolute()
     import torch
 
+    # What it draws, such as a split of its own, is the same at every reading.
+    draws = torch.random.fork_rng([])
     try:
-        # What it draws, such as a split of its own, is the same at every reading.
-        with (
-            foreign.guarded(title),
-            foreign.at_home(folder, folder, read),
-            torch.random.fork_rng([]),
-        ):
+        with foreign.guarded(title), foreign.at_home(folder, folder, read), draws:
             torch.default_generator.manual_seed(0)
             module = foreign.executed(f"data {file.stem}", code, file.absolute())
-            made = getattr(module, function, None)
-            if not callable(made):
-                raise DataError(f"{file} has no function {function}")
+            if not callable(made := getattr(module, function, None)):
+                raise DataError(f"{file} has no function {function}: give python:FILE.py:FUNCTION")
             found: Any = made()
     except UnusableNetwork as error:
         raise DataError(str(error)) from error
     if isinstance(found, Mapping) and "train" in found:
         found = found["train"], found.get("test", found.get("validation"))
-    parts = found if isinstance(found, tuple) else (found,)
+    both = isinstance(found, list) and all(isinstance(d, torch.utils.data.Dataset) for d in found)
+    parts = found if isinstance(found, tuple) or both else (found,)  # random_split gives a list
     if not 1 <= len(parts) <= 2:
         raise DataError(f"{title} gives {len(parts)} things, must be one or two data sets")
     marks = [code, stamp(sorted(read), (folder / name for name in sorted(read)))]
-    with foreign.guarded(title):
-        return FromDataset(*parts, title=title, marks=marks, targets=targets)
+    return FromDataset(*parts, title=title, marks=marks, targets=targets)
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -157,17 +149,17 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 def _labels(part: Any, title: str) -> Any:
     """The labels of a data set, as it gives them."""
-    if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")):
+    try:
+        count, _ = len(part), part.__getitem__
+    except (TypeError, AttributeError):
         raise DataError(
             f"{title} is a {type(part).__name__}, must be a map-style data set: len(d), and d[i] "
             "gives (x, y)"
-        )
-    count = len(part)
+        ) from None
     for name in ("targets", "labels"):
-        known = getattr(part, name, None)
-        if hasattr(known, "__len__") and len(known) == count:  # pyright: ignore
-            spots = np.unique(np.linspace(0, max(0, count - 1), _SPOTS).astype(int)).tolist()
-            if count and all(_same(_label(part, i), known[i]) for i in spots):  # pyright: ignore
+        known = getattr(part, name, ())
+        with suppress(Exception):  # an attribute of another kind
+            if len(known) == count and all(_same(_label(part, i), known[i]) for i in _spots(count)):
                 return known
     found = [_label(part, i) for i in range(count)]
     sound = next((y for y in found if y is not _BROKEN), None)
@@ -181,11 +173,14 @@ _BROKEN = object()
 def _label(part: Any, i: int) -> Any:
     try:
         return _pair(part[i])[1]
-    except Exception:
+    except Exception:  # named when the sample is read
         return _BROKEN
 
 
+def _spots(count: int) -> list[int]:
+    """A few of so many samples: the first, the last, and some between."""
+    return np.unique(np.linspace(0, max(0, count - 1), _SPOTS).astype(int)).tolist()
+
+
 def _same(y: Any, known: Any) -> bool:
-    if y is None or known is None:
-        return y is None and known is None
     return bool(np.array_equal(np.asarray(y), np.asarray(known)))

@@ -76,6 +76,8 @@ class ImageFolder(Source):
     without_test = "no folder test/ or val/"
     deeper = "Give --data imagefolder:{title}/{path}"
     """What to do where train/ lies deeper."""
+    instead = ""
+    """What else may lie there."""
 
     def __init__(self, title: str, root: Any, above: Iterable[Hashable]) -> None:
         self._title, self._above = title, frozenset(above)
@@ -200,7 +202,7 @@ class ImageFolder(Source):
         return (
             f"{self._title} has no folder train/, it holds {holds or 'nothing'}. Images belong "
             "into CLASS/, a folder for each class; or into train/CLASS/, and those to test with "
-            "into test/CLASS/ or val/CLASS/"
+            f"into test/CLASS/ or val/CLASS/{self.instead.format(title=self._title)}"
         )
 
     def _with_train(self, root: Any, most: int = 1000) -> Iterator[str]:

@@ -80,13 +80,15 @@ def check_probed(source: Source, channels: int) -> None:
     Grey images are repeated for a network of RGB ones, as ever; but colour is not thrown away for
     a network of grey ones. Raises DataError for that, and for a single class.
     """
+    if source.of_numbers:
+        raise DataError("labels are numbers, and a probe tells classes apart")
     if len(source.classes) < 2:
         raise DataError(
             f"the data set has one class, {''.join(source.classes)}: there is nothing to tell apart"
         )
     with suppress(BrokenImage):  # named later, with all others
-        mode = getattr(source.image("train", 0), "mode", "")
-        if channels == 1 and mode and mode not in _GREY:
+        mode = source.image("train", 0).mode
+        if channels == 1 and mode not in _GREY:
             raise DataError(
                 f"{source.name('train', 0)} has colour ({mode}), and the network was trained on 1 "
                 "channel. Convert the images to grey first, or probe a network of RGB images"

@@ -1,17 +1,63 @@
-"""Labels as people have them (numbers, words, vectors, one-hot rows), as a level keeps them."""
+"""Labels as people have them (numbers, words, vectors, one-hot rows), as a level keeps them; and a
+source of samples that lie by split beside their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strata.stages.data.sources import short_reason
+from strata.stages.data.sources import SPLITS, Arrays, short_reason
 from strata.stages.errors import DataError
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+}
+"""Words that name a split: train, test, or val, which does for test where there is none."""
 
 MOST_CLASSES = 65536
 """Names are made for every class up to the largest, so the largest is bounded."""
+
+
+def arrays_of(
+    title: str,
+    parts: Mapping[str, tuple[Any, Any]],
+    targets: str,
+    *,
+    called: Mapping[str, str],
+    marks: Sequence[str],
+    files: Sequence[Path],
+    classes: Sequence[str] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> Arrays:
+    """A source of samples and labels by the word for their split; `called` says, by that word, what
+    messages call the labels. Raises DataError: there is another word, no train, or not one label
+    for each sample; or as `labels_of`."""
+    words = {SPLIT_WORDS.get(word.lower(), ""): word for word in parts}
+    if "" in words or "train" not in words or len(words) < len(parts):
+        told = ", ".join(map(repr, parts)) or "none"
+        raise DataError(f"{title} has the splits {told}; they must be train, and test or val")
+    left_out = {}
+    if "val" in words:
+        word = words.pop("val")
+        if words.setdefault("test", word) != word:
+            left_out = {"beside train and test": (len(parts[word][1]), word)}
+    words = {split: words[split] for split in SPLITS if split in words}
+    for word in words.values():
+        if len(parts[word][0]) != len(parts[word][1]):
+            counts = f"{len(parts[word][0])} samples but {len(parts[word][1])} labels"
+            raise DataError(f"{title} has {counts} in {called[word]}")
+    given = {split: parts[word][1] for split, word in words.items()}
+    labels, known = labels_of(given, {s: called[word] for s, word in words.items()}, targets)
+    samples = {split: parts[word][0] for split, word in words.items()}
+    shown = {split: names[word] for split, word in words.items()} if names else None
+    source = Arrays(title, samples, labels, marks, files, classes=known or classes, names=shown)
+    source.left_out = left_out
+    return source
 
 
 def labels_of(
@@ -23,8 +69,9 @@ def labels_of(
     (n, token) where `targets` is ``token``; float32 (n,) or (n, k) of other numbers. `named` says,
     by split, what messages call them. Raises DataError for labels that are none of these.
     """
-    arrays = {split: _array(values, named[split]) for split, values in given.items()}
-    kinds = {array.dtype.kind.replace("u", "i").replace("b", "i") for array in arrays.values()}
+    tokens = targets == "token"
+    arrays = {split: _array(values, named[split], tokens) for split, values in given.items()}
+    kinds = {"i" if array.dtype.kind in "bu" else array.dtype.kind for array in arrays.values()}
     if kinds == {"U"}:
         words = sorted(set().union(*(set(array.tolist()) for array in arrays.values())))
         found = {split: np.searchsorted(words, array) for split, array in arrays.items()}
@@ -36,7 +83,7 @@ def labels_of(
     if len(set(widths.values())) > 1:
         told = ", and ".join(f"{(*width, 1)[0]} in {named[s]}" for s, width in widths.items())
         raise DataError(f"labels of a sample are {told}")
-    if targets == "token":
+    if tokens:
         for split, array in arrays.items():
             if array.ndim != 2 or array.dtype.kind == "f":
                 raise DataError(
@@ -53,8 +100,8 @@ def labels_of(
     return {split: _classes(array, named[split]) for split, array in arrays.items()}, None
 
 
-def _array(values: Any, what: str) -> np.ndarray:
-    """Labels as an array of one or two axes; (n, 1) is (n,)."""
+def _array(values: Any, what: str, tokens: bool) -> np.ndarray:
+    """Labels as an array of one or two axes; but for tokens (n, 1) is (n,)."""
     try:
         if isinstance(values, list) and values and all(value is None for value in values):
             return np.zeros(len(values), np.int64)
@@ -65,7 +112,7 @@ def _array(values: Any, what: str) -> np.ndarray:
         raise DataError(f"{what} cannot be read as labels: {short_reason(error)}") from error
     if array.dtype.kind == "O" and all(isinstance(each, str) for each in array):
         array = array.astype(str)
-    if array.ndim == 2 and array.shape[1] == 1:
+    if array.ndim == 2 and array.shape[1] == 1 and not tokens:
         array = array[:, 0]
     if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and array.ndim != 1):
         raise DataError(f"{what} is {array.dtype}: labels must be numbers or words")

@@ -5,25 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from strata.stages.data.images import read, square
-from strata.stages.data.opening import open_source, open_whole
-from strata.stages.data.sources import Form, Source
+from strata.stages.data.opening import Divided, open_source, open_whole
+from strata.stages.data.sources import Form, Source, hush_pillow
 from strata.stages.data.values import COLOUR
 from strata.stages.errors import BrokenImage, DataError
 
 SAMPLE = 300
 """Most samples that are looked at."""
-_THREADS = 4
-_LARGEST = 256
-_MOST_MEANS = 4096
+_THREADS, _MOST_MEANS, _TRIED, _LARGEST = 4, 4096, 20, 256
 _KEPT = ("uint8", "uint16", "int32", "float16", "float32")
 
 
@@ -37,8 +36,8 @@ class Facts:
     names: tuple[str, ...]
     """Names of the classes, in the order of their numbers."""
     labels: str
-    """``classes``, one for each sample; ``tokens``, integers (n, token) that are one for every
-    token or numbers; ``numbers``, float32 (n,) or (n, k)."""
+    """``classes``, one for each sample; ``tokens``, integers (n, token); ``numbers``, float32 (n,)
+    or (n, k)."""
     counts: Mapping[str, int]
     """Samples by split: train, and unless the data has none, test."""
     sizes: tuple[tuple[int, int], ...]
@@ -57,6 +56,17 @@ class Facts:
     """As ``Source.left_out``."""
 
 
+class _Seen(NamedTuple):
+    """One sample: size and whether it has colour, if it is an image; kind and scale as in `Sound`;
+    float64 (2, channels), means of the values and of their squares."""
+
+    size: tuple[int, int]
+    colour: bool
+    kind: str
+    scale: int
+    moments: np.ndarray
+
+
 def look(
     spec: str,
     *,
@@ -71,131 +81,106 @@ def look(
 
     Args:
         form: what a recipe says; None: what lies there decides whether it is images.
-        size, channels: of images as a recipe has them; 0: as they lie there.
+        size, channels: of images as a recipe has them; 0: as they lie there, but no larger than
+            256 pixels.
 
-    Raises DataError: it cannot be opened, or not one sample can be read.
+    Raises DataError: it cannot be opened, not one sample can be read, or `form` wants a split of
+    what has one.
     """
     how: Any = {"root": root, "download": download, "form": form}
     with (open_source if form else open_whole)(spec, **how) as source:
+        if form and form.split and not isinstance(source, Divided):
+            told = f"has a test split of {source.count('test'):,} samples"
+            raise DataError(f"{source.title} {told}: leave out 'data.split' and --split")
         count = source.count("train")
-        draw = np.random.default_rng(0)
-        rows = np.sort(draw.choice(count, min(count, SAMPLE), replace=False)).tolist()
+        drawn = np.random.default_rng(0).choice(count, min(count, SAMPLE), replace=False)
+        rows: list[int] = np.sort(drawn).tolist()
         source.form = source.form or (None if form else _form_of(source, rows))
-        shaped = source.form.shape if source.form else ()
-        found = _of_arrays(source, rows) if shaped else _of_images(source, rows, size, channels)
-        labels = source.labels("train")
-        kind = "numbers" if source.of_numbers else "tokens" if labels.ndim > 1 else "classes"
+        seen = _all_seen(source, rows, size, channels)
+        sizes = sorted((one.size for one in seen), key=lambda one: (one[0] * one[1], one))
+        channels = channels or (3 if any(one.colour for one in seen) else 1)
+        shape, dtype = (source.form.shape, source.form.dtype) if source.form else ((), "uint8")
+        mean, std = ((), ()) if dtype == "int32" else _mean_and_std(seen)
+        kept = len(mean) if shape else channels
+        several = "tokens" if source.labels("train").ndim > 1 else "classes"
         return Facts(
             source=spec,
             classes=len(source.classes),
             names=source.classes,
-            labels=kind,
+            labels="numbers" if source.of_numbers else several,
             counts={split: source.count(split) for split in source.splits},
-            shape=shaped,
-            dtype=source.form.dtype if source.form else "uint8",
+            sizes=() if shape else (sizes[0], sizes[len(sizes) // 2], sizes[-1]),
+            channels=shape[0] if shape else channels,
+            shape=shape,
+            dtype=dtype,
+            mean=mean[:kept],
+            std=std[:kept],
             left_out=source.left_out,
-            **found,
         )
 
 
 def _form_of(source: Source, rows: list[int]) -> Form | None:
-    """The form of samples that are no images: None if they can be read as such."""
-    array = np.empty(0)
-    for i in rows:
-        try:
-            array: Any = source.open_sample("train", i)[1]
-            if isinstance(array, Image.Image):
-                return None
+    """The form of samples that are no images; None if they can be read as such."""
+    array: Any = None
+    hush_pillow()
+    for i in rows[:_TRIED]:
+        with suppress(Exception):  # broken, as others may be
+            array = source.open_sample("train", i)[1]
             break
-        except Exception:  # broken, as others may be
-            continue
     try:
-        for i in rows:
+        for i in rows[:_TRIED] if isinstance(array, np.ndarray) else ():
             read(source, "train", i)
         return None
     except BrokenImage:
-        pass
-    shape = array.shape
-    if len(shape) > 2 and shape[-1] < min(shape[:-1]):
+        shape, dtype = array.shape, str(array.dtype)
+    y_first = len(shape) > 1 and (len(set(shape[:-1])) == 1 or shape[-1] < min(shape[:-1]))
+    if len(shape) > 2 and len(set(shape[1:])) > 1 and y_first:
         shape = (shape[-1], *shape[:-1])
-    dtype = str(array.dtype)
     if dtype not in _KEPT:
-        tokens = array.dtype.kind in "iu" and array.ndim == 1
-        dtype = "int32" if tokens else "float32"
+        dtype = "int32" if array.dtype.kind in "iu" and array.ndim == 1 else "float32"
+    # What a recipe would say.
     return SimpleNamespace(shape=shape, dtype=dtype, targets="sample", classes=0)  # pyright: ignore
 
 
-def _of_images(source: Source, rows: list[int], size: int, channels: int) -> dict[str, Any]:
-    """Sizes, channels, mean and std of images."""
-    scales: dict[str, int] = {}
-    seen = _mapped(lambda i: _seen(source, i, None), rows, source)
-    for _, _, kind, scale in seen:
-        if kind:
-            scales[kind] = max(scale, scales.get(kind, 1))
-    sizes = sorted((one[0] for one in seen), key=lambda one: (one[0] * one[1], one))
-    channels = channels or (3 if any(one[1] for one in seen) else 1)
-    size = size or min(_LARGEST, min(sizes[len(sizes) // 2]))
+def _all_seen(source: Source, rows: list[int], size: int, channels: int) -> list[_Seen]:
+    """The samples that are not broken. Raises DataError: all are."""
 
-    def moments(i: int) -> np.ndarray:
-        image: Any = read(source, "train", i, scales)[0]
-        return _moments(square(image, size, channels) / 255)
-
-    return {
-        "sizes": (sizes[0], sizes[len(sizes) // 2], sizes[-1]),
-        "channels": channels,
-        **_mean_and_std(_mapped(moments, rows, source)),
-    }
-
-
-def _seen(source: Source, i: int, scales: None) -> tuple[tuple[int, int], bool, str, int]:
-    image, found = read(source, "train", i, scales)
-    assert isinstance(image, Image.Image)
-    return (image.height, image.width), COLOUR in found.changes, found.kind, found.scale
-
-
-def _of_arrays(source: Source, rows: list[int]) -> dict[str, Any]:
-    """Mean and std of arrays: of each index of the first axis, or where these are many, of all."""
-    form = source.form
-    assert form is not None
-    found: dict[str, Any] = {"sizes": (), "channels": form.shape[0], "mean": (), "std": ()}
-    if form.dtype == "int32":
-        return found
-    by = form.shape[0] if form.shape[0] <= _MOST_MEANS else 1
-
-    def moments(i: int) -> np.ndarray:
-        return _moments(np.asarray(read(source, "train", i)[0], np.float64).reshape(by, -1))
-
-    return found | _mean_and_std(_mapped(moments, rows, source))
-
-
-def _moments(array: np.ndarray) -> np.ndarray:
-    """Mean and mean of squares by the first axis: float64 (2, channels)."""
-    flat = array.reshape(len(array), -1)
-    return np.stack([flat.mean(1), (flat**2).mean(1)])
-
-
-def _mean_and_std(moments: list[np.ndarray]) -> dict[str, tuple[float, ...]]:
-    """To four digits. What never changes has a deviation of 1, so that it can be divided by."""
-    mean, square_mean = np.mean(moments, 0)
-    std = np.sqrt(np.maximum(square_mean - mean**2, 0))
-    std[std <= 1e-7 * (1 + np.abs(mean))] = 1
-    pairs = {"mean": mean.tolist(), "std": std.tolist()}
-    return {name: tuple(float(f"{one:.4g}") for one in values) for name, values in pairs.items()}
-
-
-def _mapped(look_at: Any, rows: list[int], source: Source) -> list[Any]:
-    """What a function gives for the samples that are not broken. Raises DataError: all are."""
-    last: list[BrokenImage] = []
-
-    def one(i: int) -> Any:
+    def one(i: int) -> _Seen | BrokenImage:
         try:
-            return look_at(i)
+            return _seen(source, i, size, channels or 3)
         except BrokenImage as error:
-            last.append(error)
-            return None
+            return error
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = [each for each in pool.map(one, rows) if each is not None]
+        every = list(pool.map(one, rows))
+    found = [each for each in every if isinstance(each, _Seen)]
     if not found:
-        raise DataError(f"{source.title}: all {len(rows)} samples looked at are broken: {last[0]}")
+        raise DataError(f"{source.title}: all {len(rows)} samples looked at are broken: {every[0]}")
     return found
+
+
+def _seen(source: Source, i: int, size: int, channels: int) -> _Seen:
+    sample, found = read(source, "train", i)
+    if isinstance(sample, Image.Image):
+        shape, colour = (sample.height, sample.width), COLOUR in found.changes
+        array = square(sample, size or min(_LARGEST, *sample.size), channels) / 255
+    else:
+        shape, colour, array = (0, 0), False, sample.astype(np.float64)
+    flat = array.reshape(len(array) if len(array) <= _MOST_MEANS else 1, -1)
+    moments = np.stack([flat.mean(1), (flat**2).mean(1)])
+    return _Seen(shape, colour, found.kind, found.scale, moments)
+
+
+def _mean_and_std(seen: list[_Seen]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """By channel, to four digits. What never changes has a deviation of 1, so that it can be
+    divided by. Values of more than 8 bits are of the full scale of all samples."""
+    largest: dict[str, int] = {}
+    for one in seen:
+        largest[one.kind] = max(one.scale, largest.get(one.kind, 1))
+    factors = [one.scale / largest[one.kind] if one.kind else 1.0 for one in seen]
+    moments = [one.moments * [[f], [f * f]] for one, f in zip(seen, factors, strict=True)]
+    mean, of_squares = np.mean(moments, 0)
+    std = np.sqrt(np.maximum(of_squares - mean**2, 0))
+    std[std <= 1e-7 * (1 + np.abs(mean))] = 1
+    rounded = [tuple(float(f"{one:.4g}") for one in each.tolist()) for each in (mean, std)]
+    return rounded[0], rounded[1]

@@ -3,10 +3,9 @@ has no test split."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,16 @@ from strata.stages.data.archives import open_imagefolder
 from strata.stages.data.arrays import fitted, open_npz
 from strata.stages.data.datasets import open_python
 from strata.stages.data.shards import open_webdataset
-from strata.stages.data.sources import Form, Source, open_digits, stamp, suggest, summary
+from strata.stages.data.sources import (
+    Form,
+    Source,
+    channels_last,
+    hush_pillow,
+    open_digits,
+    stamp,
+    suggest,
+    summary,
+)
 from strata.stages.data.tables import open_csv, open_hf
 from strata.stages.data.zoo import open_torchvision
 from strata.stages.errors import DataError
@@ -33,12 +41,13 @@ def open_source(
     """The data source that `spec` names; close it, or use it in a with statement.
 
     It has a train and a test split: where the data has none to test with, `form` says which share
-    is drawn for it. Samples are images, or, where `form` has a shape, arrays of it. Arguments as in
-    `open_whole`. Raises DataError when `spec` is no data set or the data is unfit.
+    is drawn for it, and is not asked otherwise. Samples are images, or, where `form` has a shape,
+    arrays of it. Arguments as in `open_whole`. Raises DataError when `spec` is no data set or the
+    data is unfit.
     """
     shaped = form if form and form.shape else None
     if shaped and spec.partition(":")[0] in _IMAGES:
-        raise DataError(f"{spec} holds images; 'data.shape' is for arrays: give npz:PATH")
+        raise DataError(f"{spec} holds images; 'data.shape' is for arrays (npz:PATH, …)")
     source = open_whole(spec, root=root, download=download, form=form)
     try:
         source = _divided(source, form)
@@ -72,9 +81,9 @@ def open_whole(
         "imagefolder": lambda: open_imagefolder(home(path)),
         "npz": lambda: open_npz(home(path), form),
         "csv": lambda: open_csv(home(path), targets),
-        "hf": lambda: open_hf(home(path), more, targets),
+        "hf": lambda: open_hf(home(path), more[1:], targets),
         "webdataset": lambda: open_webdataset(path, targets),
-        "python": lambda: open_python(home(path), more, targets),
+        "python": lambda: open_python(home(path), more[1:], targets),
     }
     if path and kind in openers:
         return openers[kind]()
@@ -84,31 +93,23 @@ def open_whole(
 
 
 def _check_first(source: Source) -> None:
-    """Raise DataError where not even the first array fits; a broken image is named later."""
-    content: Any = None
+    """Raise DataError where not even the first array fits; broken samples are named later."""
+    hush_pillow()
     try:
-        content = source.open_sample("train", 0)[1]
-    except Exception:  # named later, with all others
+        array = source.open_sample("train", 0)[1]
+    except Exception:
         return
-    if not isinstance(content, np.ndarray):
-        return
-    try:
-        found = source.decoded("train", 0)[1]
-        if source.form:
-            fitted(np.asarray(found), source.form)
-    except ValueError as error:
-        raise DataError(f"{source.title}: {source.name('train', 0)}: {error}") from error
+    if isinstance(array, np.ndarray) and np.isfinite(array).all():
+        try:
+            fitted(array, source.form) if source.form else channels_last(array)
+        except ValueError as error:
+            raise DataError(f"{source.title}: {source.name('train', 0)}: {error}") from error
 
 
 def _divided(source: Source, form: Form | None) -> Source:
-    share = form.split if form else 0.0
     if "test" in source.splits:
-        if share:
-            raise DataError(
-                f"{source.title} has a test split of {source.count('test'):,} samples: leave out "
-                "'data.split' and --split"
-            )
         return source
+    share = form.split if form else 0.0
     if not share:
         beside = f" Left out: {summary(source.left_out)}." * bool(source.left_out)
         raise DataError(
@@ -129,11 +130,9 @@ class Divided(Source):
 
     def __init__(self, source: Source, share: float, seed: int) -> None:
         labels = source.labels("train")
-        keys = [
-            hashlib.sha256(f"{seed}\0{source.name('train', i)}".encode("utf-8", "surrogateescape"))
-            for i in range(len(labels))
-        ]
-        order = np.argsort([key.digest() for key in keys], kind="stable")
+        named = (f"{seed}\0{source.name('train', i)}" for i in range(len(labels)))
+        keys = [sha256(name.encode("utf-8", "surrogateescape")).digest() for name in named]
+        order = np.argsort(keys, kind="stable")
         alike = labels if labels.ndim == 1 and not source.of_numbers else np.zeros(len(labels), int)
         tested = np.zeros(len(labels), bool)
         for kind in np.unique(alike):

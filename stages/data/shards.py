@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from strata.stages.data.archives import Header
 from strata.stages.data.folders import is_image
-from strata.stages.data.labels import labels_of
+from strata.stages.data.labels import arrays_of
 from strata.stages.data.sources import LABEL_NAMES, Arrays, printable, short_reason
-from strata.stages.data.tables import by_split, of_splits
+from strata.stages.data.tables import by_split
 from strata.stages.errors import DataError
 from strata.stages.home import expanded
 
@@ -28,18 +28,15 @@ class _Sample(NamedTuple):
     label: Any
 
 
-class _Parts:
-    """The bytes of files in tars, by number."""
+class _Parts(list[Part]):
+    """Bytes of files of tars, by number."""
 
-    def __init__(self, parts: list[Part]) -> None:
-        self._parts = parts
-
-    def __getitem__(self, i: int) -> bytes:
-        return _bytes(self._parts[i])
+    def __getitem__(self, i: Any) -> Any:
+        return _bytes(super().__getitem__(i))
 
 
 def open_webdataset(pattern: str, targets: str) -> Arrays:
-    """The samples of the tars that a pattern names (`places.expanded`), which are split by the word
+    """The samples of the tars that a pattern names (`home.expanded`), which are split by the word
     that their names begin with.
 
     A sample's image is the file that has the ending of one, or .npy; its label the file .cls,
@@ -49,20 +46,21 @@ def open_webdataset(pattern: str, targets: str) -> Arrays:
     files = [file for file in expanded(pattern) if file.is_file()]
     if not files:
         raise DataError(f"webdataset:{pattern} names no file")
-    tars = by_split(files)
-    splits, _ = of_splits(tars if len(tars) > 1 else ["train"], pattern)
-    keys = list(tars)
-    samples: dict[str, list[_Sample]] = {}
     left_out: dict[str, tuple[int, str]] = {}
-    for split, (at, *_rest) in splits.items():
-        samples[split] = [one for tar in tars[keys[at]] for one in _samples(tar, left_out)]
-    given = {split: [one.label for one in of] for split, of in samples.items()}
-    labels, words = labels_of(given, {s: f"labels of {pattern}, {s}," for s in samples}, targets)
-    parts = {split: _Parts([one.image for one in of]) for split, of in samples.items()}
-    names = {s: [f"{s}/{printable(one.name)}" for one in of] for s, of in samples.items()}
-    how: Any = {"classes": words, "names": names}
-    source = Arrays(pattern, parts, labels, ("webdataset",), files, **how)
-    source.left_out = left_out
+    samples = {
+        word: [one for tar in tars for one in _samples(tar, left_out)]
+        for word, tars in by_split(files).items()
+    }
+    source = arrays_of(
+        pattern,
+        {w: (_Parts([s.image for s in of]), [s.label for s in of]) for w, of in samples.items()},
+        targets,
+        called={word: f"labels of {pattern}, {word}" for word in samples},
+        marks=("webdataset",),
+        files=files,
+        names={w: [f"{w}/{printable(s.name)}" for s in of] for w, of in samples.items()},
+    )
+    source.left_out = {**source.left_out, **left_out}
     return source
 
 
@@ -83,7 +81,8 @@ def _samples(tar: Path, left_out: dict[str, tuple[int, str]]) -> Iterator[_Sampl
             "unpacked first"
         ) from error
     for name, parts in groups.items():
-        image = next((e for e in parts if is_image(f"a.{e}") or e == "npy"), None)
+        images = (e for e in parts if is_image(f"a.{e}") or e == "npy")
+        image = min(images, key=lambda ending: ending.count("."), default=None)  # not mask.png
         label = next((e for e in (*LABEL_NAMES, "json") if e in parts), None)
         if image is None or label is None:
             why = f"without {'an image' if image is None else 'a label'}"

@@ -130,10 +130,7 @@ class Source(ABC):
         The content of what is no file is its bytes after a line of its dtype and shape. Raises
         nearly anything on damaged data; see `broken`.
         """
-        # Each of Pillow's own warnings is either followed by an error here or harmless. Not in
-        # warnings.catch_warnings, which swaps what is the process's under other threads' feet.
-        if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+        hush_pillow()
         content, image = self.open_sample(split, i)
         if isinstance(image, np.ndarray):
             shaped = self.form is not None and self.form.shape
@@ -147,13 +144,16 @@ class Source(ABC):
         image.load()
         return content or image.mode.encode() + array_bytes(np.asarray(image)), image
 
-    def image(self, split: str, i: int) -> Image.Image | np.ndarray:
-        """Sample `i`, fully decoded, in its own mode and size; as `decoded` has it.
+    def image(self, split: str, i: int) -> Image.Image:
+        """Sample `i`, fully decoded, in its own mode and size.
 
-        Raises BrokenImage, with its name and a short reason, for whatever is wrong with it.
+        Raises BrokenImage, with its name and a short reason, for whatever is wrong with it, and
+        where it is an array.
         """
         try:
-            return self.decoded(split, i)[1]
+            if isinstance(found := self.decoded(split, i)[1], np.ndarray):
+                raise ValueError(f"it is an array of {found.dtype}")
+            return found
         except Exception as error:  # decoders do
             raise broken(self.name(split, i), error) from error
 
@@ -169,6 +169,13 @@ class Source(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def hush_pillow() -> None:
+    """Show none of Pillow's own warnings: each is followed by an error of ours, or harmless."""
+    # Not in warnings.catch_warnings, which swaps what is the process's under other threads' feet.
+    if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters[:1]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def broken(sample: str, error: Exception) -> BrokenImage:

@@ -6,78 +6,40 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
-from strata.stages.data.labels import labels_of
+from strata.stages.data.labels import SPLIT_WORDS, arrays_of
 from strata.stages.data.sources import (
     IMAGE_NAMES,
     LABEL_NAMES,
     Arrays,
     printable,
     short_reason,
-    stamp,
 )
 from strata.stages.errors import DataError
 from strata.stages.home import files_of
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-}
-"""Words that name a split: train, test, or val, which does for test where there is none."""
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image_path")
-_SPLITS = ("split", "set", "subset", "fold", "partition")
+_SPLITS = ("split", "subset", "set")
 
 
-def by_split(files: list[Path]) -> dict[str, list[Path]]:
+def by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files by the split that their names begin with; all in train where one begins with none."""
-    words = [re.match(r"[a-z]*", file.name.lower()) for file in files]
-    named = [SPLIT_WORDS.get(word[0], "") if word else "" for word in words]
-    if not all(named):
-        return {"train": files}
-    return {split: [f for f, n in zip(files, named, strict=True) if n == split] for split in named}
-
-
-def of_splits(words: Iterable[str], title: str) -> tuple[dict[str, list[int]], dict[str, Any]]:
-    """Rows by split, of the word that each has, and what is left out. Val does for test where there
-    is none. Raises DataError for another word, and where there is no train."""
-    rows: dict[str, list[int]] = {}
-    for i, word in enumerate(words):
-        if (split := SPLIT_WORDS.get(word.lower())) is None:
-            raise DataError(f"{title} has the split {word!r}, must be train, test or val")
-        rows.setdefault(split, []).append(i)
-    if "train" not in rows:
-        raise DataError(f"{title} has no split train, it has {', '.join(rows) or 'nothing'}")
-    if "test" not in rows and "val" in rows:
-        rows["test"] = rows.pop("val")
-    left = rows.pop("val", [])
-    return rows, {"in the split val, beside train and test": (len(left), "val")} if left else {}
+    words = [re.match("[a-z]*", file.name.lower())[0] for file in files]  # pyright: ignore
+    if not all(word in SPLIT_WORDS for word in words):
+        return {"train": list(files)}
+    pairs = list(zip(files, words, strict=True))
+    return {word: [file for file, own in pairs if own == word] for word in words}
 
 
 # ---- CSV ----------------------------------------------------------------------------------------
-
-
-class _Columns(NamedTuple):
-    """Which columns of a table are what, by number; ``header`` says whether it names them."""
-
-    path: int
-    split: int | None
-    labels: list[int]
-    names: list[str]
-    header: bool
-
-
-class _Listed(Arrays):
-    """Files that a table names; its signature looks at all of them."""
-
-    def signature(self) -> str:
-        return stamp(self._marks, [*self._files, *(p for of in self._samples.values() for p in of)])
 
 
 def open_csv(file: Path, targets: str) -> Arrays:
@@ -92,72 +54,44 @@ def open_csv(file: Path, targets: str) -> Arrays:
             rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read as CSV: {short_reason(error)}") from error
-    columns = _columns(file, rows)
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             raise DataError(f"{file}, row {number}, has {len(row)} cells, must be {len(rows[0])}")
-    rows = rows[columns.header :]
-    words = ["train"] * len(rows) if columns.split is None else [r[columns.split] for r in rows]
-    parts, left_out = of_splits(words, str(file))
-    named = ", ".join(columns.names)
-    values = _values([[row[k] for k in columns.labels] for row in rows])
-    labels, classes = labels_of(
-        {split: values[of] for split, of in parts.items()},
-        {split: f"the column {named} of {file}, {split}," for split in parts},
+    head = [name.lower() for name in (rows or [[]])[0]]
+    every, is_head = range(len(head)), not set(head).isdisjoint((*_PATHS, *IMAGE_NAMES))
+    path = next((i for i in every if head[i] in (*_PATHS, *IMAGE_NAMES)), 0)
+    split = next((i for i in every if head[i] in (_SPLITS if is_head else SPLIT_WORDS)), None)
+    others = [i for i in every if i not in (path, split)]
+    at = [i for i in others if is_head and head[i] in LABEL_NAMES] or others
+    if not at or not rows[is_head:]:
+        raise DataError(f"{file} must have rows of path,label or path,label,split")
+    several, by_word = is_head and len(at) > 1, dict[str, list[list[str]]]()
+    for row in rows[is_head:]:
+        by_word.setdefault("train" if split is None else row[split].lower(), []).append(row)
+    values = _values({w: [[row[i] for i in at] for row in of] for w, of in by_word.items()})
+    paths = {word: [os.path.normpath(row[path]) for row in of] for word, of in by_word.items()}
+    places = {word: [file.parent / path for path in of] for word, of in paths.items()}
+    return arrays_of(
+        str(file),
+        {word: (of, values[word]) for word, of in places.items()},
         targets,
+        called={word: f"column {', '.join(rows[0][i] for i in at)} of {file}" for word in by_word},
+        marks=("csv",),
+        files=[file, *chain(*places.values())],
+        classes=[rows[0][i] for i in at] if several and targets == "sample" else None,
+        names={word: [f"{word}/{printable(path)}" for path in of] for word, of in paths.items()},
     )
-    if labels["train"].ndim > 1 and targets != "token":
-        classes = columns.names
-    paths = {s: [os.path.normpath(rows[i][columns.path]) for i in of] for s, of in parts.items()}
-    samples = {split: [file.parent / path for path in of] for split, of in paths.items()}
-    names = {split: [f"{split}/{printable(path)}" for path in of] for split, of in paths.items()}
-    source = _Listed(str(file), samples, labels, ("csv",), [file], classes=classes, names=names)
-    source.left_out = left_out
-    return source
 
 
-def _columns(file: Path, rows: list[list[str]]) -> _Columns:
-    if not rows:
-        raise DataError(f"{file} is empty: it must have rows of path,label or path,label,split")
-    names, every = rows[0], range(len(rows[0]))
-    lower = [name.lower() for name in names]
-    path = next((i for i in every if lower[i] in (*_PATHS, *IMAGE_NAMES)), None)
-    if path is None:
-        split = 2 if len(names) == 3 and lower[2] in SPLIT_WORDS else None
-        labels = [i for i in every if i not in (0, split)]
-        found = _Columns(0, split, labels, [f"column {i + 1}" for i in labels], False)
-    else:
-        split = next((i for i in every if lower[i] in _SPLITS), None)
-        others = [i for i in every if i not in (path, split)]
-        labels = [i for i in others if lower[i] in LABEL_NAMES] or others
-        found = _Columns(path, split, labels, [names[i] for i in labels], True)
-    if not found.labels or len(rows) == found.header:
-        raise DataError(f"{file} has no labels: its columns are {', '.join(names)}")
-    return found
-
-
-def _values(cells: list[list[str]]) -> np.ndarray:
-    """Integers where all are, else numbers, else words."""
-    array = np.array(cells)
-    for kind in (np.int64, np.float64, str):
-        try:
-            return array.astype(kind)
-        except (ValueError, OverflowError):
-            continue
-    return array
+def _values(parts: dict[str, list[list[str]]]) -> dict[str, np.ndarray]:
+    """Cells as integers where all are, else as numbers, else as they are."""
+    for kind in (np.int64, np.float64):
+        with suppress(ValueError, OverflowError):
+            return {word: np.array(cells).astype(kind) for word, cells in parts.items()}
+    return {word: np.array(cells) for word, cells in parts.items()}
 
 
 # ---- Hugging Face -------------------------------------------------------------------------------
-
-
-class _Column:
-    """One column of a table of Hugging Face's, by row; images are not decoded."""
-
-    def __init__(self, part: Any, name: str) -> None:
-        self._part, self._name = part, name
-
-    def __getitem__(self, i: int) -> Any:
-        return self._part[i][self._name]
 
 
 def open_hf(path: Path, query: str, targets: str) -> Arrays:
@@ -172,30 +106,26 @@ def open_hf(path: Path, query: str, targets: str) -> Arrays:
         import datasets
     except ImportError as error:
         raise DataError("hf: needs the package datasets: pip install 'strata[hf]'") from error
-    tables = _tables(path, datasets)
-    splits, left_out = of_splits(tables if len(tables) > 1 else ["train"], str(path))
-    keys = {split: list(tables)[of[0]] for split, of in splits.items()}
-    parts = {split: tables[key] for split, key in keys.items()}
-    features, wanted = parts["train"].features, dict(parse_qsl(query))
+    tables, wanted = _tables(path, datasets), dict(parse_qsl(query))
+    features = next(iter(tables.values())).features
     image = _named(features, wanted, "image", datasets.Image, IMAGE_NAMES, path)
     label = _named(features, wanted, "label", datasets.ClassLabel, LABEL_NAMES, path)
-    given: dict[str, Any] = {}
-    samples: dict[str, Any] = {}
-    for split, part in parts.items():
-        given[split] = part.with_format(None)[label][:]
-        only = part.select_columns([image])
-        if isinstance(features[image], datasets.Image):
-            only = only.cast_column(image, datasets.Image(decode=False)).with_format(None)
-        elif str(features[image]) not in ("Value('binary')", "Value('large_binary')"):
-            only = only.with_format("numpy")
-        samples[split] = _Column(only, image)
-    named = {split: f"the column {label} of {path}, {split}," for split in parts}
-    labels, words = labels_of(given, named, targets)
-    known = getattr(features[label], "names", None) or words
-    marks, files = ("hf", image, label), files_of(f"hf:{path}")
-    source = Arrays(str(path), samples, labels, marks, files, classes=known)
-    source.left_out = left_out
-    return source
+    encoded, parts = isinstance(features[image], datasets.Image), dict[str, tuple[Any, Any]]()
+    for word, table in tables.items():
+        column = table.select_columns([image])
+        if encoded:
+            column = column.cast_column(image, datasets.Image(decode=False))
+        kind = None if encoded or "binary" in str(features[image]) else "numpy"
+        parts[word] = column.with_format(kind)[image], table.with_format(None)[label][:]
+    return arrays_of(
+        str(path),
+        parts,
+        targets,
+        called={word: f"the column {label} of {path}, {word}" for word in parts},
+        marks=("hf", image, label),
+        files=files_of(f"hf:{path}"),
+        classes=getattr(features[label], "names", None),
+    )
 
 
 def _tables(path: Path, datasets: Any) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def plain_array(
     scale for the whole data set. Raises ValueError as it does."""
     if values.dtype == bool:
         raise ValueError("it is bool: make it uint8, 0 and 255")
+    if values.min() < 0:
+        raise ValueError("it has values below 0: leave normalising to data.mean, or set data.shape")
     kind = "float" if values.dtype.kind == "f" else "integer"
     scale, eight = _scaled(kind, values, scales)
     flat, changes = _flat(Image.fromarray(eight[..., 0] if eight.shape[2:] == (1,) else eight))

@@ -70,7 +70,7 @@ def test_npz_channels_first_or_last(tmp_path: Path) -> None:
         ({"y_train": np.zeros((6, 2, 2), int)}, "labels must be (N,) or (N, number)"),
         ({"y_train": np.full(6, "a")}, "labels must all be numbers, or all words"),
         ({"y_train": np.full(6, np.nan)}, "has label nan at 0, which is no finite number"),
-        ({"y_train": np.arange(5)}, "6 images in x_train but 5 labels in y_train"),
+        ({"y_train": np.arange(5)}, "6 samples but 5 labels in y_train in"),
         ({"y_test": np.array([0, -1, 1])}, "has label -1 at 1, must be 0..65535"),
         ({"y_test": np.array([0, 2**40, 1])}, "has label 1099511627776 at 1"),
         ({"x_train": noise(1, 6, 8)}, "train/0: it has shape (8,), an image must be (H,W)"),

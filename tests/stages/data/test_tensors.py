@@ -94,7 +94,7 @@ def test_the_digest_has_values_labels_dtype_and_shape(tmp_path: Path) -> None:
             {"x_train": np.zeros((6, 3, 4), np.float32)},
             "{}: train/0: it has shape [3, 4], 'data.shape' is [4, 3]",
         ),
-        (Form(), {"y_train": np.arange(5)}, "{} has 6 images in x_train but 5 labels in y_train"),
+        (Form(), {"y_train": np.arange(5)}, "{} has 6 samples but 5 labels in y_train in"),
         (Form(), {"y_train": np.zeros((6, 5), int)}, "are 5 in y_train in {}, and 1 in y_test in"),
         (TOKENS, {"y_train": np.zeros(6, int)}, "labels of a sample are 1 in y_train in"),
         (
