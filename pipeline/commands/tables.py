@@ -15,6 +15,7 @@ from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run.probe_results import Kind, ProbeResult
 from strata.pipeline.run.sweep_results import SweepResult
+from strata.stages.solve.evaluate import NAMES, chief, figure, metrics_in, said
 
 Row = Sequence[object]
 WORD = re.compile(r"[\d.,]+ [kMGT]?[Bs%](?!\S)|\S+")
@@ -108,15 +109,19 @@ def _status_rows(status: Mapping[str, Any]) -> Iterator[Row]:
     for layer in status["layers"]:
         lost = layer.get("compression")
         filters = f", {lost['filters']} of {lost['of']} filters" if lost else ""
-        test = percent(layer["test_accuracy"])
+        test = _said(layer["test"])
         test += f" ({lost['points']:+.2f} by compression)" if lost else ""
         head = f"layer {layer['layer']}{filters}", layer["state"], test
-        yield from _level_rows((*head, percent(layer["ensemble_accuracy"])), layer["levels"])
+        yield from _level_rows((*head, _said(layer["ensemble"])), layer["levels"])
     for one in status["finals"]:
-        yield f"final {one['name']}", one["state"], percent(one["test_accuracy"])
+        yield f"final {one['name']}", one["state"], _said(one["test"])
     for one in status["baselines"]:
         done = "" if one["epochs"] is None else f", epochs: {one['epochs']}"
-        yield f"baseline {one['variant']}", one["state"] + done, percent(one["test_accuracy"])
+        yield f"baseline {one['variant']}", one["state"] + done, _said(one["test"])
+
+
+def _said(found: Mapping[str, Any] | None) -> str:
+    return said(found) if found else ""
 
 
 def _level_rows(head: Row, levels: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
@@ -162,19 +167,21 @@ def of_disk_use(found: Mapping[str, Any]) -> tuple[Table, str]:
 
 def of_evaluation(result: Mapping[str, Any]) -> Table:
     """Every layer and every final classifier, alone and in an ensemble with those below."""
-    columns = ("layer", "test loss", "top-1", "top-5", "ensemble, logits")
-    more = ("ensemble, probabilities", "ensemble, top-5")
-    rows = list[Row]()
-    for one in (*result["layers"], *result.get("finals", ())):
+    every = *result["layers"], *result.get("finals", ())
+    names, rows = metrics_in(one["test"] for one in every), list[Row]()
+    joint = ["ensemble, logits", "ensemble, probabilities"] if names else []
+    columns = "layer", "test loss", *(NAMES[name] for name in names), *joint
+    for one in every:
         name = f"{one['layer']}" + (f", final {one['name']}" if "name" in one else "")
-        alone = f"{one['test']['loss']:.4f}", *_accuracy(one["test"])
-        ensemble, logits = one["ensemble"], percent(one["ensemble"]["logits"]["top1"])
-        rows.append((name, *alone, logits, *_accuracy(ensemble["probabilities"])))
+        alone = f"{one['test']['loss']:.4f}", *_figures_of(one["test"], names)
+        ensemble, logits = one["ensemble"], _figures_of(one["ensemble"]["logits"], names[:1])
+        rows.append((name, *alone, *logits, *_figures_of(ensemble["probabilities"], names)))
+    more = (f"ensemble, {NAMES[name]}" for name in names[1:])
     return table(*columns, *more, title=f"{result['samples']:,} test images", rows=rows)
 
 
-def _accuracy(found: Mapping[str, float | None]) -> tuple[str, str]:
-    return percent(found["top1"]), percent(found["top5"])
+def _figures_of(found: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
+    return [figure(name, found.get(name)) for name in names]
 
 
 def of_probes(title: str, results: Sequence[ProbeResult]) -> Table:
@@ -191,7 +198,8 @@ def of_probes(title: str, results: Sequence[ProbeResult]) -> Table:
 def _probe(one: ProbeResult | None, kind: Kind) -> Row:
     if one is None:
         return [""] * (2 if kind.hidden else 3)
-    cells = [percent(one[split]["top1"]) for split in ("test", "train")]
+    name = chief(one["test"])
+    cells = [figure(name, one[split][name]) for split in ("test", "train")]
     if not kind.hidden:
         cells.append(f"{one['regularisation']:g}{'' if one['converged'] else ', not converged'}")
     return cells
@@ -199,23 +207,27 @@ def _probe(one: ProbeResult | None, kind: Kind) -> Row:
 
 def of_baseline(record: Mapping[str, Any], greedy: Mapping[str, Any] | None, name: str) -> Table:
     """End to end beside layer by layer, where that was done."""
-    columns = ("", "top-1", "top-5", "training", "images/s", "peak of tensors")
-    shown = table(*columns, rows=_compared(record, greedy))
+    names = metrics_in([record["test"]])
+    columns = *(NAMES[one] for one in names), "training", "images/s", "peak of tensors"
+    found = table("", *columns, rows=_compared(record, greedy, names))
     if greedy is None:
-        shown.caption = f"`run {name}` solves the same network layer by layer"
-    return shown
+        found.caption = f"`run {name}` solves the same network layer by layer"
+    return found
 
 
-def _compared(record: Mapping[str, Any], greedy: Mapping[str, Any] | None) -> Iterator[Row]:
+def _compared(
+    record: Mapping[str, Any], greedy: Mapping[str, Any] | None, names: Sequence[str]
+) -> Iterator[Row]:
     rate, peak = f"{record['images_per_s']:,.0f}", size(record["peak_tensor_bytes"])
     seconds = duration(record["seconds"])
-    yield f"end to end, {record['variant']}", *_accuracy(record["test"]), seconds, rate, peak
+    own = _figures_of(record["test"], names)
+    yield f"end to end, {record['variant']}", *own, seconds, rate, peak
     if greedy:
         nbytes = greedy["peak_memory_bytes"]
         peak = "not measured" if nbytes is None else size(nbytes)
         seconds = duration(greedy["seconds"])
-        yield "greedy, last layer", *_accuracy(greedy["test"]), seconds, "", peak
-        yield "greedy, ensemble", *_accuracy(greedy["ensemble"])
+        yield "greedy, last layer", *_figures_of(greedy["test"], names), seconds, "", peak
+        yield "greedy, ensemble", *_figures_of(greedy["ensemble"], names)
 
 
 def of_sweep(title: str, ranked: Sequence[SweepResult], kept: str | None) -> Table:
@@ -224,7 +236,8 @@ def of_sweep(title: str, ranked: Sequence[SweepResult], kept: str | None) -> Tab
     Args:
         kept: name of the variant that is the run's layer j.
     """
-    columns = ("variant", "", "test top-1", "train loss", "training risk", "parameters", "epoch")
+    name = chief(next((one["test"] for one in ranked if not one["diverged"]), {"top1": 0.0}))
+    columns = ("variant", "", f"test {NAMES[name]}", "train loss", "training risk", "parameters")
     total, rows = sum(one["seconds"] for one in ranked) or 1.0, list[Row]()
     for one in ranked:
         parameters = f"{one['parameters']:,} + {one['auxiliary_parameters']:,}"
@@ -232,12 +245,12 @@ def of_sweep(title: str, ranked: Sequence[SweepResult], kept: str | None) -> Tab
         time = f"{duration(one['seconds'])}, {100 * one['seconds'] / total:.0f} %"
         mark = "kept" if one["name"] == kept else ""
         rows.append((one["name"], mark, *_judged(one), parameters, epoch, time))
-    return table(*columns, "time", title=title, rows=rows)
+    return table(*columns, "epoch", "time", title=title, rows=rows)
 
 
 def _judged(result: SweepResult) -> tuple[str, str, str]:
     if gone := result["diverged"]:
         last = "none finite" if gone["last_good"] is None else f"last {gone['last_good']:.4g}"
         return f"diverged in epoch {gone['epoch']}", last, ""
-    loss, risk = result["train"]["loss"], result["risk"]
-    return percent(result["test"]["top1"]), f"{loss:.4f}", f"{risk:.4f}"
+    loss, risk, name = result["train"]["loss"], result["risk"], chief(result["test"])
+    return figure(name, result["test"][name]), f"{loss:.4f}", f"{risk:.4f}"
