@@ -265,10 +265,10 @@ def perform(path: str, **parsed: Any) -> None:
 
     from strata.pipeline.commands.tables import fit
 
-    # Names are shown as they are. Without wrapping to 80 columns where nobody looks.
-    plain: Any = {"markup": False, "emoji": False, "highlight": False}
+    console = Console(markup=False, emoji=False, highlight=False)  # names are shown as they are
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").strip("0").isdigit()
-    console = Console(width=None if known else 200, **plain)
+    width = console.width if known else None
+    console.width = 10**6  # `fit` sees to it
     value, left_out = answer.value, list(answer.left_out)
     if left_out:
         said = f"Warning: left out, since it cannot be read: {'; '.join(left_out)}"
@@ -277,7 +277,8 @@ def perform(path: str, **parsed: Any) -> None:
     if options.as_json:
         print(json.dumps(value, indent=1))
     for part in () if options.as_json else answer.shown:
-        print(part) if isinstance(part, str) else console.print(fit(part, console.width))
+        for one in (part,) if isinstance(part, str) else fit(part, width):
+            print(one) if isinstance(one, str) else console.print(one)
     if answer.error:
         raise answer.error
 

@@ -12,11 +12,14 @@ import builtins
 import importlib
 import io
 import os
+import random
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +85,56 @@ def executed(name: str, code: str, file: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look there for the types of their fields
     exec(compile(code, str(file), "exec"), module.__dict__)
     return module
+
+
+@cache
+def function(title: str, name: str, code: str, folder: str) -> Callable[..., Any]:
+    """A function of the user's in a file that imports nothing that lies beside it.
+
+    Args:
+        title: for messages: ``loss mine.py:focal``.
+        name: ``mine.py:focal``, the path from ``folder``.
+        code: text of the file.
+
+    Raises UnusableNetwork: the file fails, has no such function, or reads what lies beside it.
+    """
+    import torch
+
+    path, _, called = name.rpartition(":")
+    file, read = Path(folder, path).absolute(), set[str]()
+    own = f"strata_own_{sha256(code.encode()).hexdigest()[:12]}"
+    home = at_home(file.parent, file.parent, read)
+    with torch.random.fork_rng(devices=[]), guarded(title), home:
+        found = getattr(executed(own, code, file), called, None)
+    if not callable(found):
+        raise UnusableNetwork(f"{title}: {path} has no function {called}")
+    if beside := sorted(one for one in read - {file.name} if not Path(one).is_absolute()):
+        raise UnusableNetwork(
+            f"{title}: {path} reads {', '.join(beside)} beside it, and a run keeps a copy of one "
+            "file: put what it needs into that"
+        )
+    return found
+
+
+@contextmanager
+def drawing() -> Iterator[Callable[[int], None]]:
+    """A function that lets the global generators of torch (on the CPU), numpy and random go on from
+    a seed; afterwards they go on from where they were."""
+    import numpy as np
+    import torch
+
+    def seeded(seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+        np.random.set_state(np.random.RandomState(seed % 2**32).get_state())
+        random.setstate(random.Random(seed).getstate())
+
+    before = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield seeded
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
 
 
 @contextmanager

@@ -94,17 +94,18 @@ def calibrate(options: Options) -> Answer:
 
 def _of_plan(plan: Plan) -> Table:
     """One row per depth."""
-    columns = ("", "shape", "one view", "levels", "on disk", "parameters", "SGD steps")
-    return table(*columns, "multiply-adds", "peak memory", rows=map(_of_depth, plan.depths))
+    columns = ("", "shape", "on disk", "peak memory", "parameters", "steps", "multiply-adds")
+    return table(*columns, "one view", "levels", rows=map(_of_depth, plan.depths))
 
 
 def _of_depth(d: DepthPlan) -> Row:
-    cached = "×".join(map(str, d.shape)), size(d.bytes_one_view), ", ".join(d.levels), size(d.bytes)
+    cached = f"x_{d.depth}", "×".join(map(str, d.shape)), size(d.bytes)
+    views = size(d.bytes_one_view), ", ".join(d.levels)
     if d.depth == 0:
-        return "x_0", *cached, *[""] * 4
+        return *cached, *[""] * 4, *views
     parameters = f"{d.parameters:,} + {d.auxiliary_parameters:,}"
     memory = "unknown" if d.memory_bytes is None else size(d.memory_bytes)
-    return f"x_{d.depth}", *cached, parameters, f"{d.steps:,}", f"{d.operations:.2g}", memory
+    return *cached, memory, parameters, f"{d.steps:,}", f"{d.operations:.2g}", *views
 
 
 def _summary(recipe: Recipe, plan: Plan, todo: Sequence[Step]) -> str:

@@ -127,7 +127,7 @@ def _check_memory(
     numbers."""
     if cap is None:
         return
-    problems = [(one.layer, one.auxiliary, one.schedule.keep == "best") for one in todo]
+    problems = [(one.layer, one.auxiliary, one.schedule) for one in todo]
     needed = memory.peak_together(run.recipe, j, device, run.accumulate[:j][-1], problems)
     if needed is None:
         raise BudgetError(f"--gpu-memory: how much memory layer {j} takes is not known")

@@ -28,7 +28,7 @@ from strata.pipeline.run.session import Session
 from strata.stages.data import augment
 from strata.stages.errors import NotFinite
 from strata.stages.features.quantise import Codec, codec, needs_scales
-from strata.stages.network.blocks import AnyLayer
+from strata.stages.network.blocks import AnyLayer, Origin
 from strata.stages.network.featurize import Frozen, featurize, placed
 from strata.stages.network.network import build
 from strata.store.errors import LevelAbsent
@@ -83,8 +83,9 @@ class Features:
 
 
 def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:
-    """crop(flip(canvas), offset), normalised: float32 (B, C, H, W) from uint8 images; what is no
-    image as layer 1 sees it."""
+    """crop(flip(canvas), offset), transformed if the recipe says so, and normalised: float32
+    (B, C, H, W) from uint8 images; what is no image as layer 1 sees it. Raises UnusableNetwork: the
+    transform fails, or gives something else."""
     if recipe.data.shape:
         return augment.standardise(images, recipe.data.mean, recipe.data.std)
     flipped, offsets = (
@@ -93,6 +94,8 @@ def image_views(recipe: Recipe, images: Tensor, draws: Draws) -> Tensor:
     x = augment.flip(augment.pad(images, recipe.augment.pad), flipped)
     if len(offsets):
         x = augment.crop(x, offsets, recipe.augment.crop)
+    if draws.seeds is not None and isinstance(own := recipe.augment.transform, Origin):
+        x = augment.transformed(x, (own.name, own.code or "", own.folder), draws.seeds)
     return augment.normalise(x, recipe.data.mean, recipe.data.std)
 
 

@@ -181,7 +181,10 @@ class ProblemFeed(Feed):
         drawn = [level_draws(self._recipe, self.seed, v, len(samples)) for v in self._views]
         flipped = np.stack([draws.flipped for draws in drawn])
         offsets = np.stack([draws.offsets for draws in drawn])
-        return Draws(flipped[view, samples], offsets[view, samples] if offsets.size else offsets[0])
+        offsets = offsets[view, samples] if offsets.size else offsets[0]
+        seeds = [draws.seeds for draws in drawn if draws.seeds is not None]
+        own = np.stack(seeds)[view, samples] if seeds else None
+        return Draws(flipped[view, samples], offsets, own)
 
     def _made(
         self, rows: Rows, lengths: list[int], plan: EpochPlan

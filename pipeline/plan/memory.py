@@ -2,7 +2,7 @@
 where the rows of some levels are held while a problem reads them.
 
 The peak of solving a layer is that of the layer, its auxiliary classifier, their gradients and
-momentum, and the activations of one micro-batch (stages/network/footprint.py). Of these the
+moments, and the activations of one micro-batch (stages/network/footprint.py). Of these the
 micro-batch is what can be chosen: gradients are summed over micro-batches, so a step is the same
 but for batch norm, whose statistics are those of the rows that go through together.
 
@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.progress import size
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.recipe.recipe import Recipe
+from strata.pipeline.recipe.tables import Schedule
 from strata.stages.network import footprint
 from strata.stages.network.blocks import AnyLayer
 from strata.stages.network.spec import AuxiliarySpec
@@ -66,17 +68,17 @@ def peak(
     """
     if j <= recipe.given:
         return computing(recipe, j - 1, j, device)
-    layer, auxiliary = recipe.problems[j - 1]
-    keep_best = recipe.schedule.keep == "best"
-    step = peak_together(recipe, j, device, accumulate, [(layer, auxiliary, keep_best)])
+    (layer, auxiliary), schedule = recipe.problems[j - 1], recipe.schedule
+    step = peak_together(recipe, j, device, accumulate, [(layer, auxiliary, schedule)])
     below = recipe.layers[j - 1 if base is None else base : j - 1]
     if step is None or accumulate == 1 or not below:
         return step
     made = computing(recipe, j - 1 - len(below), j - 1, device)
     if made is None:
         return None
-    held = footprint.held(layer, auxiliary, keep_best=keep_best and not device.cuda)
-    gradients = footprint.gradients(layer, auxiliary, straight=_straight(recipe, device))
+    held = footprint.held(layer, auxiliary, **_held(schedule, device))
+    straight = schedule.goes_straight(device.compute)
+    gradients = footprint.gradients(layer, auxiliary, straight=straight)
     frozen = footprint.FLOAT * sum(other.parameters for other in below)
     return max(step + frozen, held + gradients + made)
 
@@ -99,41 +101,40 @@ def peak_together(
     j: int,
     device: Device,
     accumulate: int,
-    problems: Sequence[tuple[AnyLayer | None, AuxiliarySpec, bool]],
+    problems: Sequence[tuple[AnyLayer | None, AuxiliarySpec, Schedule]],
 ) -> int | None:
-    """Peak bytes of tensors while problems on x_{j-1} are solved together: the weights, momentum
+    """Peak bytes of tensors while problems on x_{j-1} are solved together: the weights, moments
     and best iterate of all, and the step of the largest. None where it is not known of a block.
 
     Args:
-        problems: of each the layer, if any, the classifier, and whether the best iterate is kept.
+        problems: of each the layer, if any, the classifier, and how it is solved.
     """
     held, largest, batch = 0, 0, recipe.schedule.batch
     micro = -(-batch // accumulate)
-    for layer, auxiliary, keep_best in problems:
-        keeps = keep_best and not device.cuda  # of a GPU it is in the host's memory
-        step = footprint.solving(
+    rows = batch if len(problems) > 1 else micro  # whole, it goes from one to the next
+    for layer, auxiliary, schedule in problems:
+        step = footprint.solving(  # with one moment; AdamW's other is held, too
             layer,
             auxiliary,
             recipe.shape(j - 1, recipe.augment.crop),
-            batch=batch if len(problems) > 1 else micro,  # whole, it goes from one to the next
+            batch=rows + micro * (schedule.mixup > 0),  # mixtures are rows beside it
             micro=micro,
             divided=accumulate > 1,
             compute=device.compute,
-            keep_best=keeps,
-            straight=_straight(recipe, device),
-            at_once=device.cuda,
+            straight=schedule.goes_straight(device.compute),
+            at_once=device.cuda and schedule.moments == 1,  # AdamW's update is one kernel
         )
         if step is None:
             return None
-        own = footprint.held(layer, auxiliary, keep_best=keeps)
-        held, largest = held + own, max(largest, step - own)
+        largest = max(largest, step - footprint.held(layer, auxiliary))
+        held += footprint.held(layer, auxiliary, **_held(schedule, device))
     return held + largest
 
 
-def _straight(recipe: Recipe, device: Device) -> bool:
-    """Whether large gradients go straight into the momentum."""
-    nesterov = recipe.schedule.nesterov
-    return footprint.goes_straight(nesterov=nesterov, compute=device.compute)
+def _held(schedule: Schedule, device: Device) -> dict[str, Any]:
+    """What is held beside the weights; the best iterate of a GPU is in the host's memory."""
+    keep_best = schedule.keep == "best" and not device.cuda
+    return {"keep_best": keep_best, "moments": schedule.moments}
 
 
 def peaks(recipe: Recipe, device: Device, accumulate: Sequence[int]) -> list[int]:

@@ -30,10 +30,13 @@ class Draws:
     offsets: np.ndarray
     """int64 (n, 2): (y, x) of the crop in the canvas, in pixels of x_0; (0, 2): no crop, the whole
     canvas."""
+    seeds: np.ndarray | None = None
+    """int64 (n,): what ``augment.transform`` draws from; None: it is not applied."""
 
     def of(self, ids: np.ndarray) -> Draws:
         """The draws of the samples ``ids``; a whole canvas stays one."""
-        return Draws(self.flipped[ids], self.offsets[ids] if len(self.offsets) else self.offsets)
+        offsets = self.offsets[ids] if len(self.offsets) else self.offsets
+        return Draws(self.flipped[ids], offsets, None if self.seeds is None else self.seeds[ids])
 
 
 def mode(recipe: Recipe) -> str:
@@ -88,7 +91,8 @@ def epoch_draws(recipe: Recipe, seed: int, epoch: int, samples: int, scale: int 
     flipped = uniform[:, 0] < 0.5
     if recipe.augment.flips == "alternated":
         flipped = _alternated(seed, epoch, samples)
-    return Draws(flipped & recipe.augment.flip, _offsets(recipe, uniform[:, 1:], scale))
+    seeds = _seeds(recipe, "transform of an epoch", seed, epoch, samples)
+    return Draws(flipped & recipe.augment.flip, _offsets(recipe, uniform[:, 1:], scale), seeds)
 
 
 def view_draws(recipe: Recipe, seed: int, view: int, samples: int) -> Draws:
@@ -97,7 +101,14 @@ def view_draws(recipe: Recipe, seed: int, view: int, samples: int) -> Draws:
     flipped = _alternated(seed, view, samples)
     if recipe.augment.flips == "random":
         flipped = generator("view flip", seed, view).random(samples) < 0.5
-    return Draws(flipped & recipe.augment.flip, _offsets(recipe, uniform, 1))
+    seeds = _seeds(recipe, "transform of a view", seed, view, samples)
+    return Draws(flipped & recipe.augment.flip, _offsets(recipe, uniform, 1), seeds)
+
+
+def _seeds(recipe: Recipe, what: str, seed: int, number: int, samples: int) -> np.ndarray | None:
+    if not recipe.augment.transform:
+        return None
+    return generator(what, seed, number).integers(0, 2**63, samples)
 
 
 def _alternated(seed: int, number: int, samples: int) -> np.ndarray:

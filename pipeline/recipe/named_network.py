@@ -186,7 +186,7 @@ def named(asked: str | Mapping[str, Any], folder: Path, key: str = "network") ->
     weights, frozen = table.pop("weights", ""), table.pop("frozen", 0)
     require(not table, f"unknown key '{key}.{next(iter(table), '')}' beside '{key}.name'")
     require(
-        isinstance(name, str) and _is_name(name),
+        isinstance(name, str) and is_name(name),
         f'\'{key}\' is {name!r}; it must be a table, "torchvision:NAME", "timm:NAME" or '
         '"FILE.py:FUNCTION"',
     )
@@ -215,7 +215,7 @@ def named(asked: str | Mapping[str, Any], folder: Path, key: str = "network") ->
         network = replace(network, weights=weights, file_of_weights=place)
     if not network.file:
         return network
-    return replace(network, code=_text(folder, network.file), folder=str(folder.absolute()))
+    return replace(network, code=text_of(folder, network.file), folder=str(folder.absolute()))
 
 
 def _is_file(weights: str) -> bool:
@@ -232,20 +232,23 @@ def _frozen(value: Any) -> int | str:
     return value
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Is it ``torchvision:NAME``, ``timm:NAME`` or ``FILE.py:FUNCTION``?"""
     place, colon, what = name.rpartition(":")
     if place == "timm":  # vit_small_patch16_224.augreg_in1k
         return bool(re.fullmatch(r"[\w.-]+", what))
     return bool(colon) and what.isidentifier() and (place == "torchvision" or place.endswith(".py"))
 
 
-def _text(folder: Path, file: str) -> str:
+def text_of(folder: Path, file: str, key: str = "network") -> str:
+    """The text of a Python file that a recipe names under a key. Raises RecipeError: it lies
+    elsewhere, or cannot be read."""
     path = PurePosixPath(file)
     require(
         not path.is_absolute() and ".." not in path.parts,
-        f"'network' names {file}; the file must lie beside the recipe, or below it",
+        f"'{key}' names {file}; the file must lie beside the recipe, or below it",
     )
     try:
         return read_text(folder / file)
     except RecipeError as error:
-        raise RecipeError(f"'network' names a file: {error}") from None
+        raise RecipeError(f"'{key}' names a file: {error}") from None

@@ -16,7 +16,10 @@ DRAWS = ("flips", "stride")
 """Keys of [augment] that say how a fixed view is drawn beyond the seed."""
 TENSORS = ("shape", "dtype", "targets")
 """Keys of [data] about what is no image."""
-LATER = ("pool", "widths", "half_resolution", "final_hidden", *TENSORS, *SPLIT, *DRAWS)
+TRAINING = ("optimizer", "label_smoothing", "mixup")
+"""Keys of [schedule] beyond SGD on plain labels."""
+FORMS = ("pool", "widths", "half_resolution", "final_hidden")
+LATER = (*FORMS, "transform", *TENSORS, *SPLIT, *DRAWS, *TRAINING)
 """Keys that recipes did not have from the beginning."""
 KINDS = {
     "map": "a map",

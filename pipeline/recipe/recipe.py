@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from strata.pipeline.errors import RecipeError
+from strata.pipeline.recipe.named_function import LOSSES, Loss, named_function, said
 from strata.pipeline.recipe.named_network import NamedHead, NamedNetwork, named, named_head
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable, without_later_defaults
 from strata.pipeline.recipe.strict import located, read, require, tables
 from strata.pipeline.recipe.tables import AS_IT_IS, Augment, Cache, Claim, Compress, Data, Schedule
-from strata.stages.network.blocks import AnyLayer, Block, scale_at, shape_at
+from strata.stages.network.blocks import AnyLayer, Block, Origin, scale_at, shape_at
 from strata.stages.network.spec import AuxiliarySpec, Shape
 
 ProblemSpec = tuple[AnyLayer, AuxiliarySpec]
@@ -34,8 +35,15 @@ class Recipe:
     cache: Cache = field(default_factory=Cache)
     claim: Claim = field(default_factory=Claim)
     compress: Compress | None = None
+    loss: Loss = field(default_factory=Loss)
 
     def __post_init__(self) -> None:
+        self.check_loss(self.schedule)
+        require(
+            not self.schedule.mixup or self.data.dtype != "int32",
+            f"'schedule.mixup' is {self.schedule.mixup}, and x_0 is tokens ('data.dtype' is "
+            "int32), which cannot be mixed: leave it out",
+        )
         if self.compress:
             if not isinstance(self.network, NetworkTable):
                 raise RecipeError(
@@ -64,8 +72,24 @@ class Recipe:
         if isinstance(self.network, NetworkTable) and self.data.classes:
             self.check_layers()
 
+    def check_loss(self, schedule: Schedule) -> None:
+        """Refuse a loss that does not suit how a problem is solved. Raises RecipeError."""
+        for value, what in (
+            (schedule.label_smoothing, "'schedule.label_smoothing' is of cross-entropy"),
+            (self.compress, "[compress] judges filters by cross-entropy"),
+        ):
+            require(
+                self.loss.kind == "cross-entropy" or not value,
+                f"{what}, and 'loss.name' is {self.loss.called!r}: leave it out",
+            )
+
     def _check_crop(self) -> None:
         a = self.augment
+        require(
+            not a.transform or a.views != "canvas",
+            "'augment.transform' changes every image by itself, and with 'augment.views' "
+            '"canvas" all crops are cut from one map: use 4 or more views, or 0',
+        )
         require(
             a.crop <= self.canvas,
             f"'augment.crop' is {a.crop}; the canvas, 'data.size' + 2 · 'augment.pad', is "
@@ -129,7 +153,13 @@ class Recipe:
     @property
     def is_random(self) -> bool:
         """Does augmentation draw anything?"""
-        return self.augment.flip or self.canvas > self.augment.crop
+        return self.augment.flip or self.canvas > self.augment.crop or bool(self.augment.transform)
+
+    @property
+    def functions(self) -> tuple[Origin, ...]:
+        """The user's own loss and transform."""
+        named = self.loss.name, self.augment.transform
+        return tuple(one for one in named if isinstance(one, Origin))
 
     @cached_property
     def given(self) -> int:
@@ -194,6 +224,11 @@ class Recipe:
         del parts["claim"]
         found = {name: without_later_defaults(t) for name, t in parts.items() if t is not None}
         del found["data"]["source"]
+        found["loss"] = {"name": said(self.loss.name)}
+        if self.augment.transform:
+            found["augment"]["transform"] = said(self.augment.transform)
+        if self.loss == Loss():
+            del found["loss"]
         if self.data.shape:
             del found["augment"]
         for one in ("network", "auxiliary"):
@@ -227,6 +262,10 @@ def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
             found["augment"] = AS_IT_IS
         if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
             found["network"] = named(cast(Any, network), folder or Path())
+        for table, key, known in (("loss", "name", LOSSES), ("augment", "transform", ("",))):
+            if isinstance(one := cast(Any, found.get(table)), dict) and key in one:
+                how = folder or Path(), f"{table}.{key}", known
+                found[table] = {**one, key: named_function(one[key], *how)}
         head: Any = found.get("auxiliary")
         if isinstance(head, str) or (isinstance(head, dict) and "name" in head):
             found["auxiliary"] = named_head(cast(Any, head), folder or Path())

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from strata.pipeline.recipe.strict import FEW, MOST, one_of, positive, require
+from strata.stages.network.blocks import Origin
 from strata.stages.network.spec import Shape
-from strata.stages.solve.schedule import SGDSchedule
+from strata.stages.solve.schedule import KINDS, OPTIMISERS, SGDSchedule
 
 SIDE = 65_535
 """Most pixels a side: those of the largest JPEG."""
@@ -156,6 +157,10 @@ class Augment:
     of the downsampling so far, too."""
     allow_single_view: bool = False
     """Permit ``views = 1`` with random draws: the same crop and flip in every epoch."""
+    transform: str | Origin = ""
+    """``FILE.py:FUNCTION``, such as a torchvision v2 transform: ``function(image)`` is given every
+    training image, cropped and flipped, uint8 (channel, y, x), and gives one of the same shape. It
+    draws from torch, numpy or random, seeded by (seed, view or epoch, sample)."""
 
     def __post_init__(self) -> None:
         positive("augment", crop=self.crop, stride=self.stride)
@@ -176,7 +181,7 @@ AS_IT_IS = Augment(crop=1, views=1)
 
 @dataclass(frozen=True)
 class Schedule(SGDSchedule):
-    """A recipe's [schedule]: how every auxiliary problem is solved by SGD."""
+    """A recipe's [schedule]: how every auxiliary problem is solved."""
 
     precision: str = "auto"
     """Of the convolutions: ``float32``, ``bfloat16``, ``float16`` (GPU), or ``auto``: the fastest
@@ -185,7 +190,8 @@ class Schedule(SGDSchedule):
     """Epochs between test accuracies in the training curve; 0 for the end only."""
 
     def __post_init__(self) -> None:
-        one_of("schedule.kind", self.kind, ("step", "one-cycle"))
+        one_of("schedule.kind", self.kind, KINDS)
+        one_of("schedule.optimizer", self.optimizer, OPTIMISERS)
         one_of("schedule.keep", self.keep, ("last", "best"))
         one_of("schedule.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         positive("schedule", epochs=self.epochs, batch=self.batch, lr=self.lr)
@@ -200,7 +206,24 @@ class Schedule(SGDSchedule):
         require(
             0 <= self.momentum < 1, f"'schedule.momentum' is {self.momentum}; it must be in [0, 1)"
         )
-        require(0 < self.warmup < 1, f"'schedule.warmup' is {self.warmup}; it must be in (0, 1)")
+        require(
+            self.optimizer == "sgd" or not self.nesterov,
+            "'schedule.nesterov' is of SGD, and 'schedule.optimizer' is \"adamw\": leave it out",
+        )
+        least = self.warmup >= 0 if self.kind == "cosine" else self.warmup > 0
+        bounds = "[0, 1)" if self.kind == "cosine" else "(0, 1)"
+        require(
+            least and self.warmup < 1,
+            f"'schedule.warmup' is {self.warmup}; it must be in {bounds}",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"'schedule.label_smoothing' is {self.label_smoothing}; it must be in [0, 1)",
+        )
+        require(
+            0 <= self.mixup <= FEW,
+            f"'schedule.mixup' is {self.mixup}; it must be in 0 … {FEW:,}, 0 for none",
+        )
         require(
             self.accumulate <= self.batch,
             f"'schedule.accumulate' is {self.accumulate}; 'schedule.batch' is only {self.batch}",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from strata.pipeline.errors import OptionRange, RecipeError
+from strata.pipeline.recipe.network import TRAINING, without_later_defaults
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.strict import FEW, MOST, bounded, did_you_mean, positive
 from strata.pipeline.recipe.tables import Schedule
@@ -21,9 +22,10 @@ from strata.stages.network.blocks import AnyLayer, Block, scale_at
 from strata.stages.network.spec import AuxiliarySpec, described
 
 M, K, AUXILIARY_M, SEED = "width", "auxiliary.k", "auxiliary.width", "seed"
-SCHEDULE = ("lr", "momentum", "nesterov", "weight_decay", "kind", "epochs", "decay", "every")
+RATES = ("lr", "momentum", "nesterov", "weight_decay", "kind", "epochs", "decay", "every")
+SCHEDULE = (*RATES, "warmup", "keep", *TRAINING)
 SHORT = {
-    **{f"schedule.{name}": name for name in (*SCHEDULE, "warmup", "keep")},
+    **{f"schedule.{name}": name for name in SCHEDULE},
     K: "k",
     AUXILIARY_M: "aux_width",
     M: "width",
@@ -56,7 +58,7 @@ class Variant:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the result beside x_{j-1} and the run's seed, as JSON."""
-        schedule = dataclasses.asdict(self.schedule)
+        schedule = without_later_defaults(self.schedule)
         return {
             "layer": self.layer and described(self.layer),
             "auxiliary": described(self.auxiliary),
@@ -202,7 +204,9 @@ def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Vari
 def _schedule(recipe: Recipe, changes: Mapping[str, Any]) -> Schedule:
     found = {k.removeprefix("schedule."): v for k, v in changes.items() if k.startswith("schedule")}
     try:
-        return dataclasses.replace(recipe.schedule, **found)
+        schedule = dataclasses.replace(recipe.schedule, **found)
+        recipe.check_loss(schedule)
+        return schedule
     except RecipeError as error:
         raise OptionRange(f"--vary: {error}") from None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from strata.pipeline.progress import duration, size
+from strata.stages.solve.evaluate import NAMES, SHARES, chief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +56,13 @@ def human_percent(fraction: float | None, test_rows: int) -> str:
     return f"{100 * fraction:.{2 if test_rows >= FINE else 1}f} %"
 
 
+def human_figure(name: str, value: float | None, test_rows: int) -> str:
+    """Write a metric: shares as percentages, other numbers as they are."""
+    if name in SHARES or value is None:
+        return human_percent(value, test_rows)
+    return f"{value:.3f}"
+
+
 def draw(paint: Callable[[Figure, Any], str], shown: Any) -> str:
     """Draw a figure as SVG text; empty where there is nothing to see.
 
@@ -90,51 +98,64 @@ def depth(figure: Figure, report: Report) -> str:
     figure.set_size_inches(6.6, 3.7)
     axes = figure.subplots()
     depths = [one["layer"] for one in layers]
-    for key, marker, words in (("top1", "o", "top-1"), ("top5", "^", "top-5")):
+    best = chief(layers[-1]["test"])
+    scale = 100 if best in SHARES else 1
+    for key, marker in ((best, "o"), *[("top5", "^")] * (best == "top1")):
+        words = NAMES[key]
         own = [one["test"][key] for one in layers]
-        joint = [one["ensemble"]["probabilities"][key] for one in layers]
+        joint = [one["ensemble"]["probabilities"].get(key) for one in layers]
         if own[-1] is None:  # too few classes for the best five to say anything
             continue
         lines = (("Layer", own, "-", BLUE), ("Ensemble", joint, "--", OCHRE))
-        look = {"marker": marker, "mfc": None if key == "top1" else "white"}
+        look = {"marker": marker, "mfc": None if key == best else "white"}
         for who, values, dash, colour in lines:
             if values[-1] is None:  # no logits were kept to make an ensemble of
                 continue
-            name = f"{who}, {words}: {human_percent(values[-1], rows)}"
-            percents = 100 * np.asarray(values, dtype=float)
-            axes.plot(depths, percents, dash, color=colour, label=name, **look)
+            name = f"{who}, {words}: {human_figure(key, values[-1], rows)}"
+            heights = scale * np.asarray(values, dtype=float)
+            axes.plot(depths, heights, dash, color=colour, label=name, **look)
     for key, colour, words in (("last", BLUE, "last layer"), ("ensemble", OCHRE, "ensemble")):
         if (claim := report["claim"][key]) is not None:
             name = f"Claim, {words}: {claim:g} %"
             axes.axhline(claim, color=colour, linestyle=":", linewidth=1.2, label=name)
     depth_axis(axes)
-    axes.set_ylabel("Test accuracy (%)")
+    axes.set_ylabel("Test accuracy (%)" if best == "top1" else f"Test {labelled(best)}")
     axes.set_xlim(depths[0] - 0.5, depths[-1] + 0.5)
     figure.legend(loc="outside upper left", ncols=2)
-    spoken = [f"layer {one['layer']} {human_percent(one['test']['top1'], rows)}" for one in layers]
-    return f"Test top-1 against depth: {', '.join(spoken)}"
+    spoken = [
+        f"layer {one['layer']} {human_figure(best, one['test'][best], rows)}" for one in layers
+    ]
+    return f"Test {NAMES[best]} against depth: {', '.join(spoken)}"
+
+
+def labelled(metric: str) -> str:
+    """The name of a metric at an axis."""
+    return f"{NAMES[metric]} (%)" if metric in SHARES else NAMES[metric]
 
 
 def training(figure: Figure, report: Report) -> str:
-    """Paint loss and accuracy by epoch, one layer after another."""
+    """Paint loss and accuracy, or what else is measured, by epoch, one layer after another."""
     layers = [one for one in report["layers"] if one["epochs"]]
     if not layers:
         return ""
-    epochs = sum(len(one["epochs"]) for one in layers)
+    epochs, best = sum(len(one["epochs"]) for one in layers), chief(layers[-1]["test"])
+    scale = 100 if best in SHARES else 1
     figure.set_size_inches(6.6, 4.6)
     loss, accuracy = figure.subplots(2, 1, sharex=True)
     _layer_bands([loss, accuracy], layers)
     _curve(loss, layers, "train_loss", 1, OCHRE, "training")
-    _curve(accuracy, layers, "train_top1", 100, OCHRE, "training")
-    _curve(accuracy, layers, "test_top1", 100, BLUE, "test")
-    loss.set_ylabel("Loss (nats)")
+    _curve(accuracy, layers, f"train_{best}", scale, OCHRE, "training")
+    _curve(accuracy, layers, f"test_{best}", scale, BLUE, "test")
+    is_nats = report["recipe"].get("loss", {}).get("name", "cross-entropy") == "cross-entropy"
+    loss.set_ylabel("Loss (nats)" if is_nats else "Loss")
     loss.set_ylim(bottom=0)
-    accuracy.set_ylabel("Top-1 accuracy (%)")
+    accuracy.set_ylabel("Top-1 accuracy (%)" if best == "top1" else labelled(best))
     accuracy.set_xlabel("Epoch, counted through all layers")
     accuracy.locator_params(axis="x", integer=True, min_n_ticks=1)
     accuracy.set_xlim(0.5, epochs + 0.5)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=2)
-    return f"Training loss and accuracy over {epochs} epochs of {len(layers)} layers"
+    what = "accuracy" if best == "top1" else NAMES[best]
+    return f"Training loss and {what} over {epochs} epochs of {len(layers)} layers"
 
 
 def cost(figure: Figure, report: Report) -> str:
@@ -200,7 +221,7 @@ def _curve(
 ) -> None:
     before = 0
     for one in layers:
-        heights = scale * np.asarray([epoch[key] for epoch in one["epochs"]], dtype=float)
+        heights = scale * np.asarray([epoch.get(key) for epoch in one["epochs"]], dtype=float)
         epochs = before + 1 + np.arange(len(heights))
         known = np.isfinite(heights)  # test accuracy need not be taken at every epoch
         marker = "." if len(heights) <= 20 else ""

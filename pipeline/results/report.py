@@ -19,12 +19,13 @@ from strata.pipeline.recipe import augmentation, builtin
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.tables import Claim
 from strata.pipeline.results import figures, separability
-from strata.pipeline.results.figures import Report, human_percent
+from strata.pipeline.results.figures import Report, human_figure, human_percent
 from strata.pipeline.results.status import status
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.probe_results import source_name
 from strata.pipeline.run.record import CURVE
 from strata.pipeline.run.rundir import Run
+from strata.stages.solve.evaluate import NAMES, chief, metrics_in
 from strata.store.errors import LevelDamaged
 from strata.store.files.publish import present, replace
 
@@ -63,6 +64,9 @@ def collect(overview: Overview) -> Report:
     for source in (network, head.get("source", {}), *(block["source"] for block in blocks)):
         for here in ("folder", "home", "read", "file_of_weights"):  # where it was made
             source.pop(here, None)
+    for table, key in (("loss", "name"), ("augment", "transform")):
+        if isinstance(own := recipe[table][key], dict):  # a function, with its text
+            recipe[table][key] = own["name"]
     steps = _steps(layers)
     return {
         "name": run.name,
@@ -179,6 +183,7 @@ def render(report: Report) -> str:
         percent=lambda fraction: human_percent(fraction, report["data"]["test"]),
         count=lambda number: "—" if number is None else f"{number:,.0f}",
         loss=lambda number: "—" if number is None else f"{number:.3f}",
+        figure=lambda value, name: human_figure(name, value, report["data"]["test"]),
     )
     return environment.get_template("report.html.j2").render(
         r=report,
@@ -189,6 +194,9 @@ def render(report: Report) -> str:
         # matplotlib escapes the text of its SVG, so it goes into the page as it is.
         figures={paint.__name__: Markup(figures.draw(paint, report)) for paint in PAINTERS},
         listed=LISTED,
+        best=chief(report["layers"][-1]["test"]) if report["layers"] else "top1",
+        kinds=metrics_in(layer["test"] for layer in report["layers"]),
+        names={key: name[:1].upper() + name[1:] for key, name in NAMES.items()} | {"map": "mAP"},
     )
 
 

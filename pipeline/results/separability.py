@@ -8,10 +8,19 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from strata.pipeline.results.figures import BLUE, OCHRE, SLATE, depth_axis, drawable
+from strata.pipeline.results.figures import (
+    BLUE,
+    OCHRE,
+    SLATE,
+    depth_axis,
+    drawable,
+    human_figure,
+    labelled,
+)
 from strata.pipeline.run import probe_results, rundir
 from strata.pipeline.run.probe_results import Kind, ProbeResult
 from strata.pipeline.run.rundir import Run
+from strata.stages.solve.evaluate import SHARES, chief
 from strata.store.errors import readable
 
 if TYPE_CHECKING:
@@ -30,9 +39,9 @@ def curves(run: Run, left_out: list[str]) -> list[dict[str, Any]]:
         left_out: runs beside it that cannot be read are added, with the reason.
 
     Returns:
-        As JSON: ``of``, ``images`` (None: the run's own), ``kind``, and ``points`` with ``depth``,
-        ``test`` and ``train`` (means), ``spread`` (standard deviation of ``test`` over the runs;
-        None of one) and ``runs``.
+        As JSON: ``of``, ``images`` (None: the run's own), ``kind``, the ``metric``, and ``points``
+        with ``depth``, ``test`` and ``train`` (means), ``spread`` (standard deviation of ``test``
+        over the runs; None of one) and ``runs``.
     """
     found = defaultdict[_Name, dict[int, list[ProbeResult]]](lambda: defaultdict(list))
     for name, result in _results(run):
@@ -42,7 +51,7 @@ def curves(run: Run, left_out: list[str]) -> list[dict[str, Any]]:
             if name in found:
                 found[name][result["layer"]].append(result)
     return [
-        {"of": of, "images": images, "kind": kind, "points": _points(depths)}
+        {"of": of, "images": images, "kind": kind, **_points(depths)}
         for (of, images, _, kind), depths in found.items()
     ]
 
@@ -76,15 +85,15 @@ def _beside(run: Run, left_out: list[str]) -> Iterator[list[tuple[_Name, ProbeRe
     yield from readable(beside, read, left_out)
 
 
-def _points(depths: Mapping[int, Sequence[ProbeResult]]) -> list[dict[str, Any]]:
-    points = []
+def _points(depths: Mapping[int, Sequence[ProbeResult]]) -> dict[str, Any]:
+    points, name = [], chief(next(iter(depths.values()))[0]["test"])
     for depth, results in sorted(depths.items()):
-        test, train = ([one[split]["top1"] for one in results] for split in ("test", "train"))
+        test, train = ([one[split][name] for one in results] for split in ("test", "train"))
         means = {"depth": depth, "test": fmean(test), "train": fmean(train)}
         points.append(
             {**means, "spread": stdev(test) if len(test) > 1 else None, "runs": len(test)}
         )
-    return points
+    return {"metric": name, "points": points}
 
 
 def probes(figure: Figure, report: dict[str, Any]) -> str:
@@ -94,23 +103,24 @@ def probes(figure: Figure, report: dict[str, Any]) -> str:
         sides.setdefault("Linear" if one["kind"] == "linear" else "CNN-p", []).append(one)
     if not sides:
         return ""
+    metric, scale = found[0]["metric"], 100 if found[0]["metric"] in SHARES else 1
     figure.set_size_inches(3.5 * len(sides) if len(sides) > 1 else 5.0, 3.4)
     panels = figure.subplots(1, len(sides), squeeze=False)[0]
     for axes, (title, some) in zip(panels, sides.items(), strict=True):
         axes.set_prop_cycle(color=COLOURS, marker=MARKERS)
         for one in some:
             depths = [point["depth"] for point in one["points"]]
-            mean = [100 * point["test"] for point in one["points"]]
-            spread = [100 * (point["spread"] or 0.0) for point in one["points"]]
+            mean = [scale * point["test"] for point in one["points"]]
+            spread = [scale * (point["spread"] or 0.0) for point in one["points"]]
             look = {"label": _probe_name(one, short=True), "capsize": 2.5}
             axes.errorbar(depths, mean, yerr=spread if any(spread) else None, **look)
         axes.set_title(f"{title} separability", fontsize=9.5)
         depth_axis(axes)
         axes.legend(fontsize=8)
-    panels[0].set_ylabel("Test accuracy (%)")
+    panels[0].set_ylabel("Test accuracy (%)" if metric == "top1" else f"Test {labelled(metric)}")
     said = []
     for one in found:
-        points = (f"x_{p['depth']} {100 * p['test']:.1f} %" for p in one["points"])
+        points = (f"x_{p['depth']} {human_figure(metric, p['test'], 0)}" for p in one["points"])
         said.append(f"{_probe_name(one)}: {', '.join(points)}")
     return "; ".join(said)
 

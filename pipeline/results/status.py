@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -38,8 +39,7 @@ def status(overview: Overview) -> dict[str, Any]:
             for j in range(1, len(overview.recipe.layers) + 1)
         ],
         "finals": [
-            {"name": name, "state": state, "test_accuracy": one and one["test"]["top1"]}
-            for name, (state, one) in finals.items()
+            {"name": name, "state": state} | _tested(one) for name, (state, one) in finals.items()
         ],
         "baselines": _baselines(run) if run else [],
     }
@@ -58,10 +58,17 @@ def _layer(overview: Overview, j: int, solved: bool, accuracy: dict[str, Any]) -
         "layer": j,
         "state": state,
         "trained": solved and not given,
-        "test_accuracy": accuracy.get("test", {}).get("top1"),
+        **_tested(accuracy),
+        "ensemble": accuracy.get("ensemble", {}).get("probabilities"),
         "ensemble_accuracy": accuracy.get("ensemble", {}).get("probabilities", {}).get("top1"),
         "levels": _levels(overview, j),
     }
+
+
+def _tested(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a record says of the test images: all figures, and top-1 by itself; None: nothing."""
+    test = (found or {}).get("test")
+    return {"test": test, "test_accuracy": test and test["top1"]}
 
 
 def _baselines(run: Run) -> list[dict[str, Any]]:
@@ -76,8 +83,7 @@ def _baselines(run: Run) -> list[dict[str, Any]]:
             if state == "partial":
                 with safe_open(str(directory / CHECKPOINT), framework="numpy") as file:
                     epochs = json.loads(file.metadata()[NOTE])["progress"]["epoch"]
-        top1 = record and record["test"]["top1"]
-        found.append({"variant": name, "state": state, "epochs": epochs, "test_accuracy": top1})
+        found.append({"variant": name, "state": state, "epochs": epochs} | _tested(record))
     return found
 
 

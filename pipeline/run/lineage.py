@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strata.pipeline.recipe import augmentation
+from strata.pipeline.recipe.named_function import said
 from strata.pipeline.recipe.network import DRAWS, without_later_defaults
 from strata.pipeline.recipe.recipe import Recipe
 from strata.stages.network.spec import described
@@ -83,5 +84,6 @@ def _preprocessing(recipe: Recipe, seed: int) -> dict[str, Any]:
         return common
     crops = common | {"crop": a.crop, "flip": a.flip, "seed": seed if mode == "fixed" else None}
     if mode == "fixed":  # a view is named by its number; its draws follow from the seed, and these
-        return crops | {k: v for k, v in without_later_defaults(a).items() if k in DRAWS}
+        crops |= {k: v for k, v in without_later_defaults(a).items() if k in DRAWS}
+        return crops | ({"transform": said(a.transform)} if a.transform else {})
     return crops

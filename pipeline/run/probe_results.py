@@ -18,7 +18,6 @@ No torch.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.pipeline.errors import NotThereYet
+from strata.pipeline.recipe.network import without_later_defaults
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.recipe.variants import NOT_RESULTS
 from strata.pipeline.run import record
@@ -74,7 +74,7 @@ class Kind:
         if not self.hidden:
             grid, iterations = probe.GRID, probe.MOST_ITERATIONS
             return {"grid": grid, "held_out": probe.HELD_OUT, "iterations": iterations}
-        schedule = dataclasses.asdict(recipe.schedule)
+        schedule = without_later_defaults(recipe.schedule)
         return {
             "classifier": described(self.classifier(recipe, j)),
             "schedule": {k: v for k, v in schedule.items() if k not in NOT_RESULTS},

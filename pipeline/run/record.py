@@ -35,12 +35,12 @@ def _each(shape: Any, names: str) -> dict[str, Any]:
 
 
 _MAYBE, _NUMBER, _FILES = EllipsisType, (float, NoneType), {"files": {str: str}}
-_TOP = {"top1": float, "top5": _NUMBER}
 _ANY = _each(_NUMBER, "top1 top5")
-_TEST = {"test": _TOP, "ensemble": _each(_ANY, "logits probabilities")}
+_LOSS = {"loss": float, "top1": _NUMBER}
+_TEST = {"test": _ANY, "ensemble": _each(_ANY, "logits probabilities")}
 _OUTCOME = _each(_each(_NUMBER, "seconds bytes peak_bytes"), "expected measured") | {"whole": bool}
 _COPY = _FILES | _each(str, "input weights") | {"scales": (str, NoneType)}
-_TRAINED = _each({"loss": float, "top1": float}, "train test") | {
+_TRAINED = _each(_LOSS, "train test") | {
     "seconds": float,
     "kept_epoch": (int, NoneType),
     "parameters": int,
@@ -94,7 +94,7 @@ FIELDS: Mapping[str, Any] = {
     RESULT: (
         _FILES
         | {"layer": int, "kind": str, "seconds": float}
-        | _each({"top1": float}, "train test"),
+        | _each({"top1": _NUMBER}, "train test"),
         _SWEPT | {"diverged": {"epoch": int, "last_good": _NUMBER}},
         _SWEPT | _PROBLEM | {"diverged": NoneType, "risk": float},
         _FILES | _TRAINED | _each(str, "input weights variant"),

@@ -3,7 +3,8 @@
 
     RUN/recipe.toml                     the text it was made from
         network.json                    blocks of a named network, so that looking makes none
-        FILE.py                         a copy of its file, where the recipe beside it looks for it
+        FILE.py                         a copy of its file, where the recipe beside it looks for it;
+                                        also of those of [loss] and augment.transform
         initial/layer_1.safetensors     weights that it begins with (pipeline/run/weights.py)
         run.json                        science, seed, device and compute dtype, source of the data
         data.json                       digest, counts, classes of the images; broken ones by name
@@ -304,7 +305,7 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
     there yet. Raises RecipeError if they are to be made, and cannot be."""
     network, source = recipe.network, getattr(recipe.auxiliary, "source", None)
     named = [one for one in (network, source) if isinstance(one, NamedNetwork)]
-    for one in named:
+    for one in (*named, *recipe.functions):
         if one.file and not (path := directory / one.file).exists():
             publish.replace(make_directory(path.parent), path.name, (one.code or "").encode())
     if not named or (path := directory / record.NETWORK).exists():

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 from strata.pipeline.errors import RunConflict
@@ -23,6 +24,7 @@ from strata.pipeline.run import record
 from strata.pipeline.run.record import RESULT
 from strata.pipeline.run.rundir import Run, folders
 from strata.stages.errors import Diverged, StageError
+from strata.stages.solve.evaluate import rank
 from strata.store.errors import LevelDamaged
 
 AUXILIARY = "auxiliary.safetensors"
@@ -75,9 +77,9 @@ def finals(run: Run) -> dict[str, tuple[str, SweepResult | None]]:
 
 
 def ranked(found: Mapping[str, SweepResult | None]) -> list[SweepResult]:
-    """Results by test top-1, the highest first; those that diverged last."""
+    """Results by their test metric, such as top-1, the best first; those that diverged last."""
     there = [result for result in found.values() if result is not None]
-    return sorted(there, key=lambda r: -1.0 if r["diverged"] else r["test"]["top1"], reverse=True)
+    return sorted(there, key=lambda r: -inf if r["diverged"] else rank(r["test"]), reverse=True)
 
 
 # ---- keeping one --------------------------------------------------------------------------------

@@ -31,13 +31,14 @@ from strata.pipeline.run.rundir import WEIGHTS, Run
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import given
 from strata.pipeline.train.loop import conclude, train
-from strata.pipeline.train.solving import Solving
+from strata.pipeline.train.solving import Solving, solver_of
 from strata.stages.data.images import check_probed
 from strata.stages.data.opening import open_source
 from strata.stages.network.featurize import pooled
 from strata.stages.network.network import Auxiliary, build
 from strata.stages.solve import probe
-from strata.stages.solve.solve import Solver, logits_of
+from strata.stages.solve.evaluate import hits, metrics, said
+from strata.stages.solve.solve import logits_of
 from strata.store.files.publish import make_directory
 from strata.store.level.layout import Geometry
 from strata.store.read.order import generator, key_of
@@ -47,7 +48,7 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
     """Probe x_j and record it; layer j must be there.
 
     Raises:
-        OptionRange: a CNN of what is no map; labels of tokens.
+        OptionRange: a CNN of what is no map; labels of tokens; a linear one of numbers.
         BudgetError: the rows of a linear probe do not fit into memory; gives both numbers.
         DataError: the training images are all of one class, or none can be held out.
         Diverged: the loss of a CNN is not finite; the last good state is kept.
@@ -61,7 +62,7 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
     found = _cnn(session, j, kind) if kind.hidden else _linear(session, j)
     body = {**made_of(session.run, j, kind), "layer": j, "kind": kind.name, **found}
     record.vouch(session.run.probe_directory(j) / kind.name / RESULT, body)
-    test, train = (f"{100 * body[split]['top1']:.2f} %" for split in ("test", "train"))
+    test, train = (said(body[split]) for split in ("test", "train"))
     spent = duration(body["seconds"])
     session.report.say(f"{kind.name} probe of x_{j}: test {test}, train {train}, {spent}")
 
@@ -72,6 +73,10 @@ def train_probe(session: Session, j: int, kind: Kind) -> None:
 def _linear(session: Session, j: int) -> dict[str, Any]:
     begun, run = time.monotonic(), session.run
     labels = session.images()["train"].array("label")
+    if labels.dtype.kind == "f":
+        raise OptionRange(
+            "a linear probe tells classes apart, and the labels here are numbers: use --kind cnn"
+        )
     _check_memory(session, j, len(labels))
     shuffled = generator("probe rows", run.seed, j).permutation(len(labels))
     order, fitted_on = probe.split(labels, shuffled)
@@ -142,8 +147,9 @@ def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
             f"a CNN is a probe of maps, and x_{j} is ({', '.join(shape.axes)}): use --kind linear"
         )
     seed = key_of("probe weights", run.seed, j, kind.hidden) % 2**63
-    classifier = build([kind.classifier(recipe, j)], seed)[0]
-    solver = Solver(classifier, recipe.schedule, session.device, session.compute)
+    spec = kind.classifier(recipe, j)
+    classifier = build([spec], seed)[0]
+    solver = solver_of(session, j + 1, classifier, [spec], recipe.schedule)
     where = f"{kind.name} probe of x_{j}", run.probe_directory(j) / kind.name
     advice = f"It was a probe: lower 'schedule.lr' ({recipe.schedule.lr:g}) in a copy of the recipe"
     # A classifier of x_j is the problem after layer j, without a layer of its own.
@@ -152,18 +158,24 @@ def _cnn(session: Session, j: int, kind: Kind) -> dict[str, Any]:
     with ProblemFeed(session, j, augmented=False) as feed:
         train([solving], feed)
         ((_, found),) = conclude([solving], keep_logits=False)
-        found["train"] = {"top1": _on_training_images(session, feed, classifier)}
+        found["train"] = _on_training_images(session, feed, classifier, found["train"])
     kept = ("train", "test", "kept_epoch", "parameters", "seconds")
     return {name: found[name] for name in kept}
 
 
-def _on_training_images(session: Session, feed: ProblemFeed, classifier: Auxiliary) -> float:
-    right = 0
+def _on_training_images(
+    session: Session, feed: ProblemFeed, classifier: Auxiliary, known: dict[str, Any]
+) -> dict[str, Any]:
+    """Top-1; where labels are no classes, the metrics of the loss beside what is ``known``."""
+    of_classes, found = feed.labels.dtype.kind != "f", list[np.ndarray]()
     for x, y in feed.fixed(np.arange(len(feed.ids))):
-        guessed = logits_of(classifier, [x], session.device, session.compute).argmax(1)
-        right += int((guessed == y.cpu()).sum())
+        z = logits_of(classifier, [x], session.device, session.compute).numpy()
+        found.append(hits(z, y.cpu().numpy(), 1) if of_classes else z)
         session.stop.check()
-    return right / len(feed.ids)
+    every = np.concatenate(found)
+    if of_classes:
+        return {"top1": float(every.mean())}
+    return known | metrics(session.run.recipe.loss.kind, every, feed.labels)
 
 
 # ---- of which network ----------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from strata.pipeline.run.sweep_results import SweepResult
 from strata.pipeline.train import given, scales
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.loop import conclude, risks, train
-from strata.pipeline.train.solving import Solving, draws_of, how_good
+from strata.pipeline.train.solving import Solving, how_good, solver_of
 from strata.stages.errors import Diverged
 from strata.stages.network.network import build, build_problem
-from strata.stages.solve.solve import Solver
+from strata.stages.solve.evaluate import said
 from strata.store.files.publish import make_directory, replace
 from strata.store.read.order import key_of
 
@@ -52,7 +52,7 @@ def sweep(session: Session, j: int, wanted: Iterable[Variant]) -> None:
         for (one, figures), risk in zip(found, risks([one for one, _ in found], feed), strict=True):
             digests = {part: figures[part] for part in one.parts}
             _record(one, todo[one.title], {**digests, "diverged": None, **figures, "risk": risk})
-            one.say(f"through, {how_good(figures)}")
+            one.say(f"through, {how_good(one, figures)}")
 
     with ProblemFeed(session, j - 1, dtype=dtype_of(session, j)) as feed:
         count = f"{len(todo)} variant{'s' * (len(todo) > 1)}"
@@ -70,8 +70,7 @@ def _begin(session: Session, j: int, variant: Variant) -> Solving:
         problem = build([variant.auxiliary], seed)[0]
     schedule = dataclasses.replace(variant.schedule, accumulate=session.run.accumulate[:j][-1])
     specs = [spec for spec in (variant.layer, variant.auxiliary) if spec]
-    draws = draws_of(session.run.seed, j, specs)
-    solver = Solver(problem, schedule, session.device, session.compute, draws=draws)
+    solver = solver_of(session, j, problem, specs, schedule)
     where = variant.name, session.run.sweep_directory(j) / variant.name
     made_of = sweep_results.made_of(session.run, j, variant)
     one = Solving(session, j, solver, *where, made_of, file="auxiliary")
@@ -126,6 +125,4 @@ def keep(session: Session, j: int, one: SweepResult) -> None:
     run.write_layer(j, {**body, **quantised})
     evaluate(run, session.store)
     refer_to(run, session.store)
-    session.report.say(
-        f"layer {j} is now the variant {one['name']}: test {100 * one['test']['top1']:.2f} %"
-    )
+    session.report.say(f"layer {j} is now the variant {one['name']}: test {said(one['test'])}")

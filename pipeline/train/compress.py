@@ -20,11 +20,10 @@ from strata.pipeline.feed.problem_feed import ProblemFeed
 from strata.pipeline.plan.costs import SCORE_ROWS
 from strata.pipeline.recipe.recipe import ProblemSpec
 from strata.pipeline.train.loop import batches_of, top1_on_test, train
-from strata.pipeline.train.solving import Solving, give_up
+from strata.pipeline.train.solving import Solving, give_up, solver_of
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem, build_problem
 from strata.stages.solve.prune import narrowed, strongest, taylor
-from strata.stages.solve.solve import Solver
 
 
 def take_up(solving: Solving, note: dict[str, Any]) -> None:
@@ -98,7 +97,7 @@ def _narrow(solving: Solving, found: dict[str, Any], smaller: Problem) -> None:
     schedule = replace(
         solving.solver.schedule, epochs=recipe.compress.epochs, lr=recipe.compress.lr
     )
-    solving.solver = Solver(smaller, schedule, session.device, session.compute, ranks=session.ranks)
+    solving.solver = solver_of(session, j, smaller, (), schedule)
     solving.compression, solving.before = found, found["removals"][-1]["epochs_before"]
     solving.title = f"layer {j}, fine-tuning {number} of {len(recipe.fine_tuned(j))}"
 

@@ -12,14 +12,15 @@ from strata.pipeline.run import record, sweep_results
 from strata.pipeline.run.levels import keys_at
 from strata.pipeline.run.rundir import BY_SAMPLE, EVALUATION, LOGITS, Run
 from strata.pipeline.run.sweep_results import SweepResult
-from strata.stages.solve.evaluate import accuracies, confusion, cross_entropy, ensemble, softmax
+from strata.stages.solve.evaluate import confusion, ensemble, metrics, probabilities
 from strata.store.feature_store import Store
 from strata.store.files.publish import read_npy
 
 
 def evaluate(run: Run, store: Store) -> dict[str, Any]:
-    """Top-1, top-5 and ensembles of every layer that was trained, and with every final classifier;
-    confusion matrix of the last ensemble. Raises NotThereYet: there is no classifier."""
+    """The metrics of the loss and ensembles of every layer that was trained, and with every final
+    classifier; of classes the confusion matrix of the last ensemble. Raises NotThereYet: there is
+    no classifier."""
     with run.in_turn():
         result = _evaluation(run, store)
         record.write(run.directory / EVALUATION, result)
@@ -39,25 +40,47 @@ def _evaluation(run: Run, store: Store) -> dict[str, Any]:
         what = "run" if trained.start <= run.layers else "final"
         raise NotThereYet(f"no layer is solved in {run.directory}. Run: strata {what} {run.name}")
     test = next(key for key in keys_at(run, 0) if key.split == "test")
-    labels = store.open(test).array("label")
-    probabilities = [softmax(z) for z in logits]
+    labels, kind = store.open(test).array("label"), run.recipe.loss.kind
+    likely = [probabilities(kind, z) for z in logits]
     first, end = trained.start, trained.stop - 1
-    last, of = probabilities, f"ensemble of layers {first} … {end} (probabilities)"
+    last, of = likely, f"ensemble of layers {first} … {end} (probabilities)"
     if not logits:
         name, z = next(iter(scores.items()))
-        last, of = [softmax(z)], f"the final classifier {name}"
+        last, of = [probabilities(kind, z)], f"the final classifier {name}"
+    records = [run.layer(j) or {} for j in trained]
+
+    def judged(
+        j: int, one: Mapping[str, Any], z: Sequence[np.ndarray], p: Sequence[np.ndarray]
+    ) -> dict[str, Any]:
+        """How good the last of some classifiers is, by its record, and their ensemble; that of
+        layer J may be another than its own C_J."""
+        joined = {"logits": ensemble(z), "probabilities": ensemble(p)}
+        return {
+            "layer": j,
+            "test": {"loss": one["test"]["loss"], **metrics(kind, z[-1], labels)},
+            "ensemble": {name: metrics(kind, some, labels) for name, some in joined.items()},
+        }
+
     return {
-        "solved": [(run.layer(j) or {})["weights"] for j in trained],
+        "solved": [one["weights"] for one in records],
         "samples": len(labels),
         "layers": [
-            _layer(j, logits[:n], probabilities[:n], labels) for n, j in enumerate(trained, start=1)
+            judged(j, one, logits[:n], likely[:n])
+            for n, (j, one) in enumerate(zip(trained, records, strict=True), start=1)
         ],
         "finals": [
             {"name": name, "auxiliary": finals[name]["auxiliary"]}
-            | _layer(run.layers, [*logits[:-1], z], [*probabilities[:-1], softmax(z)], labels)
+            | judged(
+                run.layers,
+                finals[name],
+                [*logits[:-1], z],
+                [*likely[:-1], probabilities(kind, z)],
+            )
             for name, z in scores.items()
         ],
-        "confusion": {"of": of, "matrix": confusion(ensemble(last), labels).tolist()},
+        "confusion": None
+        if labels.dtype.kind == "f"
+        else {"of": of, "matrix": confusion(ensemble(last), labels).tolist()},
     }
 
 
@@ -81,22 +104,4 @@ def _without_logits(
             for name, one in finals.items()
         ],
         "confusion": None,
-    }
-
-
-def _layer(
-    j: int,
-    logits: Sequence[np.ndarray],
-    probabilities: Sequence[np.ndarray],
-    labels: np.ndarray,
-) -> dict[str, Any]:
-    """How good the last of some classifiers is, and their ensemble; that of layer J may be another
-    than its own C_J."""
-    return {
-        "layer": j,
-        "test": {"loss": cross_entropy(logits[-1], labels), **accuracies(logits[-1], labels)},
-        "ensemble": {
-            "logits": accuracies(ensemble(logits), labels),
-            "probabilities": accuracies(ensemble(probabilities), labels),
-        },
     }

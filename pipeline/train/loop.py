@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,9 @@ from strata.pipeline.run.record import CURVE
 from strata.pipeline.run.rundir import BY_SAMPLE, LOGITS
 from strata.pipeline.train.solving import SAY_SECONDS, Solving, give_up
 from strata.stages.errors import Diverged
-from strata.stages.solve.evaluate import LOGIT_BYTES, Judged, hits, losses
-from strata.stages.solve.solve import Batches, check_logits, logits_of
+from strata.stages.solve.evaluate import LOGIT_BYTES, Judged, hits, losses, said
+from strata.stages.solve.loss import check_logits, check_targets
+from strata.stages.solve.solve import Batches, logits_of
 from strata.store.files.publish import make_directory, npy, replace
 from strata.store.read.order import generator
 
@@ -51,11 +52,14 @@ def train(
 
     Raises:
         BudgetError: a step takes more than ``--gpu-memory``.
+        DataError: the labels are not those that the loss is for.
         Diverged: a loss is not finite, and ``drop`` raises.
         KeyboardInterrupt: somebody asked to stop; the state of every problem is saved.
     """
-    _judge([one for one in problems if one.at.best_risk is None], feed)
     session, running = problems[0].session, list(problems)
+    loss, outputs = session.run.recipe.loss, session.run.recipe.data.classes
+    check_targets(loss.called, loss.kind, feed.labels, outputs)
+    _judge([one for one in problems if one.at.best_risk is None], feed)
     left = sum(
         (one.solver.schedule.epochs - one.at.epoch) * feed.batches - one.at.batch for one in running
     )
@@ -165,20 +169,28 @@ def _say(here: Sequence[Solving], title: str, images: int) -> None:
     for one in here:
         one.said_at = now
     line, epoch = best.history[-1], best.at.epoch
-    test = "" if line["test_top1"] is None else f", test {100 * line['test_top1']:.1f} %"
-    if "test_loss" in line:
-        test += f" and {line['test_loss']:.4f} nats"
+    test = _tested(line)
     if title:
         best.session.report.say(
             f"{title}, epoch {epoch}, {len(here)} variants: lowest loss "
             f"{line['train_loss']:.4f}{test} ({best.title})"
         )
         return
+    train = "" if line["train_top1"] is None else f", train {100 * line['train_top1']:.1f} %"
     best.session.report.say(
         f"{best.title}, epoch {epoch} of {best.solver.schedule.epochs}: "
-        f"loss {line['train_loss']:.4f}, train {100 * line['train_top1']:.1f} %{test}, "
+        f"loss {line['train_loss']:.4f}{train}{test}, "
         f"{duration(line['seconds'])}, {images / line['seconds']:,.0f} images/s"
     )
+
+
+def _tested(line: Mapping[str, Any]) -> str:
+    """What a line of the curve says of the test images; nothing where it says nothing."""
+    found = {name[5:]: n for name, n in line.items() if name.startswith("test_") and n is not None}
+    if not found:
+        return ""
+    test = f", test {100 * found['top1']:.1f} %" if "top1" in found else f", test {said(found)}"
+    return test + (f" and {found['loss']:.4f} nats" if {"top1", "loss"} <= set(found) else "")
 
 
 # ---- how good iterates are, several of them on one read of the features -------------------------
@@ -192,7 +204,11 @@ def top1_on_test(those: Sequence[Solving]) -> list[float]:
 
 def curve_on_test(those: Sequence[Solving]) -> list[dict[str, float]]:
     """What a line of the curve says of each present iterate on the test images: top-1; of tokens
-    also the loss, which is what language models are compared by."""
+    also the loss, which is what language models are compared by; of another loss than
+    cross-entropy its metrics."""
+    if those[0].solver.loss.kind != "cross-entropy":
+        figures = [own.figures(those[0].solver.loss.kind, y) for own, y in _judged_on_test(those)]
+        return [{f"test_{n}": v for n, v in one.items() if n != "top5"} for one in figures]
     if those[0].session.run.recipe.data.targets == "sample":
         return [{"test_top1": top1} for top1 in top1_on_test(those)]
     found = _on_test(those, lambda z, y: (hits(z, y, 1), losses(z, y)))
@@ -209,7 +225,8 @@ def risks(those: Sequence[Solving], feed: ProblemFeed) -> list[float]:
     rows.sort()
 
     def found() -> list[float]:
-        found = _over(those, (x for x, _ in feed.fixed(rows)), feed.labels[rows], losses)
+        x, y = (x for x, _ in feed.fixed(rows)), feed.labels[rows]
+        found = _over(those, x, y, those[0].solver.loss.of_arrays)
         return [float(np.concatenate(own).mean()) for own in found]
 
     return session.ranks.by_leader(found)
@@ -230,6 +247,17 @@ def _on_test(those: Sequence[Solving], measure: Measure) -> list[list[Any]]:
     return _over(those, clean_batches(session, j - 1), labels, measure)
 
 
+def _judged_on_test(those: Sequence[Solving]) -> list[tuple[Judged, np.ndarray]]:
+    """How good each present iterate is on the test images, and their labels."""
+    images, loss = those[0].session.images()["test"], those[0].solver.loss
+    labels, samples = images.array("label"), len(images)
+
+    def measure(z: np.ndarray, y: np.ndarray) -> Judged:
+        return Judged.of(z, y, samples, loss.of_arrays(z, y))
+
+    return [(Judged.joined(own), labels) for own in _on_test(those, measure)]
+
+
 def _over(
     those: Sequence[Solving], batches: Iterable[Tensor], labels: np.ndarray, measure: Measure
 ) -> list[list[Any]]:
@@ -240,7 +268,8 @@ def _over(
         begin, end = end, end + len(x)
         for one, own in zip(those, found, strict=True):
             z = logits_of(one.solver.problem, [x], device, compute).numpy()
-            check_logits(z.shape, labels[begin:end].shape)
+            if labels.dtype.kind != "f":
+                check_logits(z.shape, labels[begin:end].shape)
             own.append(measure(z, labels[begin:end]))
     return found
 
@@ -259,9 +288,8 @@ def conclude(
     """
     for one in those:
         one.solver.finish()
-    found, samples = list[tuple[Solving, dict[str, Any]]](), len(those[0].session.images()["test"])
-    every = _on_test(those, partial(Judged.of, samples=samples))
-    for one, own in zip(those, map(Judged.joined, every), strict=True):
+    found = list[tuple[Solving, dict[str, Any]]]()
+    for one, (own, labels) in zip(those, _judged_on_test(those), strict=True):
         if not np.isfinite(own.loss if own.logits is None else own.logits).all():
             drop(one, Diverged(one.solver.schedule.epochs, one.at.last_good))
             continue
@@ -278,13 +306,14 @@ def conclude(
                 f"logits of tokens are not kept, which would be above {size(LOGIT_BYTES)}: "
                 f"{BY_SAMPLE} has loss and top-1 of every test sample"
             )
+            assert own.top1 is not None, "of numbers all logits are kept"
             replace(directory, BY_SAMPLE, npy(np.stack([own.loss, own.top1], 1).astype("<f4")))
         figures = {
             **{name: weights.digest(state) for name, state in states.items()},
             **one.parameters,
             "kept_epoch": one.kept_epoch,
             "train": {"loss": last["train_loss"], "top1": last["train_top1"]},
-            "test": own.figures(),
+            "test": own.figures(one.solver.loss.kind, labels),
             "seconds": one.seconds,
         }
         found.append((one, figures))

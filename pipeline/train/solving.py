@@ -22,6 +22,9 @@ from strata.pipeline.run.record import CHECKPOINT
 from strata.pipeline.run.session import Session
 from strata.stages.errors import Diverged
 from strata.stages.network.network import Problem
+from strata.stages.solve.evaluate import said
+from strata.stages.solve.loss import loss_of
+from strata.stages.solve.schedule import SGDSchedule
 from strata.stages.solve.solve import Progress, Solver
 from strata.store.read.order import key_of
 
@@ -165,15 +168,20 @@ class Solving:
         self.good = tensors, self.note()
 
 
-def draws_of(seed: int, j: int, specs: Iterable[Any]) -> Callable[[int, int, int], int] | None:
-    """Seeds of what the steps of problem j draw, from a run's seed; None: they draw nothing.
+def solver_of(
+    session: Session, j: int, problem: nn.Module, specs: Iterable[Any], schedule: SGDSchedule
+) -> Solver:
+    """A solver of problem j, by the loss of the session's recipe; what its steps draw follows from
+    the run's seed.
 
     Args:
-        specs: of layers and classifiers that are trained.
+        specs: of the layers and classifiers in it.
     """
-    if not any(spec.draws for spec in specs):
-        return None
-    return lambda *step: key_of("draws of a step", seed, j, *step) % 2**63
+    seed, loss = session.run.seed, loss_of(session.run.recipe.loss.name)
+    on, draws = (session.device, session.compute), None
+    if schedule.mixup or loss.own or any(spec.draws for spec in specs):
+        draws = lambda *step: key_of("draws of a step", seed, j, *step) % 2**63  # noqa: E731
+    return Solver(problem, schedule, *on, ranks=session.ranks, draws=draws, loss=loss)
 
 
 def give_up(solving: Solving, error: Diverged) -> NoReturn:
@@ -188,7 +196,9 @@ def give_up(solving: Solving, error: Diverged) -> NoReturn:
     raise error
 
 
-def how_good(found: Mapping[str, Any]) -> str:
-    """Accuracy and time of a record, for the message that a problem is through."""
+def how_good(solving: Solving, found: Mapping[str, Any]) -> str:
+    """Metric, loss and time of a record, for the message that a problem is through."""
     test, taken = found["test"], duration(found["seconds"])
-    return f"test {100 * test['top1']:.2f} %, {test['loss']:.4f} nats, {taken}"
+    nats = solving.solver.loss.kind == "cross-entropy"
+    loss = f"{test['loss']:.4f} nats" if nats else f"loss {test['loss']:.4f}"
+    return f"test {said(test)}, {loss}, {taken}"

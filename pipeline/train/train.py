@@ -16,10 +16,9 @@ from strata.pipeline.run.record import RESULT
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import compress, given, scales
 from strata.pipeline.train.loop import conclude, train
-from strata.pipeline.train.solving import Solving, draws_of, how_good
+from strata.pipeline.train.solving import Solving, how_good, solver_of
 from strata.stages.network.network import build_problem
 from strata.stages.solve.baseline import build_end_to_end
-from strata.stages.solve.solve import Solver
 from strata.store.read.order import key_of
 
 
@@ -40,9 +39,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     advice = f"It was layer {j}: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
     if recipe.compress:
         advice += f", or 'compress.lr' ({recipe.compress.lr:g}) if it was fine-tuned"
-    draws = draws_of(run.seed, j, recipe.problems[j - 1])
-    on = session.device, session.compute
-    solver = Solver(problem, schedule, *on, ranks=session.ranks, draws=draws)
+    solver = solver_of(session, j, problem, recipe.problems[j - 1], schedule)
     made_of = {"input": run.nodes()[j - 1].fingerprint}
     where = f"layer {j}", run.layer_directory(j), made_of, advice
     solving = Solving(session, j, solver, *where)
@@ -76,7 +73,7 @@ def _record(solving: Solving, feed: ProblemFeed, begun: float, *, whole: bool) -
     if solving.compression:
         body["compression"] = solving.compression
     session.run.write_layer(j, body)
-    session.report.say(f"solved layer {j}: {how_good(body)}")
+    session.report.say(f"solved layer {j}: {how_good(solving, body)}")
 
 
 def train_end_to_end(session: Session, variant: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -103,8 +100,8 @@ def train_end_to_end(session: Session, variant: dict[str, Any]) -> tuple[dict[st
     for j, layer in enumerate(network.layers, start=1):
         given.begin(session, j, layer)
     schedule = replace(recipe.schedule, accumulate=variant["accumulate"])
-    draws = draws_of(session.run.seed, 0, [*recipe.layers, recipe.auxiliaries[-1]])
-    solver = Solver(network, schedule, session.device, session.compute, draws=draws)
+    specs = [*recipe.layers, recipe.auxiliaries[-1]]
+    solver = solver_of(session, 0, network, specs, schedule)
     made_of = {"input": session.run.nodes()[0].fingerprint}
     advice = f"Lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
     directory = session.run.baseline_directory(variant["variant"])
@@ -123,5 +120,5 @@ def train_end_to_end(session: Session, variant: dict[str, Any]) -> tuple[dict[st
         "peak_process_bytes": hardware.peak_memory_bytes(),
     }
     record.vouch(solving.directory / RESULT, body)
-    solving.say(how_good(body))
+    solving.say(how_good(solving, body))
     return body, [f"train {title}"]

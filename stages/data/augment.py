@@ -7,10 +7,14 @@ taken after the layers (canvas mode), at offsets that are multiples of the downs
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
+
+from strata.stages.errors import UnusableNetwork
+from strata.stages.foreign import drawing, function, guarded
 
 Batch = Shaped[Tensor, "b c h w"]
 
@@ -39,6 +43,33 @@ def crop(maps: Batch, offsets: Int[Tensor, "b 2"], size: int) -> Shaped[Tensor, 
     pixels = first + offsets[:, :1] * width + offsets[:, 1:] + window
     cut = maps.movedim(1, -1).reshape(-1, channels).index_select(0, pixels.flatten())
     return cut.view(samples, size, size, channels).movedim(-1, 1)
+
+
+def transformed(images: Batch, own: tuple[str, str, str], seeds: np.ndarray) -> Batch:
+    """Every image as a user's function gives it, one after another on the CPU, so that a draw is
+    the same on every device: uint8 (B, C, H, W).
+
+    Args:
+        own: name, code and folder of the function, as ``foreign.function`` has them.
+        seeds: int64 (B,), what the draws of each image begin with.
+
+    Raises UnusableNetwork: it fails, or gives another shape or dtype.
+    """
+    title, found = f"augment.transform {own[0]}", []
+    apply = function(title, *own)
+    with drawing() as seeded, torch.no_grad():
+        for image, seed in zip(images.contiguous().cpu(), seeds.tolist(), strict=True):
+            seeded(seed)
+            with guarded(title):
+                made = torch.as_tensor(apply(image.clone()))
+            if made.shape != image.shape or made.dtype != image.dtype:
+                raise UnusableNetwork(
+                    f"{title} makes {made.dtype} {list(made.shape)} of an image, which is "
+                    f"{image.dtype} {list(image.shape)}; it must keep both. Normalising is done "
+                    "by 'data.mean' and 'data.std'"
+                )
+            found.append(made)
+    return torch.stack(found).to(images.device)
 
 
 def normalise(

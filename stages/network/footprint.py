@@ -37,12 +37,6 @@ ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value that a convolution makes, by its dtype."""
 
 
-def goes_straight(*, nesterov: bool, compute: str) -> bool:
-    """May large gradients go into the momentum as they come? Nesterov's step and the scaler of
-    float16 want them whole."""
-    return not nesterov and compute != "float16"
-
-
 def channels_at_once(channels: int, nbytes: int) -> int:
     """Output channels of a part of a kernel's gradient, where one takes so many bytes."""
     parts = -(-channels * nbytes // PART)
@@ -81,8 +75,8 @@ def solving(
     straight: bool = True,
     at_once: bool = False,
 ) -> int | None:
-    """Peak bytes of solving layer j: layer, auxiliary classifier, optimiser, and the batch. None
-    for a block of which it is not known.
+    """Peak bytes of solving layer j: layer, auxiliary classifier, SGD's momentum, and the batch.
+    None for a block of which it is not known.
 
     Args:
         layer: None if only the classifier is solved.
@@ -201,10 +195,12 @@ def _kept(sizes: Sequence[int], *, straight: bool) -> list[int]:
     return [size for size in sizes if not straight or FLOAT * size <= WHOLE]
 
 
-def held(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, keep_best: bool = False) -> int:
-    """Bytes of a problem between two steps: weights, momentum, and the best iterate if kept."""
+def held(
+    layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, keep_best: bool = False, moments: int = 1
+) -> int:
+    """Bytes of a problem between two steps: weights, moments, and the best iterate if kept."""
     parameters = (layer.parameters if layer else 0) + auxiliary.parameters
-    return FLOAT * parameters * (2 + keep_best)
+    return FLOAT * parameters * (1 + moments + keep_best)
 
 
 def applying(

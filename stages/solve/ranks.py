@@ -66,6 +66,15 @@ class Ranks:
             dist.all_reduce(flat)
             flat.div_(self.count)
 
+    def gather(self, part: Tensor) -> Tensor:
+        """The parts of all ranks, of equal size, one after another: the whole (micro-)batch."""
+        if self.count == 1:
+            return part
+        flat = part.contiguous().flatten().view(torch.uint8)  # of any dtype
+        parts = [torch.empty_like(flat) for _ in range(self.count)]
+        dist.all_gather(parts, flat)
+        return torch.cat(parts).view(part.dtype).view(-1, *part.shape[1:])
+
     def share_norms(self, network: nn.Module, device: torch.device) -> None:
         """Let every batch norm in a network be over all ranks, with the parameters that it has.
 

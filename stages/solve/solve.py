@@ -1,4 +1,4 @@
-"""Solving one auxiliary problem (paper Sec. 3.2): min over (θ_j, γ_j) of the risk, by SGD.
+"""Solving one auxiliary problem (paper Sec. 3.2): min over (θ_j, γ_j) of the risk, by SGD or AdamW.
 
 The solver takes a step on each batch that it is handed; it knows neither where they come from nor
 where its state is kept. Everything it needs to go on after an interruption is in :class:`Solver`,
@@ -7,19 +7,21 @@ between any two batches. A step on a GPU waits for none before it: losses are re
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from strata.stages.errors import DataError, Diverged
+from strata.stages.errors import Diverged
 from strata.stages.memory import watched
 from strata.stages.network.featurize import placed
-from strata.stages.network.footprint import goes_straight
+from strata.stages.solve.loss import Loss
+from strata.stages.solve.mixup import mixed
 from strata.stages.solve.momentum import StraightSGD
 from strata.stages.solve.ranks import Ranks
 from strata.stages.solve.schedule import SGDSchedule
@@ -37,11 +39,13 @@ class BatchRows(Protocol):
         ...
 
 
-Batches = Iterable[tuple[BatchRows, Int[Tensor, " b ..."]]]
+Batches = Iterable[tuple[BatchRows, Shaped[Tensor, " b ..."]]]
 
 WATCHED_STEPS = 2
 """First steps, of which peak memory is measured: from the second on there is momentum, and then all
 steps agree."""
+STATE = {"momentum": "momentum_buffer"} | {n: n for n in ("exp_avg", "exp_avg_sq", "step")}
+"""What optimisers keep of a weight, by its name in a checkpoint."""
 LAG = 8
 """Most steps whose losses a GPU has not told yet: none of them is waited for."""
 
@@ -57,7 +61,8 @@ class Progress:
     loss_sum: float = 0.0
     """Σ loss over the samples of the epoch under way, of the steps that were read."""
     correct: float = 0.0
-    """Σ share of the tokens that are right, over those samples; of one label, 1 or 0."""
+    """Σ share of the tokens that are right, over those samples; of one label, 1 or 0. NaN where
+    labels are no classes."""
     samples: int = 0
     seconds: float = 0.0
     """Time spent in the epoch under way, over all processes that worked on it."""
@@ -85,24 +90,28 @@ class Solver(Generic[Trainable]):
     ranks: Ranks = field(default_factory=Ranks)
     """Processes that solve it together; :meth:`step` is given this one's part of the batch."""
     straight: bool = True
-    """Large gradients go into the momentum as they come, if :func:`goes_straight` allows it. The
-    step is torch.optim.SGD's in any case."""
+    """Large gradients go into the momentum as they come, if the schedule allows it. The step is
+    torch.optim.SGD's in any case."""
     draws: Callable[[int, int, int], int] | None = None
-    """Seed of what a step draws (dropout), from epoch, batch and rank; None: it draws nothing."""
+    """Seed of what a step draws (dropout), from epoch, batch and rank, which is -1 of what all
+    ranks draw alike (mixup); None: it draws nothing."""
+    loss: Loss = field(default_factory=Loss)
 
     def __post_init__(self) -> None:
         placed(self.problem, self.device)
         self.ranks.share_norms(self.problem, self.device)
         plan = self.schedule
         compute = str(self.compute).removeprefix("torch.")
-        self.straight &= goes_straight(nesterov=plan.nesterov, compute=compute)
-        self.optimiser = (StraightSGD if self.straight else torch.optim.SGD)(
-            self.problem.parameters(),
-            lr=plan.lr,
-            momentum=plan.momentum,
-            weight_decay=plan.weight_decay,
-            nesterov=plan.nesterov,
-        )
+        self.straight &= plan.goes_straight(compute)
+        weights = self.problem.parameters()
+        how: dict[str, Any] = {"lr": plan.lr, "weight_decay": plan.weight_decay}
+        if plan.optimizer == "adamw":  # fused: one kernel, with nothing beside it in memory
+            self.optimiser = torch.optim.AdamW(
+                weights, betas=(plan.momentum, 0.999), fused=True, **how
+            )
+        else:
+            how |= {"momentum": plan.momentum, "nesterov": plan.nesterov}
+            self.optimiser = (StraightSGD if self.straight else torch.optim.SGD)(weights, **how)
         self.lag = LAG if self.device.type == "cuda" and self.ranks.count == 1 else 0
         self._unread: deque[tuple[Tensor, Any, int]] = deque()
         """Σ loss and hits of steps that are not read yet, the event at which they are on the host
@@ -114,25 +123,27 @@ class Solver(Generic[Trainable]):
     # ---- state between two batches ------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, buffers, momentum and best iterate: with :attr:`progress`, all the state."""
+        """Weights, buffers, what the optimiser keeps, and best iterate: with :attr:`progress`, all
+        the state."""
         state = {f"problem.{n}": t for n, t in self.problem.state_dict().items()}
         for name, parameter in self.problem.named_parameters():
-            momentum = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                state[f"momentum.{name}"] = momentum
+            kept = self.optimiser.state.get(parameter, {})
+            found = {n: kept.get(own) for n, own in STATE.items()}
+            state |= {f"{n}.{name}": t for n, t in found.items() if t is not None}
         return state | {f"best.{n}": t for n, t in self.best.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict, scaler: dict) -> None:
         """Take up where :meth:`tensors`, :attr:`progress` and the scaler's state were saved."""
-        part: dict[str, dict[str, Tensor]] = {"problem": {}, "momentum": {}, "best": {}}
+        part: dict[str, dict[str, Tensor]] = {n: {} for n in ("problem", "best", *STATE)}
         for name, tensor in tensors.items():
             prefix, _, rest = name.partition(".")
             part[prefix][rest] = tensor
         self.problem.load_state_dict(part["problem"])
         for name, parameter in self.problem.named_parameters():
-            if name in part["momentum"]:
-                buffer = torch.empty_like(parameter).copy_(part["momentum"][name])
-                self.optimiser.state[parameter]["momentum_buffer"] = buffer
+            for n in (n for n in STATE if name in part[n]):
+                kept = torch.empty_like(parameter, dtype=(found := part[n][name]).dtype)
+                kept = kept if found.shape == kept.shape else kept.new_empty(found.shape)
+                self.optimiser.state[parameter][STATE[n]] = kept.copy_(found)
         self.best = part["best"]
         self.progress = Progress(**progress)
         if scaler:
@@ -146,7 +157,7 @@ class Solver(Generic[Trainable]):
     # ---- one epoch ------------------------------------------------------------------------------
 
     def train_on(self, x: BatchRows, y: Tensor, steps_per_epoch: int) -> None:
-        """One step of SGD at the schedule's rate, and the progress that makes it resumable.
+        """One step at the schedule's rate, and the progress that makes it resumable.
 
         The problem must be in training mode. Arguments and errors are those of :meth:`step`.
         """
@@ -180,16 +191,18 @@ class Solver(Generic[Trainable]):
                 torch.cuda.default_generators[number].manual_seed(seed)
             yield
 
-    def step(self, x: BatchRows, y: Int[Tensor, " b ..."]) -> None:
-        """One step of SGD at the present rate.
+    def step(self, x: BatchRows, y: Shaped[Tensor, " b ..."]) -> None:
+        """One step at the present rate.
 
         Args:
             x: x_{j-1} of the batch, for example float (B, C, H, W); what is made while it is split
                 is never there whole.
-            y: its labels, int64 (B,), or of every token (B, token), on the device.
+            y: its labels, int64 (B,), or of every token (B, token), or float32 (B,) or (B, k), on
+                the device.
 
         Raises:
             DataError: there are not as many logits as labels.
+            UnusableNetwork: a user's loss fails, or gives something else.
             Diverged: the loss of this step, or of one of the :attr:`lag` before it, is not finite.
                 The state is of no use then; the last saved one is good.
         """
@@ -197,9 +210,14 @@ class Solver(Generic[Trainable]):
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         parts = iter(x.split(micro))  # none is held here while the next one is made
         straight = self.optimiser if isinstance(self.optimiser, StraightSGD) else None
+        draw = None
+        if self.schedule.mixup:
+            assert self.draws is not None
+            at = self.progress.epoch, self.progress.batch
+            draw = np.random.default_rng(self.draws(*at, -1))
         with straight.collecting(self.problem) if straight else nullcontext():
             for target in y.split(micro):
-                sums += self._backward(next(parts), target, len(y))
+                sums += self._backward(next(parts), target, len(y), draw)
         if straight:
             self.ranks.average(straight.sums)
         else:
@@ -212,17 +230,29 @@ class Solver(Generic[Trainable]):
         self._unread.append((told, is_told, len(y)))
         self._read(self.lag)
 
-    def _backward(self, x: Tensor, target: Tensor, rows: int) -> Tensor:
+    def _backward(
+        self, x: Tensor, target: Tensor, rows: int, draw: np.random.Generator | None
+    ) -> Tensor:
         """Gradients of a micro-batch in a batch of so many ``rows``; its Σ loss and hits, float64
-        (2,) on the device."""
+        (2,) on the device. ``draw`` is of mixup, if there is any."""
+        other, share = target, 1.0
+        if draw is not None:
+            x, other, share = mixed(x, target, self.schedule.mixup, draw, self.ranks)
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
             logits = self.problem(x)
-        check_logits(logits.shape, target.shape)
-        flat, tokens = logits.float().flatten(0, -2), target[:1].numel()
-        loss = nn.functional.cross_entropy(flat, target.flatten(), reduction="sum") / tokens
+        loss, hits = self._judged(logits, target)
+        if draw is not None:
+            pairs = zip(self._judged(logits, other), (loss, hits), strict=True)
+            loss, hits = (torch.lerp(theirs, own, share) for theirs, own in pairs)
         self.scaler.scale(loss / rows).backward()
-        hits = (logits.argmax(-1) == target).sum().double() / tokens
         return torch.stack((loss.detach().double(), hits))
+
+    def _judged(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ loss and, float64, Σ share of labels that are right; NaN where they are no classes."""
+        loss = self.loss.total(logits.float(), labels, self.schedule.label_smoothing)
+        if labels.is_floating_point():
+            return loss, loss.new_full((), math.nan, dtype=torch.float64)
+        return loss, (logits.argmax(-1) == labels).sum().double() / labels[:1].numel()
 
     def _read(self, left: int) -> None:
         """Add what steps have found to :attr:`progress`, of all but so many. Raises Diverged."""
@@ -247,7 +277,8 @@ class Solver(Generic[Trainable]):
         """
         self._read(0)
         trained = [*self.problem.parameters()]
-        trained += [t for kept in self.optimiser.state.values() for t in kept.values()]
+        states = [kept.items() for kept in self.optimiser.state.values()]
+        trained += [t for kept in states for name, t in kept if name != "step"]
         bounds = [bound for t in trained if t.numel() for bound in torch.aminmax(t.detach())]
         if not torch.stack(bounds).isfinite().all():
             raise self._diverged()
@@ -256,13 +287,14 @@ class Solver(Generic[Trainable]):
         self._unread.clear()
         return Diverged(self.progress.epoch + 1, self.progress.last_good)
 
-    def finish_epoch(self) -> dict[str, float]:
-        """Mean training ``loss``, accuracy ``top1``, and ``seconds`` of the epoch whose last batch
-        was trained on. Raises Diverged: one of its losses is not finite."""
+    def finish_epoch(self) -> dict[str, Any]:
+        """Mean training ``loss``, accuracy ``top1`` (None where labels are no classes), and
+        ``seconds`` of the epoch whose last batch was trained on. Raises Diverged: one of its losses
+        is not finite."""
         self._read(0)
         done = self.progress
-        result = {"loss": done.loss_sum / done.samples, "top1": done.correct / done.samples}
-        result["seconds"] = done.seconds
+        top1 = None if math.isnan(done.correct) else done.correct / done.samples
+        result = {"loss": done.loss_sum / done.samples, "top1": top1, "seconds": done.seconds}
         done.epoch, done.batch = done.epoch + 1, 0
         done.loss_sum, done.correct, done.samples, done.seconds = 0.0, 0.0, 0, 0.0
         return result
@@ -279,16 +311,6 @@ class Solver(Generic[Trainable]):
         if self.schedule.keep == "best":
             self.problem.load_state_dict(self.best)
         return self.problem.eval()
-
-
-def check_logits(logits: Sequence[int], labels: Sequence[int]) -> None:
-    """Raise DataError where a classifier does not give logits for every label, by their shapes."""
-    if tuple(logits[:-1]) != tuple(labels):
-        given, wanted = list(logits[1:-1]), list(labels[1:])
-        raise DataError(
-            f"a sample has labels of shape {wanted}, and its classifier gives logits for {given}: "
-            "'data.targets' says what has a label, and blocks must keep as many tokens as there are"
-        )
 
 
 @torch.inference_mode()

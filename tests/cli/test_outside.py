@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,10 +175,36 @@ def test_a_bar_shows_names_as_they_are(
 
 
 def test_eighty_columns_cut_no_word(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = {command: place.do(command).out.split() for command in ("status", "plan", "evaluate")}
+    wide = {command: place.do(command).out for command in ("status", "plan", "evaluate")}
     monkeypatch.setenv("COLUMNS", "80")
-    for command, words in wide.items():
+    for command, shown in wide.items():
         said = place.do(command).out
         tables = [line for line in said.splitlines() if len(line) > 80]
         assert not [line for line in tables if "┃" in line or "──" in line]
-        assert {word for word in words if word[0].isalnum()} <= set(said.split())
+        lost = re.search(r"^No room at 80 columns for: (.*)\. COLUMNS=200 shows all\.$", said, re.M)
+        gone = cells_under(shown, lost[1].split(", ")) if lost else set()
+        words = {word for word in shown.split() if word[0].isalnum()}
+        assert words - set(said.split()) <= gone
+
+
+def cells_under(shown: str, columns: list[str]) -> set[str]:
+    """The words of some columns, heads included, of a table with lines."""
+    rows = [re.split("[│┃]", line)[1:-1] for line in shown.splitlines() if line[:1] in "│┃"]
+    heads = [head.strip() for head in rows[0]]
+    assert set(columns) <= set(heads)
+    return {
+        word
+        for row in rows
+        for n, c in zip(heads, row, strict=True)
+        if n in columns
+        for word in c.split()
+    }
+
+
+def test_a_pipe_has_no_width(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line a row, however long, where nobody has said how wide."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    shown = place.do("status").out
+    (row,) = [line for line in shown.splitlines() if "train.plain" in line]
+    assert re.search(r"layer 1 .*complete.* [0-9a-f]{12} ", row)
+    assert f"{place.run}, levels in {place.store}" in shown

@@ -43,10 +43,12 @@ FRAGMENT = re.compile(r"(Of|Its|As|The same)\b")
 DRAWERS = {"utils.py", "helpers.py", "common.py"}
 FUNCTION_LINES, FILE_LINES, MEDIAN_LINES = 60, 330, 12
 
-# Names that make a generator of one's own; everything else in these modules is the global one.
+# Names that make a generator of one's own, and those that put the global one back where it was
+# after a user's code has drawn from it; everything else in these modules is the global one.
 OWN_GENERATOR = {
-    "random": {"Random", "SystemRandom"},
+    "random": {"Random", "SystemRandom", "getstate", "setstate"},
     "numpy.random": {"default_rng", "Generator", "BitGenerator", "SeedSequence", "RandomState"}
+    | {"get_state", "set_state"}
     | {"PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937"},
 }
 SEEDS_TORCH = re.compile(r"torch\.(random\.|cuda\.)?(manual_seed(_all)?|seed(_all)?|set_rng_state)")

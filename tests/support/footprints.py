@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from epochs import run_epoch
 from torch import Tensor, nn
@@ -22,11 +24,12 @@ def stepped(
     accumulate: int,
     compute: torch.dtype,
     given: tuple[Tensor, Tensor] | None = None,
+    **choices: Any,
 ) -> int:
     """Peak bytes of two steps, as a run measures them; on a batch of some shape, or on a given
-    one."""
-    schedule = SGDSchedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate)
-    solver = Solver(problem, schedule, CPU, compute, draws=lambda *step: sum(step))
+    one. Choices are those of a schedule."""
+    schedule = SGDSchedule("step", 2, batch, 0.1, 0.9, 5e-4, accumulate=accumulate, **choices)
+    solver = Solver(problem, schedule, CPU, compute, draws=lambda *step: 1 + sum(step))
     generator = torch.Generator().manual_seed(0)
 
     def batches():

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,12 +36,19 @@ def part(rows: torch.Tensor, ranks: Ranks, accumulate: int) -> torch.Tensor:
     return torch.cat([one.chunk(ranks.count)[ranks.rank] for one in micro])
 
 
-def steps(ranks: Ranks, *, norm: bool, accumulate: int) -> list[dict[str, torch.Tensor]]:
-    """The solver's tensors and loss after every step."""
+CHOICES: dict[str, Any] = {"optimizer": "adamw", "mixup": 0.4, "label_smoothing": 0.1}
+
+
+def steps(
+    ranks: Ranks, *, norm: bool, accumulate: int, choices: bool = False
+) -> list[dict[str, torch.Tensor]]:
+    """The solver's tensors and loss after every step; with AdamW and mixtures if asked."""
     spec = LayerSpec(1, 2, 6, 1, norm, not norm), AuxiliarySpec(6, 2, 4, 5, norm, not norm)
-    plan = SGDSchedule("step", 1, BATCH, 0.1, 0.9, 1e-3, accumulate=accumulate)
+    more: dict[str, Any] = {"lr": 0.01, **CHOICES} if choices else {"lr": 0.1}
+    plan = SGDSchedule("step", 1, BATCH, weight_decay=1e-3, accumulate=accumulate, **more)
     problem = build_problem(*spec, seed=3)
-    solver = Solver(problem, plan, torch.device("cpu"), torch.float32, ranks=ranks)
+    how: Any = {"ranks": ranks, "draws": lambda *step: 9 + sum(step)}
+    solver = Solver(problem, plan, torch.device("cpu"), torch.float32, **how)
     solver.problem.train()
     kept = []
     for step in range(STEPS):
@@ -76,7 +84,10 @@ def with_ranks(cwd: Path, count: int, *arguments: object) -> tuple[int, str, str
 
 if __name__ == "__main__":
     out, norm, accumulate = Path(sys.argv[1]), sys.argv[2] == "norm", int(sys.argv[3])
+    choices = sys.argv[4:] == ["choices"]
     dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
-    torch.save(steps(ranks, norm=norm, accumulate=accumulate), out / f"{ranks.rank}.pt")
+    torch.save(
+        steps(ranks, norm=norm, accumulate=accumulate, choices=choices), out / f"{ranks.rank}.pt"
+    )
     dist.destroy_process_group()

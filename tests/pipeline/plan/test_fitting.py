@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from footprints import stepped
 from runs import here, tiny
 
 from strata.pipeline.errors import BudgetError
 from strata.pipeline.plan import memory
 from strata.pipeline.progress import parse_size, size
 from strata.pipeline.recipe.builtin import load
+from strata.stages.network.network import build_problem
 from strata.store.files.publish import unseal
 
 CPU = memory.Device("float32", cuda=False)
@@ -93,3 +98,24 @@ def test_a_step_that_takes_more_than_was_thought_is_stopped(
     refused = do(tmp_path, "train", "--layer", 1, "--gpu-memory", "100kB")
     assert refused.rc == 5
     assert "a step of layer 1 took" in refused.error
+
+
+@pytest.mark.parametrize(("name", "batch"), [("cifar10-small", 32), ("cifar10-k1", 4)])
+@pytest.mark.parametrize(
+    "choice",
+    [{"optimizer": "adamw"}, {"mixup": 0.2}, {"optimizer": "adamw", "mixup": 0.2, "keep": "best"}],
+    ids=str,
+)
+def test_a_step_of_other_choices_takes_what_was_planned(
+    name: str, batch: int, choice: dict[str, Any]
+) -> None:
+    """Whether activations count most or weights."""
+    _, recipe = load(name)
+    recipe = replace(recipe, schedule=replace(recipe.schedule, batch=batch, **choice))
+    for j, specs in enumerate(recipe.problems[:2], start=1):
+        shape = recipe.shape(j - 1, recipe.augment.crop)
+        steps = {key: value for key, value in choice.items() if key != "keep"}
+        problem = build_problem(*specs, 0)
+        best = sum(p.nbytes for p in problem.parameters()) * ("keep" in choice)
+        measured = best + stepped(problem, shape, batch, 1, torch.float32, **steps)
+        assert memory.peak(recipe, j, CPU, 1) == pytest.approx(measured, rel=0.04), f"layer {j}"

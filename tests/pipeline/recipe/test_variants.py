@@ -43,8 +43,9 @@ def test_a_name_does_not_depend_on_how_it_was_asked_for() -> None:
 
 @pytest.mark.parametrize("key", SHORT)
 def test_every_key_has_a_name_that_is_safe_as_a_directory(key: str) -> None:
-    value = {"schedule.kind": "step", "schedule.keep": "best", "schedule.nesterov": "true"}.get(key)
-    half = key in ("schedule.warmup", "schedule.momentum")
+    words = {"kind": "cosine", "keep": "best", "nesterov": "true", "optimizer": "adamw"}
+    value = words.get(key.removeprefix("schedule."))
+    half = key in ("schedule.warmup", "schedule.momentum", "schedule.label_smoothing")
     (variant,) = found(f"{key}={value or (0.5 if half else 1)}")
     assert re.fullmatch(r"[a-z_]+=[a-z0-9.+-]+", variant.name)
     assert list(variant.changes) == [key]

@@ -58,7 +58,7 @@ def _layer(number: int, top5: float | None) -> dict[str, Any]:
 
 def _probe(kind: str, images: str | None, spread: float | None) -> dict[str, Any]:
     point = {"depth": 1, "test": 0.8, "train": 1.0, "spread": spread, "runs": 2 if spread else 1}
-    return {"of": "greedy", "images": images, "kind": kind, "points": [point]}
+    return {"of": "greedy", "images": images, "kind": kind, "metric": "top1", "points": [point]}
 
 
 def _matrix(classes: int) -> list[list[int]]:
@@ -289,3 +289,32 @@ def test_a_claim_is_the_recipes_it_was_made_for() -> None:
     assert _claim(changed) == Claim()
     other = text.replace("last = 88.3", "last = 60.0").replace("epochs = 50", "epochs = 5")
     assert _claim(parse(other, "copy")).last == 60.0
+
+
+@pytest.mark.parametrize(
+    ("loss", "found", "said"),
+    [
+        ("bce", {"map": 0.7123}, ["Layer 4, mAP", "71.2 %", "mAP against depth"]),
+        ("mse", {"r2": 0.8317, "rmse": 1.25}, ["Layer 4, R²", "0.832", "<th>RMSE</th>", "1.250"]),
+        ("mine.py:loss", {}, ["Layer 4, Loss", "0.230"]),
+    ],
+)
+def test_other_losses_have_metrics_of_their_own(
+    loss: str, found: dict[str, float], said: list[str]
+) -> None:
+    report = _report()
+    report["recipe"]["loss"], report["confusion"] = {"name": loss}, None
+    report["claim"] |= dict.fromkeys(("last", "ensemble", "ensemble_top5"))
+    for layer in report["layers"]:
+        none = {"top1": None, "top5": None}
+        layer["train"]["top1"] = None
+        layer["test"] = {"loss": 0.23, **none, **found}
+        layer["ensemble"] = dict.fromkeys(("logits", "probabilities"), none | found)
+        for epoch in layer["epochs"]:
+            del epoch["test_top1"]
+            epoch |= {"train_top1": None, "test_loss": 0.3}
+            epoch |= {f"test_{name}": value for name, value in found.items()}
+    page = render(report)
+    assert [words for words in said if words not in page] == []
+    assert "top-1" not in page.lower().replace(HOSTILE, "")
+    assert "nats" not in page

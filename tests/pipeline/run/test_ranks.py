@@ -29,19 +29,27 @@ EPOCHS = 3
 
 
 @pytest.mark.parametrize(
-    ("norm", "accumulate"),
+    ("norm", "accumulate", "choices"),
     [
-        ("norm", 3),
-        *(pytest.param(*how, marks=pytest.mark.slow) for how in (("norm", 1), ("plain", 2))),
+        ("norm", 3, "none"),
+        ("plain", 2, "choices"),
+        *(
+            pytest.param(*how, "none", marks=pytest.mark.slow)
+            for how in (("norm", 1), ("plain", 2))
+        ),
     ],
     ids=str,
 )
-def test_every_step_is_that_of_one_process(tmp_path: Path, norm: str, accumulate: int) -> None:
-    """Weights, momentum, running statistics, loss and hits; batch norm sees whole micro-batches."""
-    with torchrun(tmp_path, 2, RANK, tmp_path, norm, accumulate) as process:
+def test_every_step_is_that_of_one_process(
+    tmp_path: Path, norm: str, accumulate: int, choices: str
+) -> None:
+    """Weights, moments, running statistics, loss and hits; batch norm sees whole micro-batches, and
+    rows are mixed with those of other ranks."""
+    with torchrun(tmp_path, 2, RANK, tmp_path, norm, accumulate, choices) as process:
         _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
-    alone = steps(Ranks(), norm=norm == "norm", accumulate=accumulate)
+    how = {"norm": norm == "norm", "accumulate": accumulate, "choices": choices == "choices"}
+    alone = steps(Ranks(), **how)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for mine, other, theirs in zip(first, second, alone, strict=True):
         assert mine.keys() == theirs.keys()

@@ -22,7 +22,7 @@ def test_metrics_are_those_of_all_tokens() -> None:
     flat, labels = Z.reshape(-1, 11), Y.ravel()
     for k in (1, 5):
         assert evaluate.top_k(Z, Y, k) == pytest.approx(evaluate.top_k(flat, labels, k), rel=1e-12)
-    assert evaluate.cross_entropy(Z, Y) == pytest.approx(evaluate.cross_entropy(flat, labels))
+    assert evaluate.losses(Z, Y).mean() == pytest.approx(evaluate.losses(flat, labels).mean())
     np.testing.assert_array_equal(evaluate.confusion(Z, Y), evaluate.confusion(flat, labels))
     np.testing.assert_allclose(evaluate.softmax(Z).sum(-1), 1)
     assert evaluate.ensemble([Z, Z]).shape == Z.shape
@@ -34,8 +34,8 @@ def test_judged_in_parts(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
     monkeypatch.setattr(evaluate, "LOGIT_BYTES", Z.nbytes - (not kept))
     parts = [evaluate.Judged.of(Z[a:b], Y[a:b], 7) for a, b in ((0, 3), (3, 7))]
     whole = evaluate.Judged.joined(parts)
-    expected = {"loss": evaluate.cross_entropy(Z, Y), **evaluate.accuracies(Z, Y)}
-    assert whole.figures() == pytest.approx(expected, rel=1e-12)
+    expected = {"loss": evaluate.losses(Z, Y).mean(), **evaluate.accuracies(Z, Y)}
+    assert whole.figures("cross-entropy", Y) == pytest.approx(expected, rel=1e-12)
     assert (whole.logits is not None) == kept
     if kept:
         np.testing.assert_array_equal(whole.logits, Z)
