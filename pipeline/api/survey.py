@@ -1,0 +1,183 @@
+"""What a data set of the caller's holds: read once, and remembered in the store by its identity.
+
+A data set that is known by its identity (identity.py), or by the key that the caller vouches for,
+is not believed blindly: some samples, drawn anew each time, are read again and compared.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from strata.pipeline.api import identity
+from strata.pipeline.api.samples import SUM, Batch, Samples
+from strata.pipeline.interrupt import Interruptions
+from strata.pipeline.progress import Reporter
+from strata.pipeline.run.device import available_memory
+from strata.stages.errors import DataError
+from strata.store.errors import LevelDamaged
+from strata.store.feature_store import Store
+from strata.store.files.publish import make_directory, replace, sealed, unseal
+from strata.store.fingerprint import fingerprint, sha256
+
+HELD = 0.25
+"""Share of the free memory that the samples of a new data set may take, so as to be read once."""
+SURVEY = {"signature": str, "sums": str, "labels": str, "dtype": str, "shape": [int]}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What reading a data set has found."""
+
+    sums: np.ndarray
+    """uint8 (n, SUM): sha256 of every sample as the module sees it, and its label."""
+    labels: np.ndarray
+    """int64 or float32, (n,) or (n, values)."""
+    held: Tensor | None = None
+    """All samples, where they fit into memory."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of the whole data set."""
+        return sha256(self.sums.tobytes())
+
+
+def survey(
+    samples: Samples,
+    store: Store,
+    key: str | None,
+    check: int | None,
+    block: int,
+    stop: Interruptions,
+    report: Reporter,
+) -> Survey:
+    """Sums and labels of all samples: remembered, or read.
+
+    Args:
+        key, check: as of :func:`cache`.
+        block: samples that are read at a time.
+    """
+    signature, how = _signature(samples, store, key)
+    known = signature and remembered(store, "samples", signature, SURVEY)
+    if known:
+        sums = _array(known["sums"], "u1").reshape(-1, SUM)
+        labels = _array(known["labels"], known["dtype"]).reshape(known["shape"])
+        every = range(len(samples))
+        drawn = every if check is None else SystemRandom().sample(every, min(check, len(samples)))
+        chosen, other = np.array(sorted(drawn), int), None
+        for batch, part in _read(samples, chosen, block, stop):
+            other = next(iter(part[(batch.sums != sums[part]).any(1)]), other)
+        if other is None:
+            said = f"{len(samples):,} samples are known by {how}"
+            report.say(f"{said}; {len(chosen):,} of them were read again, and are what they were")
+            return Survey(sums, labels)
+        report.say(f"known by {how}, but sample {other} is another: all are read again")
+    elif signature is None:
+        report.say(f"all samples are read: the data set is not known without that, as {how}")
+    found = _whole(samples, block, stop, report)
+    if signature:
+        form = {"dtype": found.labels.dtype.str, "shape": list(found.labels.shape)}
+        arrays = {"sums": found.sums, "labels": found.labels}.items()
+        text = {name: b64encode(array.tobytes()).decode() for name, array in arrays}
+        remember(store, "samples", signature, text | form)
+    return found
+
+
+def _signature(samples: Samples, store: Store, key: str | None) -> tuple[str | None, str]:
+    """What a data set is remembered by, without reading it, in words; or None and why there is
+    nothing."""
+    name, how = key, f"the key {key!r}"
+    if key is None:
+        try:
+            what = samples.data, samples.transform
+            name, files = identity.identity(what, None if store.remote else store.root)
+            how = f"values, code and {files:,} files"
+        except identity.Unknown as error:
+            return None, str(error)
+    return fingerprint([name, len(samples), samples.seed, samples.view]), how
+
+
+def _whole(samples: Samples, block: int, stop: Interruptions, report: Reporter) -> Survey:
+    """Read a data set from end to end."""
+    sums, labels, held, count = list[np.ndarray](), list[np.ndarray](), None, len(samples)
+    room, first = HELD * available_memory(), None
+    with report.task("reading the data set", count, "samples") as tick:
+        for batch, part in _read(samples, np.arange(count), block, stop):
+            form = tuple(batch.x.shape[1:]), batch.x.dtype, batch.y.shape[1:], batch.y.dtype
+            if first is None and batch.x[0].nbytes * count <= room:
+                held = batch.x.new_empty(count, *batch.x.shape[1:])
+            if (first := first or form) != form:
+                raise DataError(
+                    f"samples {part[0]} to {part[-1]} are x {form[0]} {form[1]}, y {form[2]} "
+                    f"{form[3]}; the first are x {first[0]} {first[1]}, y {first[2]} {first[3]}"
+                )
+            if held is not None:
+                held[part] = batch.x
+            sums.append(batch.sums)
+            labels.append(batch.y)
+            tick(len(part))
+    return Survey(np.concatenate(sums), np.concatenate(labels), held)
+
+
+def again(samples: Samples, found: Survey, blocks: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    """Samples as they were found, block by block. Raises DataError: one is another now."""
+    if found.held is not None:
+        yield from (found.held[part] for part in blocks)
+        return
+    for batch, part in zip(samples.read(blocks), blocks, strict=True):
+        for number in part[(batch.sums != found.sums[part]).any(1)][:1]:
+            raise DataError(
+                f"sample {number} is another than when the data set was read: it may only draw "
+                "from torch's generator, and nobody may change it meanwhile"
+            )
+        yield batch.x
+
+
+def _read(
+    samples: Samples, numbers: np.ndarray, block: int, stop: Interruptions
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Some samples, with their numbers, block by block."""
+    blocks = [numbers[part] for part in parts(len(numbers), block)]
+    for batch, part in zip(samples.read(blocks), blocks, strict=True):
+        stop.check()
+        yield batch, part
+
+
+def parts(count: int, block: int) -> list[slice]:
+    """Parts of so many things, the last perhaps smaller."""
+    return [slice(at, min(count, at + block)) for at in range(0, count, block)]
+
+
+# ---- what a store remembers ----------------------------------------------------------------------
+
+
+def remembered(store: Store, what: str, signature: str, shape: Any) -> Any:
+    """What a store has kept under a signature, if it is whole and has this shape; or None."""
+    with suppress(FileNotFoundError, LevelDamaged):
+        return unseal(_memo(store, what, signature), store.files, shape)
+    return None
+
+
+def remember(store: Store, what: str, signature: str, body: dict[str, Any]) -> None:
+    """Keep something in a store."""
+    path = _memo(store, what, signature)
+    make_directory(path.parent, store.files)
+    data = sealed({"source": f"strata.cache: {what}", "signature": signature, **body})
+    replace(path.parent, path.name, data, store.files)
+
+
+def _memo(store: Store, what: str, signature: str) -> Path:
+    name = fingerprint([f"strata.cache: {what}", signature])[:12]
+    return store.root / "sources" / f"{name}.json"
+
+
+def _array(text: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(b64decode(text), dtype)
