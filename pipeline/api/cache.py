@@ -40,11 +40,11 @@ from strata.stages import foreign
 from strata.stages.errors import DataError, NotFinite, UnusableNetwork
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Floats, codec, needs_scales
-from strata.stages.network.featurize import Frozen, featurize, placed, run_layer
+from strata.stages.network.featurize import Frozen, featurize, placed
 from strata.store.errors import LevelAbsent, LevelDamaged
 from strata.store.feature_store import Store
 from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import LevelKey, geometry
+from strata.store.level.layout import Geometry, LevelKey, geometry
 from strata.store.level.level import Level
 from strata.store.level.references import Reference, refer
 from strata.store.read.order import generator
@@ -53,6 +53,9 @@ SPLIT = "all"
 """What stands for a split: a data set is cached whole."""
 HOST = "python"
 """The host in notes of what no run has asked for: `gc` cannot look whether it is there."""
+SHARD_BYTES, SHARDS = Cache.shard_mb << 20, 32
+"""Shards are whole batches, of so many bytes, and so many at least where samples are few: a kill
+costs those under way."""
 SCALES = {"signature": str, "scale": [float], "zero": [int]}
 
 
@@ -68,7 +71,7 @@ def cache(
     features_last: bool | None = None,
     views: int = 1,
     seed: int = 0,
-    batch: int = 128,
+    batch: int = 64,
     compute: str = "float32",
     device: str = "auto",
     workers: int = 0,
@@ -130,9 +133,7 @@ def cache(
             found = survey(samples, work.store, key, check, batch, stop, work.report)
             levels.append(work.level(samples, found))
         if len({level.key.fingerprint for level in levels}) < views:
-            raise OptionRange(
-                f"views is {views}, and data set and transform draw nothing: leave it"
-            )
+            raise OptionRange(f"views is {views}, but data set and transform draw nothing")
         return LevelFeatures(levels)
 
 
@@ -195,7 +196,9 @@ class Caching:
         sample, axis = self._form(samples, found)
         table, count = self.table, len(samples)
         profile = "raw" if table.profile == "auto" else table.profile
-        how: Any = table.precision, table.shard_mb << 20, profile
+        row = Geometry(count, sample, table.precision, 1, 1, features_last=axis == -1).row_bytes
+        few = min(SHARD_BYTES // (row * table.block), count // (SHARDS * table.block))
+        how: Any = table.precision, row * table.block * max(1, few), profile
         shape = geometry(count, sample, *how, features_last=axis == -1)
         shape = self.store.geometry(key) or shape
         # In the order of the data set where rows can be read in any; the same for all views.
@@ -263,12 +266,14 @@ class Caching:
     def _form(self, samples: Samples, found: Survey) -> tuple[tuple[int, ...], int]:
         """The shape of a sample's features, and which axis of a batch has them: 1 or -1."""
         (x,) = again(samples, found, [np.arange(1)])
-        with foreign.guarded("the module failed"), torch.no_grad():
-            made = run_layer(self.module, x.to(self.device), devices.dtype(self.compute))
+        x = x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
+        how: Any = self.device.type, devices.dtype(self.compute), self.compute != "float32"
+        with foreign.guarded("the module failed"), torch.no_grad(), torch.autocast(*how):
+            made: Any = self.module(x)
         if not isinstance(made, Tensor) or not made.is_floating_point():
             kind = made.dtype if isinstance(made, Tensor) else type(made).__name__
             raise UnusableNetwork(f"the module gives {kind}, and no floating tensor: wrap it")
-        if len(made) != 1 or not 2 <= made.ndim <= 5 or not made.numel():
+        if not 2 <= made.ndim <= 5 or len(made) != 1 or not made.numel():
             raise UnusableNetwork(
                 f"the module makes {tuple(made.shape)} of one sample; it must be (1, …), with 1 "
                 "to 4 axes behind"

@@ -100,8 +100,9 @@ class OpenRun:
             keys = [LevelKey(j, nodes[j].fingerprint, split, view) for view in views]
             if not keys:
                 raise NotThereYet(f"x_{j} of {split} is never written: 'augment.views' is 0")
-            where = f"{run.name} --run {self.directory} --store {self.store.root}"
-            with remedy(LevelAbsent, f"Run: strata materialize {where} --layer {j}"):
+            recipe = f"{self.directory / 'recipe.toml'} --run {self.directory}"
+            told = f"strata materialize {recipe} --store {self.store.root} --layer {j}"
+            with remedy(LevelAbsent, f"Run: {told}"):
                 return LevelFeatures([self.store.open(key) for key in keys])
 
     def _run(self, layer: int | None = None) -> rundir.Run:
