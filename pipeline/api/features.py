@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,13 +148,11 @@ class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
         return WholeBatch(self.features[numbers], self.features.labels[torch.from_numpy(numbers)])
 
 
-class Sample(tuple[Tensor, Tensor]):
-    """A pair (x, y) of a batch that was read at once."""
-
-    __slots__ = ()
+class Pair(tuple[Tensor, Tensor]):
+    """x and y of a sample, in a batch that was read at once."""
 
 
-class WholeBatch(Sequence[Sample]):
+class WholeBatch(Sequence[Pair]):
     """The samples of a batch. torch's own collation takes it as it is, and stacks nothing."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -163,20 +161,14 @@ class WholeBatch(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.x)
 
-    @overload
-    def __getitem__(self, i: int) -> Sample: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Sample]: ...
-    def __getitem__(self, i: int | slice) -> Sample | list[Sample]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        return Sample((self.x[i], self.y[i]))
+    def __getitem__(self, i: Any) -> Any:
+        return Pair((self.x[i], self.y[i]))
 
 
-def _collated(batch: Sequence[Sample], *, collate_fn_map: Any = None) -> list[Tensor]:
+def _collated(batch: Sequence[Pair], *, collate_fn_map: Any = None) -> list[Tensor]:
     if isinstance(batch, WholeBatch):
         return [batch.x, batch.y]
     return collate([tuple(one) for one in batch], collate_fn_map=collate_fn_map)
 
 
-default_collate_fn_map[Sample] = _collated
+default_collate_fn_map[Pair] = _collated

@@ -11,7 +11,7 @@ from torch import nn
 
 from strata.pipeline.api.features import LevelFeatures
 from strata.pipeline.commands import run as commands
-from strata.pipeline.errors import LayerRange, NotThereYet, own_errors, remedy
+from strata.pipeline.errors import LayerRange, NotThereYet, OptionRange, own_errors, remedy
 from strata.pipeline.feed.features import frozen_layer
 from strata.pipeline.options import Options
 from strata.pipeline.recipe.augmentation import views_at
@@ -86,13 +86,14 @@ class OpenRun:
             split: ``train`` or ``test``.
 
         Raises:
-            LayerRange, NotThereYet: there is no x_j, or it is not written.
+            LayerRange, OptionRange: there is no such layer, or split.
+            NotThereYet, LevelAbsent: x_j is not written; says the command that writes it.
             LevelDamaged: a file is not what was written.
         """
         with own_errors():
             run = self._run(j or None)
             if split not in SPLITS:
-                raise NotThereYet(f"split is {split!r}; it may be {' or '.join(SPLITS)}")
+                raise OptionRange(f"split is {split!r}; it may be {' or '.join(SPLITS)}")
             nodes = run.nodes()
             if not nodes:
                 raise NotThereYet(f"{self.directory} has read no images yet")

@@ -34,7 +34,7 @@ SURVEY = {"signature": str, "sums": str, "labels": str, "dtype": str, "shape": [
 
 
 @dataclass(frozen=True)
-class Survey:
+class Content:
     """What reading a data set has found."""
 
     sums: np.ndarray
@@ -58,13 +58,20 @@ def survey(
     block: int,
     stop: Interruptions,
     report: Reporter,
-) -> Survey:
+) -> Content:
     """Sums and labels of all samples: remembered, or read.
 
     Args:
         key, check: as of :func:`cache`.
         block: samples that are read at a time.
+
+    Raises:
+        DataError: it is no data set, or a sample cannot be read or is of another form.
     """
+    if not hasattr(samples.data, "__getitem__") or not hasattr(samples.data, "__len__"):
+        raise DataError(f"{type(samples.data).__name__} has no len() or no [i]: wrap it")
+    if not len(samples):
+        raise DataError("the data set has no samples")
     signature, how = _signature(samples, store, key)
     known = signature and remembered(store, "samples", signature, SURVEY)
     if known:
@@ -78,7 +85,7 @@ def survey(
         if other is None:
             said = f"{len(samples):,} samples are known by {how}"
             report.say(f"{said}; {len(chosen):,} of them were read again, and are what they were")
-            return Survey(sums, labels)
+            return Content(sums, labels)
         report.say(f"known by {how}, but sample {other} is another: all are read again")
     elif signature is None:
         report.say(f"all samples are read: the data set is not known without that, as {how}")
@@ -105,7 +112,7 @@ def _signature(samples: Samples, store: Store, key: str | None) -> tuple[str | N
     return fingerprint([name, len(samples), samples.seed, samples.view]), how
 
 
-def _whole(samples: Samples, block: int, stop: Interruptions, report: Reporter) -> Survey:
+def _whole(samples: Samples, block: int, stop: Interruptions, report: Reporter) -> Content:
     """Read a data set from end to end."""
     sums, labels, held, count = list[np.ndarray](), list[np.ndarray](), None, len(samples)
     room, first = HELD * available_memory(), None
@@ -124,10 +131,10 @@ def _whole(samples: Samples, block: int, stop: Interruptions, report: Reporter) 
             sums.append(batch.sums)
             labels.append(batch.y)
             tick(len(part))
-    return Survey(np.concatenate(sums), np.concatenate(labels), held)
+    return Content(np.concatenate(sums), np.concatenate(labels), held)
 
 
-def again(samples: Samples, found: Survey, blocks: Sequence[np.ndarray]) -> Iterator[Tensor]:
+def again(samples: Samples, found: Content, blocks: Sequence[np.ndarray]) -> Iterator[Tensor]:
     """Samples as they were found, block by block. Raises DataError: one is another now."""
     if found.held is not None:
         yield from (found.held[part] for part in blocks)

@@ -44,7 +44,7 @@ def test_features_are_what_the_module_makes_of_each_sample(
     tmp_path: Path, precision: str, within: float, profile: str
 ) -> None:
     data, module = Rows(300, 3, 8, 8), convolution()
-    how: Any = {"precision": precision, "profile": profile, "batch": 64, "percentile": 100.0}
+    how: Any = {"precision": precision, "profile": profile, "block": 64, "percentile": 100.0}
     x = strata.cache(module, data, tmp_path, **how, **QUIET)
     assert x.shape == (300, 4, 2, 2)
     assert x.dtype == torch.float32
@@ -126,14 +126,14 @@ def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
 def test_a_value_does_not_depend_on_what_is_beside_it(tmp_path: Path) -> None:
     few, many = Rows(3, 3, 8, 8), Rows(200, 3, 8, 8)
     few.x = many.x[150:153]
-    how: Any = {"precision": "float32", "batch": 64, **QUIET}
+    how: Any = {"precision": "float32", "block": 64, **QUIET}
     x, y = (strata.cache(convolution(), data, tmp_path, **how) for data in (few, many))
     assert torch.equal(x[:], y[150:153])
 
 
 def test_workers_read_the_same(tmp_path: Path) -> None:
     data = Photos(photos(tmp_path / "photos"))
-    how: Any = {"transform": as_tensor, "batch": 4, **QUIET}
+    how: Any = {"transform": as_tensor, "block": 4, **QUIET}
     one = strata.cache(convolution(), data, tmp_path / "a", **how)
     two = strata.cache(convolution(), data, tmp_path / "b", workers=2, **how)
     assert shards(tmp_path / "a") == shards(tmp_path / "b")
@@ -260,7 +260,7 @@ def test_a_data_set_that_has_no_identity_is_read_each_time(
 
 @pytest.mark.parametrize(
     "change",
-    [{"precision": "float32"}, {"batch": 7}, {"compute": "bfloat16"}, {"features_last": True}],
+    [{"precision": "float32"}, {"block": 7}, {"compute": "bfloat16"}, {"features_last": True}],
 )
 def test_what_changes_the_bytes_has_another_name(tmp_path: Path, change: dict[str, Any]) -> None:
     x, y = (
@@ -285,7 +285,7 @@ def test_views_are_draws_of_seed_view_and_sample(tmp_path: Path) -> None:
     assert len(both.levels) == 2
     one, two = both.view(0)[:], both.view(1)[:]
     assert not torch.isclose(one, two).any()
-    alone = strata.cache(nn.Identity(), Noisy(20), tmp_path / "b", workers=1, batch=3, **how)
+    alone = strata.cache(nn.Identity(), Noisy(20), tmp_path / "b", workers=1, block=3, **how)
     assert torch.equal(alone[:], one)
     third = strata.cache(nn.Identity(), Noisy(20), tmp_path / "a", views=3, **how)
     assert [level.directory for level in third.levels[:2]] == [x.directory for x in both.levels]
@@ -331,7 +331,7 @@ class Slow(torch.nn.Module):
     def forward(self, x):
         time.sleep(0.02)
         return self.inner(x)
-how = dict(precision=sys.argv[2], batch=16, device="cpu")
+how = dict(precision=sys.argv[2], block=16, device="cpu")
 x = strata.cache(Slow(), Rows(900, 3, 32, 32), sys.argv[1], **how)
 print(len(x), float(x[899].sum()))
 """
@@ -370,7 +370,7 @@ def test_shards_that_are_finished_are_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, module = Rows(3000, 3, 8, 8), convolution(side=8)
-    small: Any = {"precision": "float32", "batch": 10, **QUIET}
+    small: Any = {"precision": "float32", "block": 10, **QUIET}
     real, calls = caching.featurize, list[int]()
 
     def failing(layers: Any, x: Tensor, **how: Any) -> Tensor:
@@ -449,7 +449,7 @@ def test_a_feature_that_does_not_fit_is_named_by_its_sample(tmp_path: Path) -> N
     data = Rows(300)
     data.x[217, 3] = 1e9
     with pytest.raises(NotFinite) as raised:
-        strata.cache(nn.Identity(), data, tmp_path, batch=50, **QUIET)
+        strata.cache(nn.Identity(), data, tmp_path, block=50, **QUIET)
     assert raised.value.__notes__ == ["It is sample 217 of the data set"]
 
 
@@ -490,7 +490,7 @@ def test_a_sample_that_cannot_be_read_is_named(tmp_path: Path, workers: int) -> 
 def test_shapes_that_differ_from_batch_to_batch_are_named(tmp_path: Path) -> None:
     data = [torch.zeros(6)] * 4 + [torch.zeros(5)] * 2
     with pytest.raises(DataError, match=r"samples 4 to 5 are x \(5,\) .* the first are x \(6,\)"):
-        strata.cache(linear(), data, tmp_path, batch=2, **QUIET)
+        strata.cache(linear(), data, tmp_path, block=2, **QUIET)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +498,7 @@ def test_shapes_that_differ_from_batch_to_batch_are_named(tmp_path: Path) -> Non
     [
         ({"precision": "float8"}, "'cache.precision' is 'float8'"),
         ({"profile": "gzip"}, "'cache.profile' is 'gzip'"),
-        ({"batch": 0}, "'cache.block' is 0; it must be above 0"),
+        ({"block": 0}, "'cache.block' is 0; it must be above 0"),
         ({"views": 0}, "'cache.views' is 0; it must be above 0"),
         ({"compute": "float64"}, "'compute' is 'float64'"),
     ],

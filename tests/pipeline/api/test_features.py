@@ -25,7 +25,7 @@ COUNT = 300
 
 
 def cached(store: Path, **how: Any) -> LevelFeatures:
-    told: Any = {"batch": 16, "device": "cpu", "progress": False} | how
+    told: Any = {"block": 16, "device": "cpu", "progress": False} | how
     return strata.cache(convolution(), Rows(COUNT, 3, 8, 8), store, **told)
 
 
@@ -158,7 +158,7 @@ def test_other_data_sets_and_collations_take_it(x: LevelFeatures) -> None:
 
     loader = DataLoader(data, batch_size=3, collate_fn=mine, generator=own())
     assert next(iter(loader)) == ([0, 1, 2], [(4, 2, 2)] * 3)
-    assert [len(one) for one in data.__getitems__([1, 2])[:]] == [2, 2]
+    assert [len(one) for one in data.__getitems__([1, 2])] == [2, 2]
 
 
 def test_a_whole_batch_is_read_at_once(x: LevelFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_it_can_be_pickled_and_is_another_when_written_anew(tmp_path: Path) -> N
     assert torch.equal(pickle.loads(data).features[:], x[:])
     commit = x.levels[0].directory / "COMMIT.json"
     other = strata.cache(
-        convolution(3), Rows(COUNT, 3, 8, 8), tmp_path, batch=16, device="cpu", progress=False
+        convolution(3), Rows(COUNT, 3, 8, 8), tmp_path, block=16, device="cpu", progress=False
     )
     place, new = x.levels[0].directory, other.levels[0].directory
     del x, other, commit

@@ -12,7 +12,7 @@ from command import recipe
 from runs import Place, here, inside, tiny
 
 import strata
-from strata.pipeline.errors import LayerRange, NotThereYet, RecipeError, RunConflict
+from strata.pipeline.errors import LayerRange, NotThereYet, OptionRange, RecipeError, RunConflict
 from strata.store.errors import LevelAbsent
 
 
@@ -87,7 +87,7 @@ def test_what_is_not_there_is_named_with_the_command(finished: strata.Run, tmp_p
         finished.network(3)
     with pytest.raises(LayerRange, match="layer -1 is out of range"):
         finished.features(-1)
-    with pytest.raises(NotThereYet, match="split is 'val'; it may be train or test"):
+    with pytest.raises(OptionRange, match="split is 'val'; it may be train or test"):
         finished.features(1, "val")
     with pytest.raises(LevelAbsent, match=r"x_2 train\.plain .* is not in the store") as raised:
         finished.features(2)
