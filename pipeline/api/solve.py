@@ -40,11 +40,10 @@ def solve(
     **schedule: Any,
 ) -> list[dict[str, Any]]:
     """Train a module on features, in place, as layers and classifiers are trained. The same call on
-    the same machine gives the same weights, to the bit, wherever it was stopped or killed.
+    the same machine gives the same weights, to the bit, wherever it was stopped.
 
     Args:
-        problem: from x, as ``features.feed`` gives it, to logits (n, classes), or (n, token,
-            classes). It moves to the device, and ends in eval mode.
+        problem: from x to logits (n, classes), or (n, token, classes). It moves to the device.
         features: with labels int64, from 0.
         test: judged after every epoch.
         checkpoint: a file for the state after every epoch, and when it is stopped; the same call
