@@ -32,7 +32,7 @@ from strata.pipeline.interrupt import Interruptions, patience
 from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.plan.costs import SCALE_ROWS
 from strata.pipeline.progress import Reporter, duration, reporter, size
-from strata.pipeline.recipe.strict import FEW, one_of, positive, read
+from strata.pipeline.recipe.strict import FEW, one_of, positive, read, require
 from strata.pipeline.recipe.tables import Cache
 from strata.pipeline.run import device as devices
 from strata.pipeline.run.lineage import FEATURES_VERSION
@@ -104,11 +104,13 @@ def cache(
         table = read(Cache, form, "cache")
         one_of("compute", compute, COMPUTE)
         positive("cache", FEW, views=views)
+        for name, count in (("workers", workers), ("check", check or 0)):
+            require(count >= 0, f"'{name}' is {count}; it must be 0 or more")
         chosen, report = devices.pick(device), reporter(quiet=not progress)
-        name, _ = devices.compute_dtype(compute, chosen)
+        dtype, _ = devices.compute_dtype(compute, chosen)
         with foreign.guarded("the module cannot be copied"):
             own = copy.deepcopy(module).requires_grad_(False).eval().cpu()
-        work = Writing(own, open_store(store), table, features_last, name, chosen, stop, report)
+        work = Writing(own, open_store(store), table, features_last, dtype, chosen, stop, report)
         levels = list[Level]()
         for samples in (Samples(dataset, transform, seed, view, workers) for view in range(views)):
             known = survey(samples, work.store, key, check, table.block, stop, report)

@@ -131,6 +131,16 @@ def test_a_value_does_not_depend_on_what_is_beside_it(tmp_path: Path) -> None:
     assert torch.equal(x[:], y[150:153])
 
 
+def test_a_block_that_is_not_full_makes_no_value_infinite(tmp_path: Path) -> None:
+    class Unit(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / x.norm(dim=1, keepdim=True)
+
+    data = Rows(10)
+    x = strata.cache(Unit(), data, tmp_path, block=8, precision="float32", **QUIET)
+    assert torch.allclose(x[:], data.x / data.x.norm(dim=1, keepdim=True))
+
+
 def test_workers_read_the_same(tmp_path: Path) -> None:
     data = Photos(photos(tmp_path / "photos"))
     how: Any = {"transform": as_tensor, "block": 4, **QUIET}
@@ -501,6 +511,9 @@ def test_shapes_that_differ_from_batch_to_batch_are_named(tmp_path: Path) -> Non
         ({"block": 0}, "'cache.block' is 0; it must be above 0"),
         ({"views": 0}, "'cache.views' is 0; it must be above 0"),
         ({"compute": "float64"}, "'compute' is 'float64'"),
+        ({"check": -1}, "'check' is -1; it must be 0 or more"),
+        ({"workers": -1}, "'workers' is -1; it must be 0 or more"),
+        ({"precison": "uint8"}, "unknown key 'cache.precison'. Did you mean 'precision'"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(
