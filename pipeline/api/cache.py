@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from strata.pipeline.api import identity
 from strata.pipeline.api.features import LevelFeatures
 from strata.pipeline.api.samples import Samples
-from strata.pipeline.api.survey import Content, again, parts, remember, remembered, survey
+from strata.pipeline.api.survey import Content, again, remember, remembered, split, survey
 from strata.pipeline.errors import OptionRange, own_errors, remedy
 from strata.pipeline.interrupt import Interruptions, patience
 from strata.pipeline.materialize.timing import Timing
@@ -213,7 +213,7 @@ class Writing:
         timing: Timing,
     ) -> Iterator[np.ndarray]:
         """Stored elements of shards, each of some samples."""
-        blocks = [[of[part] for part in parts(len(of), self.table.block)] for of in shards]
+        blocks = [split(numbers, self.table.block) for numbers in shards]
         reading = timing.reading(again(samples, known, list(chain.from_iterable(blocks))))
         for shard in blocks:
             done = []
@@ -236,7 +236,7 @@ class Writing:
 
     def _form(self, samples: Samples, known: Content) -> tuple[tuple[int, ...], int]:
         """The shape of a sample's features, and which axis of a batch has them: 1 or -1."""
-        (x,) = again(samples, known, [np.arange(1)])
+        (x,) = again(samples, replace(known, held=None), [np.arange(1)])  # is it the same again?
         x = x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
         how: Any = self.device.type, devices.dtype(self.compute), self.compute != "float32"
         module = placed(self.module, self.device)
@@ -260,7 +260,7 @@ class Writing:
         if found is None:
             _, axis = self._form(samples, known)
             drawn = generator("calibration rows").permutation(len(samples))[:SCALE_ROWS]
-            some = [np.sort(drawn)[part] for part in parts(len(drawn), table.block)]
+            some = split(np.sort(drawn), table.block)
             as_they_are = partial(self._of, Floats("float32", axis))
             made = map(as_they_are, again(samples, known, some), some)
             calibration = calibrate(made, table.precision, table.percentile, axis)

@@ -33,12 +33,16 @@ HINT = "give transform=, for example torchvision.transforms.ToTensor()"
 class Batch(NamedTuple):
     """Some samples as a module sees them."""
 
+    numbers: np.ndarray
+    """int64 (n,): which they are."""
     x: Tensor
     """(n, …), on the CPU."""
     y: np.ndarray
     """int64 or float32, (n,) or (n, values)."""
     sums: np.ndarray
     """uint8 (n, SUM): sha256 of each sample and its label."""
+    form: str
+    """Shape and dtype of each sample and label."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +70,24 @@ class Samples(Dataset[Any]):
                 said = f"sample {i} of the data set cannot be read: {foreign.told(error)}"
                 return DataError(said)
 
-    def read(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """Some samples, batch by batch.
+    def read(self, blocks: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """Samples by their numbers, block by block.
 
         Raises:
             DataError: a sample cannot be read, or is none that a module can be given.
         """
         loader = DataLoader(
             self,
-            batch_sampler=[numbers.tolist() for numbers in batches],
+            batch_sampler=[numbers.tolist() for numbers in blocks],
             num_workers=self.workers,
-            collate_fn=_stacked,
+            collate_fn=list,
             generator=torch.Generator(),  # or it would draw from the caller's
         )
-        for found in loader:
-            if isinstance(found, DataError):
-                raise found
-            yield found
+        for numbers, found in zip(blocks, loader, strict=True):
+            for one in found:
+                if isinstance(one, DataError):
+                    raise one
+            yield _stacked(numbers, found)
 
     def _seen(self, sample: Any, i: int) -> tuple[Tensor, np.ndarray, bytes]:
         pair = isinstance(sample, tuple | list)
@@ -113,16 +118,21 @@ def _label(y: Any, i: int) -> np.ndarray:
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
 
 
-def _stacked(read: Sequence[tuple[Tensor, np.ndarray, bytes] | DataError]) -> Batch | DataError:
-    """A batch, or the first of the errors."""
-    sound = [one for one in read if not isinstance(one, DataError)]
-    for one in read:
-        if isinstance(one, DataError):
-            return one
-    for one in sound:
-        for what, part, first in (("x", one[0], sound[0][0]), ("y", one[1], sound[0][1])):
-            if part.shape != first.shape or part.dtype != first.dtype:
-                form = f"{tuple(first.shape)} {first.dtype} and {tuple(part.shape)} {part.dtype}"
-                return DataError(f"samples differ in their {what}: {form}. {HINT.capitalize()}")
-    sums = np.frombuffer(b"".join(one[2] for one in sound), np.uint8).reshape(-1, SUM)
-    return Batch(torch.stack([o[0] for o in sound]), np.stack([o[1] for o in sound]), sums)
+def _stacked(numbers: np.ndarray, found: Sequence[tuple[Tensor, np.ndarray, bytes]]) -> Batch:
+    forms = [_form(x, y) for x, y, _ in found]
+    for number, form in zip(numbers, forms, strict=True):
+        if form != forms[0]:
+            raise unlike(number, form, numbers[0], forms[0])
+    x, y = torch.stack([one[0] for one in found]), np.stack([one[1] for one in found])
+    sums = np.frombuffer(b"".join(one[2] for one in found), np.uint8)
+    return Batch(numbers, x, y, sums.reshape(-1, SUM), forms[0])
+
+
+def _form(x: Tensor, y: np.ndarray) -> str:
+    return f"x {tuple(x.shape)} {x.dtype}, y {y.shape} {y.dtype}"
+
+
+def unlike(number: int, form: str, other: int, wanted: str) -> DataError:
+    """Two samples have not the same shapes and dtypes."""
+    text = f"sample {number} is {form}; sample {other} is {wanted}"
+    return DataError(f"{text}. They must be alike: a transform can make them so")

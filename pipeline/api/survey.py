@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from strata.pipeline.api import identity
-from strata.pipeline.api.samples import SUM, Batch, Samples
+from strata.pipeline.api.samples import SUM, Batch, Samples, unlike
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.progress import Reporter
 from strata.pipeline.run.device import available_memory
@@ -80,8 +80,9 @@ def survey(
         every = range(len(samples))
         drawn = every if check is None else SystemRandom().sample(every, min(check, len(samples)))
         chosen, other = np.array(sorted(drawn), int), None
-        for batch, part in _read(samples, chosen, block, stop):
-            other = next(iter(part[(batch.sums != sums[part]).any(1)]), other)
+        for batch in samples.read(split(chosen, block)):
+            stop.check()
+            other = next(iter(_others(batch, sums)), other)
         if other is None:
             said = f"{len(samples):,} samples are known by {how}"
             report.say(f"{said}; {len(chosen):,} of them were read again, and are what they were")
@@ -115,32 +116,29 @@ def _signature(samples: Samples, store: Store, key: str | None) -> tuple[str | N
 def _whole(samples: Samples, block: int, stop: Interruptions, report: Reporter) -> Content:
     """Read a data set from end to end."""
     sums, labels, held, count = list[np.ndarray](), list[np.ndarray](), None, len(samples)
-    room, first = HELD * available_memory(), None
+    form, room = "", HELD * available_memory()
     with report.task("reading the data set", count, "samples") as tick:
-        for batch, part in _read(samples, np.arange(count), block, stop):
-            form = tuple(batch.x.shape[1:]), batch.x.dtype, batch.y.shape[1:], batch.y.dtype
-            if first is None and batch.x[0].nbytes * count <= room:
+        for batch in samples.read(split(np.arange(count), block)):
+            stop.check()
+            if not labels and batch.x[0].nbytes * count <= room:
                 held = batch.x.new_empty(count, *batch.x.shape[1:])
-            if (first := first or form) != form:
-                raise DataError(
-                    f"samples {part[0]} to {part[-1]} are x {form[0]} {form[1]}, y {form[2]} "
-                    f"{form[3]}; the first are x {first[0]} {first[1]}, y {first[2]} {first[3]}"
-                )
+            if batch.form != (form := form or batch.form):
+                raise unlike(batch.numbers[0], batch.form, 0, form)
             if held is not None:
-                held[part] = batch.x
+                held[batch.numbers] = batch.x
             sums.append(batch.sums)
             labels.append(batch.y)
-            tick(len(part))
+            tick(len(batch.x))
     return Content(np.concatenate(sums), np.concatenate(labels), held)
 
 
 def again(samples: Samples, found: Content, blocks: Sequence[np.ndarray]) -> Iterator[Tensor]:
     """Samples as they were found, block by block. Raises DataError: one is another now."""
     if found.held is not None:
-        yield from (found.held[part] for part in blocks)
+        yield from (found.held[numbers] for numbers in blocks)
         return
-    for batch, part in zip(samples.read(blocks), blocks, strict=True):
-        for number in part[(batch.sums != found.sums[part]).any(1)][:1]:
+    for batch in samples.read(blocks):
+        for number in _others(batch, found.sums):
             raise DataError(
                 f"sample {number} is another than when the data set was read: it may only draw "
                 "from torch's generator, and nobody may change it meanwhile"
@@ -148,19 +146,14 @@ def again(samples: Samples, found: Content, blocks: Sequence[np.ndarray]) -> Ite
         yield batch.x
 
 
-def _read(
-    samples: Samples, numbers: np.ndarray, block: int, stop: Interruptions
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Some samples, with their numbers, block by block."""
-    blocks = [numbers[part] for part in parts(len(numbers), block)]
-    for batch, part in zip(samples.read(blocks), blocks, strict=True):
-        stop.check()
-        yield batch, part
+def split(numbers: np.ndarray, block: int) -> list[np.ndarray]:
+    """Parts of so many numbers, the last perhaps smaller."""
+    return [numbers[at : at + block] for at in range(0, len(numbers), block)]
 
 
-def parts(count: int, block: int) -> list[slice]:
-    """Parts of so many things, the last perhaps smaller."""
-    return [slice(at, min(count, at + block)) for at in range(0, count, block)]
+def _others(batch: Batch, sums: np.ndarray) -> np.ndarray:
+    """The samples that are not what they were."""
+    return batch.numbers[(batch.sums != sums[batch.numbers]).any(1)]
 
 
 # ---- what a store remembers ----------------------------------------------------------------------
