@@ -236,7 +236,8 @@ class Writing:
 
     def _form(self, samples: Samples, known: Content) -> tuple[tuple[int, ...], int]:
         """The shape of a sample's features, and which axis of a batch has them: 1 or -1."""
-        (x,) = again(samples, replace(known, held=None), [np.arange(1)])  # is it the same again?
+        first = replace(samples, workers=0), replace(known, held=None)  # read anew: is it the same?
+        (x,) = again(*first, [np.arange(1)])
         x = x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
         how: Any = self.device.type, devices.dtype(self.compute), self.compute != "float32"
         module = placed(self.module, self.device)

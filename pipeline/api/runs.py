@@ -67,7 +67,8 @@ class OpenRun:
                 where all layers are given.
 
         Raises:
-            LayerRange, NotThereYet: there is no such layer, or it is not solved.
+            LayerRange, OptionRange, NotThereYet: there is no such layer, or it is not solved; or
+                all are asked for, and samples are no images.
             LevelDamaged: weights are not those that the layer's record speaks of.
         """
         with own_errors():
@@ -76,6 +77,8 @@ class OpenRun:
                 return frozen_layer(run, layer, torch.device("cpu")).layer
             if run.solved() < run.layers:
                 raise NotThereYet(f"{run.solved()} of {run.layers} layers are solved: {run.name}")
+            if run.recipe.data.shape:
+                raise OptionRange("the whole network is given for images alone: name a layer")
             every = [frozen_layer(run, j, torch.device("cpu")) for j in range(1, run.layers + 1)]
             return ExportedNetwork(run, every, features=run.recipe.given == run.layers)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -25,7 +25,8 @@ from strata.pipeline.run.device import available_memory
 from strata.stages.errors import DataError
 from strata.store.errors import LevelDamaged
 from strata.store.feature_store import Store
-from strata.store.files.publish import make_directory, replace, sealed, unseal
+from strata.store.files import publish
+from strata.store.files.publish import make_directory, sealed, unseal
 from strata.store.fingerprint import fingerprint, sha256
 
 HELD = 0.25
@@ -80,7 +81,8 @@ def survey(
         every = range(len(samples))
         drawn = every if check is None else SystemRandom().sample(every, min(check, len(samples)))
         chosen, other = np.array(sorted(drawn), int), None
-        for batch in samples.read(split(chosen, block)):
+        few = samples if check is None else replace(samples, workers=0)
+        for batch in few.read(split(chosen, block)):
             stop.check()
             other = next(iter(_others(batch, sums)), other)
         if other is None:
@@ -171,7 +173,7 @@ def remember(store: Store, what: str, signature: str, body: dict[str, Any]) -> N
     path = _memo(store, what, signature)
     make_directory(path.parent, store.files)
     data = sealed({"source": f"strata.cache: {what}", "signature": signature, **body})
-    replace(path.parent, path.name, data, store.files)
+    publish.replace(path.parent, path.name, data, store.files)
 
 
 def _memo(store: Store, what: str, signature: str) -> Path:

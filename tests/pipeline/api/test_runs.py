@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import texts
 import torch
 from command import recipe
 from runs import Place, here, inside, tiny
@@ -130,3 +131,25 @@ def test_progress_goes_to_stderr_and_can_be_turned_off(
     said = capfd.readouterr()
     assert said.out == ""
     assert said.err == "layer 1: solved already\nlayer 2: solved already\n"
+
+
+def test_a_run_of_tokens_has_labels_of_each(tmp_path: Path) -> None:
+    texts.written(tmp_path, train=64, test=32, depth=2, epochs=1)
+    place = Place(tmp_path)
+    assert place.do("run").rc == 0
+    run = strata.open_run(place.run, place.store)
+    tokens, features = run.features(0, "test"), run.features(1, "test")
+    assert tokens.dtype == torch.int32 == tokens[:2].dtype
+    assert features.shape == (32, 32, 32)
+    assert features.labels.shape == (32, 32)
+    with torch.no_grad():
+        made = run.network(1)(tokens[:4])
+    assert torch.allclose(made, features[:4], atol=1e-2)
+    with pytest.raises(OptionRange, match="for images alone: name a layer"):
+        run.network()
+    (x, y) = next(iter(torch.utils.data.DataLoader(features.dataset(), 8, generator=own())))
+    assert (x.shape, y.shape) == ((8, 32, 32), (8, 32))
+
+
+def own() -> torch.Generator:
+    return torch.Generator()
