@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ from strata.store.feature_store import open_level
 from strata.store.files.files import Files
 from strata.store.level.level import Level
 from strata.store.memory import aligned
-from strata.store.read.rows import same_geometry
+from strata.store.read.mapped import MappedRows
+from strata.store.read.rows import Rows, TakenRows, same_geometry
 
 Index = int | slice | Sequence[int] | np.ndarray | Tensor
 
@@ -40,7 +40,9 @@ class LevelFeatures:
         same_geometry(self.levels)
         level = self.levels[0]
         ids = level.array("sample_id")
-        self._rows, self._codec, self._lock = np.argsort(ids), codec_of(level), Lock()
+        self._rows, self._codec = np.argsort(ids), codec_of(level)
+        mapped = level.geometry.profile == "raw" and level.files.mapped
+        self._source = (MappedRows if mapped else TakenRows)([level])
         self.ids: np.ndarray = ids[self._rows]
         """int64 (n,): the number of every sample in its data set; ascending."""
         self.labels: Tensor = torch.from_numpy(level.array("label")[self._rows])
@@ -97,17 +99,10 @@ class LevelFeatures:
 
     def _values(self, rows: np.ndarray) -> Tensor:
         """Values of rows of the level, in their order."""
-        level = self.levels[0]
-        shape = level.geometry
-        order = np.argsort(rows, kind="stable")
-        lying = aligned(len(rows) * shape.row_bytes).view(shape.dtype)
-        lying = lying.reshape(len(rows), *shape.lying)
-        with self._lock:  # what a level keeps of decoded chunks is for one reader
-            level.take(rows[order], lying)
-        if (order[1:] < order[:-1]).any():
-            asked = np.empty_like(lying)
-            asked[order] = lying
-            lying = asked
+        shape = self.levels[0].geometry
+        found = aligned(len(rows) * shape.row_bytes)
+        self._source.take(Rows.of(rows), found.reshape(len(rows), shape.row_bytes))
+        lying = found.view(shape.dtype).reshape(len(rows), *shape.lying)
         x = torch.from_numpy(np.moveaxis(lying, -1, shape.axis))
         return self._codec.decode(x, shape.features) if self._codec else x
 

@@ -15,9 +15,8 @@ import pickle
 import sys
 from collections.abc import Iterator
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path, PurePath
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,11 +53,11 @@ def digest(value: Any) -> tuple[str, set[str]]:
     """The digest of an object, sha256 hex, and every text in it. Raises Unknown, as above."""
     reason: Exception | None = None
     for fast in (True, False):  # equal parts, and not the same ones, where nothing is in itself
-        to = BytesIO()
+        found = hashlib.sha256()
         try:
-            writer = _Writer(to, fast)
+            writer = _Writer(SimpleNamespace(write=found.update), fast)
             writer.dump(value)
-            return hashlib.sha256(to.getbuffer()).hexdigest(), writer.words
+            return found.hexdigest(), writer.words
         except Exception as error:  # whatever reducers of others raise
             reason = error
     assert reason is not None
@@ -68,7 +67,7 @@ def digest(value: Any) -> tuple[str, set[str]]:
 class _Writer(pickle.Pickler):
     """Pickles what is to be hashed, and never to be read again."""
 
-    def __init__(self, to: BytesIO, fast: bool) -> None:
+    def __init__(self, to: Any, fast: bool) -> None:
         super().__init__(to, 5)
         self.fast, self.words, self._seen = fast, set[str](), set[int]()
 
@@ -82,6 +81,7 @@ class _Writer(pickle.Pickler):
         if isinstance(obj, Tensor):
             return "tensor", str(obj.dtype), tuple(obj.shape), bytes_digest(obj)
         if isinstance(obj, np.ndarray):
+            self.words.update(obj.ravel().tolist() if obj.dtype.kind == "U" else ())
             return None if obj.dtype.hasobject else ("array", digest_arrays({"": obj}))
         if isinstance(obj, set | frozenset):
             parts = [digest(one) for one in obj]
@@ -160,7 +160,7 @@ def _files(words: set[str], without: Path | None) -> Iterator[Path]:
         if not path.is_dir():
             yield path
         elif not Path.cwd().is_relative_to(path.absolute().resolve()):
-            for folder, inside, names in os.walk(path):
+            for folder, inside, names in os.walk(path, followlinks=True):
                 inside[:] = [one for one in inside if Path(folder, one).absolute() != without]
                 count += len(names)
                 if count > MOST_FILES:

@@ -151,6 +151,19 @@ def test_a_folder_of_ones_own_files_and_the_working_directory_are_left_out(
     assert identity([".", "/", "", "\0", str(tmp_path)])[1] == 0
 
 
+def test_names_in_arrays_and_linked_folders_are_seen(tmp_path: Path) -> None:
+    data = Photos(photos(tmp_path / "photos", 4))
+    assert identity([np.array(data.files)])[1] == 4
+    assert identity([np.array(data.files, object)])[1] == 4
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/there").symlink_to(tmp_path / "photos")
+    (tmp_path / "linked/loop").symlink_to(tmp_path / "linked")
+    assert identity(tmp_path / "linked")[1] > 4
+    before = identity(tmp_path / "linked")[0]
+    Path(data.files[0]).write_bytes(b"other")
+    assert identity(tmp_path / "linked")[0] != before
+
+
 def test_an_open_file_cannot_be_told_from_another(tmp_path: Path) -> None:
     with (tmp_path / "f").open("w") as file, pytest.raises(Unknown, match="pickle"):
         digest([file])
