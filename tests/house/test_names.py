@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ def test_importing_is_quick_and_brings_neither_torch_nor_click() -> None:
     code += f"; [getattr(strata, n) for n in {NAMES}]; print('click' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "False"], done.stdout
+
+
+def test_type_checkers_are_told_that_there_are_types() -> None:
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    told = tomllib.loads(text)["tool"]["setuptools"]["package-data"]
+    assert told["strata"] == ["py.typed"]
+    assert (ROOT / "py.typed").is_file()
 
 
 # ---- the README as a notebook --------------------------------------------------------------------
