@@ -80,6 +80,10 @@ class LevelFeatures:
         rows = self._rows[np.asarray(index) if isinstance(index, Sequence) else index]
         return self._values(np.atleast_1d(rows)).reshape(*np.shape(rows), *self.shape[1:])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All values, as numpy and scikit-learn ask for them."""
+        return np.asarray(self[:].numpy(), dtype)
+
     def view(self, number: int) -> LevelFeatures:
         """One view of several, by itself."""
         return LevelFeatures(self.levels[number])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from photos import Rows, convolution
 from runs import Place
+from sklearn.linear_model import LogisticRegression
 from small_levels import SHAPES, drawn, flip
 from torch import Tensor
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, RandomSampler, Subset
@@ -62,6 +63,15 @@ def test_one_sample_has_no_axis_of_samples(x: LevelFeatures) -> None:
     with pytest.raises(IndexError):
         x[COUNT]
     assert len([*x]) == len(x) == COUNT
+
+
+def test_numpy_and_scikit_learn_take_it(x: LevelFeatures) -> None:
+    assert np.array_equal(np.asarray(x), x[:].numpy())
+    assert np.asarray(x, np.float64).dtype == np.float64
+    few = x.view(0)
+    flat = np.asarray(few).reshape(COUNT, -1)
+    fitted = LogisticRegression(max_iter=3000).fit(flat[:40], few.labels[:40] % 2)
+    assert fitted.predict(flat[:40]).shape == (40,)
 
 
 def test_what_is_given_is_the_callers_own(x: LevelFeatures) -> None:
