@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from strata.store.files.files import Files
 from strata.store.level.level import Level
 from strata.store.memory import aligned
 from strata.store.read.mapped import MappedRows
-from strata.store.read.rows import Rows, TakenRows, same_geometry
+from strata.store.read.rows import Rows, RowSource, TakenRows, same_geometry
 
 Index = int | slice | Sequence[int] | np.ndarray | Tensor
 
@@ -41,8 +42,6 @@ class LevelFeatures:
         level = self.levels[0]
         ids = level.array("sample_id")
         self._rows, self._codec = np.argsort(ids), codec_of(level)
-        mapped = level.geometry.profile == "raw" and level.files.mapped
-        self._source = (MappedRows if mapped else TakenRows)([level])
         self.ids: np.ndarray = ids[self._rows]
         """int64 (n,): the number of every sample in its data set; ascending."""
         self.labels: Tensor = torch.from_numpy(level.array("label")[self._rows])
@@ -100,6 +99,14 @@ class LevelFeatures:
             how: any other argument of ``strata.feed``.
         """
         return LevelFeed(self.levels, batch=batch, device=device, **how)
+
+    @cached_property
+    def _source(self) -> RowSource:
+        """Where single rows come from: maps, as long as there may be one of each shard."""
+        level = self.levels[0]
+        raw, files = level.geometry.profile == "raw", level.files
+        mapped = raw and files.mapped and level.geometry.shards <= files.maps_kept
+        return (MappedRows if mapped else TakenRows)([level])
 
     def _values(self, rows: np.ndarray) -> Tensor:
         """Values of rows of the level, in their order."""
