@@ -127,7 +127,9 @@ class Data:
     def filled(self, known: Mapping[str, Any]) -> Data:
         """This one, with what it leaves out as ``known`` has it: JSON of a complete one."""
         keys = {*self.left_out, *(key for key in SPLIT if not getattr(self, key))}
-        found = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items() if k in keys}
+        found: dict[str, Any] = {key: value for key, value in known.items() if key in keys}
+        for key in {"mean", "std"} & found.keys():
+            found[key] = tuple(found[key])
         return replace(self, **found)
 
     def sample(self, size: int) -> Shape:

@@ -102,12 +102,13 @@ def labels_of(
 
 def _array(values: Any, what: str, tokens: bool) -> np.ndarray:
     """Labels as an array of one or two axes; but for tokens (n, 1) is (n,)."""
+    given: Any = values.detach().cpu() if hasattr(values, "detach") else values
     try:
         if isinstance(values, list) and values and all(value is None for value in values):
             return np.zeros(len(values), np.int64)
         if isinstance(values, list) and values and hasattr(values[0], "detach"):
-            values = [value.tolist() for value in values]
-        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+            given = [value.tolist() for value in values]
+        array = np.asarray(given)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise DataError(f"{what} cannot be read as labels: {short_reason(error)}") from error
     if array.dtype.kind == "O" and all(isinstance(each, str) for each in array):

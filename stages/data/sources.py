@@ -268,7 +268,7 @@ def sample_of(x: Any) -> tuple[bytes, Image.Image | np.ndarray]:
         return content, Image.open(io.BytesIO(content))
     if isinstance(x, Image.Image):
         return b"", x
-    array = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    array = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)  # pyright: ignore
     if array.dtype.kind not in "biuf":
         raise ValueError(f"it is a {type(x).__name__}, must be an image, an array or a tensor")
     return b"", array.astype(array.dtype.newbyteorder("="), copy=False)

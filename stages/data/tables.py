@@ -160,8 +160,8 @@ def _named(
     """The column of a role: the one that is asked for, the only one of its kind, or the first with
     a usual name."""
     alike = [name for name, feature in features.items() if isinstance(feature, kind)]
-    found = wanted.get(role) or (alike[0] if len(alike) == 1 else None)
-    found = found or next((name for name in usual if name in (alike or features)), None)
+    found = wanted.get(role) or (alike[0] if len(alike) == 1 else "")
+    found = found or next((name for name in usual if name in (alike or features)), "")
     if found in features:
         return found
     holds = ", ".join(features)

