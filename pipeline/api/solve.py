@@ -73,7 +73,7 @@ def solve(
                     solver.train_on(x, y, len(feed))
                     tick(len(y))
                     stop.check()
-                found = {"lr": plan.rate((epoch + 1) * len(feed) - 1, len(feed))}
+                found: dict[str, Any] = {"lr": plan.rate((epoch + 1) * len(feed) - 1, len(feed))}
                 found |= solver.finish_epoch() | {"test_top1": test and _top1(solver, test, batch)}
                 history.append({"epoch": epoch + 1, **found, "seconds": monotonic() - begun})
                 said = f"loss {found['loss']:.4f}, train {100 * found['top1']:.1f} %"
