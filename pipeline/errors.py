@@ -144,6 +144,17 @@ def ours(error: BaseException) -> BaseException:
     return UnusableNetwork(f"the network's own code failed: {foreign.told(error)}")
 
 
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Let who calls us from Python meet our own errors where the outside fails."""
+    try:
+        yield
+    except Exception as error:
+        if (known := ours(error)) is not error:
+            raise known from error
+        raise
+
+
 def one_line(error: BaseException) -> str:
     """The message and the remedies added on its way up, on one line."""
     if isinstance(error, KeyboardInterrupt):

@@ -70,10 +70,11 @@ def place(error: BaseException) -> str:
 def _is_foreign(file: str, module: str) -> bool:
     """Is it beneath a folder of others, and neither ours nor installed?"""
     ours = module == "__main__" or module.partition(".")[0] == "strata"
-    return not (ours or _is_installed(Path(file)) or FOLDERS.isdisjoint(Path(file).parents))
+    return not (ours or is_installed(Path(file)) or FOLDERS.isdisjoint(Path(file).parents))
 
 
-def _is_installed(file: Path) -> bool:
+def is_installed(file: Path) -> bool:
+    """Is it of a package that was installed, or of Python itself?"""
     packages = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
     return packages or not {Path(sys.prefix), Path(sys.base_prefix, "lib")}.isdisjoint(file.parents)
 
@@ -157,7 +158,7 @@ def at_home(folder: Path, home: Path, read: set[str]) -> Iterator[None]:
         there = folder / path.relative_to(home) if path.is_relative_to(home) else path
         path = there if there.exists() else Path(file)
         found = real(path, *how, **more)
-        if path.is_file() and not _is_installed(path) and path.stat().st_size:
+        if path.is_file() and not is_installed(path) and path.stat().st_size:
             inside = path.is_relative_to(folder)
             read.add(str(path.relative_to(folder) if inside else path.absolute()))
         return found

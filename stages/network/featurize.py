@@ -61,7 +61,8 @@ def featurize(
         part = x[first : first + block]
         rows = len(part)
         if rows < block:
-            part = torch.cat([part, part.new_zeros((block - rows, *part.shape[1:]))])
+            # With rows that there are, which no layer makes infinite for their sake.
+            part = torch.cat([part, part[-1:].expand(block - rows, *part.shape[1:])])
         try:
             for frozen in below:
                 part = run_layer(frozen.layer, part, compute, frozen.axis)

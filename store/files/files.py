@@ -53,8 +53,8 @@ class Descriptor:
     def fetch(self, offset: int, nbytes: int) -> None:
         os.posix_fadvise(self.descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
-    def __del__(self) -> None:
-        os.close(self.descriptor)
+    def __del__(self, close: Any = os.close) -> None:  # `os` may have gone when Python ends
+        close(self.descriptor)
 
 
 class Files:

@@ -100,7 +100,8 @@ def test_the_api_page_has_the_signature(name: str) -> None:
         one.name for one in known.values() if one.kind is one.KEYWORD_ONLY
     ]
     arguments = [*shown.args.args, *shown.args.kwonlyargs]
-    assert [one.arg for one in arguments] == list(known)
+    others = [shown.args.kwarg] if shown.args.kwarg else []
+    assert [one.arg for one in (*arguments, *others)] == list(known)
     defaults = [*shown.args.defaults, *shown.args.kw_defaults]
     for argument, default in zip(reversed(arguments), reversed(defaults), strict=False):
         if isinstance(default, ast.Constant):

@@ -34,7 +34,7 @@ ROOMS = (
     " pipeline/curves",
     *("pipeline/recipe", "pipeline/plan", "pipeline/run", "pipeline/feed"),
     *("pipeline/materialize", "pipeline/train", "pipeline/study pipeline/results"),
-    *("pipeline/commands", "__init__", "cli"),
+    *("pipeline/commands", "pipeline/api", "__init__", "cli"),
 )
 """Lowest first. An arrow points down, or to another file of its own room. In one line are rooms, or
 files that are no room, that do not know each other: files of the lowest line of a floor may."""

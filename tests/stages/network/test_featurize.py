@@ -47,7 +47,7 @@ def test_integers_stay_what_they_are(compute: torch.dtype) -> None:
     layer, embedding = Seen(), nn.Embedding.from_pretrained(torch.arange(12.0).view(3, 4))
     featurize([Frozen(layer, Floats("float32"))], tokens, block=2, compute=compute)
     assert layer.x.dtype == torch.int32
-    assert layer.x.tolist() == [tokens[0].tolist(), [0, 0, 0]]
+    assert layer.x.tolist() == tokens[:2].tolist()
     words = tokens % 3
     found = featurize([Frozen(embedding, Floats("float32", -1))], words, block=2, compute=compute)
     assert torch.equal(found, embedding(words))
