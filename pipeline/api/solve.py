@@ -17,7 +17,8 @@ from strata.pipeline.recipe.tables import Schedule
 from strata.pipeline.run import device as devices
 from strata.stages.errors import DataError
 from strata.stages.solve.evaluate import hits
-from strata.stages.solve.solve import Solver, check_logits, logits_of
+from strata.stages.solve.loss import check_logits
+from strata.stages.solve.solve import Solver, logits_of
 from strata.store.read.order import key_of
 
 DEFAULTS = {"kind": "one-cycle", "epochs": 10, "batch": 256, "lr": 0.1}

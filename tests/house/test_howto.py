@@ -46,6 +46,13 @@ def leaves(place: Path) -> dict[str, Any]:
     return {"dataset": datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 8})}
 
 
+def notebook(place: Path) -> dict[str, Any]:
+    with torch.random.fork_rng():
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    pixels = torch.from_numpy(noise(0, 16, 3, 8, 8)) / 255
+    return {"network": network, "dataset": [(x, i % 2) for i, x in enumerate(pixels)]}
+
+
 def cached(place: Path) -> dict[str, Any]:
     """What a script might have written of :func:`command.pets` with the network of the page."""
     pets(place / "split")
@@ -70,6 +77,7 @@ GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "My data set class": photos,
     "My network": photos,
     "My loss, my augmentation": photos,
+    "My notebook": notebook,
     "My cache from another program": cached,
 }
 
@@ -79,7 +87,7 @@ def run_python(text: str, place: Path, names: dict[str, Any]) -> None:
     for code in (code for kind, code in BLOCK.findall(text) if kind == "python"):
         if file := FILE.match(code):
             (place / file[1]).write_text(code)
-        with contextlib.chdir(place):
+        with contextlib.chdir(place), torch.random.fork_rng():
             exec(compile(code, "howto", "exec"), names)
 
 

@@ -113,6 +113,34 @@ def test_arrays_of_any_shape_become_a_layer(
     assert (tmp_path / "a_blocks.py").exists() is (len(shape) != 3)
 
 
+@pytest.mark.parametrize(
+    ("labels", "name", "classes"),
+    [
+        (np.linspace(-3, 3, 40), "mse", 1),
+        (np.linspace(-3, 3, 80).reshape(40, 2), "mse", 2),
+        ((np.arange(160).reshape(40, 4) % 3 == 0).astype("f4"), "bce", 4),
+    ],
+)
+def test_labels_that_are_no_classes_get_their_loss(
+    tmp_path: Path, labels: np.ndarray, name: str, classes: int
+) -> None:
+    arrays(tmp_path / "a.npz", (20,), y=labels)
+    found = recipe_of(inside(tmp_path, "init", "a.npz", "--json"))
+    assert (found["loss"], found["data"]["classes"]) == ({"name": name}, classes)
+    text = (tmp_path / "a.toml").read_text()
+    (tmp_path / "a.toml").write_text(text.replace("epochs = 30", "epochs = 1"))
+    said = inside(tmp_path, "train", "a.toml", "--layer", 1)
+    assert said.rc == 0, said.err
+
+
+def test_transformers_are_trained_by_adamw(tmp_path: Path) -> None:
+    folder(tmp_path / "photos")
+    said = inside(tmp_path, "init", "photos", "--network", "torchvision:vit_b_16", "--json")
+    found = recipe_of(said)
+    assert found["schedule"]["optimizer"] == "adamw"
+    assert (found["schedule"]["kind"], found["data"]["size"]) == ("cosine", 224)
+
+
 def test_a_pretrained_network_is_given_what_it_was_trained_with(tmp_path: Path) -> None:
     folder(tmp_path / "photos")
     names = ("--network", "torchvision:resnet18", "--weights", "r18.safetensors", "--frozen", "8")
