@@ -72,6 +72,7 @@ DATA = option("--data", "Other images for the recipe, e.g. imagefolder:PATH.")
 SPLIT_HELP = "Share to test with, of data without a test split: 0.2."
 SPLIT = option("--split held_out", SPLIT_HELP, type=click.FloatRange(0, 1, True, True))
 DATA_ROOT = option("--data-root", "Of torchvision's data sets.", type=FOLDER)
+DOWNLOAD = flag("--download", "Let torchvision fetch its data set, or weights.")
 VARY = option("--vary", "Once per key.", multiple=True, required=True, metavar="KEY=VALUE,…")
 CACHE_HELP = "Local copies of shards from an object store: PATH[:BYTES].  [read-cache:20GB]"
 
@@ -94,7 +95,7 @@ WORK = (
     DATA,
     DATA_ROOT,
     SPLIT,
-    flag("--download", "Let torchvision fetch its data set, or weights."),
+    DOWNLOAD,
     flag("--skip-broken", "Leave broken images out; do not stop."),
     flag("--accept-data", "Take other numbers of images than the recipe says."),
     option("--tier", "Where the features of a problem lie.", type=TIER),
@@ -106,8 +107,14 @@ WORTH = (
     option("--machine", "TOML with its rates.  [as `calibrate` measured]", type=FILE),
     option("--problems", "Per depth, to ask that.", type=COUNT),
 )
+NETWORK = (
+    option("--network", "torchvision:NAME, timm:NAME or FILE.py:FUNCTION."),
+    option("--weights", "Of the network: a file, or torchvision:NAME."),
+)
+LOG_DIR = option("--log-dir", "Curves for TensorBoard, and epochs.csv.", type=FOLDER)
 SOLVING = (
     *WORK,
+    LOG_DIR,
     option("--cache", "What to write on the way.", type=CACHED),
     *WORTH,
 )
@@ -119,18 +126,20 @@ CLUSTER = (
 
 COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
     "inspect.recipes": ("List the built-in recipes.", (JSON,)),
+    "init.init": (
+        "Look at data, and write a commented recipe for them: photos/, data.npz, hf:PATH, …",
+        (
+            *(click.Argument(["source"]), *NETWORK, DATA_ROOT, SPLIT, DOWNLOAD, JSON),
+            option("--frozen", "Layers that are given, from the first: n, or all."),
+            option("--to", "The new file.  [NAME.toml]", type=FOLDER),
+        ),
+    ),
     "plan.plan": (
         "Shapes, bytes and steps of a run, and what of it is left to do. Needs no GPU.",
         (*WHERE, DATA, DATA_ROOT, SPLIT, BUDGET, *MEMORY, *WORTH),
     ),
-    "plan.calibrate": (
-        "Measure this machine for a recipe, in under a minute: `plan` and --cache auto use it.",
-        (*WHERE, DEVICE),
-    ),
-    "inspect.status": (
-        "Which layers are solved, how good they are, and which levels are on disk.",
-        WHERE,
-    ),
+    "plan.calibrate": ("Measure this machine, for `plan` and --cache auto.", (*WHERE, DEVICE)),
+    "inspect.status": ("Layers that are solved, how good they are, and levels on disk.", WHERE),
     "run.train": ("Solve layer j, and whatever it needs first.", (*SOLVING, LAYER)),
     "run.materialize": (
         "Write x_j, the features after layer j, and whatever that needs first.",
@@ -157,7 +166,7 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
     "run.baseline": (
         "Train the network of a run end to end, by backpropagation, to compare the two.",
         (
-            *WORK,
+            *(*WORK, LOG_DIR),
             flag("--checkpointing", "Compute activations again in backward."),
             option("--micro-batch", "Images at a time.  [the recipe's]", type=COUNT),
         ),
@@ -181,10 +190,7 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
             flag("--channels", "A line for each."),
         ),
     ),
-    "inspect.evaluate": (
-        "Top-1 and top-5 of every layer and of the ensembles, on the test images.",
-        WHERE,
-    ),
+    "inspect.evaluate": ("How good every layer and the ensembles are on the test images.", WHERE),
     "inspect.export": (
         "The trained network as files that load without this project: plain PyTorch.",
         (
@@ -197,10 +203,7 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
             flag("--onnx", "model.onnx, too: pip install 'strata[onnx]'."),
         ),
     ),
-    "inspect.report": (
-        "Write report.json and report.html into the run.",
-        WHERE,
-    ),
+    "inspect.report": ("Write report.json and report.html into the run.", WHERE),
     "clean.clean": (
         "Remove features, and if not only these, layers; sweeps with --sweeps or the whole run.",
         (
@@ -222,18 +225,17 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
     "inspect.audit": (
         "Make rows at random again from the images and the weights: are those on disk the same?",
         (
-            *(*WHERE, DEVICE, DATA, DATA_ROOT),
+            *(*WHERE, DEVICE, DATA, DATA_ROOT, DOWNLOAD),
             option("--layer -l", "Only x_j, and x_0.  [all there are]", type=int),
+            option("--features foreign", "A folder of .npy, .npz or .safetensors.", type=FOLDER),
+            *NETWORK,
             option("--rows", "To draw of every split.", type=COUNT),
             option(
                 "--draw", "Draw the rows of an earlier audit.  [other rows each time]", type=int
             ),
         ),
     ),
-    "explain.explain": (
-        "Why x_j is not there, or not to be used: which field changed, from what to what.",
-        (*WHERE, LAYER),
-    ),
+    "explain.explain": ("Why x_j is not there, or not used: which field changed.", (*WHERE, LAYER)),
     "storage.evict": (
         "Remove x_j to make space, if all is there that makes it again.",
         (*WHERE, LAYER, flag("--force", "Even if other runs use it.")),

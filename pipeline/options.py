@@ -19,6 +19,7 @@ class Options:
     read_cache: str | None = None
     seed: int = 0
     as_json: bool = False
+    source: str = ""
     layer: int | None = None
 
     device: str = "auto"
@@ -39,6 +40,7 @@ class Options:
     machine: Path | None = None
     problems: int = 1
     disk_budget: int | None = None
+    log_dir: Path | None = None
 
     dry_run: bool = False
     vary: tuple[str, ...] = ()
@@ -53,6 +55,10 @@ class Options:
     split: str | None = None
     channels: bool = False
     to: Path = Path()
+    network: str | None = None
+    weights: str | None = None
+    frozen: str | None = None
+    foreign: Path | None = None
     ensemble: bool = False
     features: bool = False
     onnx: bool = False

@@ -171,7 +171,7 @@ class WholeBatch(Sequence[Pair]):
         return Pair((self.x[i], self.y[i]))
 
 
-def _collated(batch: Sequence[Pair], *, collate_fn_map: Any = None) -> list[Tensor]:
+def _collated(batch: Sequence[Pair], *, collate_fn_map: Any = None) -> Any:
     if isinstance(batch, WholeBatch):
         return [batch.x, batch.y]
     return collate([tuple(one) for one in batch], collate_fn_map=collate_fn_map)

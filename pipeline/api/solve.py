@@ -17,7 +17,8 @@ from strata.pipeline.recipe.tables import Schedule
 from strata.pipeline.run import device as devices
 from strata.stages.errors import DataError
 from strata.stages.solve.evaluate import hits
-from strata.stages.solve.solve import Solver, check_logits, logits_of
+from strata.stages.solve.loss import check_logits
+from strata.stages.solve.solve import Solver, logits_of
 from strata.store.read.order import key_of
 
 DEFAULTS = {"kind": "one-cycle", "epochs": 10, "batch": 256, "lr": 0.1}
@@ -73,7 +74,7 @@ def solve(
                     solver.train_on(x, y, len(feed))
                     tick(len(y))
                     stop.check()
-                found = {"lr": plan.rate((epoch + 1) * len(feed) - 1, len(feed))}
+                found: dict[str, Any] = {"lr": plan.rate((epoch + 1) * len(feed) - 1, len(feed))}
                 found |= solver.finish_epoch() | {"test_top1": test and _top1(solver, test, batch)}
                 history.append({"epoch": epoch + 1, **found, "seconds": monotonic() - begun})
                 said = f"loss {found['loss']:.4f}, train {100 * found['top1']:.1f} %"

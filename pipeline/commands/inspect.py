@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from strata.pipeline.commands import lifecycle, tables
 from strata.pipeline.commands.lifecycle import Answer
+from strata.pipeline.errors import OptionRange
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.options import Options
 from strata.pipeline.recipe import builtin
+from strata.pipeline.recipe.recipe import parse
 from strata.pipeline.results import status as results
 from strata.pipeline.run import levels
+from strata.pipeline.run.overview import complete
 from strata.store.errors import LevelDamaged
 
 
@@ -66,6 +72,8 @@ def statistics(options: Options) -> Answer:
 def audit(options: Options) -> Answer:
     """Compare rows of every level that is there, or of x_0 and x_j, with what the images and the
     weights give. Raises as study/audit.py does; NotThereYet: there is no such level."""
+    if options.foreign:
+        return _audit_of_others(options, options.foreign)
     from strata.pipeline.run import device
     from strata.pipeline.run.session import Session
     from strata.pipeline.study import audit as study
@@ -95,6 +103,47 @@ def audit(options: Options) -> Answer:
     error = LevelDamaged(f"{len(wrong)} of {len(audited)} levels are not what {run.source} gives")
     error.add_note(reason or "")
     shown = [line for one in audited for line in study.lines(one)]
+    return Answer(value, (*shown, *left), error if wrong else None)
+
+
+def _audit_of_others(options: Options, folder: Path) -> Answer:
+    """The same of features that another program wrote into files of a folder; network and data are
+    those that options name, or those of the recipe. Raises as study/foreign_audit.py does."""
+    from strata.pipeline.commands.init import recipe_text
+    from strata.pipeline.run import device
+    from strata.pipeline.study import audit as study
+    from strata.pipeline.study import foreign, foreign_audit
+    from strata.stages.data.opening import open_whole
+
+    if options.network and not options.data:
+        raise OptionRange("--network needs --data, or leave it out for the network of a recipe")
+    if options.network:
+        name, text, home = options.network, recipe_text(options.data or "", options), Path()
+    else:
+        name, text, home = builtin.text_of(options.recipe)
+    recipe, report = parse(text, name, home), lifecycle.reporting(options)
+    where = recipe.data.source if options.network else options.data or recipe.data.source
+    recipe = replace(recipe, data=complete(recipe.data, replace(options, data=where)))
+    recipe.check_layers()
+    how: Any = {"root": options.data_root, "download": options.download, "form": recipe.data}
+    draw = secrets.randbits(32) if options.draw is None else options.draw
+    with open_whole(where, **how) as source:
+        source.form = recipe.data if recipe.data.shape else None
+        found, left = foreign.tables_in(folder, source)
+        chosen = device.pick(options.device)
+        network = foreign.network_of(recipe, chosen, report, download=options.download)
+        asked = options.layer, options.rows, draw
+        audited = [
+            foreign_audit.audit(table, network, source, split, *asked, report)
+            for split, table in found.items()
+        ]
+    wrong = [one for one in audited if one["different"] or one["beside"]]
+    value = {"features": str(folder), "draw": draw, "confidence": study.CONFIDENCE}
+    value |= {"levels": audited, "left_out": left}
+    shown = [line for one in audited for line in (*study.lines(one), *one["why"])]
+    error = LevelDamaged(f"{folder} is not what {recipe.network.said} gives for the data")
+    reasons = [reason for one in wrong for reason in one["why"]]
+    error.add_note("; ".join(reasons) or "Are network, weights, data and layer those of the cache?")
     return Answer(value, (*shown, *left), error if wrong else None)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from strata.pipeline.curves import Show, curve_of, shown_in
 from strata.pipeline.interrupt import Interruptions, patience
 from strata.pipeline.materialize.cluster import cluster
 from strata.pipeline.options import Options
@@ -16,7 +17,8 @@ from strata.pipeline.progress import Reporter, reporter
 from strata.pipeline.run import ranks as launch
 from strata.pipeline.run.levels import refer_to
 from strata.pipeline.run.overview import Overview, find
-from strata.pipeline.run.rundir import LOCK
+from strata.pipeline.run.record import CURVE
+from strata.pipeline.run.rundir import LOCK, PLACES
 from strata.pipeline.run.stores import check_loader
 from strata.store.files.lock import Waiting, hold
 
@@ -93,6 +95,8 @@ def perform(found: Overview, options: Options, **goal: int) -> tuple[Overview, l
                 found = found.again(options)
         elif found.run:
             refer_to(found.run, found.store)
+            with curves(found, options):  # of what is there
+                pass
     return found, done
 
 
@@ -131,10 +135,23 @@ def at_work(
                 return
             with locked(found, patience(stop, report)):
                 found = found.again(options)
-                session = open_session(found, options, report=report, stop=stop, **how)
-                session.run.tidy()
-                session.ranks.wait()
-                yield session
+                with curves(found, options) as how["curves"]:
+                    session = open_session(found, options, report=report, stop=stop, **how)
+                    session.run.tidy()
+                    session.ranks.wait()
+                    yield session
+
+
+@contextmanager
+def curves(found: Overview, options: Options) -> Iterator[Show]:
+    """What shows curves under ``--log-dir``; those that are there are shown at once."""
+    where = options.log_dir if launch.leads() else None
+    with shown_in(where, found.directory) as show:
+        for place in PLACES if where else ():
+            paths = found.directory.glob(f"{place}/{CURVE}")
+            for path in sorted(paths, key=lambda path: (len(str(path)), path)):
+                show(path.parent, curve_of(path))
+        yield show
 
 
 @contextmanager

@@ -65,6 +65,9 @@ def baseline(options: Options) -> Answer:
         with lifecycle.at_work(found, options) as session:
             result, done = train_end_to_end(session, chosen)
             found = replace(found, run=session.run)
+    else:
+        with lifecycle.curves(found, options):  # of what is there
+            pass
     beside = _greedy(found.existing())
     said = lifecycle.done_answer(found, done)
     value = {**said.value, "result": result, "greedy": beside}

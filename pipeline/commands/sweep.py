@@ -68,6 +68,9 @@ def _solved(found: Overview, options: Options, wanted: Sequence[Variant]) -> Ans
         one = sweep_results.chosen(run, j, results, options.keep) if options.keep else None
         if todo or (options.keep and not sweep_results.is_kept(run, j, one)):
             done = _solve(found, options, wanted, todo)
+        else:
+            with lifecycle.curves(found, options):  # of what is there
+                pass
     except StageError as failed:
         error = failed
     if done or error:

@@ -43,7 +43,9 @@ class NetworkTable:
     stem: int = 0
     """How often the image is downsampled before layer 1 convolves it (ImageNet: 1)."""
     batch_norm: bool = False
+    """Batch normalisation after every convolution."""
     bias: bool = True
+    """A bias in every convolution."""
     pool: str = "invertible"
     """P: the paper's ``invertible`` downsampling, or ``max`` pooling over 2×2 pixels (VGG)."""
     widths: tuple[int, ...] = ()
@@ -105,9 +107,11 @@ class AuxiliaryTable:
     width: int = 0
     """M̃, width of C at layer 1; doubled with the layers' width. Unused at k = 1."""
     final_width: int | None = None
-    """M̃_f, width of the last layer's C."""
+    """M̃_f, width of the last layer's C; left out: as M̃ gives it."""
     batch_norm: bool = False
+    """Batch normalisation after every convolution of C."""
     bias: bool = True
+    """A bias in every convolution of C."""
     half_resolution: bool = False
     """C's convolutions see x_j averaged over 2×2 pixels (VGG)."""
     pool: str = "mean"

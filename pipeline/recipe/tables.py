@@ -35,6 +35,7 @@ class Data:
     train: int = 0
     """Samples the recipe expects; what is planned with until the data set has been read."""
     test: int = 0
+    """Samples to test with, likewise."""
     split: float = 0.0
     """Share of the samples that is drawn to test with, of every class alike, where a data set has
     no test split; 0: it has one."""
@@ -47,6 +48,7 @@ class Data:
     mean: tuple[float, ...] = ()
     """Per channel, of pixels in 0 … 1. Empty: found in the data, as ``std`` is."""
     std: tuple[float, ...] = ()
+    """Deviation per channel, likewise."""
     jpeg: int = 0
     """Quality, 1 … 100, at which x_0 is kept as JPEG in a .beton for the ffcv loader, which decodes
     it on all cores; it is then what the network sees. 0: raw pixels."""
@@ -297,9 +299,14 @@ class Claim:
     """What the recipe tries to reproduce, printed beside what a run gives; in percent."""
 
     text: str = ""
+    """What is claimed, in words."""
     source: str = ""
+    """Where it is from."""
     last: float | None = None
     """Top-1 of the last layer."""
     ensemble: float | None = None
+    """Top-1 of the ensemble."""
     last_top5: float | None = None
+    """Top-5 of the last layer."""
     ensemble_top5: float | None = None
+    """Top-5 of the ensemble."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from strata.pipeline.curves import curve_of
 from strata.pipeline.plan import compression
 from strata.pipeline.progress import duration, size
 from strata.pipeline.recipe import augmentation, builtin
@@ -26,8 +27,7 @@ from strata.pipeline.run.probe_results import source_name
 from strata.pipeline.run.record import CURVE
 from strata.pipeline.run.rundir import Run
 from strata.stages.solve.evaluate import NAMES, chief, metrics_in
-from strata.store.errors import LevelDamaged
-from strata.store.files.publish import present, replace
+from strata.store.files.publish import replace
 
 DATA = ("digest", "train", "test", "classes", "broken", "broken_count")
 """Fields of what is known of the images that a report shows."""
@@ -101,7 +101,7 @@ def _claim(recipe: Recipe) -> Claim:
 def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
     record = run.layer(j)
     assert record is not None
-    epochs = _curve(run.layer_directory(j) / CURVE)
+    epochs = curve_of(run.layer_directory(j) / CURVE)
     wrote, now = run.features(j), run.nodes()[j].fingerprint
     written = wrote["levels"] if wrote and wrote["fingerprint"] == now else {}
     trained = len(epochs) * (run.data() or {})["train"]
@@ -124,15 +124,6 @@ def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
             for found in [written.get(level["level"], {})]  # empty: another run wrote it
         ],
     }
-
-
-def _curve(path: Path) -> list[Report]:
-    """One entry for every epoch. Raises LevelDamaged: they are not there, or not as written."""
-    with present(path, "the layer is solved"):
-        try:
-            return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        except ValueError as error:
-            raise LevelDamaged(f"{path} is damaged: {error}") from None
 
 
 def _steps(layers: list[Report]) -> list[Report]:

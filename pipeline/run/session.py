@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from strata.pipeline.curves import Show
 from strata.pipeline.errors import NotThereYet
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.options import Options
@@ -52,6 +53,8 @@ class Session:
     """How x_depth is stored, where the recipe leaves that open; raw where nothing is said."""
     ranks: Ranks = field(default_factory=Ranks)
     """Processes that solve layers together."""
+    curves: Show = lambda place, curve: None
+    """Shows the curve of a problem after every epoch."""
     crew: Any = None
     """Workers that levels are written with (pipeline/materialize/cluster/cluster.py, a room above);
     None: this process alone."""

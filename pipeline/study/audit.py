@@ -124,12 +124,16 @@ def _begun(level: Level, arrays: Mapping[str, Any], drawn: int) -> dict[str, Any
         if len(wrong := np.flatnonzero(found != expected)):
             count, i = f"{len(wrong):,} of {len(found):,} differ", wrong[0]
             beside.append(f"{name}: {count}: {i} has {found[i]}, should have {expected[i]}")
-    bound = 0.0 if drawn == len(level) else 1 - (1 - CONFIDENCE) ** (1 / drawn)
     return {
         **{"level": level.key.label, "depth": level.key.depth, "directory": str(level.directory)},
-        **{"rows": len(level), "drawn": drawn, "bound": bound},
+        **{"rows": len(level), "drawn": drawn, "bound": bound(drawn, len(level))},
         **{"different": [], "first": None, "beside": beside},
     }
+
+
+def bound(drawn: int, rows: int) -> float:
+    """The share of rows below which those that differ are, if none of those drawn does."""
+    return 0.0 if drawn == rows else 1 - (1 - CONFIDENCE) ** (1 / drawn)
 
 
 def _computed(
@@ -189,7 +193,7 @@ def lines(one: Mapping[str, Any]) -> Iterator[str]:
         percent = f"{math.ceil(10**4 * one['bound']) / 100:g} %"
         share = f"with 95 % confidence fewer than {percent} of rows differ"
         said = [share if one["bound"] else "these are all rows"]
-        said += ["labels and order of all rows are right"]
+        said += one.get("right", ["labels and order of all rows are right"])
     elif different:
         rows = ", ".join(map(str, different[:NAMED])) + " …" * (len(different) > NAMED)
         said = [f"these differ: {rows}", *said]

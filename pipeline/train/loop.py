@@ -154,6 +154,8 @@ def _end_epoch(here: Sequence[Solving], feed: ProblemFeed, title: str) -> None:
             "seconds": mean["seconds"],
         }
         one.history.append(line | ({"risk": risk[one]} if one in risk else {}))
+        if session.ranks.leads:
+            session.curves(one.directory, one.history)
         if one.advice:
             one.keep_good()
     _say(here, title, feed.batches * feed.batch)

@@ -19,11 +19,15 @@ class SGDSchedule:
     epochs: int
     """Per problem."""
     batch: int
+    """Samples of a step."""
     lr: float
+    """The highest rate."""
     momentum: float = 0.9
     """Of SGD; of AdamW it is β1, and β2 is 0.999."""
     weight_decay: float = 0.0
+    """Decay of weights, biases and norms alike."""
     decay: float = 0.2
+    """What the rate is multiplied by, for ``step``."""
     every: int = 15
     """Epochs between decays, for ``step``."""
     warmup: float = 0.25
@@ -33,6 +37,7 @@ class SGDSchedule:
     keep: str = "last"
     """``last`` iterate, or ``best``: the lowest training risk after an epoch (Prop. 3.1)."""
     nesterov: bool = False
+    """Nesterov's momentum, of SGD."""
     optimizer: str = "sgd"
     """``sgd``, with momentum; or ``adamw``, whose weight decay is decoupled from the gradient."""
     label_smoothing: float = 0.0

@@ -30,7 +30,8 @@ ROOMS = (
     "store/feature_store",
     "stages/errors stages/memory stages/faking stages/foreign stages/home",
     *("stages/data", "stages/features", "stages/network", "stages/solve"),
-    "pipeline/errors pipeline/options pipeline/progress pipeline/interrupt pipeline/streams",
+    "pipeline/errors pipeline/options pipeline/progress pipeline/interrupt pipeline/streams"
+    " pipeline/curves",
     *("pipeline/recipe", "pipeline/plan", "pipeline/run", "pipeline/feed"),
     *("pipeline/materialize", "pipeline/train", "pipeline/study pipeline/results"),
     *("pipeline/commands", "pipeline/api", "__init__", "cli"),

@@ -74,7 +74,7 @@ def test_a_sample_may_have_one_to_four_axes(
 
 
 def test_the_caller_says_which_axis_has_the_features(tmp_path: Path) -> None:
-    data, how = Rows(10, 3, 4), dict(precision="float32", **QUIET)
+    data, how = Rows(10, 3, 4), {"precision": "float32", **QUIET}
     series = strata.cache(nn.Identity(), data, tmp_path, features_last=False, **how)
     assert series.levels[0].geometry.axes == ("channel", "time")
     assert torch.equal(series[:], data.x)

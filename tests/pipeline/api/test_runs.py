@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_progress_goes_to_stderr_and_can_be_turned_off(
     finished: strata.Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
     where = finished.directory.parent
-    how = {"directory": finished.directory, "store": where / "store"}
+    how: Any = {"directory": finished.directory, "store": where / "store"}
     strata.run(where / "tiny.toml", **how, progress=False)
     assert capfd.readouterr() == ("", "")
     strata.run(where / "tiny.toml", **how)
