@@ -69,6 +69,8 @@ ONLY_LAYER = option("--layer -l", "Only this layer.  [all]", type=int)
 BUDGET = option("--disk-budget", "Refuse to need more: 20GB.", callback=sized)
 DEVICE = option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
 DATA = option("--data", "Other images for the recipe, e.g. imagefolder:PATH.")
+SPLIT_HELP = "Share to test with, of data without a test split: 0.2."
+SPLIT = option("--split held_out", SPLIT_HELP, type=click.FloatRange(0, 1, True, True))
 DATA_ROOT = option("--data-root", "Of torchvision's data sets.", type=FOLDER)
 VARY = option("--vary", "Once per key.", multiple=True, required=True, metavar="KEY=VALUE,…")
 CACHE_HELP = "Local copies of shards from an object store: PATH[:BYTES].  [read-cache:20GB]"
@@ -91,6 +93,7 @@ WORK = (
     DEVICE,
     DATA,
     DATA_ROOT,
+    SPLIT,
     flag("--download", "Let torchvision fetch its data set, or weights."),
     flag("--skip-broken", "Leave broken images out; do not stop."),
     flag("--accept-data", "Take other numbers of images than the recipe says."),
@@ -117,8 +120,8 @@ CLUSTER = (
 COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
     "inspect.recipes": ("List the built-in recipes.", (JSON,)),
     "plan.plan": (
-        "Shapes, bytes and steps of a run, and what of it is left to do. Needs no data and no GPU.",
-        (*WHERE, BUDGET, *MEMORY, *WORTH),
+        "Shapes, bytes and steps of a run, and what of it is left to do. Needs no GPU.",
+        (*WHERE, DATA, DATA_ROOT, SPLIT, BUDGET, *MEMORY, *WORTH),
     ),
     "plan.calibrate": (
         "Measure this machine for a recipe, in under a minute: `plan` and --cache auto use it.",

@@ -38,7 +38,7 @@ from strata.pipeline.run import rundir
 from strata.pipeline.run.session import Session
 from strata.pipeline.study.audit import audit
 from strata.pipeline.train import algorithm
-from strata.stages.data.images import open_source
+from strata.stages.data.opening import open_source
 from strata.stages.network.featurize import featurize
 from strata.store.feature_store import Store
 from strata.store.level.layout import LevelKey

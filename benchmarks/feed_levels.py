@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 import checkout  # noqa: F401
-from strata.stages.data.images import open_source, square
+from strata.stages.data.images import square
+from strata.stages.data.opening import open_source
 from strata.stages.data.values import plain
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Codec, Floats

@@ -24,6 +24,7 @@ class Options:
     device: str = "auto"
     data: str | None = None
     data_root: Path = Path("data")
+    held_out: float | None = None
     download: bool = False
     skip_broken: bool = False
     accept_data: bool = False

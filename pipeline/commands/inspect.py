@@ -70,7 +70,7 @@ def audit(options: Options) -> Answer:
     from strata.pipeline.run.session import Session
     from strata.pipeline.study import audit as study
     from strata.pipeline.study.statistics import chosen
-    from strata.stages.data.images import open_source
+    from strata.stages.data.opening import open_source
 
     found, report, left = lifecycle.find(options), lifecycle.reporting(options), list[str]()
     keys, run = chosen(found, options.layer, None, left.append), found.existing()

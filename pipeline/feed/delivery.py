@@ -111,8 +111,9 @@ class Delivery(AbstractContextManager["Delivery"]):
     def _gathered(self, stored: Tensor, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
         """The device tier: batches in memory of their own."""
         index = torch.from_numpy(rows.view * self.geometry.rows + rows.row).to(stored.device)
+        as_stored = torch.from_numpy(np.empty(0, self.geometry.dtype)).dtype
         for places in index.split(lengths):
-            yield stored.index_select(0, places)
+            yield stored.index_select(0, places).view(as_stored)
 
     def _loaded(self, tick: Callable[[int], None]) -> Tensor:
         """All rows as stored, one view after another, in the memory of the device."""

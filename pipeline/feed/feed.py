@@ -26,7 +26,7 @@ class Feed:
 
     delivery: Delivery
     labels: np.ndarray
-    """int64 (rows,), or of every token (rows, token)."""
+    """int64 (rows,), or of every token (rows, token); or float32 (rows,) or (rows, number)."""
     ids: np.ndarray
     """int64 (rows,), the sample id of every row."""
     mixing: Mixing
@@ -110,7 +110,7 @@ class Feed:
         Returns:
             x is values in :attr:`dtype`, laid out as ``quantise.memory_format`` says: (B, C, H, W)
             with channels last, or (B, token, feature), ...; without a codec as it is stored, and
-            then as long valid as :meth:`Delivery.batches` says. y is int64 (B,), or (B, token).
+            then as long valid as :meth:`Delivery.batches` says. y is as labels.
             While they are used, nothing else is held.
 
         Raises:

@@ -68,8 +68,8 @@ class LevelFeed(Feed):
             batch: rows of a batch, over all ranks.
             shuffle: False keeps the order of the level.
             drop_last: leave a last, smaller batch out.
-            labels: int64 (rows,) or (rows, token), in the order of the level's rows; None: the
-                level's own.
+            labels: int64 (rows,) or (rows, token), or float32 (rows,) or (rows, number), in the
+                order of the level's rows; None: the level's own.
             ids: yield (x, y, ids) with the sample id of each row, int64.
             crop: cut a window of this side at a random place of each map, a new one in each epoch;
                 of what is no map, None.
@@ -213,8 +213,9 @@ def shuffle_text(mixing: Mixing) -> str:
 
 
 def _labels(level: Level, given: np.ndarray | None) -> np.ndarray:
-    """The label of every row, or labels of its tokens, int64."""
-    labels = level.array("label") if given is None else np.asarray(given, np.int64)
+    """The label of every row, or labels of its tokens, int64; or numbers, float32."""
+    labels = level.array("label") if given is None else np.asarray(given)
+    labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64, copy=False)
     if labels.shape[:1] != (len(level),):
         raise ValueError(
             f"labels has shape {labels.shape}; {level.key.label} has {len(level)} rows"

@@ -33,19 +33,16 @@ from strata.pipeline.run.levels import have_images, stamp
 from strata.pipeline.run.rundir import DATA
 from strata.pipeline.run.session import READ_THREADS, Session
 from strata.stages.data.images import (
-    SPLITS,
     Examined,
-    Form,
-    Source,
     check_labels,
     examine,
-    open_source,
     read,
     spans,
     square,
     survey,
 )
-from strata.stages.data.sources import printable, summary
+from strata.stages.data.opening import open_source
+from strata.stages.data.sources import SPLITS, Form, Source, printable, summary
 from strata.stages.data.values import COLOUR
 from strata.stages.errors import BrokenImage, DataError
 from strata.store.errors import LevelDamaged
@@ -302,7 +299,11 @@ def _write_split(session: Session, source: Source, split: str, found: Mapping[st
                 session.run.recipe, source, split, samples, shape, *_as_surveyed(split, found)
             )
             task = partial(image_shards, RunAddress.of(session), key, shape, memo, found["digest"])
-            write_level(session, writer, rows, task, parent=None, arrays=arrays)
+            try:
+                write_level(session, writer, rows, task, parent=None, arrays=arrays)
+            except DataError:  # what changed may have left no trace in the signature
+                session.store.files.unlink(memo)
+                raise
 
 
 @contextmanager

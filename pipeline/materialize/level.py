@@ -25,7 +25,7 @@ from strata.pipeline.run import levels, rundir
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.session import Session
 from strata.pipeline.run.stores import StoreAddress
-from strata.stages.home import home
+from strata.stages.home import absolute
 from strata.store.level.layout import Geometry, LevelKey
 from strata.store.write.shard import Published, ShardWriter
 from strata.store.write.unfinished import unsettled
@@ -140,10 +140,7 @@ class RunAddress:
 
     @classmethod
     def of(cls, session: Session) -> RunAddress:
-        run, source = session.run.directory.absolute(), session.run.source
-        kind, _, path = source.partition(":")
-        if kind in ("imagefolder", "npz"):
-            source = f"{kind}:{home(path).absolute()}"
+        run, source = session.run.directory.absolute(), absolute(session.run.source)
         root = session.options.data_root.absolute()
         return cls(run, StoreAddress.of(session.store), source, root)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from strata.pipeline.recipe.strict import FEW, one_of, positive, require
+from strata.pipeline.recipe.tables import SPLIT
 from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape
 
@@ -18,7 +19,7 @@ TENSORS = ("shape", "dtype", "targets")
 TRAINING = ("optimizer", "label_smoothing", "mixup")
 """Keys of [schedule] beyond SGD on plain labels."""
 FORMS = ("pool", "widths", "half_resolution", "final_hidden")
-LATER = (*FORMS, "transform", *TENSORS, *DRAWS, *TRAINING)
+LATER = (*FORMS, "transform", *TENSORS, *SPLIT, *DRAWS, *TRAINING)
 """Keys that recipes did not have from the beginning."""
 KINDS = {
     "map": "a map",

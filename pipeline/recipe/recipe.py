@@ -69,7 +69,7 @@ class Recipe:
             )
         else:
             self._check_crop()
-        if isinstance(self.network, NetworkTable):
+        if isinstance(self.network, NetworkTable) and self.data.classes:
             self.check_layers()
 
     def check_loss(self, schedule: Schedule) -> None:

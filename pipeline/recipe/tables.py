@@ -6,7 +6,9 @@ What a table cannot know of another is checked by ``recipe.Recipe``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from strata.pipeline.recipe.strict import FEW, MOST, one_of, positive, require
 from strata.stages.network.blocks import Origin
@@ -15,8 +17,10 @@ from strata.stages.solve.schedule import KINDS, OPTIMISERS, SGDSchedule
 
 SIDE = 65_535
 """Most pixels a side: those of the largest JPEG."""
-DTYPES = ("uint8", "int32", "float16", "float32")
+DTYPES = ("uint8", "uint16", "int32", "float16", "float32")
 """What ``data.dtype`` may be."""
+SPLIT = ("split", "split_seed")
+"""Keys of [data] about data without a test split."""
 
 
 @dataclass(frozen=True)
@@ -24,33 +28,43 @@ class Data:
     """A recipe's [data]: the images, or other arrays, and what they are expected to be."""
 
     source: str
-    """``digits``, ``torchvision:NAME``, ``imagefolder:PATH`` or ``npz:PATH``."""
-    classes: int
-    train: int
+    """What holds the samples: ``digits``, ``imagefolder:PATH``, … (docs/data.md)."""
+    classes: int = 0
+    """Classes; of labels that are numbers, how many of them a sample has. What is 0 here, and what
+    is empty below, is found in the data when the recipe of a new run is read."""
+    train: int = 0
     """Samples the recipe expects; what is planned with until the data set has been read."""
-    test: int
+    test: int = 0
+    split: float = 0.0
+    """Share of the samples that is drawn to test with, of every class alike, where a data set has
+    no test split; 0: it has one."""
+    split_seed: int = 0
+    """Another number draws others."""
     channels: int = 0
     """1 (grey) or 3 (RGB)."""
     size: int = 0
     """Side of x_0 in pixels; images of another size are resized and cut to it."""
     mean: tuple[float, ...] = ()
-    """Per channel, of pixels in 0 … 1."""
+    """Per channel, of pixels in 0 … 1. Empty: found in the data, as ``std`` is."""
     std: tuple[float, ...] = ()
     jpeg: int = 0
     """Quality, 1 … 100, at which x_0 is kept as JPEG in a .beton for the ffcv loader, which decodes
     it on all cores; it is then what the network sees. 0: raw pixels."""
     shape: tuple[int, ...] = ()
-    """Of a sample that is no image, 1 to 4 axes: the arrays of ``npz:PATH`` as they are. ``mean``
-    and ``std`` are in their units, one for all values or one for each index of the first axis, and
-    may be left out. Empty: images."""
+    """Of a sample that is no image, 1 to 4 axes, the channels first. ``mean`` and ``std`` are in
+    the units of its values, one for all of them or one for each index of the first axis. Empty:
+    images."""
     dtype: str = "uint8"
-    """Of its values: ``uint8``, ``float16`` and ``float32`` are seen as float32, ``int32``, such as
-    tokens, as it is."""
+    """Of its values: ``uint8``, ``uint16``, ``float16`` and ``float32`` are seen as float32,
+    ``int32``, such as tokens, as it is."""
     targets: str = "sample"
     """What has a label: a ``sample``, or every ``token``."""
 
     def __post_init__(self) -> None:
-        positive("data", classes=self.classes, train=self.train, test=self.test)
+        counts = {"classes": self.classes, "train": self.train, "test": self.test}
+        positive("data", **{name: count for name, count in counts.items() if count})
+        told = f"'data.split' is {self.split}; it must be 0, or between 0 and 1"
+        require(0 <= self.split < 1, told)
         one_of("data.dtype", self.dtype, DTYPES)
         one_of("data.targets", self.targets, ("sample", "token"))
         if self.shape:
@@ -58,13 +72,17 @@ class Data:
         for name, default in (("dtype", "uint8"), ("targets", "sample")):
             value = getattr(self, name)
             require(value == default, f"'data.{name}' is {value!r}, which needs 'data.shape'")
-        for name in ("channels", "size", "mean", "std"):
+        for name in ("channels", "size"):
             require(bool(getattr(self, name)), f"missing key 'data.{name}'")
         positive("data", SIDE, size=self.size)
-        require(self.channels in (1, 3), f"'data.channels' is {self.channels}; it must be 1 or 3")
+        require(
+            self.channels in (1, 3),
+            f"'data.channels' is {self.channels}; it must be 1 or 3. Samples of other channels are "
+            f"arrays: set data.shape = [{self.channels}, {self.size}, {self.size}] and data.dtype",
+        )
         for name, values in (("mean", self.mean), ("std", self.std)):
             require(
-                len(values) == self.channels,
+                len(values) in (0, self.channels),
                 f"'data.{name}' has {len(values)} values; 'data.channels' is {self.channels}",
             )
         require(0 <= self.jpeg <= 100, f"'data.jpeg' is {self.jpeg}; it must be in 0 … 100")
@@ -72,7 +90,8 @@ class Data:
             not self.jpeg or self.channels == 3,
             f"'data.jpeg' is {self.jpeg}, and 'data.channels' {self.channels}; a JPEG has 3",
         )
-        require(min(self.std) > 0, f"'data.std' is {list(self.std)}; each must be above 0")
+        least = min(self.std, default=1)
+        require(least > 0, f"'data.std' is {list(self.std)}; each must be above 0")
 
     def _check_shape(self) -> None:
         shape = list(self.shape)
@@ -90,12 +109,26 @@ class Data:
             "'data.mean' is for numbers, and 'data.dtype' int32 for tokens: leave it out",
         )
         require(
-            len(self.mean) == len(self.std) and len(self.mean) in (0, 1, shape[0]),
+            all(len(each) in (0, 1, shape[0]) for each in (self.mean, self.std)),
             f"'data.mean' has {len(self.mean)} values and 'data.std' {len(self.std)}; with "
             f"'data.shape' {shape} both must have none, 1 or {shape[0]}",
         )
         least = min(self.std, default=1)
         require(least > 0, f"'data.std' is {list(self.std)}; each must be above 0")
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The keys that the recipe leaves to the data."""
+        numbers = () if self.dtype == "int32" else ("mean", "std")
+        return tuple(k for k in ("classes", "train", "test", *numbers) if not getattr(self, k))
+
+    def filled(self, known: Mapping[str, Any]) -> Data:
+        """This one, with what it leaves out as ``known`` has it: JSON of a complete one."""
+        keys = {*self.left_out, *(key for key in SPLIT if not getattr(self, key))}
+        found: dict[str, Any] = {key: value for key, value in known.items() if key in keys}
+        for key in {"mean", "std"} & found.keys():
+            found[key] = tuple(found[key])
+        return replace(self, **found)
 
     def sample(self, size: int) -> Shape:
         """Shape of x_0, for an image (crop or canvas) of side ``size``."""

@@ -10,7 +10,7 @@ from typing import Any
 from strata.pipeline.plan.plan import Inventory
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run.rundir import Run
-from strata.stages.home import home
+from strata.stages.home import files_of, home, place_of
 from strata.store.errors import StoreRefused
 from strata.store.feature_store import LevelState, Store
 from strata.store.level.layout import LevelKey
@@ -92,25 +92,25 @@ def have_images(run: Run, store: Store) -> bool:
 
 
 def stamp(source: str) -> list[int] | None:
-    """Size and mtime of a source that is one file; None if it is not one, or gone."""
+    """Size in all and latest mtime of a source that is some files; None: it is not, or gone."""
     with suppress(OSError):
-        path = home(source.partition(":")[2])
-        if path.is_file():
-            return [path.stat().st_size, path.stat().st_mtime_ns]
+        if files := files_of(source):
+            found = [file.stat() for file in files]
+            return [sum(one.st_size for one in found), max(one.st_mtime_ns for one in found)]
     return None
 
 
 def unchanged(run: Run, known: dict[str, Any]) -> bool:
     """Is the source still what a record of the images says, as far as can be told without reading
     it? A file by size and time, a folder by those of all its files; built in or gone: yes."""
-    kind, _, place = run.source.partition(":")
-    path = home(place)
+    kind, place, _ = place_of(run.source)
     if run.source != known["source"]:
         return False
-    if kind == "imagefolder" and path.is_dir():
-        from strata.stages.data.images import open_source
+    listed = home(place).is_dir() if kind == "imagefolder" else kind == "csv" and stamp(run.source)
+    if listed:
+        from strata.stages.data.opening import open_source
 
-        with open_source(run.source, root=Path()) as source:
+        with open_source(run.source, root=Path(), form=run.recipe.data) as source:
             return source.signature() == known["signature"]
     return stamp(run.source) in (None, known["stamp"])
 

@@ -15,6 +15,7 @@ from strata.pipeline.progress import reporter
 from strata.pipeline.recipe import builtin
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe, parse
+from strata.pipeline.recipe.tables import Data
 from strata.pipeline.run import record, rundir
 from strata.pipeline.run.levels import inventory, is_current, keys_at
 from strata.pipeline.run.record import NETWORK, RUN
@@ -109,9 +110,12 @@ def find(options: Options) -> Overview:
     """
     name, text, folder = builtin.text_of(options.recipe)
     loaded = parse(text, options.recipe, folder)
+    if options.held_out is not None:
+        loaded = replace(loaded, data=replace(loaded.data, split=options.held_out))
     place = options.run_dir or Path("runs") / name / str(options.seed)
     check_places(options.store, place)
     held, run = DISK.share(place / RUN), rundir.find(place)
+    loaded = replace(loaded, data=complete(loaded.data, options, run))
     if run is not None:
         _check_matches(run, loaded, options)
         # The same network, and perhaps the run knows its blocks.
@@ -122,6 +126,24 @@ def find(options: Options) -> Overview:
     loaded.check_layers()
     store = open_store(options.store, options.read_cache)
     return Overview(name, loaded, place, run, store, text, held)
+
+
+def complete(data: Data, options: Options, run: Run | None = None) -> Data:
+    """A recipe's [data] with all its numbers: what it leaves out is as the run has it, or, where
+    there is none, as the data themselves have it. Raises DataError: they cannot be read."""
+    if run is not None:
+        return data.filled(run.facts["science"]["data"])
+    if not ((missing := data.left_out) or data.split):
+        return data
+    from strata.stages.data.look import look
+
+    source, report = options.data or data.source, reporter(quiet=options.as_json)
+    wanted = f" for what the recipe leaves to it: {', '.join(missing)}" * bool(missing)
+    report.say(f"looking at {source}{wanted}")
+    how = {"root": options.data_root, "download": options.download}
+    found = look(source, **how, form=data, size=data.size, channels=data.channels)
+    known = {"classes": found.classes, **found.counts, "mean": found.mean, "std": found.std}
+    return data.filled(known)
 
 
 def _check_matches(run: Run, wanted: Recipe, options: Options) -> None:

@@ -234,6 +234,7 @@ def find(directory: Path) -> Run | None:
         return None
     text = read_text(path := directory / "recipe.toml")
     recipe = parse(text, str(path), directory)
+    recipe = replace(recipe, data=recipe.data.filled(facts["science"]["data"]))
     network, kept = recipe.network, record.whole(directory / record.NETWORK)
     if isinstance(head := recipe.auxiliary, NamedHead) and kept is not None:
         recipe = replace(recipe, auxiliary=head.knowing(kept))

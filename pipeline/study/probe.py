@@ -32,7 +32,8 @@ from strata.pipeline.run.session import Session
 from strata.pipeline.train import given
 from strata.pipeline.train.loop import conclude, train
 from strata.pipeline.train.solving import Solving, solver_of
-from strata.stages.data.images import check_probed, open_source
+from strata.stages.data.images import check_probed
+from strata.stages.data.opening import open_source
 from strata.stages.network.featurize import pooled
 from strata.stages.network.network import Auxiliary, build
 from strata.stages.solve import probe

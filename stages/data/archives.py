@@ -59,6 +59,7 @@ class Archive(ImageFolder):
     train/ are passed over where each is the only one. Raises TemporaryFull, too.
     """
 
+    instead = ". Sample files of WebDataset are --data webdataset:{title}"
     deeper = "Unpack it and give --data imagefolder:…/{path}, or pack that folder alone"
 
     def __init__(self, path: Path) -> None:
@@ -67,7 +68,7 @@ class Archive(ImageFolder):
         try:
             self._index()
             root, above = self._tree, [id(self._tree)]
-            while root.keys().isdisjoint(("train", "test", "val")):
+            while root.keys().isdisjoint(("train", *folders.TEST)):
                 inner = [n for name, n in root.items() if not folders.why_hidden(name)]
                 inner = [node for node in inner if isinstance(node, dict)]
                 if len(inner) != 1:
@@ -86,7 +87,7 @@ class Archive(ImageFolder):
     def _index(self) -> None:
         """Fill the tree. Opens the file that is read from then on."""
         try:
-            with tarfile.open(self._path, "r:", tarinfo=_Header) as tar:
+            with tarfile.open(self._path, "r:", tarinfo=Header) as tar:
                 self._data = self._path.open("rb")
                 _fill(self._tree, tar, None)
                 return
@@ -99,7 +100,7 @@ class Archive(ImageFolder):
             raise TemporaryFull(
                 f"{self._path} is compressed, and has no temporary file: {error}. {_TMPDIR}"
             ) from error
-        with tarfile.open(self._path, "r|*", tarinfo=_Header) as tar:
+        with tarfile.open(self._path, "r|*", tarinfo=Header) as tar:
             needed = _fill(self._tree, tar, self._data)
         if needed:
             self.close()
@@ -139,7 +140,7 @@ class Archive(ImageFolder):
                 self._data.close()
 
 
-class _Header(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """A tar's header, refused when damaged: tarfile would take it for the tar's end."""
 
     @classmethod

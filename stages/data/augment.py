@@ -89,6 +89,8 @@ def standardise(
     all values or one for each index of the first axis of a sample; int32 as it is."""
     if x.dtype == torch.int32:
         return x
+    if x.dtype in (torch.uint16, torch.int16):  # torch computes little in uint16
+        x = x.view(torch.int16).to(torch.int32) & 0xFFFF
     shape, x = (1, -1, *[1] * (x.ndim - 2)), x.to(torch.float32)
     if not mean:
         return x

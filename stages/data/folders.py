@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from strata.stages.data.sources import SPLITS, Source, printable, stamp, summary
+from strata.stages.data.sources import Source, printable, stamp, summary
 from strata.stages.errors import DataError
 
 HEAD = 16
@@ -29,7 +29,8 @@ _AGAIN = "link to what is listed already"
 Entry = tuple[str, str, Any]
 """Name, kind (FOLDER, FILE, LINK, or why it is left out) and place of an entry of a folder."""
 
-_TEST = ("test", "val")
+TEST = ("test", "val", "valid", "validation")
+"""Folders to test with, the first that has images."""
 _SUFFIXES = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
 # What cameras keep begins as a TIFF does, but all that can be read of it is a thumbnail.
 _RAW = frozenset(("3fr", "arw", "cr2", "dng", "erf", "kdc", "nef", "nrw", "pef", "srw"))
@@ -61,46 +62,59 @@ def why_hidden(name: str) -> str:
 class ImageFolder(Source):
     """A tree of images as a source: classes and files each in sorted order.
 
-    Files and folders go by their slashed path from the folder that holds train/. Links are
+    Without train/, and without test/ and val/, its folders are the classes of one split.
+    Files and folders go by their slashed path from the folder that holds train/, or them. Links are
     followed after all else, and what they lead to a second time, within a split, is left out, as is
     what is hidden, a thumbnail, or no image by suffix or content. Raises DataError when there is no
-    train/ or no test/ (or val/), a class of train has no images, or test has another class.
+    train/ and no two folders with images, a class has no images, or test has another class.
 
     A subclass says where an entry lies, its place, and lists folders by it. `root` is the place of
-    the folder that holds train/; `above` are the identities of it and of those above it.
+    the folder that holds train/ or the classes; `above` are the identities of it and of those above
+    it.
     """
 
+    without_test = "no folder test/ or val/"
     deeper = "Give --data imagefolder:{title}/{path}"
     """What to do where train/ lies deeper."""
+    instead = ""
+    """What else may lie there."""
 
     def __init__(self, title: str, root: Any, above: Iterable[Hashable]) -> None:
         self._title, self._above = title, frozenset(above)
         self._left_out: dict[str, tuple[int, str]] = {}
         self._listed: list[str] = []
         there = {name: (kind, place) for name, kind, place in self._list("", root)}
-        for top in ("train", *_TEST):
+        there[""] = "", root
+        for top in ("train", *TEST):
             if there.get(top, ("", None))[0] == LINK:
                 there[top] = self._follow(top, there[top][1])
-        tops = [top for top in ("train", *_TEST) if there.get(top, ("", None))[0] == FOLDER]
-        if "train" not in tops or len(tops) == 1:
-            raise DataError(printable(self._without_split("train" in tops, there, root)))
-        walked = {top: self._walk(top, there[top][1]) for top in tops}
+        tops = [top for top in ("train", *TEST) if there.get(top, ("", None))[0] == FOLDER]
+        train, deeper = ("train" if tops else ""), "" if tops else next(self._with_train(root), "")
+        self._depth = len(train) // 5  # of class folders
+        walked = {} if deeper else {top: self._walk(top, there[top][1]) for top in tops or [""]}
+        folders, images = walked.get(train, ({}, {}))
+        kinds = [path for path in folders if path and path.count("/") == self._depth]
+        if train not in walked or not (tops or (images and len(kinds) > 1)):
+            raise DataError(printable(self._without_train(there, deeper)))
         # ImageNet has both, and what lies in test/ has no classes.
-        test = next((top for top in tops[1:] if walked[top][1]), tops[1])
-        for name in there.keys() - {"train", test}:
+        test = next((top for top in tops[1:] if walked[top][1]), (*tops, "", "")[1])
+        for name in there.keys() - {"", "train", test} if tops else ():
             others = walked[name][1] if name in walked else () if why_hidden(name) else (name,)
             for path in others:
-                self._leave_out(f"beside train/ and {test}/", path)
+                self._leave_out(f"beside train/{f' and {test}/' * bool(test)}", path)
         self.left_out = dict(sorted(self._left_out.items()))
-        classes = sorted(path[6:] for path in walked["train"][0] if path.count("/") == 1)
-        found = {"train": walked["train"][1], "test": walked[test][1]}
-        order = {s: sorted((path.split("/")[1], path) for path in found[s]) for s in SPLITS}
-        self._check_classes(classes, *({kind for kind, _ in order[split]} for split in SPLITS))
+        classes = sorted(path.rpartition("/")[2] for path in kinds)
+        found = {"train": walked[train][1]} | ({"test": walked[test][1]} if test else {})
+        order = {
+            split: sorted((path.split("/")[self._depth], path) for path in paths)
+            for split, paths in found.items()
+        }
+        self._check_classes(classes, *({kind for kind, _ in each} for each in order.values()))
         number = {name: label for label, name in enumerate(classes)}
-        labels = {split: np.array([number[kind] for kind, _ in order[split]]) for split in SPLITS}
+        labels = {s: np.array([number[kind] for kind, _ in each]) for s, each in order.items()}
         super().__init__(title, labels, map(printable, classes))
-        self._names = {split: [name for _, name in order[split]] for split in SPLITS}
-        self._places = found["train"] | found["test"]
+        self._names = {split: [name for _, name in each] for split, each in order.items()}
+        self._places = {path: place for each in found.values() for path, place in each.items()}
 
     def name(self, split: str, i: int) -> str:
         return self._names[split][i]
@@ -109,7 +123,7 @@ class ImageFolder(Source):
     def _read(self, file: str) -> bytes:
         """The bytes of one file. Raises OSError."""
 
-    def _open(self, split: str, i: int) -> tuple[bytes, Image.Image]:
+    def open_sample(self, split: str, i: int) -> tuple[bytes, Image.Image]:
         if not (data := self._read(self._names[split][i])):
             raise ValueError("the file is empty")
         return data, Image.open(io.BytesIO(data))
@@ -155,7 +169,7 @@ class ImageFolder(Source):
                 if not why:
                     folders[path] = place
                 inside = sorted(self._list(path, place), key=itemgetter(0), reverse=True)
-                todo += [(f"{path}/{name}", k, at, why) for name, k, at in inside]
+                todo += [(f"{path}/{name}".lstrip("/"), k, at, why) for name, k, at in inside]
             elif kind == LINK and not why:
                 heapq.heappush(links, (path, place))
             elif why or kind != FILE:
@@ -164,7 +178,7 @@ class ImageFolder(Source):
                 self._leave_out(NO_IMAGE, path)
             else:
                 self._listed.append(path)
-                if path.count("/") > 1:
+                if path.count("/") > self._depth:
                     images[path] = place
                 else:
                     self._leave_out("outside a class folder", path)
@@ -174,20 +188,21 @@ class ImageFolder(Source):
         count, first = self._left_out.get(reason, (0, printable(path)))
         self._left_out[reason] = count + 1, min(first, printable(path))
 
-    def _without_split(self, has_train: bool, there: dict[str, tuple[str, Any]], root: Any) -> str:
-        """Why a tree without train/ or without test/ is refused: what it holds instead."""
-        if not has_train and (path := next(self._with_train(root), None)):
+    def _without_train(self, there: dict[str, tuple[str, Any]], path: str) -> str:
+        """Why a tree without train/ and without class folders is refused: what it holds instead."""
+        if path:
             advice = self.deeper.format(title=self._title, path=path)
             return f"{self._title} has no folder train/, found {path}/train/. {advice}"
-        shown = sorted((name, kind == FILE) for name, (kind, _) in there.items() if name[0] != ".")
+        named = ((name, kind) for name, (kind, _) in there.items() if name and name[0] != ".")
+        shown = sorted((name, kind == FILE) for name, kind in named)
         folders = [f"{name}/" for name, is_file in shown if not is_file]
         files = [name for name, is_file in shown if is_file]
         holds = ", ".join(folders[:5] + ["…"] * (len(folders) > 5))
         holds += f"{' and ' * bool(holds)}{len(files)} files, such as {files[0]}" if files else ""
         return (
-            f"{self._title} has no folder {'test/ or val/' if has_train else 'train/'}, it holds "
-            f"{holds or 'nothing'}. Images belong into train/CLASS/, and those to test with into "
-            "test/CLASS/ or val/CLASS/"
+            f"{self._title} has no folder train/, it holds {holds or 'nothing'}. Images belong "
+            "into CLASS/, a folder for each class; or into train/CLASS/, and those to test with "
+            f"into test/CLASS/ or val/CLASS/{self.instead.format(title=self._title)}"
         )
 
     def _with_train(self, root: Any, most: int = 1000) -> Iterator[str]:
@@ -200,21 +215,25 @@ class ImageFolder(Source):
                 elif kind == FOLDER and path.count("/") < 2 and len(todo) < most:
                     todo.append((f"{path}/{name}".lstrip("/"), at))
 
-    def _check_classes(self, classes: list[str], train: set[str], test: set[str]) -> None:
-        """Raise DataError unless every class has images in train, test has some and no others, and
-        no two names are one in two spellings."""
+    def _check_classes(
+        self, classes: list[str], train: set[str], test: set[str] | None = None
+    ) -> None:
+        """Raise DataError unless every class has images in train, test, if it is there, has some
+        and no others, and no two names are one in two spellings."""
         title = self._title
         why = f". Left out: {told}" if (told := summary(self.left_out)) else ""
         if not classes:
             raise DataError(f"train/ in {title} is empty: it must hold one folder per class{why}")
         if bare := [kind for kind in classes if kind not in train]:
             name = printable(bare[0])
-            raise DataError(f"class {name} has no images under train/ in {title}{why}")
-        if not test:
+            under = "under train/ in" if self._depth else "in"
+            raise DataError(f"class {name} has no images {under} {title}{why}")
+        if test is not None and not test:
             raise DataError(
                 f"the test split of {title} has no images: they belong into a folder for each "
                 f"class, such as {printable(classes[0])}/{why}"
             )
+        test = test or set()
         by_spelling: dict[str, str] = {}
         for kind in (*classes, *sorted(test - train)):
             other = by_spelling.setdefault(unicodedata.normalize("NFC", kind), kind)

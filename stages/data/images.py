@@ -1,7 +1,4 @@
-"""Labelled images: opening a data set, its pixels, and one checking pass over it.
-
-A data source is named by a word: digits, torchvision:NAME, imagefolder:PATH or npz:PATH.
-"""
+"""Labelled images: their pixels, and one checking pass over a data set."""
 
 from __future__ import annotations
 
@@ -10,55 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from strata.stages.data.archives import open_imagefolder
-from strata.stages.data.npz import Tensors, open_npz, open_tensors
-from strata.stages.data.sources import SPLITS, Form, Source, broken, open_digits, suggest
-from strata.stages.data.values import CLEARED, plain, told, undecided
-from strata.stages.data.zoo import open_torchvision
+from strata.stages.data.arrays import fitted
+from strata.stages.data.sources import SPLITS, Source, broken
+from strata.stages.data.values import CLEARED, plain, plain_array, told, undecided
 from strata.stages.errors import BrokenImage, DataError
-from strata.stages.home import home
 
-_FORMS = ("digits", "torchvision:NAME", "imagefolder:PATH", "npz:PATH")
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 # Samples handed to a thread at a time: enough that handing over costs next to nothing.
 _CHUNK = 32
 _NAMED = 3
-
-
-def open_source(
-    spec: str, *, root: Path, download: bool = False, form: Form | None = None
-) -> Source:
-    """The data source that `spec` names; close it, or use it in a with statement.
-
-    digits is scikit-learn's, its last 360 samples the test split; torchvision:NAME reads files
-    under `root` and fetches them only where `download` is True; imagefolder:PATH is a directory
-    or tar of class folders under train/ and test/ (or val/); npz:PATH holds x_train, y_train,
-    x_test and y_test: images, or, where `form` has a shape, arrays of it. Raises DataError when
-    `spec` is none of these or the data is unfit.
-    """
-    kind, _, rest = spec.partition(":")
-    if form and form.shape:
-        if kind == "npz" and rest:
-            return open_tensors(home(rest), form)
-        raise DataError(f"{spec} holds images; 'data.shape' is for arrays: give npz:PATH")
-    if spec == "digits":
-        return open_digits()
-    if kind == "torchvision" and rest:
-        return open_torchvision(rest, root, download)
-    if kind == "imagefolder" and rest:
-        return open_imagefolder(home(rest))
-    if kind == "npz" and rest:
-        return open_npz(home(rest))
-    kinds = [form.partition(":")[0] for form in _FORMS]
-    near = "" if kind in kinds else suggest(kind, kinds)
-    raise DataError(f"unknown data source {spec!r}, must be {', '.join(_FORMS)}.{near}")
 
 
 def square(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -95,10 +58,11 @@ def check_labels(source: Source, classes: int) -> None:
     """Hold a source to the recipe's number of classes.
 
     Raises DataError, naming the sample, for a label outside 0..classes-1, and naming both numbers
-    when the source has more or fewer classes.
+    when the source has more or fewer classes, or numbers in a label.
     """
-    counts = f"the data set has {len(source.classes)} classes, the recipe says {classes}"
-    for split in SPLITS:
+    noun = "numbers in a label" if source.of_numbers else "classes"
+    counts = f"the data set has {len(source.classes)} {noun}, the recipe says {classes}"
+    for split in () if source.of_numbers else SPLITS:
         labels = source.labels(split)
         if (bad := np.argwhere((labels < 0) | (labels >= classes))).size:
             first = labels[tuple(bad[0])]
@@ -116,6 +80,8 @@ def check_probed(source: Source, channels: int) -> None:
     Grey images are repeated for a network of RGB ones, as ever; but colour is not thrown away for
     a network of grey ones. Raises DataError for that, and for a single class.
     """
+    if source.of_numbers:
+        raise DataError("labels are numbers, and a probe tells classes apart")
     if len(source.classes) < 2:
         raise DataError(
             f"the data set has one class, {''.join(source.classes)}: there is nothing to tell apart"
@@ -273,12 +239,14 @@ def read(
     is wrong.
     """
     try:
-        if isinstance(source, Tensors):
-            content, array = source.array(split, i)
-            return array, Sound(hashlib.sha256(content).hexdigest(), (), "", 0)
         content, image = source.decoded(split, i)
-        flat, changes, kind, scale = plain(image, scales)
-        return flat, Sound(hashlib.sha256(content).hexdigest(), changes, kind, scale)
+        digest = hashlib.sha256(content).hexdigest()
+        if source.form:
+            array, changes = fitted(np.asarray(image), source.form)
+            return array, Sound(digest, changes, "", 0)
+        made = (plain_array if isinstance(image, np.ndarray) else plain)(image, scales)  # pyright: ignore
+        flat, changes, kind, scale = made
+        return flat, Sound(digest, changes, kind, scale)
     except Exception as error:  # decoders and converters do
         raise broken(source.name(split, i), error) from error
 
@@ -289,6 +257,8 @@ def _check_left(source: Source, kept: dict[str, np.ndarray]) -> None:
         if not kept[split].size:
             raise DataError(f"all {source.count(split)} images of the {split} split are broken")
     labels = source.labels("train")
+    if source.of_numbers:
+        return
     if (lost := np.setdiff1d(labels, labels[kept["train"]])).size:
         name = source.classes[lost[0]] if lost[0] < len(source.classes) else lost[0]
         raise DataError(f"all images of class {name} in the train split are broken")

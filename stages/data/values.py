@@ -54,6 +54,21 @@ def plain(
     return flat, changes + (COLOUR,) * (flat.mode == "RGB"), kind, scale
 
 
+def plain_array(
+    values: np.ndarray, scales: Mapping[str, int] | None = None
+) -> tuple[Image.Image, tuple[str, ...], str, int]:
+    """Pixels (H, W) or (H, W, C) of another dtype than uint8 as `plain` gives an image: by one full
+    scale for the whole data set. Raises ValueError as it does."""
+    if values.dtype == bool:
+        raise ValueError("it is bool: make it uint8, 0 and 255")
+    if values.min() < 0:
+        raise ValueError("it has values below 0: leave normalising to data.mean, or set data.shape")
+    kind = "float" if values.dtype.kind == "f" else "integer"
+    scale, eight = _scaled(kind, values, scales)
+    flat, changes = _flat(Image.fromarray(eight[..., 0] if eight.shape[2:] == (1,) else eight))
+    return flat, changes + (COLOUR,) * (flat.mode == "RGB"), kind, scale
+
+
 def told(kind: str, scale: int) -> str:
     """What is done to the values of a kind, in words, at the full scale of the data set."""
     if kind == "float":

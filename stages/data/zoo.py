@@ -73,7 +73,7 @@ class TorchvisionSource(Source):
         inside = path.is_relative_to(self._root)
         return path.relative_to(self._root).as_posix() if inside else path.name
 
-    def _open(self, split: str, i: int) -> tuple[bytes, Image.Image]:
+    def open_sample(self, split: str, i: int) -> tuple[bytes, Image.Image]:
         path, image = self._path(self._sets[split], i), _as_image(self._sets[split][i][0])
         if path is None:
             return image.mode.encode() + array_bytes(np.asarray(image)), image
@@ -162,4 +162,4 @@ def _as_image(item: Any) -> Image.Image:
     array = np.asarray(item)
     if array.dtype != np.uint8:
         raise ValueError(f"its pixels are {array.dtype}, not uint8")
-    return image_from(channels_last(array[None], "the image")[0])
+    return image_from(channels_last(array))

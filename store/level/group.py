@@ -25,13 +25,13 @@ from strata.store.level.layout import BEGUN, Geometry, LevelKey
 CHANNEL = "channel"
 """Stands for the axis that has the features: what it is called depends on the level."""
 SMALL = {
-    "label": ("sample", "class of the sample, counted from 0"),
+    "label": ("sample", "class of the sample, counted from 0; as float32, numbers to be met"),
     "sample_id": ("sample", "number of the sample in its split of the data set"),
     "scale": (CHANNEL, "step between the codes of the channel"),
     "zero": (CHANNEL, "code of the value 0 in the channel"),
 }
 """Every small array that a level can have: its first dimension, and what it is, for people. A
-second one is ``token``."""
+second one is ``token``, or of labels that are numbers ``number``."""
 
 
 def chunk_name(shape: Sequence[int]) -> str:
@@ -45,7 +45,7 @@ def small_files(
     """The small files of a level.
 
     Args:
-        arrays: (n,), or of labels (n, token), by a name of ``SMALL``.
+        arrays: (n,), or of labels (n, token) or (n, number), by a name of ``SMALL``.
 
     Returns:
         Bytes of every ``zarr.json``, by its path in the level; and the arrays, little-endian, whose
@@ -81,7 +81,7 @@ def _metadata(
             compressors=None,
             fill_value=np.nan if dtype[1] == "f" else np.array(-1).astype(dtype),
             chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=(dimension, "token")[: len(shape)],
+            dimension_names=(dimension, "number" if dtype[1] == "f" else "token")[: len(shape)],
             attributes={"long_name": what},
         )
     with warnings.catch_warnings():  # every reader of Zarr v3 that we know has them

@@ -71,6 +71,8 @@ PRECISIONS = {
         Precision("uint4", np.dtype("u1"), 255, packed=2),
         # Of x_0 alone: what is counted, such as tokens of a text. It has no codes.
         Precision("int32", np.dtype("<i4"), -(2**31)),
+        # Of x_0 alone, too: all 65,536 values, as images use all 256.
+        Precision("uint16", np.dtype("<u2"), 65535),
     )
 }
 

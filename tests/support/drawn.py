@@ -5,17 +5,32 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from strata.stages.data.images import SPLITS, Source, open_source, square, survey
+from strata.stages.data.images import square, survey
+from strata.stages.data.opening import open_source
+from strata.stages.data.sources import SPLITS, Source
 from strata.stages.data.values import plain
 from strata.stages.errors import DataError
 
 SIZE = 12
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a recipe says of samples."""
+
+    shape: tuple[int, ...] = (4, 3)
+    dtype: str = "float32"
+    targets: str = "sample"
+    classes: int = 3
+    split: float = 0.0
+    split_seed: int = 0
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:

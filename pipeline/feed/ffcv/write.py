@@ -173,7 +173,9 @@ class Images:
     def __getitem__(self, row: int) -> tuple[np.ndarray, int, int, int]:
         if row % NEWS == 0:
             os.write(1, b".")  # fails when nobody listens any more, which ends an orphan
-        return self.image(int(row)), int(self.labels[row]), int(row), 0
+        # Labels are read from the level: what is no class of a sample has no place here.
+        label = int(self.labels[row]) if self.labels.dtype.kind == "i" else -1
+        return self.image(int(row)), label, int(row), 0
 
     def image(self, row: int) -> np.ndarray:
         """uint8 (y, x, channel)."""

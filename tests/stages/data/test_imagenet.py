@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from runs import Place, here, open_run
 
 from strata.pipeline.recipe.builtin import text_of
-from strata.stages.data.images import open_source
+from strata.stages.data.opening import open_source
 from strata.store.feature_store import open_level
 
 NAME = "imagenet-small"

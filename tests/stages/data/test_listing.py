@@ -17,6 +17,7 @@ from drawn import facts, noise, opened, pack, pets, refusal, save
 from PIL import Image
 
 from strata.pipeline.errors import exit_code
+from strata.stages.data.opening import open_whole
 from strata.stages.errors import BrokenImage, TemporaryFull
 
 CAFE = "caf\udce9"
@@ -301,18 +302,48 @@ def test_train_deeper_down_is_found(folder: Path, tmp_path: Path, depth: str) ->
 
 
 def test_what_lies_there_instead_of_train_and_test(folder: Path, tmp_path: Path) -> None:
-    (folder / "test").rename(folder / "valid")
+    (folder / "test").rename(folder / "held")
     for path in everywhere(folder):
-        assert "has no folder test/ or val/, it holds train/, valid/. Images" in refusal(path)
+        told = refusal(path)
+        assert "has no folder test/ or val/. Left out: 1 beside train/, such as held. Pass" in told
     photos = tmp_path / "photos"
     for i in range(3):
         image(photos / f"{i}.png")
     assert "no folder train/, it holds 3 files, such as 0.png. Images belong" in refusal(photos)
-    shutil.rmtree(folder / "valid")
-    (folder / "train/cat").rename(folder / "cat")
-    (folder / "train/dog").rename(folder / "dog")
+    shutil.rmtree(folder / "held")
+    (folder / "train").rename(photos / "all")
+    assert "has no folder train/, it holds all/ and 3 files, such as" in refusal(photos)
+
+
+def test_class_folders_alone_are_one_split(folder: Path) -> None:
+    shutil.rmtree(folder / "test")
+    for path in everywhere(folder):
+        with open_whole(f"imagefolder:{path}", root=Path()) as source:
+            under_train = [source.name("train", i) for i in range(source.count("train"))]
+            labels = source.labels("train").tolist()
+    for kind in ("cat", "dog"):
+        (folder / "train" / kind).rename(folder / kind)
     (folder / "train").rmdir()
-    assert "has no folder train/, it holds cat/, dog/. Images belong" in refusal(folder)
+    image(folder / "loose.png")
+    for path in everywhere(folder):
+        with open_whole(f"imagefolder:{path}", root=Path()) as source:
+            assert source.splits == ("train",)
+            found = [source.name("train", i) for i in range(source.count("train"))]
+            assert [f"train/{name}" for name in found] == under_train
+            assert source.labels("train").tolist() == labels
+            assert source.left_out == {"outside a class folder": (1, "loose.png")}
+        assert "Pass --split 0.2, or set data.split = 0.2" in refusal(path)
+    (folder / "emu").mkdir()
+    assert "class emu has no images in" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_names_of_the_test_folder(folder: Path, name: str) -> None:
+    classes, _, labels, images, _ = facts(opened(folder))
+    (folder / "test").rename(folder / name)
+    for path in everywhere(folder):
+        found = facts(opened(path))
+        assert (found[0], found[2], found[3]) == (classes, labels, images)
 
 
 PACKED = {"zip": b"PK\3\4", "rar": b"Rar!\x1a\7", "7z": b"7z\xbc\xaf\x27\x1c"}

@@ -13,7 +13,8 @@ from drawn import noise, opened, pixels, refusal, save
 from PIL import Image
 
 from strata.stages.data import zoo
-from strata.stages.data.images import check_labels, open_source, survey
+from strata.stages.data.images import check_labels, survey
+from strata.stages.data.opening import open_source
 from strata.stages.errors import BrokenImage, DataError
 
 
@@ -60,15 +61,20 @@ def test_npz_channels_first_or_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"y_train": None}, "has no y_train, it holds x_train, x_test, y_test"),
-        ({"x_train": np.zeros((6, 8, 8))}, "is float64, images must be uint8"),
-        ({"y_train": np.zeros(6)}, "is float64, labels must be integers"),
-        ({"y_train": np.zeros((6, 2), int)}, "labels must be (N,) or (N,1)"),
-        ({"y_train": np.arange(5)}, "6 images in x_train but 5 labels in y_train"),
+        (
+            {"y_train": None},
+            "holds x_train (6, 8, 8), x_test (3, 8, 8), y_test (3, 1): samples",
+        ),
+        ({"x_train": np.full((6, 8, 8), "a")}, "x_train in"),
+        ({"y_train": np.zeros((6, 2), int)}, "labels of a sample are 2 in y_train in"),
+        ({"y_train": np.zeros((6, 2, 2), int)}, "labels must be (N,) or (N, number)"),
+        ({"y_train": np.full(6, "a")}, "labels must all be numbers, or all words"),
+        ({"y_train": np.full(6, np.nan)}, "has label nan at 0, which is no finite number"),
+        ({"y_train": np.arange(5)}, "6 samples but 5 labels in y_train in"),
         ({"y_test": np.array([0, -1, 1])}, "has label -1 at 1, must be 0..65535"),
         ({"y_test": np.array([0, 2**40, 1])}, "has label 1099511627776 at 1"),
-        ({"x_train": noise(1, 6, 8)}, "has shape (6, 8), must be (N,H,W)"),
-        ({"x_train": noise(1, 6, 8, 8, 5)}, "has shape (6, 8, 8, 5), must be (N,H,W)"),
+        ({"x_train": noise(1, 6, 8)}, "train/0: it has shape (8,), an image must be (H,W)"),
+        ({"x_train": noise(1, 6, 8, 8, 5)}, "it has shape (8, 8, 5), an image must be (H,W)"),
         ({"y_train": np.array([None] * 6)}, "cannot be read as an .npz"),
         ({"x_test": noise(1, 0, 8, 8), "y_test": np.zeros(0, int)}, "the test split of"),
     ],
@@ -80,7 +86,9 @@ def test_npz_refused(tmp_path: Path, changes: dict[str, np.ndarray | None], told
 def test_npz_missing_or_something_else(tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path / "gone.npz", "npz")
     np.save(tmp_path / "a.npy", np.zeros(3))
-    assert "is not an .npz file" in refusal(tmp_path / "a.npy", "npz")
+    assert "holds one array: give the folder" in refusal(tmp_path / "a.npy", "npz")
+    (tmp_path / "a.txt").write_text("x")
+    assert "is not an .npz file" in refusal(tmp_path / "a.txt", "npz")
     path = arrays(tmp_path / "a.npz")
     data = bytearray(path.read_bytes())
     data[200] ^= 255
@@ -111,7 +119,7 @@ def test_another_number_of_classes(tmp_path: Path) -> None:
     [
         ("digit", "Did you mean digits?"),
         ("imagefoldr:x", "Did you mean imagefolder?"),
-        ("npz", "must be digits, torchvision:NAME, imagefolder:PATH, npz:PATH."),
+        ("npz", "must be digits, torchvision:NAME, imagefolder:PATH, npz:PATH, csv:FILE"),
         ("torchvision:CIFAR01", "Did you mean CIFAR10?"),
         ("torchvision:cifar10", "Did you mean CIFAR10?"),
         ("torchvision:flowers12", "Did you mean Flowers102?"),

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from drawn import Form
 
-from strata.stages.data.images import check_labels, open_source, read, survey
+from strata.stages.data.images import check_labels, read, survey
+from strata.stages.data.opening import open_source
 from strata.stages.data.sources import Source
 from strata.stages.errors import DataError
 
-
-@dataclass(frozen=True)
-class Form:
-    shape: tuple[int, ...] = (4, 3)
-    dtype: str = "float32"
-    targets: str = "sample"
-    classes: int = 3
-
-
+PLAIN = Form()
 TOKENS = Form((4,), "int32", "token", 9)
 
 
-def arrays(path: Path, form: Form = Form(), **changes: Any) -> Path:
+def arrays(path: Path, form: Form = PLAIN, **changes: Any) -> Path:
     """Six samples to train on and three to test with."""
     draws, held = np.random.default_rng(0), dict[str, Any]()
     for split, count in (("train", 6), ("test", 3)):
@@ -36,7 +29,7 @@ def arrays(path: Path, form: Form = Form(), **changes: Any) -> Path:
     return path
 
 
-def opened(path: Path, form: Form = Form()) -> Source:
+def opened(path: Path, form: Form = PLAIN) -> Source:
     return open_source(f"npz:{path}", root=Path(), form=form)
 
 
@@ -82,22 +75,22 @@ def test_the_digest_has_values_labels_dtype_and_shape(tmp_path: Path) -> None:
     ("form", "changes", "words"),
     [
         (
-            Form(),
-            {"x_test": np.zeros((3, 4, 3))},
-            "x_test in {} is float64, 'data.dtype' says float32",
+            Form(dtype="uint8"),
+            {"x_train": np.full((6, 4, 3), 0.5)},
+            "{}: train/0: it is float64, whose values 'data.dtype' uint8 cannot hold",
         ),
         (
             Form(),
             {"x_train": np.zeros((6, 3, 4), np.float32)},
-            "x_train in {} has samples of shape [3, 4], 'data.shape' says [4, 3]",
+            "{}: train/0: it has shape [3, 4], 'data.shape' is [4, 3]",
         ),
-        (Form(), {"y_train": np.arange(5)}, "{} has 6 images in x_train but 5 labels in y_train"),
-        (Form(), {"y_train": np.zeros((6, 5), int)}, "labels must be (N,) or (N,1)"),
-        (TOKENS, {"y_train": np.zeros(6, int)}, "labels of tokens must be (N, token)"),
+        (Form(), {"y_train": np.arange(5)}, "{} has 6 samples but 5 labels in y_train in"),
+        (Form(), {"y_train": np.zeros((6, 5), int)}, "are 5 in y_train in {}, and 1 in y_test in"),
+        (TOKENS, {"y_train": np.zeros(6, int)}, "labels of a sample are 1 in y_train in"),
         (
             TOKENS,
             {"y_test": np.zeros((3, 4), int)},
-            "{} has 5 labels a sample in y_train, and 4 in",
+            "are 5 in y_train in {}, and 4 in y_test in {}",
         ),
         (
             TOKENS,
@@ -112,7 +105,7 @@ def test_what_differs_is_said(
     path = arrays(tmp_path / "a.npz", form, **changes)
     with pytest.raises(DataError) as refused:
         opened(path, form)
-    assert words.format(path) in str(refused.value)
+    assert words.replace("{}", str(path)) in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
