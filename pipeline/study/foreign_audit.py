@@ -73,7 +73,8 @@ def audit(
     if source.count(split) != there and not table.shared:
         found["beside"].append(f"{there:,} rows, and {source.count(split):,} samples")
     if table.labels:
-        labels = torch.cat(table.labels)[first:][:count].numpy()
+        pieces = [one for one in table.labels if one.shape[1:] == table.labels[0].shape[1:]]
+        labels = torch.cat(pieces)[first:][:count].numpy()
         of_labels(found, labels, source.labels(split)[:count])
     if len(wrong):
         row, i = wrong[0], int(differs[wrong[0]].nonzero()[0])
