@@ -17,7 +17,7 @@ from strata.stages.solve.evaluate import losses
 
 
 @dataclass(frozen=True)
-class Loss:
+class SampleLoss:
     """A loss. Logits are (n, classes) and labels int64 (n,), or of tokens one axis more; ``bce``
     and ``mse`` have labels float32 (n, classes), or (n,) where there is one output."""
 
@@ -81,19 +81,19 @@ class Loss:
             return self.each(z if self.own else z.double(), y).double().numpy()
 
 
-def loss_of(name: str | Origin) -> Loss:
+def loss_of(name: str | Origin) -> SampleLoss:
     """The loss that a recipe names. Raises UnusableNetwork: a user's file has no such function."""
     if isinstance(name, str):
-        return Loss(name)
+        return SampleLoss(name)
     title = f"loss {name.name}"
-    return Loss("own", function(title, name.name, name.code or "", name.folder), title)
+    return SampleLoss("own", function(title, name.name, name.code or "", name.folder), title)
 
 
 def check_targets(name: str, kind: str, labels: np.ndarray, outputs: int) -> None:
     """Refuse labels that a loss is not for. Raises DataError.
 
     Args:
-        name, kind: of the loss, as a recipe and as :class:`Loss` has it.
+        name, kind: of the loss, as a recipe and as :class:`SampleLoss` has it.
         labels: of all training samples.
         outputs: numbers that a classifier gives for a sample.
     """

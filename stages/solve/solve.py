@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
 from strata.stages.network.featurize import placed
-from strata.stages.solve.loss import Loss
+from strata.stages.solve.loss import SampleLoss
 from strata.stages.solve.mixup import mixed
 from strata.stages.solve.momentum import StraightSGD
 from strata.stages.solve.ranks import Ranks
@@ -95,7 +95,7 @@ class Solver(Generic[Trainable]):
     draws: Callable[[int, int, int], int] | None = None
     """Seed of what a step draws (dropout), from epoch, batch and rank, which is -1 of what all
     ranks draw alike (mixup); None: it draws nothing."""
-    loss: Loss = field(default_factory=Loss)
+    loss: SampleLoss = field(default_factory=SampleLoss)
 
     def __post_init__(self) -> None:
         placed(self.problem, self.device)

@@ -243,9 +243,11 @@ def test_verify_sees_its_files_and_repair_makes_room_for_a_new_one(place: Path) 
 
 def test_status_names_it_and_what_was_begun(place: Path, tmp_path: Path) -> None:
     other = shutil.copytree(place, tmp_path / "other")
-    top1 = do(other, "baseline", "--json").json["result"]["test"]["top1"]
-    plain = {"variant": "plain", "state": "trained", "epochs": 1, "test_accuracy": top1}
-    begun = {"variant": "micro-32", "state": "partial", "epochs": 0, "test_accuracy": None}
+    test = do(other, "baseline", "--json").json["result"]["test"]
+    top1, none = test["top1"], {"test": None, "test_accuracy": None}
+    plain = {"variant": "plain", "state": "trained", "epochs": 1}
+    plain |= {"test": test, "test_accuracy": top1}
+    begun = {"variant": "micro-32", "state": "partial", "epochs": 0, **none}
     assert do(other, "status", "--json").json["baselines"] == [plain]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("strata.pipeline.train.train.conclude", _killed)

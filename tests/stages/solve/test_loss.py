@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from strata.stages.errors import DataError, UnusableNetwork
 from strata.stages.network.blocks import Origin
 from strata.stages.solve import evaluate
-from strata.stages.solve.loss import Loss, check_targets, loss_of
+from strata.stages.solve.loss import SampleLoss, check_targets, loss_of
 from strata.stages.solve.schedule import SGDSchedule
 from strata.stages.solve.solve import Solver
 
@@ -28,8 +28,8 @@ MANY = torch.from_numpy((RNG.random((40, 6)) < 0.3).astype(np.float32))
 NUMBERS = torch.from_numpy(RNG.normal(size=(40, 6)).astype(np.float32))
 
 
-def own(function: Callable[[Tensor, Tensor], Any]) -> Loss:
-    return Loss("own", function, "loss mine.py:loss")
+def own(function: Callable[[Tensor, Tensor], Any]) -> SampleLoss:
+    return SampleLoss("own", function, "loss mine.py:loss")
 
 
 # ---- losses -------------------------------------------------------------------------------------
@@ -37,10 +37,10 @@ def own(function: Callable[[Tensor, Tensor], Any]) -> Loss:
 
 def test_losses_are_torchs() -> None:
     bce, mse = F.binary_cross_entropy_with_logits(Z, MANY), F.mse_loss(Z, NUMBERS)
-    torch.testing.assert_close(Loss("bce").total(Z, MANY) / 40, bce)
-    torch.testing.assert_close(Loss("mse").total(Z, NUMBERS) / 40, mse)
+    torch.testing.assert_close(SampleLoss("bce").total(Z, MANY) / 40, bce)
+    torch.testing.assert_close(SampleLoss("mse").total(Z, NUMBERS) / 40, mse)
     smooth = F.cross_entropy(Z, CLASSES, label_smoothing=0.1)
-    torch.testing.assert_close(Loss().total(Z, CLASSES, 0.1) / 40, smooth)
+    torch.testing.assert_close(SampleLoss().total(Z, CLASSES, 0.1) / 40, smooth)
     focal = own(lambda z, y: F.cross_entropy(z, y, reduction="none") ** 2)
     expected = F.cross_entropy(Z, CLASSES, reduction="none").square().sum()
     torch.testing.assert_close(focal.total(Z, CLASSES), expected)
@@ -48,13 +48,15 @@ def test_losses_are_torchs() -> None:
 
 def test_one_number_needs_no_axis() -> None:
     expected = F.mse_loss(Z[:, 0], NUMBERS[:, 0], reduction="none")
-    torch.testing.assert_close(Loss("mse").each(Z[:, :1], NUMBERS[:, 0]), expected)
+    torch.testing.assert_close(SampleLoss("mse").each(Z[:, :1], NUMBERS[:, 0]), expected)
 
 
 @pytest.mark.parametrize(("kind", "labels"), [("bce", MANY), ("mse", NUMBERS), ("own", CLASSES)])
 def test_judged_losses_are_those_of_the_steps(kind: str, labels: Tensor) -> None:
     loss = (
-        own(lambda z, y: F.cross_entropy(z, y, reduction="none")) if kind == "own" else Loss(kind)
+        own(lambda z, y: F.cross_entropy(z, y, reduction="none"))
+        if kind == "own"
+        else SampleLoss(kind)
     )
     found = loss.of_arrays(Z.numpy(), labels.numpy())
     assert (found.dtype, found.shape) == (np.float64, (40,))
@@ -161,7 +163,7 @@ def solver(kind: str, outputs: int) -> Solver[nn.Module]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         network = nn.Linear(8, outputs)
-    return Solver(network, plan, CPU, torch.float32, loss=Loss(kind))
+    return Solver(network, plan, CPU, torch.float32, loss=SampleLoss(kind))
 
 
 @pytest.mark.parametrize(("kind", "axes"), [("bce", 2), ("mse", 2), ("mse", 1)])
