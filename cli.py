@@ -131,7 +131,7 @@ COMMANDS: dict[str, tuple[str, tuple[click.Parameter, ...]]] = {
         (
             *(click.Argument(["source"]), *NETWORK, DATA_ROOT, SPLIT, DOWNLOAD, JSON),
             option("--frozen", "Layers that are given, from the first: n, or all."),
-            option("--to", "The new file.  [NAME.toml]", type=FOLDER),
+            option("--to", "The new file.  [NAME.toml]", type=FOLDER, show_default=False),
         ),
     ),
     "plan.plan": (

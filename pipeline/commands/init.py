@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Row = tuple[Any, ...]
 """A key, its value, and perhaps a comment."""
+KINDS = {".npz": "npz", ".npy": "npz", ".csv": "csv", ".tar": "imagefolder"}
+KINDS |= dict.fromkeys((".parquet", ".arrow", "dataset_dict.json"), "hf")
+"""Data sources by what names of files end in."""
 NAMED = 8
 """Classes that a comment names, and channels up to which mean and std are written out."""
 TRAINED_AT, MEAN, STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,8 +92,10 @@ def spec_of(source: str) -> str:
     """The data source that is meant by the path of a folder or file, or what says it already."""
     if not source.isprintable():
         raise OptionRange(f"{source!r} has characters that a recipe cannot hold: rename it")
-    path, kinds = Path(source).expanduser(), {".npz": "npz", ".csv": "csv", ".tar": "imagefolder"}
-    kind = "imagefolder" if path.is_dir() else kinds.get(path.suffix, "")
+    path, kind = Path(source).expanduser(), KINDS.get(Path(source).suffix, "")
+    if path.is_dir():
+        inside = (KINDS.get(one.name, KINDS.get(one.suffix, "")) for one in path.iterdir())
+        kind = min({*inside} & {"hf", "npz"}, default="imagefolder")
     return f"{kind}:{source}" if kind and path.exists() else source
 
 

@@ -8,13 +8,13 @@ they are. Then it is tried what would explain them: another order, other preproc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import center_crop, resize
 
 from strata.pipeline.progress import Reporter
 from strata.pipeline.recipe.recipe import Recipe
@@ -73,7 +73,8 @@ def audit(
     if source.count(split) != there and not table.shared:
         found["beside"].append(f"{there:,} rows, and {source.count(split):,} samples")
     if table.labels:
-        labels = torch.cat(table.labels)[first:][:count].numpy()
+        pieces = [one for one in table.labels if one.shape[1:] == table.labels[0].shape[1:]]
+        labels = torch.cat(pieces)[first:][:count].numpy()
         of_labels(found, labels, source.labels(split)[:count])
     if len(wrong):
         row, i = wrong[0], int(differs[wrong[0]].nonzero()[0])
@@ -181,16 +182,14 @@ def otherwise(
         usual = [torch.tensor(one).view(shape) for one in IMAGENET]
         found["with the mean and std of ImageNet"] = (raw - usual[0]) / usual[1]
         found["with blue before red"] = (raw.flip(1) - mean) / std
-    for size in (side, round(side * 8 / 7)):
-        other = replace(
-            recipe, data=replace(data, size=size), augment=replace(recipe.augment, pad=0, views=2)
-        )
-        found[f"resized to {size}"] = inputs(other, source, split, samples)
-    images = [source.image(split, int(i)) for i in samples]
-    if all(isinstance(one, Image.Image) for one in images):
+    images, larger = [source.image(split, int(i)) for i in samples], round(side * 8 / 7)
+    sizes: dict[str, Any] = {f"resized to {side} and cut, as torchvision does": side}
+    sizes[f"resized to {larger} and cut to {side}, as torchvision does"] = larger
+    sizes["resized to a square, whatever their shape"] = [side, side]
+    for name, size in sizes.items() if isinstance(images[0], Image.Image) else ():
         mode: Any = "RGB" if data.channels == 3 else "L"
-        small = [np.asarray(one.convert(mode).resize((side, side), 2)) for one in images]  # pyright: ignore
-        pixels = torch.from_numpy(np.stack(small).reshape(len(samples), side, side, -1))
-        squashed = augment.normalise(pixels.movedim(-1, 1), data.mean, data.std)
-        found["resized to a square, whatever their shape"] = squashed
+        small = [center_crop(resize(one.convert(mode), size), [side]) for one in images]  # pyright: ignore
+        pixels = np.stack([np.asarray(one) for one in small]).reshape(len(x), side, side, -1)
+        there = torch.from_numpy(pixels).movedim(-1, 1)
+        found[name] = augment.normalise(there, data.mean, data.std)
     return found

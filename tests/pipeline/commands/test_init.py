@@ -222,3 +222,6 @@ def test_a_path_is_understood(tmp_path: Path) -> None:
     for file, kind in kinds.items():
         assert spec_of(str(tmp_path / file)) == f"{kind}:{tmp_path / file}"
     assert spec_of("npz:a.npz") == "npz:a.npz"
+    for file, kind in {"dataset_dict.json": "hf", "train.parquet": "hf", "x.npy": "npz"}.items():
+        (tmp_path / file / file).mkdir(parents=True)
+        assert spec_of(str(tmp_path / file)) == f"{kind}:{tmp_path / file}"

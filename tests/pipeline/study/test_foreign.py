@@ -16,6 +16,7 @@ from PIL import Image
 from runs import inside
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop, resize
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 TRAIN, TEST, SIDE = 60, 30, 12
@@ -272,22 +273,36 @@ def normal(they: Theirs, x: Tensor) -> Tensor:
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def test_images_that_were_squashed(theirs: Theirs) -> None:
+@pytest.mark.parametrize(
+    ("theirs_resize", "said"),
+    [
+        (lambda image: image.resize((SIDE, SIDE), 2), "resized to a square, whatever their shape"),
+        (
+            lambda image: center_crop(resize(image, SIDE), [SIDE]),
+            f"resized to {SIDE} and cut, as torchvision does",
+        ),
+        (
+            lambda image: center_crop(resize(image, SIDE + 2), [SIDE]),
+            f"resized to {SIDE + 2} and cut to {SIDE}, as torchvision does",
+        ),
+    ],
+)
+def test_images_that_were_resized_otherwise(
+    theirs: Theirs, theirs_resize: Callable[[Any], Any], said: str
+) -> None:
     """The recipe cuts the middle out of photos that are not square."""
     draw, tensors = np.random.default_rng(2), []
     for split, kind in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
         (folder := theirs.root / "photos" / split / kind).mkdir(parents=True)
         for i in range(6):
-            wide = draw.integers(0, 256, (2, 5, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            wide = draw.integers(0, 256, (5, 11, 3), dtype=np.uint8).repeat(7, 0).repeat(6, 1)
             image = Image.fromarray(wide)
             image.save(folder / f"{i}.png")
-            small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+            small = np.asarray(theirs_resize(image))
             tensors += [torch.from_numpy(small.copy()).movedim(-1, 0) / 255] * (split == "train")
     theirs.save("train", theirs.pooled(normal(theirs, torch.stack(tensors))))
     found = theirs.wrong("--data", "imagefolder:photos")
-    assert found["why"] == [
-        "preprocessing: rows are equal where images are resized to a square, whatever their shape"
-    ]
+    assert found["why"] == [f"preprocessing: rows are equal where images are {said}"]
 
 
 def test_what_is_only_less_exact_is_told_from_what_is_wrong(theirs: Theirs) -> None:
