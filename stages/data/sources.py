@@ -135,8 +135,10 @@ class Source(ABC):
         if isinstance(image, np.ndarray):
             shaped = self.form is not None and self.form.shape
             image = image if shaped else channels_last(image)
-            pixels = image.dtype == np.uint8 and not shaped
-            return content or array_bytes(image), image_from(image) if pixels else image
+            content = content or array_bytes(image)
+            if image.dtype != np.uint8 or shaped:
+                return content, image
+            return content, Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
         if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or np.inf):
             raise ValueError(f"{image.width} x {image.height} pixels, the bound is {limit} in all")
         if (tiles := getattr(image, "tile", ())) and image.mode[0] not in "IF":
@@ -241,11 +243,6 @@ def channels_last(image: np.ndarray) -> np.ndarray:
             "what is no image needs 'data.shape'"
         )
     return image if last else image.transpose(1, 2, 0)
-
-
-def image_from(array: np.ndarray) -> Image.Image:
-    """An image of uint8 (H,W) or (H,W,C)."""
-    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
 def array_bytes(array: np.ndarray) -> bytes:

@@ -13,9 +13,7 @@ from PIL import Image
 from strata.stages.data.sources import (
     SPLITS,
     Source,
-    array_bytes,
-    channels_last,
-    image_from,
+    sample_of,
     short_reason,
     stamp,
     suggest,
@@ -73,11 +71,9 @@ class TorchvisionSource(Source):
         inside = path.is_relative_to(self._root)
         return path.relative_to(self._root).as_posix() if inside else path.name
 
-    def open_sample(self, split: str, i: int) -> tuple[bytes, Image.Image]:
-        path, image = self._path(self._sets[split], i), _as_image(self._sets[split][i][0])
-        if path is None:
-            return image.mode.encode() + array_bytes(np.asarray(image)), image
-        return path.read_bytes(), image
+    def open_sample(self, split: str, i: int) -> tuple[bytes, Image.Image | np.ndarray]:
+        path, found = self._path(self._sets[split], i), sample_of(self._sets[split][i][0])
+        return found if path is None else (path.read_bytes(), found[1])
 
     def signature(self) -> str:
         paths = {path for part in self._sets.values() for path in self._files(part)}
@@ -153,13 +149,3 @@ def _labels(title: str, part: Any, kept: str | None) -> np.ndarray:
         raise DataError(
             f"the labels of {title} are not class numbers: {short_reason(error)}"
         ) from error
-
-
-def _as_image(item: Any) -> Image.Image:
-    """A sample of torchvision's, an image or an array, as an image."""
-    if isinstance(item, Image.Image):
-        return item
-    array = np.asarray(item)
-    if array.dtype != np.uint8:
-        raise ValueError(f"its pixels are {array.dtype}, not uint8")
-    return image_from(channels_last(array))

@@ -319,7 +319,7 @@ def test_looking_does_not_wait_for_heavy_libraries(tmp_path: Path, arguments: li
 
 
 WHERE = {"--run", "--store", "--read-cache", "--seed", "--json"}
-WORK = WHERE | {"--device", "--data", "--data-root", "--download", "--skip-broken"}
+WORK = WHERE | {"--device", "--data", "--data-root", "--download", "--split", "--skip-broken"}
 WORK |= {"--accept-data"}
 MEMORY = {"--gpu-memory", "--memory-budget"}
 WORK |= {"--tier", "--loader"} | MEMORY
@@ -329,7 +329,7 @@ SOLVING = WORTH | {"--cache"}
 CLUSTER = {"--workers", "--scheduler"}
 OPTIONS = {
     "recipes": {"--json"},
-    "plan": WHERE | WORTH | MEMORY | {"--disk-budget"},
+    "plan": WHERE | WORTH | MEMORY | {"--disk-budget", "--data", "--data-root", "--split"},
     "calibrate": WHERE | {"--device"},
     "status": WHERE,
     "train": WORK | SOLVING | LAYER,
