@@ -183,8 +183,8 @@ def otherwise(
         found["with the mean and std of ImageNet"] = (raw - usual[0]) / usual[1]
         found["with blue before red"] = (raw.flip(1) - mean) / std
     images, larger = [source.image(split, int(i)) for i in samples], round(side * 8 / 7)
-    sizes: dict[str, Any] = {f"resized to {side} and cut, as torchvision does": side}
-    sizes[f"resized to {larger} and cut to {side}, as torchvision does"] = larger
+    sizes = {f"resized to {side} and cut, as torchvision does": [side]}
+    sizes[f"resized to {larger} and cut to {side}, as torchvision does"] = [larger]
     sizes["resized to a square, whatever their shape"] = [side, side]
     for name, size in sizes.items() if isinstance(images[0], Image.Image) else ():
         mode: Any = "RGB" if data.channels == 3 else "L"

@@ -278,11 +278,11 @@ def normal(they: Theirs, x: Tensor) -> Tensor:
     [
         (lambda image: image.resize((SIDE, SIDE), 2), "resized to a square, whatever their shape"),
         (
-            lambda image: center_crop(resize(image, SIDE), [SIDE]),
+            lambda image: center_crop(resize(image, [SIDE]), [SIDE]),
             f"resized to {SIDE} and cut, as torchvision does",
         ),
         (
-            lambda image: center_crop(resize(image, SIDE + 2), [SIDE]),
+            lambda image: center_crop(resize(image, [SIDE + 2]), [SIDE]),
             f"resized to {SIDE + 2} and cut to {SIDE}, as torchvision does",
         ),
     ],
