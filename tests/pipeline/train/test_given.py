@@ -148,7 +148,7 @@ def test_features_are_those_of_the_whole_network_and_need_no_training(
 def test_a_chain_is_calibrated_without_running_all_of_it_for_every_layer(tmp_path: Path) -> None:
     """Where memory has room for the rows in between; the scales are the same."""
     places = [place(tmp_path / name, ', frozen = "all"', precision="uint8") for name in "abc"]
-    calls = dict.fromkeys(("1GB", "10kB"), 0)
+    calls: dict[str, int] = dict.fromkeys(("1GB", "10kB"), 0)
     for memory, one in zip(calls, places, strict=False):
 
         def count(module: nn.Module, *_: object, memory: str = memory) -> None:
