@@ -159,6 +159,7 @@ def test_status_has_the_fields_that_scripts_rely_on(story: Story) -> None:
     assert status["exists"] is True
     assert status["seed"] == 0
     layer_keys = {"layer", "state", "trained", "test_accuracy", "ensemble_accuracy", "levels"}
+    layer_keys |= {"test", "ensemble"}
     level_keys = {"split", "view", "level", "state", "rows", "bytes", "fingerprint"}
     assert [set(layer) for layer in status["layers"]] == [layer_keys] * 3
     levels = [*status["images"], *(lv for layer in status["layers"] for lv in layer["levels"])]

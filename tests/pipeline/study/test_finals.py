@@ -197,6 +197,7 @@ def test_evaluate_and_status_show_it(trained: Place) -> None:
     assert listed[NAME] == {
         "name": NAME,
         "state": "solved",
+        "test": found[NAME]["test"],
         "test_accuracy": found[NAME]["test"]["top1"],
     }
     assert f"final {NAME}" in trained.do("status").out
