@@ -220,3 +220,23 @@ def test_compression_is_compared_seed_by_seed() -> None:
         runs[f"whole {seed}"]["layers"] = [50.0, 62.0 + 10 * seed]
     assert compression.summary(runs)["holds"] == {"accuracy": False, "bytes": False}
     assert compression.summary({"whole 0": runs["whole 0"]}) == {}
+
+
+def test_a_given_network_costs_what_was_measured() -> None:
+    page, found = (ROOT / "docs/pretrained.md").read_text("utf-8"), result("given")["lite0"]
+    cached, again = found["heads"]["always"], found["heads"]["never"]
+    probes = [f"{100 * one['test_top1']:.1f} %" for one in found["probes"].values()]
+    nbytes = list(found["probes"].values())[-1]["bytes"]
+    for row in (
+        f"| an epoch of a head on x_18 | {cached['epoch_seconds']:.2f} s "
+        f"| {again['epoch_seconds']:.1f} s |",
+        "| written once, before the first epoch "
+        f"| {found['write_seconds']:.0f} s, {nbytes / 1e6:.0f} MB | |",
+        "| test accuracy of the head, 10 epochs "
+        f"| {100 * cached['test_top1']:.1f} % | {100 * again['test_top1']:.1f} % |",
+        f"| epochs from which the cache pays | {found['epochs']['measured']:.2f} "
+        f"(`plan` said {found['epochs']['planned']:.2f}) | |",
+        f"| linear probes of x_6, x_12, x_18 | {', '.join(probes)} | |",
+    ):
+        assert row in page
+    assert found["same_weights"]
