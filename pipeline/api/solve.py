@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from strata.pipeline.api.features import LevelFeatures
 from strata.pipeline.errors import OptionRange, own_errors
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.progress import reporter
-from strata.pipeline.recipe.strict import read
+from strata.pipeline.recipe.strict import one_of, read
 from strata.pipeline.recipe.tables import Schedule
 from strata.pipeline.run import device as devices
 from strata.stages.errors import DataError
 from strata.stages.solve.evaluate import hits
-from strata.stages.solve.loss import check_logits
+from strata.stages.solve.loss import SampleLoss, check_logits
 from strata.stages.solve.solve import Solver, logits_of
 from strata.store.read.order import key_of
 
@@ -28,6 +29,7 @@ def solve(
     problem: nn.Module,
     features: LevelFeatures,
     *,
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "cross-entropy",
     test: LevelFeatures | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -39,31 +41,40 @@ def solve(
 
     Args:
         problem: from x to logits (n, classes), or (n, token, classes). It moves to the device.
-        features: with labels int64, from 0.
+        features: with labels int64, from 0; of ``bce`` and ``mse`` float32 (n,) or (n, classes).
+        loss: ``cross-entropy``, ``bce``, ``mse``, or a function of logits and labels that gives the
+            loss of every sample, (n,).
         test: judged after every epoch.
         seed: of the order, and of what the module draws.
         schedule: keys of a recipe's [schedule]; what is left out is as :data:`DEFAULTS`.
 
     Returns:
         For every epoch: ``epoch``, ``lr`` (of its last step), ``loss`` and ``top1`` (means over its
-        training batches), ``test_top1`` (None without ``test``), ``seconds``.
+        training batches), ``test_loss`` and ``test_top1``, ``seconds``. None: without ``test``, and
+        of labels that are no classes.
 
     Raises:
         RecipeError, OptionRange, DeviceError: an argument cannot be.
-        DataError: features have no labels, or logits do not fit them.
+        DataError: features have no labels that the loss is for, or logits do not fit them.
+        UnusableNetwork: a function of the caller's fails.
         Diverged: the loss is not finite.
     """
     with own_errors(), Interruptions() as stop:
         plan, report = read(Schedule, DEFAULTS | schedule, "schedule"), reporter(quiet=not progress)
         if plan.keep != "last":
             raise OptionRange(f"keep is {plan.keep!r}; from Python it may be 'last'")
+        own, kind = (None, loss) if isinstance(loss, str) else (loss, "own")
+        one_of("loss", kind, ("cross-entropy", "bce", "mse", "own")[: 3 + (own is not None)])
+        criterion = SampleLoss(kind, own, "the loss")
         for one in filter(None, (features, test)):
-            if one.labels.is_floating_point() or one.labels.min() < 0:
-                raise DataError(f"{one!r} has no labels int64 from 0")
+            floats, of_classes = one.labels.is_floating_point(), kind == "cross-entropy"
+            if not own and (floats == of_classes or (of_classes and one.labels.min() < 0)):
+                wanted = "int64 from 0" if of_classes else "float32"
+                raise DataError(f"{one!r} has no labels {wanted}, which {kind} is for")
         chosen = devices.pick(device)
         compute = devices.dtype(devices.compute_dtype(plan.precision, chosen)[0])
         draws = lambda *step: key_of("draws of a step", seed, *step) % 2**63  # noqa: E731
-        solver, history = Solver(problem, plan, chosen, compute, draws=draws), []
+        solver, history = Solver(problem, plan, chosen, compute, draws=draws, loss=criterion), []
         rows, batch = len(features), min(plan.batch, len(features))
         feed = features.feed(batch, chosen, seed=seed, drop_last=True)
         with feed, report.task("solving", plan.epochs * rows, "samples") as tick:
@@ -75,22 +86,41 @@ def solve(
                     tick(len(y))
                     stop.check()
                 found: dict[str, Any] = {"lr": plan.rate((epoch + 1) * len(feed) - 1, len(feed))}
-                found |= solver.finish_epoch() | {"test_top1": test and _top1(solver, test, batch)}
+                found |= solver.finish_epoch() | _judged(solver, test, batch)
                 history.append({"epoch": epoch + 1, **found, "seconds": monotonic() - begun})
-                said = f"loss {found['loss']:.4f}, train {100 * found['top1']:.1f} %"
-                said += f", test {100 * found['test_top1']:.1f} %" if test else ""
-                report.say(f"epoch {epoch + 1} of {plan.epochs}: {said}")
+                report.say(f"epoch {epoch + 1} of {plan.epochs}: {_said(found)}")
         solver.settle()
         solver.finish()
         return history
 
 
-def _top1(solver: Solver[nn.Module], test: LevelFeatures, batch: int) -> float:
-    """Share of the test samples, or of their tokens, that the module is right about."""
-    right = list[np.ndarray]()
+def _judged(
+    solver: Solver[nn.Module], test: LevelFeatures | None, batch: int
+) -> dict[str, float | None]:
+    """Mean loss of the test samples, and the share of them, or of their tokens, that the module is
+    right about."""
+    right, losses = list[np.ndarray](), list[np.ndarray]()
+    if test is None:
+        return {"test_loss": None, "test_top1": None}
     with test.feed(min(batch, len(test)), solver.device, shuffle=False) as feed:
         for x, y in feed:
             z = logits_of(solver.problem, [x], solver.device, solver.compute).numpy()
-            check_logits(z.shape, y.shape)
-            right.append(hits(z, y.cpu().numpy(), 1))
-    return float(np.concatenate(right).mean())
+            labels = y.cpu().numpy()
+            losses.append(solver.loss.of_arrays(z, labels))
+            if not y.is_floating_point():
+                check_logits(z.shape, y.shape)
+                right.append(hits(z, labels, 1))
+    top1 = float(np.concatenate(right).mean()) if right else None
+    return {"test_loss": float(np.concatenate(losses).mean()), "test_top1": top1}
+
+
+def _said(found: dict[str, Any]) -> str:
+    """An epoch in words."""
+    parts = [f"loss {found['loss']:.4f}"]
+    if found["top1"] is not None:
+        parts.append(f"train {100 * found['top1']:.1f} %")
+    if found["test_top1"] is not None:
+        parts.append(f"test {100 * found['test_top1']:.1f} %")
+    elif found["test_loss"] is not None:
+        parts.append(f"test loss {found['test_loss']:.4f}")
+    return ", ".join(parts)

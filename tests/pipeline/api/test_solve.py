@@ -81,6 +81,29 @@ def test_steps_are_those_of_sgd_on_the_feeds_batches(x: LevelFeatures) -> None:
     )
 
 
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    found = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return (1 - (-found).exp()) ** 2 * found
+
+
+def test_numbers_are_learned_and_a_loss_may_be_a_function(tmp_path: Path) -> None:
+    data = Rows(400)
+    wanted = (data.x @ torch.randn(6, 2, generator=torch.Generator().manual_seed(0))).tolist()
+    numbers = features(tmp_path / "numbers", labels=wanted)
+    how: Any = {"epochs": 8, "batch": 50, "lr": 0.1, **HOW}
+    history = strata.solve(linear(6, 2), numbers, loss="mse", test=numbers, **how)
+    assert history[-1]["test_loss"] < history[0]["test_loss"] / 4
+    assert history[-1]["top1"] is history[-1]["test_top1"] is None
+    with pytest.raises(DataError, match="no labels int64 from 0, which cross-entropy is for"):
+        strata.solve(linear(6, 2), numbers, **how)
+    with pytest.raises(RecipeError, match="'loss' is 'mso'"):
+        strata.solve(linear(6, 2), numbers, loss="mso", **how)
+    classes = features(tmp_path / "classes")
+    history = strata.solve(linear(6, 3), classes, loss=focal, test=classes, **how)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["test_top1"] > 0.9
+
+
 def test_a_seed_is_a_result(x: LevelFeatures) -> None:
     found = []
     for seed in (0, 0, 1):
