@@ -326,10 +326,13 @@ MEMORY = {"--gpu-memory", "--memory-budget"}
 WORK |= {"--tier", "--loader"} | MEMORY
 LAYER = {"--layer", "-l"}
 WORTH = {"--machine", "--problems"}
-SOLVING = WORTH | {"--cache"}
+LOGS = {"--log-dir"}
+SOLVING = WORTH | LOGS | {"--cache"}
+NETWORK = {"--network", "--weights"}
 CLUSTER = {"--workers", "--scheduler"}
 OPTIONS = {
     "recipes": {"--json"},
+    "init": NETWORK | {"--frozen", "--to", "--split", "--data-root", "--download", "--json"},
     "plan": WHERE | WORTH | MEMORY | {"--disk-budget", "--data", "--data-root", "--split"},
     "calibrate": WHERE | {"--device"},
     "status": WHERE,
@@ -338,7 +341,7 @@ OPTIONS = {
     "run": WORK | SOLVING | CLUSTER | {"--disk-budget"},
     "sweep": WORK | SOLVING | LAYER | {"--vary", "--keep"},
     "final": WORK | SOLVING | {"--vary"},
-    "baseline": WORK | {"--checkpointing", "--micro-batch"},
+    "baseline": WORK | LOGS | {"--checkpointing", "--micro-batch"},
     "probe": WORK | LAYER | {"--kind", "--p", "--of", "--transfer", "--materialize"},
     "statistics": WHERE | LAYER | CLUSTER | {"--split", "--channels"},
     "evaluate": WHERE,
@@ -346,7 +349,10 @@ OPTIONS = {
     "report": WHERE,
     "clean": WHERE | LAYER | {"--features", "--sweeps", "--dry-run", "--yes"},
     "verify": WORK | LAYER | CLUSTER | {"--deep", "--repair"},
-    "audit": WHERE | LAYER | {"--device", "--data", "--data-root", "--rows", "--draw"},
+    "audit": WHERE
+    | LAYER
+    | NETWORK
+    | {"--device", "--data", "--data-root", "--download", "--rows", "--draw", "--features"},
     "explain": WHERE | LAYER,
     "evict": WHERE | LAYER | {"--force"},
     "du": {"--store", "--json"},
@@ -369,8 +375,9 @@ def test_the_table_names_a_function_and_options_that_there_are(path: str) -> Non
     file, name = path.split(".")
     assert callable(getattr(import_module(f"strata.pipeline.commands.{file}"), name))
     command = cli.main.commands[name]
-    required = {p.name: p.opts[0] for p in command.params if p.required}
-    words = [word for flag in required.values() for word in (flag, "1")]
+    required = [p for p in command.params if p.required]
+    flags = [[p.opts[0]] * isinstance(p, click.Option) for p in required]
+    words = [word for flag in flags for word in (*flag, "1")]
     given = command.make_context(name, words).params
-    free = given.keys() - required.keys()
+    free = given.keys() - {p.name for p in required}
     assert {n: given[n] for n in free} == {n: getattr(Options(), n) for n in free}
