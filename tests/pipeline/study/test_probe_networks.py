@@ -274,7 +274,7 @@ def _report(*kinds: str) -> dict[str, Any]:
     points = [
         {"depth": j, "test": 0.5 + 0.1 * j, "train": 0.9, "spread": 0.01, "runs": 3} for j in (1, 2)
     ]
-    of = {"of": "greedy", "images": "imagefolder:$x^2", "points": points}
+    of = {"of": "greedy", "images": "imagefolder:$x^2", "metric": "top1", "points": points}
     return {"probes": [{**of, "kind": kind} for kind in kinds]}
 
 
