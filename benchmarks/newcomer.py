@@ -1,18 +1,21 @@
 """What newcomers bring: does it get in, and how many lines do they write?
 
-Claim: whatever a practitioner brings, in the list of jobs of `newcomer_jobs.py` (and
-`newcomer_python.py`), gets in, or is refused with a line that names the reason and the way, by the
-lines that the table counts.
+Claim: whatever a practitioner brings, in the list of jobs of `newcomer_jobs.py` and
+`newcomer_python.py`, gets in by a few lines, or is refused with a line that names the reason and
+the way.
 
 Method: every job has a folder of its own with small files of real images (CIFAR-10 as JPEG, three
 classes of twenty; arrays of the same pixels), as its owner has them before Strata. A job writes
-what a user writes: Python, keys of a recipe, commands; these lines are counted, without blank lines
-and comments. What Strata writes itself (`init`) is not. Commands and scripts are processes of their
-own, with 80 columns. Epochs and widths that `init` chose are lowered beforehand, so that a job is
-short; models of millions of weights are planned, not trained. `yes`: all processes ended well, and
-what the job asks for is there; `refused`: a refusal is right, and says what it should; `no`: all
-else, with the last line that was printed. `before` is the same table without the door for data,
-`[loss]`, `init` and `import strata`. Seconds are wall time of a machine that may be shared.
+what a user writes, and these lines are counted, without blank lines and comments: Python, keys of a
+recipe, commands. What `init` writes is not. Commands and scripts are processes of their own, with
+80 columns. Epochs and widths that `init` chose are lowered, so that a job is short; models of
+millions of weights are planned, but for ResNet18, and not trained.
+
+*now* is `yes`: all processes ended well, and what the job asks for is there; `refused`: that is
+right, and the line below says why; `skipped`: an optional package is absent; or `no`, with what was
+printed last. *before* is what the same jobs met when there was no `init`, no [loss], no `import
+strata`, and data were folders of images. Seconds are wall time, of a machine that may be shared.
+The exit code is 1 if a row is `no`.
 
     STRATA_TEST_DATA=… python benchmarks/newcomer.py [--only WORD] [--out FILE]
 """
@@ -87,9 +90,7 @@ def shown(rows: list[dict[str, Any]]) -> str:
         cells = (f"{one[name]!s:{width}}" for name, width in WIDTHS.items())
         lines.append(" ".join(cells))
         if "said" in one:
-            lines.append(
-                textwrap.fill(one["said"], 100, initial_indent=INDENT, subsequent_indent=INDENT)
-            )
+            lines += textwrap.wrap(one["said"], 98, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)
 
 
