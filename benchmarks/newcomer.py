@@ -1,7 +1,7 @@
 """What newcomers bring: does it get in, and how many lines do they write?
 
 Claim: whatever a practitioner brings, in the list of jobs of `newcomer_jobs.py` and
-`newcomer_python.py`, gets in by a few lines, or is refused with a line that names the reason and
+`newcomer_uses.py`, gets in by a few lines, or is refused with a line that names the reason and
 the way.
 
 Method: every job has a folder of its own with small files of real images (CIFAR-10 as JPEG, three
@@ -36,8 +36,8 @@ import numpy as np
 from cifar_images import images
 from measuring import RESULTS, keep
 from newcomer_jobs import JOBS
-from newcomer_python import JOBS as FROM_PYTHON
 from newcomer_user import Job, No, Skipped, User, last_words
+from newcomer_uses import JOBS as USES
 
 import checkout  # noqa: F401
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     out = options.out or (None if options.only else RESULTS / "newcomer.json")
-    wanted = [job for job in (*JOBS, *FROM_PYTHON) if options.only in job[0]]
+    wanted = [job for job in (*JOBS, *USES) if options.only in job[0]]
     rows = []
     with tempfile.TemporaryDirectory(prefix="newcomer-") as folder:
         brought = pixels(Path(folder))

@@ -20,6 +20,36 @@ def photos_without_split(user: User) -> None:
     user.init_and_run("photos", name="photos")
 
 
+def photos_by_hand(user: User) -> None:
+    """A recipe without `init`, which leaves to the data what they say."""
+    write_photos(user, "photos")
+    user.file("mine.toml", BY_HAND)
+    user.command("run", "mine.toml", "--split", "0.2")
+    user.there("runs/mine/0/report.json")
+
+
+BY_HAND = """
+[network]
+layers = 2
+width = 8
+[data]
+source = "imagefolder:photos"
+channels = 3
+size = 32
+[augment]
+crop = 32
+views = 0
+[auxiliary]
+k = 2
+width = 8
+[schedule]
+kind = "cosine"
+epochs = 1
+batch = 16
+lr = 0.05
+"""
+
+
 def photos_with_val(user: User) -> None:
     for folder, split in (("photos/train", "train"), ("photos/val", "test")):
         write_photos(user, folder, split)
@@ -229,55 +259,6 @@ def trained(user: User) -> None:
     user.init_and_run("photos", "--network", "torchvision:resnet18", name="photos")
 
 
-def pretrained(user: User) -> None:
-    """Weights of the whole model, frozen; one probe, and two heads from the cache."""
-    weights = "import torch, torchvision; m = torchvision.models.resnet18()\n"
-    user.process(["-c", weights + "torch.save(m.state_dict(), 'r18.pth')"], 0)
-    write_photos(user, "photos")
-    given = ("--network", "torchvision:resnet18", "--weights", "r18.pth", "--frozen", "all")
-    user.init_and_run("photos", *given, name="photos")
-    user.command("probe", "photos.toml", "--layer", "9")
-    user.command("final", "photos.toml", "--vary", "lr=0.01,0.1")
-    user.there("features/x_9-*", "runs/photos/0/final*")
-
-
-# ---- training ------------------------------------------------------------------------------------
-
-
-def settings(user: User, keys: str, mine: str = "") -> None:
-    """Keys of the recipe that `init` wrote, perhaps with a file of one's own."""
-    write_photos(user, "photos")
-    if mine:
-        user.file("mine.py", mine)
-    user.command("init", "photos")
-    user.keys("photos.toml", keys)
-    user.command("run", "photos.toml")
-    user.there("runs/photos/0/report.json")
-
-
-FOCAL = """
-from torch.nn.functional import cross_entropy
-
-def focal(logits, labels):
-    nats = cross_entropy(logits, labels, reduction="none")
-    return (1 - (-nats).exp()) ** 2 * nats
-"""
-COLOURS = """
-from torchvision.transforms import v2
-
-colours = v2.ColorJitter(0.4, 0.4, 0.4)
-"""
-HEAD = """
-from torch import nn
-
-def head(shape, classes):
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], classes))
-"""
-
-
-ADAMW = 'schedule.optimizer = "adamw"\nschedule.kind = "cosine"\nschedule.lr = 1e-3'
-SMOOTH = "schedule.label_smoothing = 0.1\nschedule.mixup = 0.2"
-TRANSFORM = 'augment.views = 2\naugment.transform = "mine.py:colours"'
 AS_THEY_ARE = (
     ("VGG11", "yes", "torchvision:vgg11", 8),
     ("MobileNetV2", "yes", "torchvision:mobilenet_v2", 19),
@@ -289,10 +270,10 @@ AS_THEY_ARE = (
     ("a whole timm model, ResNet18", "no", "timm:resnet18", 9),
 )
 """Models of libraries, and how many blocks docs/networks.md says that they are cut into."""
-OWN_HEAD = 'auxiliary.name = "mine.py:head"'
 JOBS: tuple[Job, ...] = (
     ("photos in one folder, no split", "no", photos_without_split),
     ("photos with train/ and val/", "yes", photos_with_val),
+    ("photos, a recipe by hand, without counts", "no", photos_by_hand),
     ("npz with x and y, uint8 images", "no", arrays),
     (".npy files in a folder", "no", pair_of_npy),
     ("a Dataset class", "no", data_set_class),
@@ -315,15 +296,5 @@ JOBS: tuple[Job, ...] = (
     *(
         (f"{title} (plan)", before, partial(named, network=name, blocks=blocks))
         for title, before, name, blocks in AS_THEY_ARE
-    ),
-    ("pretrained, frozen: features, probe, heads", "no", pretrained),
-    ("AdamW, cosine", "no", partial(settings, keys=ADAMW)),
-    ("label smoothing, mixup", "no", partial(settings, keys=SMOOTH)),
-    ("focal loss", "no", partial(settings, keys='loss.name = "mine.py:focal"', mine=FOCAL)),
-    ("ColorJitter, or own transform", "no", partial(settings, keys=TRANSFORM, mine=COLOURS)),
-    (
-        "own auxiliary head",
-        "no",
-        partial(settings, keys=OWN_HEAD, mine=HEAD),
     ),
 )

@@ -77,10 +77,11 @@ class User:
             recipe.write_text(text, "utf-8")
         return self.process([str(CLI), *words], rc)
 
-    def python(self, text: str, name: str = "job.py") -> str:
-        """A script, and what it printed."""
-        self.file(name, text)
-        return self.process([name], 0)
+    def python(self, text: str, before: str = "") -> str:
+        """A script, with something before it that is not the user's; what it printed."""
+        self.count("code", text)
+        (self.place / "job.py").write_text(before + text.lstrip("\n"), "utf-8")
+        return self.process(["job.py"], 0)
 
     def process(self, words: list[str], rc: int) -> str:
         done = subprocess.run(
