@@ -70,11 +70,6 @@ class User:
     def command(self, *words: str, rc: int = 0) -> str:
         """A command of Strata: what it said, last on standard error."""
         self.lines["commands"] += 1
-        for recipe in self.place.glob("*.toml"):
-            text = recipe.read_text("utf-8")
-            for long, short in SHORTER.items():
-                text = text.replace(long, short)
-            recipe.write_text(text, "utf-8")
         return self.process([str(CLI), *words], rc)
 
     def python(self, text: str, before: str = "") -> str:
@@ -84,6 +79,11 @@ class User:
         return self.process(["job.py"], 0)
 
     def process(self, words: list[str], rc: int) -> str:
+        for recipe in self.place.glob("*.toml"):
+            text = recipe.read_text("utf-8")
+            for long, short in SHORTER.items():
+                text = text.replace(long, short)
+            recipe.write_text(text, "utf-8")
         done = subprocess.run(
             [sys.executable, *words],
             cwd=self.place,

@@ -17,7 +17,7 @@ def pretrained(user: User) -> None:
     user.command("run", "photos.toml")
     user.command("probe", "photos.toml", "--layer", "9")
     user.command("final", "photos.toml", "--vary", "lr=0.01,0.1")
-    user.there("features/x_9-*", "runs/photos/0/final*")
+    user.there("features/x_9-*", "runs/photos/0/sweep_final/*")
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -85,8 +85,8 @@ LAYER = """
 import strata
 
 run = strata.run("photos.toml")
-layer = run.network(1)
-x = strata.cache(layer, run.features(0).dataset())
+layer = run.network(2)
+x = strata.cache(layer, run.features(1).dataset())
 print(x.shape)
 """
 CACHE = """
@@ -151,7 +151,7 @@ def loader(user: User) -> None:
 def layer(user: User) -> None:
     write_photos(user, "photos")
     user.command("init", "photos")
-    says(user, LAYER, "(48, 8, ")
+    says(user, LAYER, "(48, 16, ")
 
 
 def cached(user: User) -> None:
@@ -196,10 +196,11 @@ def report(user: User) -> None:
 
 
 def narrow(user: User) -> None:
-    """Tables of six commands at 80 columns."""
+    """Tables of four commands at 80 columns."""
     trained(user)
     user.command("sweep", "photos.toml", "--layer", "2", "--vary", "lr=0.01,0.02")
-    shown = [user.command(word, "photos.toml") for word in ("plan", "status", "evaluate", "du")]
+    shown = [user.command(word, "photos.toml") for word in ("plan", "status", "evaluate")]
+    shown.append(user.command("du"))
     for line in "".join(shown).splitlines():
         if len(line) > 80 and set(line) & set("│┃━─"):
             raise No(f"{len(line)} columns: {line}")
@@ -207,25 +208,29 @@ def narrow(user: User) -> None:
 
 def audited(user: User) -> None:
     """Features that a script saved, with the network and the images that they should be of."""
-    write_photos(user, "photos")
+    for folder, split in (("photos/train", "train"), ("photos/val", "test")):
+        write_photos(user, folder, split)
     (user.place / "cache").mkdir()
     user.process(["-c", THEIRS], 0)
     user.file("net.py", "from torch import nn\n\ndef net():\n    return [nn.Conv2d(3, 8, 3)]\n")
-    words = ("--features", "cache", "--network", "net.py:net", "--weights", "net.pth")
-    user.command("audit", *words, "--data", "imagefolder:photos")
+    user.command("init", "photos", "--network", "net.py:net", "--weights", "net.pth")
+    user.keys("photos.toml", USUAL)
+    user.command("audit", "photos.toml", "--features", "cache")
 
 
+USUAL = "data.mean = [0.485, 0.456, 0.406]\ndata.std = [0.229, 0.224, 0.225]"
 THEIRS = """
 import numpy as np, torch
 from torchvision import datasets, transforms
 from torch import nn
 
-photos = datasets.ImageFolder("photos", transforms.ToTensor())
-x = torch.stack([x for x, y in photos])
-mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+usual = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+photos = datasets.ImageFolder(
+    "photos/train", transforms.Compose([transforms.ToTensor(), usual]))
 network = nn.Sequential(nn.Conv2d(3, 8, 3))
 torch.save(network.state_dict(), "net.pth")
-np.save("cache/features.npy", network((x - mean) / std).mean((2, 3)).detach().numpy())
+x = torch.stack([x for x, y in photos])
+np.save("cache/train.npy", network(x).mean((2, 3)).detach().numpy())
 """
 
 ADAMW = 'schedule.optimizer = "adamw"\nschedule.kind = "cosine"\nschedule.lr = 1e-3'
