@@ -62,9 +62,10 @@ class OpenRun:
         """What was trained, in eval mode on the CPU.
 
         Args:
-            layer: j: layer j, from x_{j-1} to x_j before it is rounded. None: the whole network,
-                from uint8 images (n, channel, y, x) of any size to logits (n, classes), or to x_J
-                where all layers are given.
+            layer: j: layer j, from x_{j-1} to x_j before it is rounded; layer 1 from float32
+                images, (pixel / 255 - mean) / std. None: the whole network, from uint8 images
+                (n, channel, y, x) of any size to logits (n, classes), or to x_J where all layers
+                are given.
 
         Raises:
             LayerRange, OptionRange, NotThereYet: there is no such layer, or it is not solved; or
