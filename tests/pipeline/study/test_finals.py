@@ -199,7 +199,6 @@ def test_evaluate_and_status_show_it(trained: Place) -> None:
         "state": "solved",
         "test": found[NAME]["test"],
         "test_accuracy": found[NAME]["test"]["top1"],
-        "test": found[NAME]["test"],
     }
     assert f"final {NAME}" in trained.do("status").out
 
