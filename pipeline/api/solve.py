@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -63,14 +63,7 @@ def solve(
         plan, report = read(Schedule, DEFAULTS | schedule, "schedule"), reporter(quiet=not progress)
         if plan.keep != "last":
             raise OptionRange(f"keep is {plan.keep!r}; from Python it may be 'last'")
-        own, kind = (None, loss) if isinstance(loss, str) else (loss, "own")
-        one_of("loss", kind, ("cross-entropy", "bce", "mse", "own")[: 3 + (own is not None)])
-        criterion = SampleLoss(kind, own, "the loss")
-        for one in filter(None, (features, test)):
-            floats, of_classes = one.labels.is_floating_point(), kind == "cross-entropy"
-            if not own and (floats == of_classes or (of_classes and one.labels.min() < 0)):
-                wanted = "int64 from 0" if of_classes else "float32"
-                raise DataError(f"{one!r} has no labels {wanted}, which {kind} is for")
+        criterion = _criterion(loss, [one for one in (features, test) if one is not None])
         chosen = devices.pick(device)
         compute = devices.dtype(devices.compute_dtype(plan.precision, chosen)[0])
         draws = lambda *step: key_of("draws of a step", seed, *step) % 2**63  # noqa: E731
@@ -92,6 +85,21 @@ def solve(
         solver.settle()
         solver.finish()
         return history
+
+
+def _criterion(
+    loss: str | Callable[[Tensor, Tensor], Tensor], features: Sequence[LevelFeatures]
+) -> SampleLoss:
+    """The loss, which must be for labels like these. Raises RecipeError, DataError."""
+    if not isinstance(loss, str):
+        return SampleLoss("own", loss, "the loss")
+    one_of("loss", loss, ("cross-entropy", "bce", "mse"))
+    of_classes = loss == "cross-entropy"
+    for one in features:
+        if one.labels.is_floating_point() == of_classes or (of_classes and one.labels.min() < 0):
+            wanted = "int64 from 0" if of_classes else "float32"
+            raise DataError(f"{one!r} has no labels {wanted}, which {loss} is for")
+    return SampleLoss(loss)
 
 
 def _judged(
