@@ -170,7 +170,8 @@ def test_a_step_takes_what_was_predicted(
         how = {"batch": batch, "micro": batch, "divided": False, "compute": compute}
         found = solving(block, spec, block.takes, **how)
         # Of bfloat16 a step has let go of the logits' copy in float32 before its peak.
-        assert found and 0.85 * measured <= found <= 1.25 * measured, block.name
+        assert found is not None
+        assert 0.85 * measured <= found <= 1.25 * measured, block.name
 
 
 # ---- of a file -----------------------------------------------------------------------------------
