@@ -168,9 +168,10 @@ def _classifying(
     if head := auxiliary.head:
         peaks = head.memory(compute)
         return peaks and head.nbytes((*peaks.training, *peaks.backward), shape, rows)
+    width = ACTIVATION_BYTES[compute]
     if auxiliary.sees != "map":
-        return auxiliary.activations(shape, rows, value, below=below)
-    convolutions, width = _convolutions(None, auxiliary, shape, rows), ACTIVATION_BYTES[compute]
+        return auxiliary.activations(shape, rows, value, width, below=below)
+    convolutions = _convolutions(None, auxiliary, shape, rows)
     return _backward(convolutions, width, copied=copied, below=below, straight=straight)
 
 

@@ -162,11 +162,13 @@ class AuxiliarySpec:
         maps = sum(inputs * outputs for inputs, outputs in self.maps)
         return kernels * self.pixels(shape) + maps * (self.pixels(shape) if self.each else 1)
 
-    def activations(self, shape: Shape, rows: int, value: int, *, below: bool) -> int:
+    def activations(self, shape: Shape, rows: int, value: int, width: int, *, below: bool) -> int:
         """Most bytes that backward wants of tokens or vectors, beside x_j of shape ``shape``.
 
         Args:
             value: bytes of a value of x_j. Layer norm works in float32, and keeps what it sees.
+            width: bytes of a value that a linear map makes, such as a logit. The loss works in
+                float32: log softmax, and the gradients of it and of what it sees.
             below: there is a layer, which wants a gradient.
         """
         pixels = self.pixels(shape)
@@ -177,7 +179,8 @@ class AuxiliarySpec:
         inner = FLOAT * seen * sum(outputs for _, outputs in self.maps[:-1])
         logits = FLOAT * seen * self.classes
         kept = copied + inner + normed * self.each
-        return max(copied + normed, kept + 4 * logits, copied + logits + (1 + below) * normed)
+        judged = 3 * logits + width * seen * self.classes
+        return max(copied + normed, kept + judged, copied + logits + (1 + below) * normed)
 
 
 def described(spec: Any) -> dict[str, Any]:
