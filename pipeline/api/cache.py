@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from strata.pipeline.api import identity
 from strata.pipeline.api.features import LevelFeatures
 from strata.pipeline.api.samples import Samples
-from strata.pipeline.api.survey import Content, again, remember, remembered, split, survey
+from strata.pipeline.api.survey import Content, again, remember, remembered, survey
 from strata.pipeline.errors import OptionRange, own_errors, remedy
 from strata.pipeline.interrupt import Interruptions, patience
 from strata.pipeline.materialize.timing import Timing
@@ -48,7 +48,7 @@ from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey, geometry
 from strata.store.level.level import Level
 from strata.store.level.references import Reference, refer
-from strata.store.read.order import generator
+from strata.store.read.order import generator, parts
 
 SPLIT, HOST = "all", "python"
 """What stands for a split, and for the host in notes of what no run has asked for."""
@@ -213,7 +213,7 @@ class Writing:
         timing: Timing,
     ) -> Iterator[np.ndarray]:
         """Stored elements of shards, each of some samples."""
-        blocks = [split(numbers, self.table.block) for numbers in shards]
+        blocks = [parts(numbers, self.table.block) for numbers in shards]
         reading = timing.reading(again(samples, known, list(chain.from_iterable(blocks))))
         for shard in blocks:
             done = []
@@ -261,7 +261,7 @@ class Writing:
         if found is None:
             _, axis = self._form(samples, known)
             drawn = generator("calibration rows").permutation(len(samples))[:SCALE_ROWS]
-            some = split(np.sort(drawn), table.block)
+            some = parts(np.sort(drawn), table.block)
             as_they_are = partial(self._of, Floats("float32", axis))
             made = map(as_they_are, again(samples, known, some), some)
             calibration = calibrate(made, table.precision, table.percentile, axis)

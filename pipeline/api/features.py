@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
+from strata.pipeline.feed.delivery import stored_dtype
 from strata.pipeline.feed.level_feed import LevelFeed, codec_of
 from strata.store.errors import LevelConflict
 from strata.store.feature_store import open_level
@@ -55,8 +56,7 @@ class LevelFeatures:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of what indexing gives: float32, or of x_0 its own."""
-        stored = torch.from_numpy(np.empty(0, self.levels[0].geometry.dtype)).dtype
-        return torch.float32 if self._codec else stored
+        return torch.float32 if self._codec else stored_dtype(self.levels[0].geometry)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -20,12 +20,12 @@ from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from strata.pipeline.run.weights import bytes_of
 from strata.stages.data.sources import stamp
 from strata.stages.foreign import first_line, is_installed
-from strata.store.fingerprint import digest_arrays
+from strata.store.fingerprint import digest_arrays, sha256
 
 PLAIN = (int, float, bool, bytes, type(None), list, tuple, dict, complex)
 MOST_FILES = 2_000_000
@@ -113,9 +113,8 @@ class _Writer(pickle.Pickler):
 
 
 def bytes_digest(tensor: Tensor) -> str:
-    """sha256 hex of a tensor's values as they lie in memory when its axes are in their order."""
-    whole = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(whole.view(torch.uint8).numpy().data).hexdigest()
+    """sha256 hex of a tensor's values, in the order of its axes."""
+    return sha256(bytes_of(tensor).data)
 
 
 def _package(module: str | None) -> tuple[str, str] | None:

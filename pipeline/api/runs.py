@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from strata.pipeline.api.features import LevelFeatures
 from strata.pipeline.commands import run as commands
+from strata.pipeline.curves import curve_of
 from strata.pipeline.errors import LayerRange, NotThereYet, OptionRange, own_errors, remedy
 from strata.pipeline.feed.features import frozen_layer
 from strata.pipeline.options import Options
@@ -53,8 +53,9 @@ class OpenRun:
         run, layers = self._run(), list[dict[str, Any]]()
         for j in range(1, run.solved() + 1):
             path = run.layer_directory(j) / CURVE
-            lines = path.read_text("utf-8").splitlines() if path.exists() else []
-            layers.append({**(run.layer(j) or {}), "curve": [json.loads(line) for line in lines]})
+            with own_errors():
+                curve = curve_of(path) if path.exists() else []  # of a given layer
+            layers.append({**(run.layer(j) or {}), "curve": list(curve)})
         facts = {"run": dict(run.facts), "data": run.data()}
         return facts | {"layers": layers, "evaluation": run.evaluation()}
 

@@ -28,6 +28,7 @@ from strata.store.feature_store import Store
 from strata.store.files import publish
 from strata.store.files.publish import make_directory, sealed, unseal
 from strata.store.fingerprint import fingerprint, sha256
+from strata.store.read.order import parts
 
 HELD = 0.25
 """Share of the free memory that the samples of a new data set may take, so as to be read once."""
@@ -82,7 +83,7 @@ def survey(
         drawn = every if check is None else SystemRandom().sample(every, min(check, len(samples)))
         chosen, other = np.array(sorted(drawn), int), None
         few = samples if check is None else replace(samples, workers=0)
-        for batch in few.read(split(chosen, block)):
+        for batch in few.read(parts(chosen, block)):
             stop.check()
             other = next(iter(_others(batch, sums)), other)
         if other is None:
@@ -120,7 +121,7 @@ def _whole(samples: Samples, block: int, stop: Interruptions, report: Reporter) 
     sums, labels, held, count = list[np.ndarray](), list[np.ndarray](), None, len(samples)
     form, room = "", HELD * available_memory()
     with report.task("reading the data set", count, "samples") as tick:
-        for batch in samples.read(split(np.arange(count), block)):
+        for batch in samples.read(parts(np.arange(count), block)):
             stop.check()
             if not labels and batch.x[0].nbytes * count <= room:
                 held = batch.x.new_empty(count, *batch.x.shape[1:])
@@ -146,11 +147,6 @@ def again(samples: Samples, found: Content, blocks: Sequence[np.ndarray]) -> Ite
                 "from torch's generator, and nobody may change it meanwhile"
             )
         yield batch.x
-
-
-def split(numbers: np.ndarray, block: int) -> list[np.ndarray]:
-    """Parts of so many numbers, the last perhaps smaller."""
-    return [numbers[at : at + block] for at in range(0, len(numbers), block)]
 
 
 def _others(batch: Batch, sums: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from strata.pipeline.feed.prefetch import Reader
 from strata.pipeline.feed.transfer import CudaStreams, Transfer
 from strata.pipeline.plan.memory import CACHE_SHARE, TierChoice, choose_tier
 from strata.pipeline.run.device import ReadOptions, available_memory
+from strata.store.level.layout import Geometry
 from strata.store.level.level import Level
 from strata.store.read.descriptors import ReadRows
 from strata.store.read.mapped import MappedRows
@@ -37,6 +38,11 @@ WAIT_BYTES = 256 << 10
 LOAD_BYTES = 32 << 20
 """Bytes of rows that are copied to the device tier at a time."""
 LOADERS = ("native", "ffcv")
+
+
+def stored_dtype(geometry: Geometry) -> torch.dtype:
+    """torch's name of the dtype that a level's elements are stored in."""
+    return torch.from_numpy(np.empty(0, geometry.dtype)).dtype
 
 
 class Delivery(AbstractContextManager["Delivery"]):
@@ -111,14 +117,13 @@ class Delivery(AbstractContextManager["Delivery"]):
     def _gathered(self, stored: Tensor, rows: Rows, lengths: Sequence[int]) -> Iterator[Tensor]:
         """The device tier: batches in memory of their own."""
         index = torch.from_numpy(rows.view * self.geometry.rows + rows.row).to(stored.device)
-        as_stored = torch.from_numpy(np.empty(0, self.geometry.dtype)).dtype
         for places in index.split(lengths):
-            yield stored.index_select(0, places).view(as_stored)
+            yield stored.index_select(0, places).view(stored_dtype(self.geometry))
 
     def _loaded(self, tick: Callable[[int], None]) -> Tensor:
         """All rows as stored, one view after another, in the memory of the device."""
         shape, views = self.geometry, len(self._levels)
-        dtype = torch.from_numpy(np.empty(0, shape.dtype)).dtype
+        dtype = stored_dtype(shape)
         dtype = torch.int16 if dtype == torch.uint16 else dtype  # no GPU gathers uint16
         count, end = views * shape.rows, 0
         stored = torch.empty((count, *shape.lying), dtype=dtype, device=self.device)

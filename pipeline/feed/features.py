@@ -160,10 +160,15 @@ def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
 
 
 def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) -> nn.Module:
-    """A frozen layer from its weights, on the device, in eval mode. Raises LevelDamaged: the
-    weights have another digest."""
+    """A frozen layer from the file of its weights. Raises LevelDamaged: these have another
+    digest."""
+    return frozen(spec, weights.read_checked(path, digest), device)
+
+
+def frozen(spec: AnyLayer, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """A layer of these weights, which are not copied, on the device, in eval mode."""
     layer = build([spec], None)[0]
-    layer.load_state_dict(weights.read_checked(path, digest), assign=True)
+    layer.load_state_dict(state, assign=True)
     return placed(layer.requires_grad_(False).eval(), device)
 
 

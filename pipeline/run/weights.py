@@ -16,6 +16,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -117,12 +118,14 @@ def _named(network: NamedNetwork, *, download: bool = False) -> State | None:
 
 def _digest_of_file(state: State) -> str:
     """Digest of names, dtypes, shapes and bytes: the same however they are saved."""
-    named = {f"{n} {t.dtype} {list(t.shape)}": _bytes(t) for n, t in state.items()}
+    named = {f"{n} {t.dtype} {list(t.shape)}": bytes_of(t) for n, t in state.items()}
     return digest_arrays(named)
 
 
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+def bytes_of(tensor: Tensor) -> np.ndarray:
+    """The values of a tensor of any dtype as they lie in memory when its axes are in their order,
+    uint8 (n,)."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def digest_of(network: NamedNetwork) -> str:

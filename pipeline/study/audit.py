@@ -35,7 +35,7 @@ from strata.store.feature_store import Store
 from strata.store.files.publish import unseal
 from strata.store.level.layout import LevelKey, depth_directory
 from strata.store.level.level import Level, commit_of
-from strata.store.read.order import generator
+from strata.store.read.order import generator, parts
 
 CONFIDENCE = 0.95
 NAMES = ("row", "stored", "expected", "sample", "name")
@@ -77,7 +77,7 @@ def audit(
         shape = level_geometry(run.recipe, 0, len(samples))
         images = ImageShards(run.recipe, source, split, samples, shape, found["scales"])
         with session.report.task(f"auditing {split}", len(drawn), "rows") as tick:
-            for part in np.split(drawn, range(block, len(drawn), block)):
+            for part in parts(drawn, block):
                 session.stop.check()
                 pixels = np.stack([images.pixels(sample) for sample in samples[part]])
                 for key, values in _computed(session, layers, levels, pixels, samples[part]):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from strata.pipeline.errors import OptionRange
-from strata.pipeline.feed.features import image_views
+from strata.pipeline.feed.features import frozen, image_views
 from strata.pipeline.materialize.images import ImageShards
 from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.progress import Reporter
@@ -22,12 +22,11 @@ from strata.pipeline.recipe.augmentation import centre_draws
 from strata.pipeline.recipe.named_network import NamedNetwork
 from strata.pipeline.recipe.recipe import Recipe
 from strata.pipeline.run import weights
+from strata.stages.data.labels import SPLIT_WORDS
 from strata.stages.data.sources import LABEL_NAMES, Source, short_reason
-from strata.stages.data.tables import SPLIT_WORDS
 from strata.stages.errors import DataError
 from strata.stages.network.blocks import PACKAGES
-from strata.stages.network.featurize import placed, run_layer
-from strata.stages.network.network import build
+from strata.stages.network.featurize import run_layer
 
 KINDS = (".npy", ".npz", ".safetensors")
 NEAR = 0.1
@@ -195,10 +194,8 @@ def network_of(
         )
     whole = replace(recipe, network=replace(named, frozen="all"))
     whole, states = weights.begin_with(whole, 0, report, download=download)
-    layers = [build([spec], None)[0] for spec in whole.layers]
-    for layer, state in zip(layers, states, strict=True):
-        layer.load_state_dict(state, assign=True)
-        placed(layer.requires_grad_(False).eval(), device)
+    pairs = zip(whole.layers, states, strict=True)
+    layers = [frozen(spec, state, device) for spec, state in pairs]
     return Network(whole, layers, device)
 
 

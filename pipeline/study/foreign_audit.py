@@ -22,7 +22,7 @@ from strata.pipeline.study.audit import bound
 from strata.pipeline.study.foreign import NEAR, Form, Network, Table, distance, inputs
 from strata.stages.data import augment
 from strata.stages.data.sources import Source
-from strata.store.read.order import generator
+from strata.store.read.order import generator, parts
 
 TOLERANCE, TOLERANCE_16 = 1e-3, 1e-2
 """What a value may differ by, relative to itself and to the row's size, in 32 bits and in 16."""
@@ -55,14 +55,14 @@ def audit(
     recipe, there, first = network.recipe, len(table) - table.first, table.first
     count, block = min(source.count(split), there), recipe.cache.block
     samples = np.sort(generator("audit", draw, split).permutation(count)[:drawn])
-    stored, parts = table.take(samples + first), list[Tensor]()
+    stored, made = table.take(samples + first), list[Tensor]()
     few = inputs(recipe, source, split, samples[:TRIED])
     key = network.chosen(few, stored[: len(few)], layer)
     with report.task(f"auditing {split}", len(samples), "rows") as tick:
-        for some in np.split(samples, range(block, len(samples), block)):
-            parts.append(network.form(key, inputs(recipe, source, split, some)))
+        for some in parts(samples, block):
+            made.append(network.form(key, inputs(recipe, source, split, some)))
             tick(len(some))
-    expected = torch.cat(parts)
+    expected = torch.cat(made)
     allowed = TOLERANCE_16 if table.parts[0].element_size() == 2 else TOLERANCE
     size = expected.square().mean(1, keepdim=True).sqrt()
     differs = ~((stored - expected).abs() <= allowed * (expected.abs() + size))

@@ -22,7 +22,7 @@ from strata.pipeline.run.session import Session
 from strata.stages.features.calibrate import calibrate
 from strata.stages.features.quantise import Floats, needs_scales
 from strata.stages.network.featurize import Frozen, featurize
-from strata.store.read.order import generator
+from strata.store.read.order import generator, parts
 from strata.store.read.rows import Rows
 
 REPORT = "quantiser.json"
@@ -77,13 +77,12 @@ def _maps(
     ids = session.images()["train"].array("sample_id")
     view, depth = (*augmentation.train_views(recipe), "clean")[0], below.base + len(below.layers)
     chosen = generator("calibration rows", session.run.seed).permutation(len(ids))[:SCALE_ROWS]
-    cuts = range(recipe.cache.block, len(chosen), recipe.cache.block)
-    parts = np.split(np.sort(chosen), cuts)
+    blocks = parts(np.sort(chosen), recipe.cache.block)
     label = f"x_{depth + 1} train" if view == "clean" else f"x_{depth + 1} train.{view}"
     room = SHARE * (session.options.memory_budget or available_memory())
     fits = level_geometry(recipe, depth, len(chosen)).nbytes <= room
     kept: list[Tensor] = []
-    for rows, x in zip(parts, _inputs(below, view, parts, ids, held or {}), strict=True):
+    for rows, x in zip(blocks, _inputs(below, view, blocks, ids, held or {}), strict=True):
         with naming_rows(label, "train", rows, ids):
             yield featurize([exact], x, block=recipe.cache.block, compute=session.compute)
         if held is not None and below.layers and fits:
@@ -94,9 +93,9 @@ def _maps(
 
 
 def _inputs(
-    below: Features, view: str, parts: list[np.ndarray], ids: np.ndarray, held: Held
+    below: Features, view: str, blocks: list[np.ndarray], ids: np.ndarray, held: Held
 ) -> Iterator[Tensor]:
-    """x_{j-1} of parts of the rows: from the depth that is held, or from a level above it."""
+    """x_{j-1} of blocks of rows: from the depth that is held, or from a level above it."""
     session, base = below.session, below.base
     recipe = session.run.recipe
     if at := next((d for d in held if base < d <= base + len(below.layers)), 0):
@@ -107,8 +106,8 @@ def _inputs(
             yield featurize(above, x, block=recipe.cache.block, compute=session.compute)
         return
     draws = level_draws(recipe, session.run.seed, view, int(ids.max()) + 1)
-    lengths = [len(part) for part in parts]
+    lengths = [len(rows) for rows in blocks]
     with below.delivery([view], once=True) as delivery:
-        batches = delivery.batches(Rows.of(np.concatenate(parts)), lengths)
-        for rows, stored in zip(parts, batches, strict=True):
+        batches = delivery.batches(Rows.of(np.concatenate(blocks)), lengths)
+        for rows, stored in zip(blocks, batches, strict=True):
             yield below.values(stored, draws.of(ids[rows]))

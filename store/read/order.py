@@ -101,6 +101,11 @@ def cut(rows: int, most: int) -> list[int]:
     return [most] * (rows // most) + ([rest] if rest else [])
 
 
+def parts(numbers: np.ndarray, most: int) -> list[np.ndarray]:
+    """An array in parts of so many; the last is perhaps shorter."""
+    return [numbers[at : at + most] for at in range(0, len(numbers), most)]
+
+
 def batch_count(rows: int, batch: int, *, drop_last: bool) -> int:
     """Batches in one epoch."""
     return rows // batch if drop_last else -(-rows // batch)
