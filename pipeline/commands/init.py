@@ -173,7 +173,7 @@ def _tables(facts: Facts, options: Options, network: str) -> Iterator[tuple[str,
     linear = [("k", 1, "layer j is trained with a linear classifier")]
     yield "auxiliary", linear if network else hidden
     if facts.labels == "numbers":
-        yield "loss", [_loss(facts, options)]
+        yield "loss", [_loss(facts)]
     adamw = any(word in network.lower() for word in ATTENTION) and not given
     rows = [("optimizer", "adamw")] * adamw
     rows += [("kind", "cosine" if adamw else "one-cycle", "the rate goes up, and down to 0")]
@@ -228,11 +228,6 @@ def _data(facts: Facts, options: Options, network: str, size: int) -> Iterator[R
         yield from (("mean", mean, whose), ("std", std))
 
 
-def _loss(facts: Facts, options: Options) -> Row:
-    from strata.stages.data.opening import open_whole
-
-    how: Any = {"root": options.data_root, "download": options.download}
-    with open_whole(facts.source, **how) as source:
-        labels = source.labels("train")
-    several = labels.ndim == 2 and labels.min() >= 0 and labels.max() <= 1
-    return "name", *(("bce", "several classes at once") if several else ("mse", "numbers to meet"))
+def _loss(facts: Facts) -> Row:
+    said = ("bce", "several classes at once") if facts.several else ("mse", "numbers to meet")
+    return "name", *said

@@ -38,6 +38,8 @@ class Facts:
     labels: str
     """``classes``, one for each sample; ``tokens``, integers (n, token); ``numbers``, float32 (n,)
     or (n, k)."""
+    several: bool
+    """Are labels vectors of numbers in 0 … 1, such as of several classes at once?"""
     counts: Mapping[str, int]
     """Samples by split: train, and unless the data has none, test."""
     sizes: tuple[tuple[int, int], ...]
@@ -102,12 +104,15 @@ def look(
         shape, dtype = (source.form.shape, source.form.dtype) if source.form else ((), "uint8")
         mean, std = ((), ()) if dtype == "int32" else _mean_and_std(seen)
         kept = len(mean) if shape else channels
-        several = "tokens" if source.labels("train").ndim > 1 else "classes"
+        labels = source.labels("train")
+        whole = "tokens" if labels.ndim > 1 else "classes"
+        several = labels.ndim > 1 and labels.min() >= 0 and labels.max() <= 1
         return Facts(
             source=spec,
             classes=len(source.classes),
             names=source.classes,
-            labels="numbers" if source.of_numbers else several,
+            labels="numbers" if source.of_numbers else whole,
+            several=bool(several) and source.of_numbers,
             counts={split: source.count(split) for split in source.splits},
             sizes=() if shape else (sizes[0], sizes[len(sizes) // 2], sizes[-1]),
             channels=shape[0] if shape else channels,
