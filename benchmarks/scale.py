@@ -40,7 +40,7 @@ from strata.store.feature_store import Store
 from strata.store.files.publish import sealed
 from strata.store.fingerprint import fingerprint
 from strata.store.level.codec import CHECKSUM
-from strata.store.level.layout import VALUES, Geometry, LevelKey, shard_name, shard_path
+from strata.store.level.layout import VALUES, Geometry, LevelKey, shard_name
 from strata.store.level.level import CHECKSUMS, COMMIT, RECEIPTS, receipt_name
 from strata.store.read.order import mixing
 from strata.store.write.verify import check_level
@@ -89,7 +89,7 @@ def holes(shards: int) -> range:
 
 def put(made: LevelWriter, shard: int, size: int, random: np.random.Generator) -> None:
     """A hole and its receipt."""
-    path = shard_path(made.directory, shard)
+    path = made.path(shard)
     path.touch()
     os.truncate(path, size)
     rows = random.integers(0, 1 << 32, ROWS_PER_SHARD, dtype=np.uint32).astype(CHECKSUM)

@@ -123,11 +123,6 @@ def shard_name(shard: int, axes: int = 3) -> str:
     return f"c.{shard}{'.0' * axes}"
 
 
-def shard_path(directory: Path, shard: int, axes: int = 3) -> Path:
-    """The file of a shard in the directory of its level."""
-    return directory / VALUES / shard_name(shard, axes)
-
-
 def depth_directory(root: Path, depth: int, fingerprint: str) -> Path:
     return root / f"x_{depth}-{fingerprint[:12]}"
 

@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import mutants
 import numpy as np
+from shard_files import shard_path
 from simulated_disk import PowerCut, SimulatedDisk
 
 from strata.store import parallel
@@ -28,7 +29,7 @@ from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY, unseal
 from strata.store.fingerprint import fingerprint, sha256
 from strata.store.level import codec
-from strata.store.level.layout import BEGUN, Geometry, LevelKey, shard_path
+from strata.store.level.layout import BEGUN, Geometry, LevelKey
 from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write import shard as shard_module
 from strata.store.write.verify import QUARANTINE, forget_damage

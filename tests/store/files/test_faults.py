@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shard_files import shard_path
 from small_levels import INTENT, KEY, chop, contents, drawn, flip
 
 from strata.store.errors import DiskFull, LevelAbsent, StoreRefused
 from strata.store.feature_store import Store
 from strata.store.files.files import Files
 from strata.store.files.publish import TEMPORARY, make_directory
-from strata.store.level.layout import BEGUN, Geometry, shard_path
+from strata.store.level.layout import BEGUN, Geometry
 from strata.store.level.level import COMMIT, RECEIPTS, Level, receipt_path
 from strata.store.write.verify import QUARANTINE, forget_damage
 from strata.store.write.writer import ZARR, LevelWriter

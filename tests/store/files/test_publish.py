@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from shard_files import shard_path
 from small_levels import INTENT, KEY, SMALL, begin, chop, contents, drawn, flip, written
 
 from strata.store.errors import DiskFull, LevelAbsent, LevelConflict, StoreRefused
@@ -25,7 +26,7 @@ from strata.store.files.files import DISK, Files
 from strata.store.files.publish import TEMPORARY, make_directory, put_exclusive
 from strata.store.files.publish import replace as publish_replacing
 from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import BEGUN, Geometry, shard_name, shard_path
+from strata.store.level.layout import BEGUN, Geometry, shard_name
 from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write.writer import RECEIPTS, LevelWriter
 

@@ -19,12 +19,13 @@ import pytest
 import xarray as xr
 import zarr
 from root import ROOT
+from shard_files import shard_path
 from small_levels import KEY, SHAPES, SMALL, begin, contents, drawn
 
 from strata.store.errors import LevelStale
 from strata.store.feature_store import Store
 from strata.store.files.publish import sealed, unseal
-from strata.store.level.layout import PRECISIONS, Geometry, precision, shard_name, shard_path
+from strata.store.level.layout import PRECISIONS, Geometry, precision, shard_name
 from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write.contents import beside_levels
 from strata.store.write.verify import check_level, forget_damage, level_directories

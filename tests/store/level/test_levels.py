@@ -15,6 +15,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_files import shard_path
 from sizes import examples
 from small_levels import (
     KEY,
@@ -39,7 +40,6 @@ from strata.store.level.layout import (
     LevelKey,
     precision,
     shard_name,
-    shard_path,
 )
 from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write.verify import check_level

@@ -17,6 +17,7 @@ from crash import inline
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from shard_files import shard_path
 from simulated_disk import PowerCut, SimulatedDisk
 from sizes import sized
 
@@ -24,7 +25,7 @@ from strata.store.errors import LevelAbsent, LevelConflict, LevelDamaged
 from strata.store.feature_store import Store
 from strata.store.files.publish import TEMPORARY
 from strata.store.fingerprint import fingerprint
-from strata.store.level.layout import Geometry, LevelKey, shard_path
+from strata.store.level.layout import Geometry, LevelKey
 from strata.store.level.level import COMMIT, Level, receipt_path
 from strata.store.write.verify import check_level, forget_damage, level_directories, put_back
 from strata.store.write.writer import INTENT, ZARR, LevelWriter

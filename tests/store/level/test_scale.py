@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shard_files import shard_path
 
 from strata.store.errors import LevelDamaged, LevelStale
 from strata.store.files.files import DISK
 from strata.store.files.publish import sealed, unseal
 from strata.store.fingerprint import canonical, sha256
-from strata.store.level.layout import Geometry, LevelKey, shard_name, shard_path
+from strata.store.level.layout import Geometry, LevelKey, shard_name
 from strata.store.level.level import COMMIT, RECEIPTS, Level, receipt_name
 from strata.store.level.shard_table import Entry, ShardTable
 from strata.store.parallel import WAITING, map_in_threads

@@ -27,6 +27,7 @@ from s3_server import (
     use,
     write,
 )
+from shard_files import shard_path
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -34,7 +35,6 @@ from strata.store.errors import LevelAbsent, LevelDamaged, StoreRefused
 from strata.store.feature_store import Store, open_level
 from strata.store.files.publish import put_exclusive, unseal
 from strata.store.level.codec import channels_last
-from strata.store.level.layout import shard_path
 from strata.store.level.level import Level, receipt_path
 from strata.store.read.descriptors import ReadRows
 from strata.store.read.order import cut

@@ -27,11 +27,11 @@ from s3_server import (
     use,
     write,
 )
+from shard_files import shard_path
 
 from strata.store.feature_store import Store
 from strata.store.files.publish import unseal
 from strata.store.fingerprint import sha256
-from strata.store.level.layout import shard_path
 from strata.store.level.level import Level, receipt_path
 from strata.store.write.shard import Published, ShardWriter
 from strata.store.write.unfinished import unsettled

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shard_files import shard_path
 from small_levels import INTENT, KEY, SMALL, drawn
 
 from strata.store.errors import LevelConflict, StoreRefused
 from strata.store.feature_store import Store
 from strata.store.files.files import Files
 from strata.store.files.publish import TEMPORARY, unseal
-from strata.store.level.layout import shard_path
 from strata.store.level.level import Level, receipt_path
 from strata.store.write.shard import Published, ShardWriter
 from strata.store.write.unfinished import unsettled
