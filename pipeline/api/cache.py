@@ -33,7 +33,7 @@ from strata.pipeline.materialize.timing import Timing
 from strata.pipeline.plan.costs import SCALE_ROWS
 from strata.pipeline.progress import Reporter, duration, reporter, size
 from strata.pipeline.recipe.strict import FEW, one_of, positive, read, require
-from strata.pipeline.recipe.tables import Cache
+from strata.pipeline.recipe.tables import COMPUTE, Cache
 from strata.pipeline.run import device as devices
 from strata.pipeline.run.lineage import FEATURES_VERSION
 from strata.pipeline.run.stores import open_store
@@ -54,7 +54,6 @@ SPLIT, HOST = "all", "python"
 """What stands for a split, and for the host in notes of what no run has asked for."""
 SHARDS = 32
 """Shards are whole blocks, and so many at least, where samples are few: a kill costs one or two."""
-COMPUTE = ("auto", "float32", "bfloat16", "float16")
 SCALES = {"signature": str, "scale": [float], "zero": [int]}
 
 

@@ -13,6 +13,7 @@ from strata.pipeline.api.features import LevelFeatures
 from strata.pipeline.errors import OptionRange, own_errors
 from strata.pipeline.interrupt import Interruptions
 from strata.pipeline.progress import reporter
+from strata.pipeline.recipe.named_function import LOSSES
 from strata.pipeline.recipe.strict import one_of, read
 from strata.pipeline.recipe.tables import Schedule
 from strata.pipeline.run import device as devices
@@ -93,7 +94,7 @@ def _criterion(
     """The loss, which must be for labels like these. Raises RecipeError, DataError."""
     if not isinstance(loss, str):
         return SampleLoss("own", loss, "the loss")
-    one_of("loss", loss, ("cross-entropy", "bce", "mse"))
+    one_of("loss", loss, LOSSES)
     of_classes = loss == "cross-entropy"
     for one in features:
         if one.labels.is_floating_point() == of_classes or (of_classes and one.labels.min() < 0):

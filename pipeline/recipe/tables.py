@@ -19,6 +19,8 @@ SIDE = 65_535
 """Most pixels a side: those of the largest JPEG."""
 DTYPES = ("uint8", "uint16", "int32", "float16", "float32")
 """What ``data.dtype`` may be."""
+COMPUTE = ("auto", "float32", "bfloat16", "float16")
+"""What convolutions may be computed in."""
 SPLIT = ("split", "split_seed")
 """Keys of [data] about data without a test split."""
 
@@ -195,7 +197,7 @@ class Schedule(SGDSchedule):
         one_of("schedule.kind", self.kind, KINDS)
         one_of("schedule.optimizer", self.optimizer, OPTIMISERS)
         one_of("schedule.keep", self.keep, ("last", "best"))
-        one_of("schedule.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        one_of("schedule.precision", self.precision, COMPUTE)
         positive("schedule", epochs=self.epochs, batch=self.batch, lr=self.lr)
         positive("schedule", every=self.every, accumulate=self.accumulate)
         positive("schedule", 1, decay=self.decay)
