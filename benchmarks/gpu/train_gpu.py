@@ -39,7 +39,7 @@ from cifar_images import images
 from measuring import RESULTS, keep
 
 from checkout import ROOT
-from strata.pipeline.recipe.builtin import load
+from strata.pipeline.recipe.builtin import load, text_of
 from strata.pipeline.run import rundir
 from strata.store.files.lock import hold
 
@@ -81,7 +81,7 @@ class Setting:
 def recipe(name: str, setting: Setting) -> Path:
     """The built-in recipe with another way to augment; codes of 8 bits where that is cached."""
     k, _, way = name.partition("-")
-    text = (ROOT / f"pipeline/recipes/cifar10-{k}.toml").read_text("utf-8")
+    _, text, _ = text_of(f"cifar10-{k}")
     changes = {"views": VIEWS[way], "epochs": str(setting.epochs)} | CHANGES.get(name, {})
     changes["every"] = str(max(1, round(setting.epochs * EVERY / EPOCHS)))
     if VIEWS[way] != "0":

@@ -59,6 +59,10 @@ def kind(recipe: Recipe, j: int) -> str:
     c = f"k {auxiliary.k} of {auxiliary.width}" + " at half of it" * auxiliary.half_resolution
     if auxiliary.hidden:
         c = f"hidden {' '.join(map(str, auxiliary.hidden))}"
+    if auxiliary.ahead:
+        c += f" above layers {' '.join(str(one.index) for one in auxiliary.ahead)}"
+    c += f" in {auxiliary.patches} parts a side" * (auxiliary.patches > 1)
+    c += " and similarity" * (auxiliary.similarity > 0)
     return f"{layer.convolved_channels} to {layer.width} at {places}{layer.remark}, {c}"
 
 
@@ -139,8 +143,8 @@ class RecipeCosts:
 
     def solve(self, base: CachedDepth, j: int) -> float:
         """Seconds of one problem at layer j that computes x_{j-1} from ``base``; of a layer that
-        is given, none."""
-        return 0.0 if j <= self.recipe.given else self.problem(base, j)
+        is given, or frozen along with one below, none."""
+        return self.problem(base, j) if self.recipe.is_solved(j) else 0.0
 
     def problem(self, base: CachedDepth, j: int) -> float:
         """Seconds of problem j, as of :meth:`solve`; where all layers are given, also of J + 1, a

@@ -1,4 +1,4 @@
-"""A recipe's [network] and [auxiliary] tables, checked, and the layers that they mean."""
+"""A recipe's [network], [window] and [auxiliary] tables, checked, and the layers that they mean."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from strata.pipeline.recipe.strict import FEW, one_of, positive, require
 from strata.pipeline.recipe.tables import SPLIT
-from strata.stages.network.blocks import AnyLayer, Block
-from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape
+from strata.stages.network.blocks import AnyLayer, Block, scale_at, shape_at
+from strata.stages.network.spec import AuxiliarySpec, LayerSpec, Shape, sampled
 
 DRAWS = ("flips", "stride")
 """Keys of [augment] that say how a fixed view is drawn beyond the seed."""
@@ -19,7 +19,9 @@ TENSORS = ("shape", "dtype", "targets")
 TRAINING = ("optimizer", "label_smoothing", "mixup")
 """Keys of [schedule] beyond SGD on plain labels."""
 FORMS = ("pool", "widths", "half_resolution", "final_hidden")
-LATER = (*FORMS, "transform", *TENSORS, *SPLIT, *DRAWS, *TRAINING)
+AROUND = ("copies", "patches", "similarity")
+"""Keys of [auxiliary] about what is around a classifier."""
+LATER = (*FORMS, *AROUND, "transform", *TENSORS, *SPLIT, *DRAWS, *TRAINING)
 """Keys that recipes did not have from the beginning."""
 KINDS = {
     "map": "a map",
@@ -99,6 +101,30 @@ class NetworkTable:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A recipe's [window]: layers that are trained together. The first of them are then frozen and
+    written; the others go on from where they are in the next window."""
+
+    layers: int = 1
+    """Layers of a window; at most those up to layer J."""
+    stride: int = 1
+    """Layers that are frozen after each."""
+
+    def __post_init__(self) -> None:
+        positive("window", FEW, layers=self.layers)
+        require(
+            0 < self.stride <= self.layers,
+            f"'window.stride' is {self.stride}; it must be in 1 … 'window.layers', {self.layers}",
+        )
+
+    def of(self, j: int, given: int) -> range:
+        """Layers that are trained together when layer j is, the first ``given`` layers being given;
+        those beyond J with them."""
+        begin = j - (j - 1 - given) % self.stride
+        return range(begin, begin + self.layers)
+
+
+@dataclass(frozen=True)
 class AuxiliaryTable:
     """A recipe's [auxiliary]: the classifiers C_1 … C_J that layers are trained with."""
 
@@ -118,6 +144,17 @@ class AuxiliaryTable:
     """What C sees of tokens: their ``mean``, or the first, which is the ``class`` token."""
     final_hidden: tuple[int, ...] = ()
     """The last layer's C is max pooling and fully connected layers of these widths (VGG)."""
+    copies: int = 0
+    """Layer 1 is trained with so many layers between it and C, like some of the later ones and
+    evenly spaced among them; higher layers with fewer, and layer J with none (AugLocal). Those that
+    change the shape come in addition. They are dropped when x_j is written."""
+    patches: int = 1
+    """C, with its copies, sees so many parts a side of x_j one after another, and their logits are
+    averaged (HPFF): 2 are quadrants. It then holds the activations of one part at a time. Layer J
+    is trained without."""
+    similarity: float = 0.0
+    """Share, below 1, in the loss of layers below J of how differently the samples of a micro-batch
+    are alike in x_j and in their labels (predsim); cross-entropy has the rest."""
 
     def __post_init__(self) -> None:
         positive("auxiliary", FEW, k=self.k)
@@ -135,6 +172,15 @@ class AuxiliaryTable:
             "one of them",
         )
         one_of("auxiliary.pool", self.pool, ("mean", "class"))
+        require(
+            0 <= self.copies <= FEW,
+            f"'auxiliary.copies' is {self.copies}; it must be in 0 … {FEW:,}",
+        )
+        positive("auxiliary", FEW, patches=self.patches)
+        require(
+            0 <= self.similarity < 1,
+            f"'auxiliary.similarity' is {self.similarity}; it must be in [0, 1)",
+        )
         least = min(self.final_hidden, default=1)
         require(
             least > 0,
@@ -179,6 +225,64 @@ class AuxiliaryTable:
             vgg = {"k": 1 + len(hidden), "width": 0, "half_resolution": False, "side": side // 2}
             found[-1] = dataclasses.replace(found[-1], hidden=hidden, **vgg)
         return tuple(found)
+
+    @property
+    def around(self) -> dict[str, Any]:
+        """Settings of what is around a classifier, without those that are at their default."""
+        default = {field.name: field.default for field in dataclasses.fields(AuxiliaryTable)}
+        found = {name: getattr(self, name) for name in AROUND}
+        return {name: value for name, value in found.items() if value != default[name]}
+
+    def networks(
+        self,
+        layers: Sequence[AnyLayer],
+        classifiers: Sequence[AuxiliarySpec],
+        shape: Shape,
+        given: int,
+        window: Window,
+    ) -> list[AuxiliarySpec]:
+        """What sees x_1 … x_J while layers are trained: the rest of a window, and all else that is
+        around a classifier. The classifier is that of the highest layer below it.
+
+        Args:
+            shape: of x_0.
+            given: layers that are given, from the first.
+        """
+        last, found = len(layers), list[AuxiliarySpec]()
+        for j in range(1, last + 1):
+            above = tuple(layers[j : window.of(j, given)[-1]]) if j > given else ()
+            rest, around = layers[j + len(above) :], self.around if given < j < last else {}
+            count = -(-around.pop("copies", 0) * len(rest) // max(1, last - 1))
+            seen = shape_at(layers, last - len(rest), shape)
+            copies = sampled(rest, seen, count)
+            trained = (layers[j - 1], *above)
+            _check_around(trained, seen, copies, around)
+            network = {**around, "above": above, "copies": copies}
+            top = (*trained, *copies)[-1].index
+            found.append(dataclasses.replace(classifiers[top - 1], **network))
+        return found
+
+
+def _check_around(
+    trained: Sequence[AnyLayer], seen: Shape, copies: Sequence[AnyLayer], around: dict[str, Any]
+) -> None:
+    """Refuse patches and similarity of what is no map, or of one that cannot be cut so.
+
+    Args:
+        trained: layer j and those of its window.
+        seen: shape of what the last of them gives.
+    """
+    for name, layer in ((name, layer) for name in around for layer in trained):
+        kind = seen_by(layer)
+        told = f"'auxiliary.{name}' is for maps, but x_{layer.index} is {KINDS[kind]}"
+        require(kind == "map", told)
+    parts, scale = around.get("patches", 1), scale_at(copies, len(copies))
+    sides = seen[1:] if parts > 1 else ()
+    require(
+        all(side % (parts * scale) == 0 and side >= 2 * parts for side in sides),
+        f"'auxiliary.patches' is {parts}, and what is cut above layer {trained[0].index} has "
+        f"{'×'.join(map(str, sides))} pixels: it must be divided, into parts of 2 and more",
+    )
 
 
 def seen_by(layer: AnyLayer) -> str:

@@ -15,7 +15,12 @@ from typing import Any, cast
 from strata.pipeline.errors import RecipeError
 from strata.pipeline.recipe.named_function import LOSSES, Loss, named_function, said
 from strata.pipeline.recipe.named_network import NamedHead, NamedNetwork, named, named_head
-from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable, without_later_defaults
+from strata.pipeline.recipe.network import (
+    AuxiliaryTable,
+    NetworkTable,
+    Window,
+    without_later_defaults,
+)
 from strata.pipeline.recipe.strict import located, read, require, tables
 from strata.pipeline.recipe.tables import AS_IT_IS, Augment, Cache, Claim, Compress, Data, Schedule
 from strata.stages.network.blocks import AnyLayer, Block, Origin, scale_at, shape_at
@@ -36,6 +41,7 @@ class Recipe:
     claim: Claim = field(default_factory=Claim)
     compress: Compress | None = None
     loss: Loss = field(default_factory=Loss)
+    window: Window = field(default_factory=Window)
 
     def __post_init__(self) -> None:
         self.check_loss(self.schedule)
@@ -45,6 +51,12 @@ class Recipe:
             "int32), which cannot be mixed: leave it out",
         )
         if self.compress:
+            around = [f"'auxiliary.{name}'" for name in self.auxiliary.around]
+            around += ["[window]"] * (self.window != Window())
+            require(
+                not around,
+                f"[compress] is of the paper's problems: leave {' and '.join(around)} out",
+            )
             if not isinstance(self.network, NetworkTable):
                 raise RecipeError(
                     "[compress] removes filters of its layers: 'network' must be a table, not the "
@@ -77,11 +89,17 @@ class Recipe:
         for value, what in (
             (schedule.label_smoothing, "'schedule.label_smoothing' is of cross-entropy"),
             (self.compress, "[compress] judges filters by cross-entropy"),
+            (self.auxiliary.similarity, "'auxiliary.similarity' is of class labels"),
         ):
             require(
                 self.loss.kind == "cross-entropy" or not value,
                 f"{what}, and 'loss.name' is {self.loss.called!r}: leave it out",
             )
+        require(
+            not (self.auxiliary.similarity and schedule.mixup),
+            "'auxiliary.similarity' is of class labels, and 'schedule.mixup' mixes them: leave one "
+            "of them out",
+        )
 
     def _check_crop(self) -> None:
         a = self.augment
@@ -167,14 +185,33 @@ class Recipe:
         frozen = self.network.frozen if isinstance(self.network, NamedNetwork) else 0
         return len(self.layers) if frozen == "all" else int(frozen)
 
+    @property
+    def classifiers(self) -> tuple[AuxiliarySpec, ...]:
+        """The classifier of every depth, whatever is around it."""
+        return self._plain[1]
+
+    @cached_property
+    def _plain(self) -> tuple[tuple[AnyLayer, ...], tuple[AuxiliarySpec, ...]]:
+        x_0, each = self.data.sample(self.augment.crop), self.data.targets == "token"
+        layers = self.network.specs(x_0, self.data.dtype)
+        side = (*shape_at(layers, len(layers), x_0), 0)[1]
+        return layers, self.auxiliary.specs(layers, self.data.classes, side, each=each)
+
+    def is_solved(self, j: int) -> bool:
+        """Is there a problem whose first layer is j? Else it is given, or a window below has it."""
+        return j > self.given and (j - 1 - self.given) % self.window.stride == 0
+
     @cached_property
     def problems(self) -> tuple[ProblemSpec, ...]:
         """Layers and classifiers as they are solved: on x_{j-1} as it is kept, before [compress]
         removes filters of layer j itself."""
-        x_0, each = self.data.sample(self.augment.crop), self.data.targets == "token"
-        layers: list[AnyLayer] = list(self.network.specs(x_0, self.data.dtype))
-        side = (*shape_at(layers, len(layers), x_0), 0)[1]
-        auxiliaries = self.auxiliary.specs(layers, self.data.classes, side, each=each)
+        (made, plain), frozen = self._plain, getattr(self.network, "frozen", 0)
+        given = len(made) if frozen == "all" else frozen
+        x_0 = self.data.sample(self.augment.crop)
+        layers, auxiliaries = (
+            list(made),
+            self.auxiliary.networks(made, plain, x_0, given, self.window),
+        )
         if self.compress:
             for j, below in enumerate(layers[:-1], start=1):
                 kept = min((below.width, *self.compress.widths(j, below.width)))
@@ -229,6 +266,8 @@ class Recipe:
             found["augment"]["transform"] = said(self.augment.transform)
         if self.loss == Loss():
             del found["loss"]
+        if self.window == Window():
+            del found["window"]
         if self.data.shape:
             del found["augment"]
         for one in ("network", "auxiliary"):

@@ -179,10 +179,15 @@ def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Vari
             f"--vary {M}: layer {j} is a block of {layer.source.name}, and has its width from "
             f"there; vary {AUXILIARY_M}, or copy the recipe"
         )
+    if M in changes and (auxiliary.ahead or recipe.window.layers > 1):
+        raise OptionRange(
+            f"--vary {M}: layer {j} is trained together with others, which fit its width; vary "
+            f"{AUXILIARY_M}, or copy the recipe"
+        )
     layer = dataclasses.replace(layer, **({"width": changes[M]} if M in changes else {}))
     auxiliary = dataclasses.replace(
         auxiliary,
-        channels=layer.width,
+        channels=auxiliary.channels if auxiliary.ahead else layer.width,
         k=k,
         width=changes.get(AUXILIARY_M, auxiliary.width),
         half_resolution=auxiliary.half_resolution and k > 1,

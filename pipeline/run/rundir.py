@@ -310,7 +310,7 @@ def keep_network(directory: Path, recipe: Recipe) -> None:
             publish.replace(make_directory(path.parent), path.name, (one.code or "").encode())
     if not named or (path := directory / record.NETWORK).exists():
         return
-    heads = [spec.head for spec in recipe.auxiliaries if spec.head]
+    heads = [spec.head for spec in recipe.classifiers if spec.head]
     blocks = [layer for layer in recipe.layers if isinstance(layer, Block)]
     body: Any = {"blocks": [block.as_json() for block in blocks]}
     body |= {"heads": [one.as_json() for one in heads]} if heads else {}

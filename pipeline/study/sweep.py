@@ -65,7 +65,7 @@ def _begin(session: Session, j: int, variant: Variant) -> Solving:
     seed = key_of("initial weights", variant.seed, j) % 2**63
     if variant.layer:
         problem = build_problem(variant.layer, variant.auxiliary, seed)
-        given.begin(session, j, problem.layer)
+        given.begin_problem(session, j, problem)
     else:
         problem = build([variant.auxiliary], seed)[0]
     schedule = dataclasses.replace(variant.schedule, accumulate=session.run.accumulate[:j][-1])

@@ -34,7 +34,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     """
     run, recipe, begun = session.run, session.run.recipe, time.monotonic()
     problem = build_problem(*recipe.problems[j - 1], key_of("initial weights", run.seed, j) % 2**63)
-    given.begin(session, j, problem.layer)
+    given.begin_problem(session, j, problem)
     schedule = replace(recipe.schedule, accumulate=run.accumulate[j - 1])
     advice = f"It was layer {j}: lower 'schedule.lr' ({schedule.lr:g}) in a copy of the recipe"
     if recipe.compress:
@@ -44,6 +44,8 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     where = f"layer {j}", run.layer_directory(j), made_of, advice
     solving = Solving(session, j, solver, *where)
     whole = not solving.load(compress.take_up)
+    if not recipe.is_solved(j):  # it was, in the window of a layer below
+        solver.progress.epoch, solving.history = schedule.epochs, [given.told(run, j - 1)]
     with ProblemFeed(session, j - 1, cached=cached, dtype=dtype_of(session, j)) as feed:
         rows = min(feed.batch, len(feed.ids))
         ranks.check_parts(rows, schedule.accumulate, session.ranks.count)

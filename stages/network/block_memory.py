@@ -14,7 +14,7 @@ from torch.func import functional_call
 from strata.stages.faking import faked
 from strata.stages.memory import TensorBytes
 from strata.stages.network.blocks import MemoryPeaks, Pair
-from strata.stages.network.footprint import WHOLE
+from strata.stages.network.convolving import WHOLE
 from strata.stages.network.kernels import in_parts
 from strata.stages.network.spec import Shape
 

@@ -24,7 +24,7 @@ from strata.stages.foreign import guarded, told
 from strata.stages.network.block_memory import Seen, memory_peaks
 from strata.stages.network.block_source import construct, construct_head, digest
 from strata.stages.network.blocks import AnyLayer, Block, Origin
-from strata.stages.network.footprint import WHOLE
+from strata.stages.network.convolving import WHOLE
 from strata.stages.network.spec import Shape
 
 PIXELS = 16

@@ -7,21 +7,18 @@ in ``featurize``; stages/memory.py measures the same, and a test compares them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
-from strata.stages.network.blocks import AnyLayer, Block
+from strata.stages.network.blocks import AnyLayer, Block, shape_at
+from strata.stages.network.convolving import (
+    POSITION,
+    Convolution,
+    backward_of,
+    of_classifier,
+    of_layers,
+    small,
+)
 from strata.stages.network.spec import FLOAT, AuxiliarySpec, LayerSpec, Shape
-
-POSITION = 8
-"""Bytes of where in its 2×2 pixels max pooling found a value."""
-WHOLE = 1 << 20
-"""Bytes of a parameter up to which its gradient is kept until the step. A larger one's goes
-straight into the momentum, which costs some calls and saves as many bytes."""
-PART = 8 << 20
-"""Bytes above which a kernel's gradient is found in parts, of about so many."""
-TOGETHER = 32
-"""Output channels that a part is a multiple of: as many as CPUs and GPUs work on at once."""
 
 HELD = {
     "float32": (8, 4, 0),
@@ -35,31 +32,6 @@ pass (as it is stored, and as float32), between two frozen layers, and new ones 
 output is brought into the precision."""
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value that a convolution makes, by its dtype."""
-
-
-def channels_at_once(channels: int, nbytes: int) -> int:
-    """Output channels of a part of a kernel's gradient, where one takes so many bytes."""
-    parts = -(-channels * nbytes // PART)
-    return -(-channels // (parts * TOGETHER)) * TOGETHER
-
-
-@dataclass(frozen=True)
-class _Convolution:
-    """One W, batch norm or not, ρ. Sizes are in values: of the input, of the output, of W."""
-
-    inputs: int
-    outputs: int
-    weights: int
-    channels: int
-    """Of the output."""
-    batch_norm: bool
-    averaged: int = 0
-    """Size of what the input is an average of; 0: it is none."""
-
-    @property
-    def saved(self) -> int:
-        """What backward needs of it: W's output, ρ's, which is in place, and an averaged input."""
-        return self.outputs * (1 + self.batch_norm) + self.inputs * (self.averaged > 0)
 
 
 def solving(
@@ -97,28 +69,33 @@ def solving(
     connected = auxiliary.hidden or auxiliary.sees != "map"
     maps = [inputs * outputs for inputs, outputs in auxiliary.maps if connected]
     copies = width * (width < FLOAT) * sum(maps)
-    later = FLOAT * sum(_kept(maps, straight=straight)) + (not straight) * copies
+    later = FLOAT * sum(small(maps, straight=straight)) + (not straight) * copies
     first = straight * (FLOAT * max(maps, default=0) + copies)  # before all others, and then gone
+    below, above = _in_one_piece(layer, auxiliary, shape, micro)
+    convolutions = below + above
     if isinstance(layer, Block):
-        convolutions = _convolutions(None, auxiliary, layer.output(shape), micro)
         backward = _of_block(layer, auxiliary, shape, micro, compute, first, straight=straight)
         forward = 0
-        maps += [layer.largest]
+        maps += [block.largest for block in (layer, *auxiliary.ahead)]
     else:
-        convolutions = _convolutions(layer, auxiliary, shape, micro)
         copied = value > width or bool(layer and layer.downsamplings)
-        backward = _backward(convolutions, width, copied=copied, straight=straight)
+        backward = backward_of(below, width, copied=copied, straight=straight)
         if layer is None:
             how = {"copied": copied, "below": False, "straight": straight}
             backward = _classifying(auxiliary, shape, micro, compute, FLOAT, **how)
-        saved = first + width * sum(c.saved for c in convolutions)
-        backward = None if layer and auxiliary.head else backward and max(backward, saved)
+        saved = first + width * sum(c.saved for c in below) + sum(c.positions for c in below)
+        of_patch = _of_patch(layer, auxiliary, shape, micro, width, above, straight=straight)
+        known = backward is not None and not (layer and auxiliary.head)
+        backward = max(backward or 0, saved + of_patch) if known else None
         forward = whole + value * micro * prod(shape) * _shuffles(layer)
     if backward is None:
         return None
+    if auxiliary.similarity:  # W x_j, and, if it is in half precision, in float32
+        compared = micro * prod(layer.output(shape) if layer else shape)
+        backward += compared * FLOAT * (1 + (width < FLOAT))
     maps += [c.weights for c in convolutions]
     maps += [auxiliary.head.largest] if auxiliary.head else []
-    largest = FLOAT * max(_kept(maps, straight=straight), default=0)
+    largest = FLOAT * max(small(maps, straight=straight), default=0)
     update = kept + (kept if at_once else largest)  # gradient + decay · weight
     return constant + max(forward, whole + backward + later, update)
 
@@ -133,23 +110,51 @@ def _of_block(
     *,
     straight: bool,
 ) -> int | None:
-    """Most bytes of a block and its classifier: activations and gradients; None: not known.
+    """Most bytes of a block, those of its window, and what sees them: activations and gradients;
+    None: not known.
 
     ``first`` are those of gradients that come before all others.
     """
-    if (peaks := layer.memory(compute)) is None:
-        return None
-    how = {"copied": False, "below": True, "straight": straight}
-    output = layer.output(shape)
-    below = _classifying(auxiliary, output, rows, compute, peaks.value, **how)
-    between, training, backward = (
-        layer.nbytes(some, shape, rows) for some in ((peaks.kept,), peaks.training, peaks.backward)
+    patched = auxiliary.copies if auxiliary.patches > 1 else ()
+    blocks = [layer, *auxiliary.ahead[: len(auxiliary.ahead) - len(patched)]]
+    seen = shape_at(blocks, len(blocks), shape)
+    part = _patch(seen, auxiliary.patches)
+    how = {"copied": auxiliary.patches > 1, "below": True, "straight": straight}
+    last = [*blocks, *patched][-1].memory(compute)
+    top = last and _classifying(
+        auxiliary, shape_at(patched, len(patched), part), rows, compute, last.value, **how
     )
     above = gradients(None, auxiliary, straight=straight)
     large = 0 if straight else FLOAT * (layer.parameters - layer.small)
-    if below is None:
+    if top is None or last is None:
         return None
-    return max(training, between + max(below, first), backward + above + large)
+    top = _of_blocks(patched, max(top, first), part, rows, compute, above)
+    if top is not None and auxiliary.patches > 1:
+        top = _with_gradients(top, last.value * rows * prod(seen))
+    return None if top is None else _of_blocks(blocks, top, shape, rows, compute, above + large)
+
+
+def _of_blocks(
+    blocks: Sequence[Block], top: int, shape: Shape, rows: int, compute: str, others: int
+) -> int | None:
+    """Most bytes of blocks, one on another, where what sees the last takes ``top`` and ``others``
+    are those of gradients beside them; None: not known."""
+    kept, training, backward = 0, 0, 0
+    for block in blocks:
+        if (peaks := block.memory(compute)) is None:
+            return None
+        training = max(training, kept + block.nbytes(peaks.training, shape, rows))
+        backward = max(backward, kept + block.nbytes(peaks.backward, shape, rows))
+        kept += block.nbytes((peaks.kept,), shape, rows)
+        shape = block.output(shape)
+    return max(training, kept + top, backward + others * (len(blocks) > 0))
+
+
+def _patch(shape: Shape, patches: int) -> Shape:
+    """Shape of the largest part of a map that is cut into so many a side."""
+    if patches == 1:
+        return shape
+    return shape[0], *(-(-side // patches) for side in shape[1:])
 
 
 def _classifying(
@@ -164,15 +169,15 @@ def _classifying(
     straight: bool,
 ) -> int | None:
     """Most bytes of a classifier on x_j, beside x_j: activations and gradients; None: not known.
-    ``value`` is the bytes of one of x_j; ``copied`` and ``below`` as :func:`_backward` has them."""
+    ``value`` is the bytes of one of x_j; ``copied`` and ``below`` as in :func:`backward_of`."""
     if head := auxiliary.head:
         peaks = head.memory(compute)
         return peaks and head.nbytes((*peaks.training, *peaks.backward), shape, rows)
     width = ACTIVATION_BYTES[compute]
     if auxiliary.sees != "map":
         return auxiliary.activations(shape, rows, value, width, below=below)
-    convolutions = _convolutions(None, auxiliary, shape, rows)
-    return _backward(convolutions, width, copied=copied, below=below, straight=straight)
+    convolutions = of_classifier(auxiliary, shape, rows)
+    return backward_of(convolutions, width, copied=copied, below=below, straight=straight)
 
 
 def gradients(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, straight: bool) -> int:
@@ -180,20 +185,16 @@ def gradients(layer: AnyLayer | None, auxiliary: AuxiliarySpec, *, straight: boo
     parameters = (layer.parameters if layer else 0) + auxiliary.parameters
     if not straight:
         return FLOAT * parameters
-    if isinstance(layer, Block):
-        parameters -= layer.parameters - layer.small
-    if auxiliary.head:
-        parameters -= auxiliary.parameters - auxiliary.head.small
+    layers = [*([layer] if layer else []), *auxiliary.ahead]
+    blocks = [block for block in (*layers, auxiliary.head) if isinstance(block, Block)]
+    parameters -= sum(block.parameters - block.small for block in blocks)
     sizes = [inputs * outputs for inputs, outputs in auxiliary.maps]
     sizes += [9 * inputs * outputs for inputs, outputs in auxiliary.convolutions]
-    if isinstance(layer, LayerSpec):
-        sizes.append(9 * layer.convolved_channels * layer.width)
-    return FLOAT * (parameters - sum(sizes) + sum(_kept(sizes, straight=True)))
-
-
-def _kept(sizes: Sequence[int], *, straight: bool) -> list[int]:
-    """Those whose gradients are kept until the step."""
-    return [size for size in sizes if not straight or FLOAT * size <= WHOLE]
+    sizes += [
+        9 * one.convolved_channels * one.width for one in layers if isinstance(one, LayerSpec)
+    ]
+    sizes += [9 * auxiliary.inputs**2] * (auxiliary.similarity > 0)
+    return FLOAT * (parameters - sum(sizes) + sum(small(sizes, straight=True)))
 
 
 def held(
@@ -261,67 +262,38 @@ def _shuffles(layer: LayerSpec | None) -> int:
     return min(2, layer.downsamplings) if layer and layer.pool == "invertible" else 0
 
 
-def _convolutions(
-    layer: LayerSpec | None, auxiliary: AuxiliarySpec, shape: Shape, rows: int
-) -> list[_Convolution]:
-    output = layer.output(shape) if layer else shape
-    pixels = rows * prod(output[1:])
-    found = []
-    if layer:
-        inputs, channels = layer.convolved_channels, output[0]
-        sizes = pixels * inputs, pixels * channels, 9 * inputs * channels, channels
-        found.append(_Convolution(*sizes, layer.batch_norm))
-    seen = rows * auxiliary.pixels(output)
-    for number, (inputs, channels) in enumerate(auxiliary.convolutions):
-        averaged = pixels * inputs if auxiliary.half_resolution and number == 0 else 0
-        sizes = seen * inputs, seen * channels, 9 * inputs * channels, channels
-        found.append(_Convolution(*sizes, auxiliary.batch_norm, averaged))
-    return found
+def _in_one_piece(
+    layer: AnyLayer | None, auxiliary: AuxiliarySpec, shape: Shape, rows: int
+) -> tuple[list[Convolution], list[Convolution]]:
+    """Convolutions that see a whole map, and those that see it a patch at a time."""
+    below = [*([layer] if isinstance(layer, LayerSpec) else []), *auxiliary.above]
+    seen = shape_at([layer] if layer else [], 1, shape)
+    seen = shape_at(auxiliary.above, len(auxiliary.above), seen)
+    part = _patch(seen, auxiliary.patches)
+    found = of_layers(below, shape, rows, first=layer is not None)
+    above = of_layers(auxiliary.copies, part, rows)
+    above += of_classifier(auxiliary, shape_at(auxiliary.copies, len(auxiliary.copies), part), rows)
+    return (found + above, []) if auxiliary.patches == 1 else (found, above)
 
 
-def _backward(
-    convolutions: Sequence[_Convolution],
+def _of_patch(
+    layer: AnyLayer | None,
+    auxiliary: AuxiliarySpec,
+    shape: Shape,
+    rows: int,
     width: int,
+    above: Sequence[Convolution],
     *,
-    copied: bool,
-    below: bool = False,
     straight: bool,
 ) -> int:
-    """Most bytes between the end of forward and the end of backward: activations and gradients.
-
-    ``copied``: the first convolution's input is a copy of what the problem sees. ``below``: there
-    is a block below, which made the input and wants its gradient.
-    """
-    if not convolutions:
+    """Most bytes of what sees one patch, and of the gradients of all, which are put together."""
+    if auxiliary.patches == 1 or layer is None:
         return 0
-    mixed = width < FLOAT
-    parted = [straight and FLOAT * c.weights > PART for c in convolutions]
-    copies = [width * c.weights * mixed for c in convolutions]
-    first = width * convolutions[0].inputs if copied else 0
-    saved = first + width * sum(c.saved for c in convolutions)
-    peak = saved + max(map(prod, zip(copies, parted, strict=True)))  # as it is convolved
-    saved += sum(copy for copy, part in zip(copies, parted, strict=True) if not part)
-    gradient, peak, done = width * convolutions[-1].outputs, max(peak, saved), 0
-    for number in reversed(range(len(convolutions))):
-        c, in_parts, copy = convolutions[number], parted[number], copies[number]
-        out = width * c.outputs
-        peak = max(peak, saved + gradient + out + done)  # ρ: gradient in, gradient out
-        if c.batch_norm:
-            saved -= out
-            peak = max(peak, saved + 2 * out + done)
-        saved -= out
-        gradient = width * c.inputs if number or below else 0
-        of_weights = FLOAT * c.weights
-        if in_parts:
-            channels = channels_at_once(c.channels, of_weights // c.channels)
-            part = width * channels * c.weights // c.channels
-            peak = max(peak, saved + out + done + max(part, gradient and gradient + copy))
-        else:
-            peak = max(peak, saved + out + gradient + done + of_weights)
-            saved -= copy
-        done += FLOAT * sum(_kept([c.weights], straight=straight))
-        if c.averaged:
-            saved -= gradient  # as large as the averaged input
-            peak = max(peak, saved + gradient + width * c.averaged + done)
-            gradient = width * c.averaged
-    return peak
+    seen = shape_at(auxiliary.above, len(auxiliary.above), layer.output(shape))
+    of_one = backward_of(above, width, copied=True, below=True, straight=straight)
+    return _with_gradients(of_one, width * rows * prod(seen))
+
+
+def _with_gradients(of_one: int, whole: int) -> int:
+    """Of a patch and the gradients of those before it, all of which are put together at the end."""
+    return max(of_one + whole, 2 * whole)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from strata.stages.network.footprint import PART, channels_at_once
+from strata.stages.network.convolving import PART, channels_at_once
 
 TotalOf = Callable[[Tensor], Tensor]
 """The tensor, of a kernel's shape, that a kernel's gradient is to be added to."""

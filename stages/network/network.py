@@ -7,20 +7,34 @@ P is the invertible downsampling of Dinh et al. (2017): each 2×2 block of pixel
 A averages over the four spatial quadrants. Initialisation is PyTorch's default, from a given seed.
 
 For VGG (Sec. 4.3) P is max pooling, W̃_0 sees x_j averaged to half its resolution, and the last
-classifier is VGG's own: max pooling and fully connected layers.
+classifier is VGG's own: max pooling and fully connected layers. What may be around a classifier
+while layer j is trained, and is not kept above it, is an AuxiliaryNetwork:
+
+    layers of a window   trained from x_j along with layer j; the next window goes on from them
+    copies               of later layers, with weights of their own (AugLocal: Ma et al. 2024)
+    patches              parts of a map are seen one after another (HPFF: Su et al. 2024)
+    similarity           of samples in x_j, compared with that of labels (Nokland, Eidnes 2019)
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from strata.stages.network.block_source import block_modules, head_module
 from strata.stages.network.blocks import AnyLayer, Block
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
+
+NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore
 
 
 class Layer(nn.Module):
@@ -86,12 +100,69 @@ class Head(nn.Module):
         return self.linear(x if spec.each else x.mean(1))
 
 
+class AuxiliaryNetwork(nn.Module):
+    """Layers ahead, a classifier, and the convolution whose output is compared, if any: from x_j
+    to logits."""
+
+    def __init__(
+        self,
+        spec: AuxiliarySpec,
+        ahead: Sequence[nn.Module],
+        classifier: nn.Module,
+        similar: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.above = nn.ModuleList(ahead[: len(spec.above)])
+        self.patched = nn.Sequential(*ahead[len(spec.above) :], classifier)
+        self.similar = similar
+
+    @staticmethod
+    def is_meant(spec: AuxiliarySpec) -> bool:
+        """Is there anything around the classifier?"""
+        return bool(spec.ahead or spec.patches > 1 or spec.similarity)
+
+    @staticmethod
+    def classifier_of(spec: AuxiliarySpec) -> AuxiliarySpec:
+        """The classifier alone."""
+        return replace(spec, above=(), copies=(), patches=1, similarity=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.above:
+            x = layer(x)
+        if (count := self.spec.patches) == 1:
+            return self.patched(x)
+        # In training, one patch at a time is there: backward computes each again.
+        again = torch.is_grad_enabled() and x.requires_grad
+        draws = self.spec.draws
+        patches = [part for rows in x.chunk(count, -2) for part in rows.chunk(count, -1)]
+        seen = (
+            checkpointed(self.patched, part, draws=draws) if again else self.patched(part)
+            for part in patches
+        )
+        return sum(seen, start=x.new_zeros(())) / len(patches)
+
+    def dissimilarity(self, x: Tensor, labels: Int[Tensor, " b"], classes: int) -> Tensor:
+        """By how much samples are alike in x_j otherwise than in their labels, a mean over pairs:
+        ‖S(deviation of W x_j over places) - S(one-hot labels)‖² / n² (predsim's Eq. 1 and 2)."""
+        assert self.similar is not None
+        seen = self.similar(x).flatten(2).float()
+        wanted = F.one_hot(labels, classes).float()
+        return F.mse_loss(_alike(seen.std(2)), _alike(wanted))
+
+
 class Problem(nn.Module):
     """The auxiliary problem at layer j: z_j = C_γ(ρ W_θ P x_{j-1})."""
 
     def __init__(self, layer: nn.Module, auxiliary: nn.Module) -> None:
         super().__init__()
         self.layer, self.auxiliary = layer, auxiliary
+
+    @property
+    def similarity(self) -> float:
+        """Share of the similarity of x_j in the loss."""
+        around = self.auxiliary
+        return around.spec.similarity if isinstance(around, AuxiliaryNetwork) else 0.0
 
     @property
     def filters(self) -> int:
@@ -101,6 +172,13 @@ class Problem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.auxiliary(self.layer(x))
+
+    def compared(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and by how much samples are alike otherwise in x_j than in their labels."""
+        assert isinstance(self.auxiliary, AuxiliaryNetwork)
+        x = self.layer(x)
+        logits = self.auxiliary(x)
+        return logits, self.auxiliary.dissimilarity(x, labels, logits.shape[-1])
 
 
 def build(specs: Sequence[AnyLayer | AuxiliarySpec], seed: int | None) -> list[Any]:
@@ -124,16 +202,32 @@ def build_problem(layer: AnyLayer, auxiliary: AuxiliarySpec, seed: int | None) -
 def _made(spec: LayerSpec | AuxiliarySpec, generator: torch.Generator | None) -> nn.Module:
     """A module with PyTorch's default initialisation: U(±1/√fan_in) for kernels and biases; or as
     a file's function makes it."""
+    if isinstance(spec, AuxiliarySpec) and AuxiliaryNetwork.is_meant(spec):
+        classifier = _made(AuxiliaryNetwork.classifier_of(spec), generator)
+        ahead = build(spec.ahead, _drawn(generator))
+        similar = None
+        if spec.similarity:
+            similar = nn.Conv2d(spec.inputs, spec.inputs, 3, padding=1, device="meta")
+            similar = _begun(similar.to_empty(device="cpu"), generator)
+        return AuxiliaryNetwork(spec, ahead, classifier, similar)
     if isinstance(spec, AuxiliarySpec) and spec.head:
-        seed = generator and int(torch.randint(2**63 - 1, (), generator=generator))
-        return head_module(spec.head, seed)
+        return head_module(spec.head, _drawn(generator))
     with torch.device("meta"):
         module = (
             Layer(spec)
             if isinstance(spec, LayerSpec)
             else (Auxiliary if spec.sees == "map" else Head)(spec)
         )
-    module.to_empty(device="cpu")
+    return _begun(module.to_empty(device="cpu"), generator)
+
+
+def _drawn(generator: torch.Generator | None) -> int | None:
+    """A seed from a generator; None without one."""
+    return generator and int(torch.randint(2**63 - 1, (), generator=generator))
+
+
+def _begun(module: nn.Module, generator: torch.Generator | None) -> nn.Module:
+    """A module with weights of PyTorch's default initialisation; without a generator as it is."""
     for part in module.modules() if generator else ():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             bound = 1 / math.sqrt(part.weight[0].numel())
@@ -143,3 +237,42 @@ def _made(spec: LayerSpec | AuxiliarySpec, generator: torch.Generator | None) ->
         elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm)):
             part.reset_parameters()
     return module
+
+
+def _alike(x: Float[Tensor, "b f"]) -> Float[Tensor, "b b"]:
+    """Cosines of the angles between samples, each less its own mean."""
+    x = F.normalize(x - x.mean(1, keepdim=True))
+    return x @ x.T
+
+
+def checkpointed(layer: nn.Module, x: Tensor, *, draws: bool) -> Any:
+    """``layer(x)``, of which only x is kept until backward asks for the rest.
+
+    Args:
+        draws: it draws random numbers, which must be the same again.
+    """
+    return checkpoint(
+        layer,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=draws,
+        context_fn=lambda: (nullcontext(), _running_statistics_stay(layer)),
+    )
+
+
+@contextmanager
+def _running_statistics_stay(layer: nn.Module) -> Iterator[None]:
+    """Batch norm normalises by its batch as before, and counts it not a second time.
+
+    With momentum 0 the running statistics are multiplied by 1. Taking them away instead would
+    change what is saved for backward, and checkpointing insists on the same.
+    """
+    norms = [part for part in layer.modules() if isinstance(part, NORMS)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

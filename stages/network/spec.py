@@ -8,6 +8,7 @@ and x_3 are downsampled before the next layer, so layers 3 and 4 begin with P an
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -88,7 +89,7 @@ class AuxiliarySpec:
     """
 
     channels: int
-    """Channels of x_j."""
+    """Channels of what it sees: x_j, or what :attr:`ahead` makes of it."""
     k: int
     """Hidden layers of the auxiliary problem, layer j itself included."""
     width: int
@@ -113,11 +114,29 @@ class AuxiliarySpec:
     """sha256 hex digest of the code and structure of one that a Python file makes."""
     head: Any = field(default=None, metadata=UNNAMED)
     """The :class:`Block` which that one is; None: there is no file."""
+    above: tuple[Any, ...] = ()
+    """Layers j + 1, … of a window: C sees what they make of x_j, and is trained with them."""
+    copies: tuple[Any, ...] = ()
+    """Layers after those, like some of the later ones, with weights of their own (AugLocal)."""
+    patches: int = 1
+    """C, with its copies, sees a map in so many parts a side, one after another (HPFF)."""
+    similarity: float = 0.0
+    """Share of the similarity of x_j in the loss (predsim)."""
+
+    @property
+    def ahead(self) -> tuple[Any, ...]:
+        """Layers between x_j and C."""
+        return *self.above, *self.copies
+
+    @property
+    def inputs(self) -> int:
+        """Channels of x_j."""
+        return self.ahead[0].channels if self.ahead else self.channels
 
     @property
     def draws(self) -> bool:
         """Does it draw random numbers in training mode?"""
-        return bool(self.head and self.head.draws)
+        return any(part.draws for part in (*self.ahead, self.head) if part)
 
     @property
     def convolutions(self) -> tuple[tuple[int, int], ...]:
@@ -138,6 +157,15 @@ class AuxiliarySpec:
 
     @property
     def parameters(self) -> int:
+        return self._own + self.similar + sum(layer.parameters for layer in self.ahead)
+
+    @property
+    def similar(self) -> int:
+        """Parameters of the convolution whose output is compared."""
+        return self.inputs * (self.inputs * KERNEL + 1) if self.similarity else 0
+
+    @property
+    def _own(self) -> int:
         if self.head:
             return self.head.parameters
         extra = self.bias + 2 * self.batch_norm
@@ -146,7 +174,7 @@ class AuxiliarySpec:
         return kernels + norm + sum(outputs * (inputs + 1) for inputs, outputs in self.maps)
 
     def pixels(self, shape: Shape) -> int:
-        """How many places are seen of an x_j of shape ``shape``."""
+        """How many places C sees of a map, or tokens, of shape ``shape``."""
         if self.sees != "map":
             return prod(shape) // self.channels
         _, height, width = shape
@@ -156,14 +184,19 @@ class AuxiliarySpec:
 
     def operations(self, shape: Shape) -> int:
         """Multiply-adds of one forward pass of one x_j of shape ``shape``."""
+        found = self.similar * prod(shape) // self.inputs
+        for layer in self.ahead:
+            found, shape = found + layer.operations(shape), layer.output(shape)
         if self.head:
-            return self.head.operations(shape)
+            return found + self.head.operations(shape)
         kernels = sum(inputs * outputs * KERNEL for inputs, outputs in self.convolutions)
         maps = sum(inputs * outputs for inputs, outputs in self.maps)
-        return kernels * self.pixels(shape) + maps * (self.pixels(shape) if self.each else 1)
+        return (
+            found + kernels * self.pixels(shape) + maps * (self.pixels(shape) if self.each else 1)
+        )
 
     def activations(self, shape: Shape, rows: int, value: int, width: int, *, below: bool) -> int:
-        """Most bytes that backward wants of tokens or vectors, beside x_j of shape ``shape``.
+        """Most bytes that backward wants of tokens or vectors, beside what C sees, of ``shape``.
 
         Args:
             value: bytes of a value of x_j. Layer norm works in float32, and keeps what it sees.
@@ -186,8 +219,28 @@ class AuxiliarySpec:
 def described(spec: Any) -> dict[str, Any]:
     """A specification as JSON, without what is at its default: so that a network keeps its
     fingerprints when specifications learn to say more. And without what decides nothing."""
-    return {
+    found = {
         one.name: getattr(spec, one.name)
         for one in dataclasses.fields(spec)
         if getattr(spec, one.name) != one.default and one.metadata != UNNAMED
     }
+    for name in {"above", "copies"} & found.keys():
+        found[name] = [described(layer) for layer in found[name]]
+    return found
+
+
+def sampled(layers: Sequence[Any], shape: Shape, count: int) -> tuple[Any, ...]:
+    """Layers of which an auxiliary network has copies (AugLocal, Ma et al. 2024): ``count`` of
+    them, evenly spaced up to the last; and all that change the shape, so that each fits the one
+    before it.
+
+    Args:
+        layers: those that follow.
+        shape: of what the first of them sees.
+    """
+    chosen = {-(-len(layers) * n // count) - 1 for n in range(1, count + 1)} if count else set()
+    for i, layer in enumerate(layers if chosen else ()):
+        before, shape = shape, layer.output(shape)
+        if shape != before:
+            chosen.add(i)
+    return tuple(layers[i] for i in sorted(chosen - {-1}))

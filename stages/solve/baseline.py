@@ -9,19 +9,14 @@ save memory: micro-batches (``Schedule.accumulate``), and checkpointing of activ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from strata.stages.network.blocks import AnyLayer
-from strata.stages.network.network import build
+from strata.stages.network.network import build, checkpointed
 from strata.stages.network.spec import AuxiliarySpec
-
-NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore
 
 
 class EndToEnd(nn.Module):
@@ -42,7 +37,7 @@ class EndToEnd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         again = self.checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x = _checkpointed(layer, x, draws=self.draws) if again else layer(x)
+            x = checkpointed(layer, x, draws=self.draws) if again else layer(x)
         # Not checkpointed: backward begins here, so what it would give up is wanted at once.
         return self.auxiliary(x)
 
@@ -55,32 +50,3 @@ def build_end_to_end(
     *made, classifier = build([*layers, auxiliary], seed)
     draws = any(layer.draws for layer in layers)
     return EndToEnd(made, classifier, checkpointing=checkpointing, draws=draws)
-
-
-def _checkpointed(layer: nn.Module, x: Tensor, *, draws: bool) -> Any:
-    """One layer, of which only x is kept until backward asks for the rest."""
-    return checkpoint(
-        layer,
-        x,
-        use_reentrant=False,
-        preserve_rng_state=draws,  # the same again
-        context_fn=lambda: (nullcontext(), _running_statistics_stay(layer)),
-    )
-
-
-@contextmanager
-def _running_statistics_stay(layer: nn.Module) -> Iterator[None]:
-    """Batch norm normalises by its batch as before, and counts it not a second time.
-
-    With momentum 0 the running statistics are multiplied by 1. Taking them away instead would
-    change what is saved for backward, and checkpointing insists on the same.
-    """
-    norms = [part for part in layer.modules() if isinstance(part, NORMS)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from strata.stages.network.footprint import WHOLE
+from strata.stages.network.convolving import WHOLE
 from strata.stages.network.kernels import in_parts
 
 

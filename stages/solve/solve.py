@@ -238,9 +238,15 @@ class Solver(Generic[Trainable]):
         other, share = target, 1.0
         if draw is not None:
             x, other, share = mixed(x, target, self.schedule.mixup, draw, self.ranks)
+        apart, share_of_similarity = None, getattr(self.problem, "similarity", 0.0)
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
-            logits = self.problem(x)
+            if not share_of_similarity:
+                logits = self.problem(x)
+            else:
+                logits, apart = self.problem.compared(x, target)  # pyright: ignore
         loss, hits = self._judged(logits, target)
+        if apart is not None:
+            loss = torch.lerp(loss, len(target) * apart, share_of_similarity)
         if draw is not None:
             pairs = zip(self._judged(logits, other), (loss, hits), strict=True)
             loss, hits = (torch.lerp(theirs, own, share) for theirs, own in pairs)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
-from strata.stages.network.footprint import PART, WHOLE
+from strata.stages.network.convolving import PART, WHOLE
 from strata.stages.solve.schedule import SGDSchedule
 from strata.stages.solve.solve import Solver
 

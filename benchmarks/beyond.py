@@ -1,0 +1,193 @@
+"""Does greedy training have to collapse on deep networks? Ways to see further than one layer.
+
+Claim: on a ResNet-32 in 16 modules (`cifar10-resnet32-16-small`), trained one module after another
+from cached features, the best way is at least 2 points above plain greedy cross-entropy, and above
+the same network trained end to end for the same time.
+
+Method: `cli.py run` for every way and seed on all images of CIFAR-10 (JPEG), one thread each, from
+canvases in uint8; every run has a store of its own. Ways differ in [auxiliary] and [window] alone;
+`plain` is a linear classifier above each module. End to end is `cli.py baseline`: for as many
+epochs as each module has, and for as many as fit into the seconds of the best way (`--time`, after
+it). Accuracy is of the last module on the test images. Gaps to `plain` are paired by seed, with the
+95 % interval of Student's t over seeds. Seconds are of training and writing alone, bytes those of
+all levels, memory the largest peak of tensors in a step. What is in the result file is not run
+again.
+
+    STRATA_TEST_DATA=FOLDER python benchmarks/beyond.py [WAY …] [--seeds 5] [--epochs 2]
+        [--images 50000] [--at-once 2] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from augmentation import interval
+from cifar_images import images
+from measuring import ONE_THREAD, RESULTS, as_they_finish, keep, strata
+
+from checkout import ROOT
+
+RECIPE = "cifar10-resnet32-16-small"
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "paper": {"k": 2, "width": 8, "batch_norm": "true"},
+    "copies": {"copies": 2},
+    "similarity": {"similarity": 0.9},
+    "patches": {"patches": 2, "k": 2, "width": 8, "batch_norm": "true"},
+    "window": {"window": 2},
+    "window-copies": {"window": 2, "copies": 2},
+    "window-copies-similarity": {"window": 2, "copies": 2, "similarity": 0.9},
+}
+"""Keys of [auxiliary], and layers of a [window]."""
+END, SAME_TIME = "end-to-end", "end-to-end-same-time"
+POINTS = 2
+
+
+def recipe(place: Path, way: str, epochs: int) -> Path:
+    """The built-in recipe with another way to see x_j."""
+    folder = ROOT / "pipeline/recipe/builtin"
+    toml = (folder / f"{RECIPE}.toml").read_text("utf-8")
+    changes = {"k": 1, **WAYS.get(way, {})}
+    window = changes.pop("window", 0)
+    lines = "".join(f"{key} = {value}\n" for key, value in changes.items())
+    toml = re.sub(r"(?s)(\[auxiliary\]\n).*?\n\n", rf"\g<1>{lines}\n", toml)
+    toml = re.sub(r"(?m)^epochs = .*$", f"epochs = {epochs}\ntest_every = 0", toml)
+    path = place / f"{way}.toml"
+    path.write_text(toml + f"\n[window]\nlayers = {window}\n" * (window > 0), "utf-8")
+    for name in ("resnet.py", "residual.py"):
+        shutil.copy(folder / name, place)
+    return path
+
+
+def run(place: Path, data: Path, way: str, seed: int, epochs: int) -> dict[str, Any]:
+    """A run in a folder of its own, which is removed."""
+    here = place / f"{way}-{seed}"
+    here.mkdir()
+    line = [recipe(here, way, epochs), "--seed", seed, "--run", "run", "--store", "features"]
+    line += ["--data", f"npz:{data}", "--accept-data"]
+    if way in (END, SAME_TIME):
+        found = of_baseline(strata(here, "baseline", *line, environment=ONE_THREAD)["result"])
+    else:
+        strata(here, "run", *line, environment=ONE_THREAD)
+        found = of_run(json.loads((here / "run/report.json").read_text("utf-8")))
+    shutil.rmtree(here)
+    return {**found, "epochs": epochs}
+
+
+def of_run(report: dict[str, Any]) -> dict[str, Any]:
+    layers = report["layers"]
+    levels = [level for layer in layers for level in layer["levels"]]
+    solving = sum(layer["solve_seconds"] for layer in layers)
+    return {
+        "layers": [round(100 * layer["test"]["top1"], 2) for layer in layers],
+        "top1": round(100 * layers[-1]["test"]["top1"], 2),
+        "ensemble": round(100 * layers[-1]["ensemble"]["probabilities"]["top1"], 2),
+        "seconds": round(solving + sum(level["seconds"] or 0 for level in levels), 1),
+        "bytes": sum(level["bytes"] for level in levels),
+        "peak_memory_bytes": max(layer["peak_memory_bytes"] for layer in layers),
+    }
+
+
+def of_baseline(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "top1": round(100 * record["test"]["top1"], 2),
+        "seconds": round(record["seconds"], 1),
+        "bytes": 0,
+        "peak_memory_bytes": record["peak_tensor_bytes"],
+    }
+
+
+def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """By way: means with intervals, and gaps to plain greedy, paired by seed."""
+    ways: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, found in runs.items():
+        way, _, seed = name.rpartition(" ")
+        ways.setdefault(way, {})[int(seed)] = found
+    plain, result = ways.get("plain", {}), dict[str, Any]()
+    for way, of in ways.items():
+        figures = [[one[key] for one in of.values()] for key in ("top1", "seconds")]
+        gaps = [of[seed]["top1"] - plain[seed]["top1"] for seed in of if seed in plain]
+        result[way] = {
+            "n": len(of),
+            "top1": interval(figures[0]),
+            "gap_to_plain": interval(gaps) if gaps else None,
+            "seconds": interval(figures[1]),
+            "bytes": next(iter(of.values()))["bytes"],
+            "peak_memory_bytes": max(one["peak_memory_bytes"] for one in of.values()),
+        }
+    return result
+
+
+def judged(ways: dict[str, Any]) -> dict[str, Any]:
+    """Does the claim hold, and by what?"""
+    greedy = {way: of for way, of in ways.items() if way in WAYS}
+    if "plain" not in greedy or len(greedy) < 2:
+        return {}
+    best = max(greedy, key=lambda way: greedy[way]["top1"]["mean"])
+    found = {"best": best, "above_plain": greedy[best]["gap_to_plain"]}
+    found["holds"] = {"2 points above plain greedy": found["above_plain"]["mean"] >= POINTS}
+    if SAME_TIME in ways:
+        found["above_end_to_end"] = round(
+            greedy[best]["top1"]["mean"] - ways[SAME_TIME]["top1"]["mean"], 2
+        )
+        found["holds"]["above end to end of the same time"] = found["above_end_to_end"] > 0
+    return found
+
+
+def epochs_in(runs: dict[str, dict[str, Any]], ways: dict[str, Any], seed: int) -> int:
+    """Epochs end to end in the seconds that the best way took with a seed."""
+    best = judged(ways)["best"]
+    end = runs[f"{END} {seed}"]
+    return max(1, round(runs[f"{best} {seed}"]["seconds"] * end["epochs"] / end["seconds"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("ways", nargs="*", metavar="WAY", help=", ".join([*WAYS, END, SAME_TIME]))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=2, help="of each module")
+    parser.add_argument("--images", type=int, default=50_000, help="a fifth as many for testing")
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS / "beyond.json")
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+    runs: dict[str, dict[str, Any]] = found.get("runs", {})
+    ways = options.ways or [*WAYS, END, SAME_TIME]
+    todo = [(way, seed) for seed in range(options.seeds) for way in ways]
+    todo = [one for one in todo if "{} {}".format(*one) not in runs]
+    with tempfile.TemporaryDirectory(prefix="beyond-") as scratch:
+        place = Path(scratch)
+        data = images(place, options.images, options.images // 5)
+
+        def work(one: tuple[str, int]) -> dict[str, Any]:
+            way, seed = one
+            epochs = options.epochs
+            if way == SAME_TIME:
+                epochs = epochs_in(runs, summary(runs), seed)
+            return run(place, data, way, seed, epochs)
+
+        first = [one for one in todo if one[0] != SAME_TIME]
+        for part in (first, [one for one in todo if one[0] == SAME_TIME]):
+            for (way, seed), result in as_they_finish(work, part, options.at_once):
+                runs[f"{way} {seed}"] = result
+                by_way = summary(runs)
+                keep(
+                    {"images": options.images, "runs": runs, "ways": by_way, **judged(by_way)},
+                    options.out,
+                    show=False,
+                )
+                print(
+                    f"{way}, seed {seed}: {result['top1']} %, {result['seconds']} s",
+                    file=sys.stderr,
+                )
+
+
+if __name__ == "__main__":
+    main()

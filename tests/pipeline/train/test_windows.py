@@ -1,0 +1,215 @@
+"""Windows, and what is around classifiers, in a run: from the cache, stopped, swept, exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import beside, named
+from root import MACHINES
+from runs import curve, open_run, tiny
+from safetensors.torch import load_file
+from torch import Tensor
+
+from strata.pipeline.errors import OptionRange, RecipeError
+from strata.pipeline.feed.problem_feed import ProblemFeed
+from strata.pipeline.plan.choose import X0
+from strata.pipeline.plan.costs import RecipeCosts
+from strata.pipeline.plan.machine import load
+from strata.pipeline.plan.plan import make_plan
+from strata.pipeline.recipe.recipe import parse
+from strata.pipeline.recipe.variants import variants
+from strata.pipeline.run.session import Session
+from strata.pipeline.train import algorithm
+from strata.pipeline.train.evaluation import evaluate
+from strata.pipeline.train.train import solve
+from strata.stages.solve.solve import Solver
+
+KEYS = "weights", "auxiliary", "train", "test", "kept_epoch"
+
+
+def text(window: str = "", around: str = "", **changes: object) -> str:
+    found = tiny(**changes).replace("[schedule]", f"{around}\n[schedule]")
+    return found + (f"[window]\n{window}\n" if window else "")
+
+
+WAYS = {
+    "window": text("layers = 2"),
+    "window of blocks": named() + "[window]\nlayers = 2",
+    "stride": text("layers = 2\nstride = 2"),
+    "copies": text(around="copies = 1"),
+    "patches": text(around="patches = 2"),
+    "similarity": text(around="similarity = 0.9"),
+    "all": text("layers = 2", "copies = 2\npatches = 2\nsimilarity = 0.9", layers=4),
+}
+
+
+def opened(place: Path, toml: str) -> Session:
+    place.mkdir(exist_ok=True)
+    beside(place)
+    return open_run(place, toml)
+
+
+def found(session: Session) -> list[Any]:
+    records = [session.run.layer(j) or {} for j in range(1, session.run.layers + 1)]
+    return [{key: record[key] for key in KEYS} for record in records]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_depend_on_neither_the_cache_nor_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """In a second run x_{j-1} is computed in every batch; the third is stopped twice."""
+    whole, again = opened(tmp_path / "whole", WAYS[way]), opened(tmp_path / "again", WAYS[way])
+    last = whole.run.layers
+    algorithm.make(whole, solve=last)
+    for j in range(1, last + 1):
+        solve(again, j, cached=False)
+    assert found(again) == found(whole)
+
+    real, steps = Solver.train_on, list[int]()
+    for after in (5, 60):
+        stopped = opened(tmp_path / "stopped", WAYS[way])
+
+        def counted(solver: Any, *batch: Any, session: Session = stopped, at: int = after) -> None:
+            real(solver, *batch)
+            steps.append(1)
+            session.stop.asked = len(steps) == at
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Solver, "train_on", counted)
+            with pytest.raises(KeyboardInterrupt):
+                algorithm.make(stopped, solve=last)
+    algorithm.make(opened(tmp_path / "stopped", WAYS[way]), solve=last)
+    assert found(stopped) == found(whole)
+
+
+def state(session: Session, j: int, part: str) -> dict[str, Tensor]:
+    return load_file(session.run.layer_directory(j) / f"{part}.safetensors")
+
+
+def test_a_window_goes_on_where_the_one_before_it_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(tmp_path, text("layers = 2"))
+    solve(session, 1)
+    left = state(session, 1, "auxiliary")
+    begun = dict[str, Tensor]()
+
+    def kept(solver: Solver, *batch: Any) -> None:
+        if not begun:
+            begun.update({n: t.clone() for n, t in solver.problem.layer.state_dict().items()})
+        real(solver, *batch)
+
+    real = Solver.train_on
+    monkeypatch.setattr(Solver, "train_on", kept)
+    algorithm.make(session, solve=2)
+    assert begun.keys() == state(session, 2, "weights").keys()
+    for name, tensor in begun.items():
+        assert torch.equal(tensor, left[f"above.0.{name}"])
+
+
+def test_layers_of_one_stride_are_frozen_together(tmp_path: Path) -> None:
+    """Layer 2 is as layer 1's window left it, takes no step, and gives the same logits."""
+    session = opened(tmp_path, text("layers = 2\nstride = 2", precision="float32", views="3"))
+    algorithm.make(session, solve=3)
+    left = state(session, 1, "auxiliary")
+    for name, tensor in state(session, 2, "weights").items():
+        assert torch.equal(tensor, left[f"above.0.{name}"])
+    for name, tensor in state(session, 2, "auxiliary").items():
+        assert torch.equal(tensor, left[f"patched.0.{name}"])
+    one, two, three = (session.run.layer(j) or {} for j in (1, 2, 3))
+    assert two["seconds"] == 0.0 < three["seconds"]
+    assert two["train"] == one["train"]
+    assert two["test"]["loss"] == pytest.approx(one["test"]["loss"], rel=1e-5)
+    assert [len(curve(session, j)) for j in (1, 2, 3)] == [2, 1, 2]
+    report = evaluate(session.run, session.store)
+    assert len(report["layers"]) == 3
+
+
+def test_a_stride_of_a_whole_window_is_planned_as_one_problem() -> None:
+    recipe = parse(text("layers = 2\nstride = 2"), "tiny")
+    assert [recipe.is_solved(j) for j in (1, 2, 3)] == [True, False, True]
+    plan, alone = make_plan(recipe), make_plan(parse(text(), "tiny"))
+    assert plan.depths[2].steps == 0 == plan.depths[2].operations
+    assert plan.depths[1].operations > alone.depths[1].operations
+    assert (plan.depths[1].memory_bytes or 0) > (alone.depths[1].memory_bytes or 0)
+    assert plan.depths[1].auxiliary_parameters > alone.depths[1].auxiliary_parameters
+
+
+def test_a_sweep_is_of_the_same_problem(tmp_path: Path) -> None:
+    """A sweep of one without changes ends where `train` does."""
+    from strata.pipeline.run import sweep_results
+    from strata.pipeline.study.sweep import sweep
+
+    session = opened(tmp_path, text("layers = 2", "copies = 1\nsimilarity = 0.5"))
+    algorithm.make(session, solve=2)
+    (one,) = variants(session.run.recipe, 2, ["lr=0.1"], session.run.seed)
+    sweep(session, 2, [one])
+    result = sweep_results.result(session.run, 2, one)
+    assert result is not None
+    known = session.run.layer(2) or {}
+    assert {k: result[k] for k in ("weights", "auxiliary")} == {
+        k: known[k] for k in ("weights", "auxiliary")
+    }
+
+
+def test_the_loss_has_its_share_of_similarity(tmp_path: Path) -> None:
+    session = opened(tmp_path, text(around="similarity = 0.5", epochs=1))
+    solve(session, 1)
+    alone = opened(tmp_path / "alone", text(epochs=1))
+    solve(alone, 1)
+    assert curve(session, 1) != curve(alone, 1)
+    with ProblemFeed(session, 0) as feed:
+        assert len(feed.ids) == 1437
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        (text("layers = 0"), "'window.layers' is 0"),
+        (text("layers = 2\nstride = 3"), "'window.stride' is 3; it must be in 1 … "),
+        (text("stride = 0"), "'window.stride' is 0"),
+        (text(around="copies = -1"), "'auxiliary.copies' is -1"),
+        (text(around="patches = 0"), "'auxiliary.patches' is 0"),
+        (text(around="similarity = 1.0"), "'auxiliary.similarity' is 1.0"),
+        (
+            text("layers = 2") + "[compress]\nkeep = 0.5\nepochs = 1\nlr = 0.1",
+            "[compress] is of the paper's problems: leave [window] out",
+        ),
+        (
+            text(around="copies = 1") + "[compress]\nkeep = 0.5\nepochs = 1\nlr = 0.1",
+            "[compress] is of the paper's problems: leave 'auxiliary.copies' out",
+        ),
+        (
+            text(around="similarity = 0.5") + '[loss]\nname = "mse"',
+            "'auxiliary.similarity' is of class labels, and 'loss.name' is 'mse': leave it out",
+        ),
+        (
+            text(around="similarity = 0.5").replace("lr = 0.1", "lr = 0.1\nmixup = 0.2"),
+            "'auxiliary.similarity' is of class labels, and 'schedule.mixup' mixes them",
+        ),
+        (
+            text(around="patches = 8"),
+            "'auxiliary.patches' is 8, and what is cut above layer 1 has 8×8 pixels",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(toml: str, said: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        parse(toml, "tiny")
+    assert said in str(refused.value)
+
+
+def test_a_layer_of_a_window_keeps_its_width() -> None:
+    with pytest.raises(OptionRange, match="trained together with others"):
+        variants(parse(text("layers = 2"), "tiny"), 1, ["width=4"], 0)
+
+
+def test_seconds_of_a_layer_that_a_window_has_frozen_are_none() -> None:
+    machine = load(MACHINES / "laptop.toml")
+    costs = RecipeCosts(parse(text("layers = 2\nstride = 2"), "tiny"), machine, 1437, 360)
+    seconds = [costs.solve(X0, j) for j in (1, 2)]
+    assert seconds[0] > 0 == seconds[1]
