@@ -43,6 +43,7 @@ from strata.store.level.codec import CHECKSUM
 from strata.store.level.layout import VALUES, Geometry, LevelKey, shard_name
 from strata.store.level.level import CHECKSUMS, COMMIT, RECEIPTS, receipt_name
 from strata.store.read.order import mixing
+from strata.store.write.shard import forget_shard
 from strata.store.write.verify import check_level
 from strata.store.write.writer import LevelWriter
 
@@ -80,7 +81,7 @@ def punch(place: Path, shards: int) -> None:
     """Remove every shards/HOLES-th shard."""
     made = writer(place, shards)
     for shard in holes(shards):
-        made.forget(shard)
+        forget_shard(made.path(shard), shard)
 
 
 def holes(shards: int) -> range:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from strata.pipeline.feed.features import features, level_draws
+from strata.pipeline.feed.features import features, image_views, level_draws
 from strata.pipeline.feed.feed import Feed
 from strata.pipeline.feed.level_feed import shuffle_text, view_of_epoch
 from strata.pipeline.plan.costs import level_geometry
@@ -41,6 +42,8 @@ class EpochPlan:
     """Flip and offset, where the images are the base."""
     crops: np.ndarray | None
     """int64 (samples, 2): offsets in feature space, in pixels of x_depth; None: no crop."""
+    images: Draws
+    """Flip and offset of the images that x_depth is made of."""
 
 
 class MicroBatches:
@@ -68,6 +71,7 @@ class ProblemFeed(Feed):
         augmented: bool = True,
         once: bool = False,
         dtype: torch.dtype = torch.float32,
+        context: bool = False,
     ) -> None:
         """
         Args:
@@ -76,6 +80,7 @@ class ProblemFeed(Feed):
             augmented: False gives the un-augmented images in every epoch.
             once: every row is read once, in order.
             dtype: of x; see :func:`dtype_of`.
+            context: x_0 of the same draw, averaged to the size of x_depth, is x's last channels.
         """
         recipe = self._recipe = session.run.recipe
         self._augmented, images = augmented, session.images()[split]
@@ -102,9 +107,18 @@ class ProblemFeed(Feed):
         crop, ranks = recipe.augment.crop // self._scale, session.ranks
         super().__init__(delivery, *known, *order, codec, crop, ranks.rank, ranks.count, dtype)
         self.batches = len(self)
+        self._context: Feed | None = None
+        if context:
+            read = features(session, 0, split, base=0, clean=not augmented).delivery(once=once)
+            self._context = Feed(read, *known, *order)
         choice = delivery.choice
         if not once:
             session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(mixed)}")
+
+    def close(self) -> None:
+        super().close()
+        if self._context is not None:
+            self._context.close()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled batches, from batch ``start``: x float, for example (B, C, H, W), or x_0's
@@ -156,27 +170,32 @@ class ProblemFeed(Feed):
         samples = self.samples
         if self._mode == "fixed":
             view = view_of_epoch(self.seed, epoch, np.arange(samples), len(self._views))
-            return EpochPlan(view, self._level_draws(view), None)
+            return EpochPlan(view, self._level_draws(view), None, self._view_draws(view))
         scale = 1 if self._mode == "fresh" else self._scale
         draws = augmentation.epoch_draws(self._recipe, self.seed, epoch, samples, scale)
         if self._mode == "fresh":
             # Layer 1 sees fresh draws in every mode: augmenting images costs next to nothing.
-            return EpochPlan(None, draws, None)
+            return EpochPlan(None, draws, None, draws)
         view = draws.flipped.astype(np.int64)
-        return EpochPlan(view, self._level_draws(view), draws.offsets // scale)
+        return EpochPlan(view, self._level_draws(view), draws.offsets // scale, draws)
 
     def _still(self) -> EpochPlan:
         """The plan of un-augmented images, or of the first fixed view."""
         centre = augmentation.centre_draws(self._recipe, self.samples)
         if self._mode == "fresh":
-            return EpochPlan(None, centre, None)
-        crops = centre.offsets // self._scale if self._mode == "canvas" else None
-        return EpochPlan(None, self._level_draws(np.zeros(self.samples, np.int64)), crops)
+            return EpochPlan(None, centre, None, centre)
+        first = np.zeros(self.samples, np.int64)
+        if self._mode == "canvas":
+            crops = centre.offsets // self._scale
+            return EpochPlan(None, self._level_draws(first), crops, centre)
+        return EpochPlan(None, self._level_draws(first), None, self._view_draws(first))
 
     def _level_draws(self, view: np.ndarray) -> Draws | None:
         """Per sample, the draw that its view was made with; None where levels are read."""
-        if self.features.base > 0:
-            return None
+        return None if self.features.base > 0 else self._view_draws(view)
+
+    def _view_draws(self, view: np.ndarray) -> Draws:
+        """Per sample, the draw of its view."""
         samples = np.arange(self.samples)
         drawn = [level_draws(self._recipe, self.seed, v, len(samples)) for v in self._views]
         flipped = np.stack([draws.flipped for draws in drawn])
@@ -192,6 +211,32 @@ class ProblemFeed(Feed):
         """x_depth of some rows as batches, laid out as ``quantise.memory_format`` says, with
         labels: read, or computed from the images or from the level below. While it is used, nothing
         but it is held."""
+        made = self._alone(rows, lengths, plan)
+        if self._context is None:
+            return made
+        images = map(itemgetter(0), self._context.read(Rows.of(rows.row), lengths))
+        return self._beside(made, images, rows, plan)
+
+    def _beside(
+        self,
+        made: Iterator[tuple[Tensor, Tensor]],
+        images: Iterator[Tensor],
+        rows: Rows,
+        plan: EpochPlan,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches with x_0 as last channels, of ``images`` as they are stored."""
+        end = 0
+        for x, y in made:
+            begin, end = end, end + len(x)
+            draws = plan.images.of(self.ids[rows.row[begin:end]])
+            seen = image_views(self._recipe, next(images), draws)
+            seen = avg_pool2d(seen, self._scale).to(x.dtype)
+            yield torch.cat([x, seen], 1).contiguous(memory_format=torch.channels_last), y
+
+    def _alone(
+        self, rows: Rows, lengths: list[int], plan: EpochPlan
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of x_depth and nothing beside it."""
         if self.codec is not None:
             return self.read(rows, lengths, plan.crops)
         found = self.read(rows if self.features.base else Rows.of(rows.row), lengths)
@@ -218,6 +263,12 @@ class ProblemFeed(Feed):
             del x
 
 
+def has_context(session: Session, j: int) -> bool:
+    """Does problem j see x_0 beside x_{j-1}?"""
+    networks = session.run.recipe.auxiliaries
+    return j <= len(networks) and networks[j - 1].context > 0
+
+
 def dtype_of(session: Session, j: int) -> torch.dtype:
     """What x_{j-1} is made in to train layer j: the dtype of its convolutions, if it begins with
     one, so that nothing is rounded that would not be at once. A block of a named network, or a
@@ -228,14 +279,19 @@ def dtype_of(session: Session, j: int) -> torch.dtype:
 
 
 def clean_batches(
-    session: Session, depth: int, split: str = "test", *, cached: bool = True
+    session: Session,
+    depth: int,
+    split: str = "test",
+    *,
+    cached: bool = True,
+    context: bool = False,
 ) -> Iterator[Tensor]:
     """x_depth of the un-augmented images of a split as layer depth + 1 sees them, in row order,
-    float32 on the device.
+    float32 on the device; ``context`` as of :class:`ProblemFeed`.
 
     In canvas mode a test image goes the same way as a training image: whole canvas, centre crop.
     """
-    how: Any = {"cached": cached, "augmented": False, "once": True}
+    how: Any = {"cached": cached, "augmented": False, "once": True, "context": context}
     with ProblemFeed(session, depth, split, **how) as feed:
         rows = np.arange(len(feed.ids))
         yield from map(itemgetter(0), feed.fixed(rows, session.run.recipe.cache.block))

@@ -62,7 +62,7 @@ def kind(recipe: Recipe, j: int) -> str:
     if auxiliary.ahead:
         c += f" above layers {' '.join(str(one.index) for one in auxiliary.ahead)}"
     c += f" in {auxiliary.patches} parts a side" * (auxiliary.patches > 1)
-    c += " and similarity" * (auxiliary.similarity > 0)
+    c += " and similarity" * (auxiliary.similarity > 0) + " and context" * (auxiliary.context > 0)
     return f"{layer.convolved_channels} to {layer.width} at {places}{layer.remark}, {c}"
 
 

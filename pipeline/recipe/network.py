@@ -19,7 +19,7 @@ TENSORS = ("shape", "dtype", "targets")
 TRAINING = ("optimizer", "label_smoothing", "mixup")
 """Keys of [schedule] beyond SGD on plain labels."""
 FORMS = ("pool", "widths", "half_resolution", "final_hidden")
-AROUND = ("copies", "patches", "similarity")
+AROUND = ("copies", "patches", "similarity", "context")
 """Keys of [auxiliary] about what is around a classifier."""
 LATER = (*FORMS, *AROUND, "transform", *TENSORS, *SPLIT, *DRAWS, *TRAINING)
 """Keys that recipes did not have from the beginning."""
@@ -155,6 +155,8 @@ class AuxiliaryTable:
     similarity: float = 0.0
     """Share, below 1, in the loss of layers below J of how differently the samples of a micro-batch
     are alike in x_j and in their labels (predsim); cross-entropy has the rest."""
+    context: bool = False
+    """C of layers below J sees x_0 beside x_j, averaged to its size (ContSup)."""
 
     def __post_init__(self) -> None:
         positive("auxiliary", FEW, k=self.k)
@@ -257,9 +259,11 @@ class AuxiliaryTable:
             copies = sampled(rest, seen, count)
             trained = (layers[j - 1], *above)
             _check_around(trained, seen, copies, around)
-            network = {**around, "above": above, "copies": copies}
-            top = (*trained, *copies)[-1].index
-            found.append(dataclasses.replace(classifiers[top - 1], **network))
+            classifier = classifiers[(*trained, *copies)[-1].index - 1]
+            context = shape[0] if around.pop("context", False) else 0
+            network = {**around, "above": above, "copies": copies, "context": context}
+            channels = classifier.channels + context
+            found.append(dataclasses.replace(classifier, channels=channels, **network))
         return found
 
 
@@ -276,6 +280,10 @@ def _check_around(
         kind = seen_by(layer)
         told = f"'auxiliary.{name}' is for maps, but x_{layer.index} is {KINDS[kind]}"
         require(kind == "map", told)
+    require(
+        not {"patches", "context"} <= around.keys(),
+        "'auxiliary.context' is seen whole, and 'auxiliary.patches' are not: leave one of them out",
+    )
     parts, scale = around.get("patches", 1), scale_at(copies, len(copies))
     sides = seen[1:] if parts > 1 else ()
     require(

@@ -187,7 +187,7 @@ def _variant(recipe: Recipe, j: int, changes: dict[str, Any], seed: int) -> Vari
     layer = dataclasses.replace(layer, **({"width": changes[M]} if M in changes else {}))
     auxiliary = dataclasses.replace(
         auxiliary,
-        channels=auxiliary.channels if auxiliary.ahead else layer.width,
+        channels=auxiliary.channels + layer.width - recipe.layers[j - 1].width,
         k=k,
         width=changes.get(AUXILIARY_M, auxiliary.width),
         half_resolution=auxiliary.half_resolution and k > 1,

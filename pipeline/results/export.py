@@ -186,15 +186,7 @@ def _description(
     return {
         "what": what + (ending if network.powers else f", which give x_{j}"),
         "recipe": {"name": run.name, "seed": run.seed, **recipe.science()},
-        "input": {
-            "shape": ["n", recipe.data.channels, "height", "width"],
-            "resized to": recipe.data.size,
-            "dtype": "uint8",
-            "mean": list(recipe.data.mean),
-            "std": list(recipe.data.std),
-            "padded to": recipe.canvas,
-            "cropped to": recipe.augment.crop,
-        },
+        "input": _input(run),
         "output": {"shape": ["n", *shape], "dtype": "float32", "weights": network.powers},
         "classes": data["classes"] if network.powers else None,
         "test": tested,
@@ -209,6 +201,22 @@ def _description(
         },
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _input(run: Run) -> dict[str, Any]:
+    """What the network is given."""
+    recipe, data = run.recipe, run.recipe.data
+    found: dict[str, Any] = {"mean": list(data.mean), "std": list(data.std)}
+    if data.shape:
+        return {"shape": ["n", *data.shape], "dtype": data.dtype, **found}
+    return {
+        "shape": ["n", data.channels, "height", "width"],
+        "resized to": data.size,
+        "dtype": "uint8",
+        **found,
+        "padded to": recipe.canvas,
+        "cropped to": recipe.augment.crop,
     }
 
 
@@ -238,9 +246,11 @@ def _programs(run: Run, network: ExportedNetwork, images: Tensor, onnx: bool) ->
 
 
 def _traced(network: ExportedNetwork, images: Tensor) -> ExportedProgram:
-    """The network by torch.export, for any number of images of any one size."""
-    some = images[:2].expand(2, -1, -1, -1)  # of one image, torch takes the number for a constant
-    shapes = ({0: Dim("n"), 2: Dim("height"), 3: Dim("width")},)
+    """The network by torch.export, for any number of images of any one size, or of arrays."""
+    # Of one image, torch takes the number for a constant.
+    some = images[:2].expand(2, *[-1] * (images.ndim - 1))
+    size = {} if network.recipe.data.shape else {2: Dim("height"), 3: Dim("width")}
+    shapes = ({0: Dim("n"), **size},)
     with torch.no_grad():
         program = torch.export.export(network, (some,), dynamic_shapes=shapes)
     for module in program.graph_module.modules():
@@ -260,17 +270,26 @@ def _expected(
     final: SweepResult | None,
     images: Tensor,
 ) -> Tensor:
-    """What the run has of these images: logits that were kept, or x_j."""
-    if network.powers:
-        places = [run.layer_directory(i) for i in network.own]
-        if final:
-            places.append(run.sweep_directory(network.depth + 1) / final["name"])
-        logits = [read_npy(place / LOGITS) for place in places]
-        kept = summed(logits) if len(network.powers) > 1 else logits[-1]
-        return torch.from_numpy(kept[: len(images)].astype(np.float32))
+    """What the run has of these images: logits that were kept, or x_j, or C_j of it where logits of
+    tokens were not kept. Raises OptionRange: of those an ensemble would need all."""
+    places = [run.layer_directory(i) for i in network.own]
+    if final:
+        places.append(run.sweep_directory(network.depth + 1) / final["name"])
+    kept = [place / LOGITS for place in places]
+    if kept and all(path.exists() for path in kept):
+        logits = [read_npy(path) for path in kept]
+        joint = summed(logits) if len(network.powers) > 1 else logits[-1]
+        return torch.from_numpy(joint[: len(images)].astype(np.float32))
+    if len(kept) > 1:
+        raise OptionRange("--ensemble: logits of so many tokens are not kept. Leave it out")
     x = image_views(run.recipe, images, level_draws(run.recipe, run.seed, "clean", len(images)))
     x = featurize(layers, x, block=run.recipe.cache.block, compute=torch.float32)
-    return x.to(torch.float32)
+    x = x.to(torch.float32)
+    if not kept:
+        return x
+    classifier = network.final if final else network.get_submodule(f"classifier_{network.depth}")
+    with torch.no_grad():
+        return classifier(x)  # pyright: ignore[reportOptionalCall]
 
 
 def _run_onnx(path: Path, images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from strata.pipeline.run import weights
 from strata.pipeline.run.rundir import Run
 from strata.pipeline.run.sweep_results import AUXILIARY, SweepResult
 from strata.stages.data import augment
-from strata.stages.features.quantise import FLOATS, Codec, Floats
+from strata.stages.features.quantise import FLOATS, Codec, Floats, memory_format
 from strata.stages.network.blocks import scale_at
 from strata.stages.network.featurize import Frozen, placed
 from strata.stages.network.network import build
@@ -108,21 +108,23 @@ class ExportedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """
         Args:
-            images: uint8 (n, channels, height, width), all of one size, of any.
+            images: uint8 (n, channels, height, width), all of one size, of any; or arrays of the
+                shape and dtype that the recipe gives.
 
         Returns:
-            float32: logits (n, classes), or features (n, channels, y, x).
+            float32: logits (n, classes) or (n, token, classes), or features (n, channels, y, x) or
+            as the last layer gives them.
         """
         recipe, scores = self.recipe, []
-        x = augment.pad(resized(images, recipe.data.size), recipe.augment.pad)
-        x = x if self.canvas else self._centre(x, 0)
-        x = augment.normalise(x, recipe.data.mean, recipe.data.std)
-        x = x.contiguous(memory_format=torch.channels_last)  # x_0 as layer 1 sees it
+        x = self._seen(images)
+        x = x.contiguous(memory_format=memory_format(x))  # x_0 as layer 1 sees it
+        context = self._centre(x, 0) if self.canvas else x
         for j in range(1, self.depth + 1):
             layer, y = self.get_submodule(f"layer_{j}"), None
             if j in self.own:
                 y = layer(self._centre(x, j - 1) if self.canvas else x)
-                scores.append(self.get_submodule(f"classifier_{j}")(y))
+                beside = [context] * (recipe.auxiliaries[j - 1].context > 0)
+                scores.append(self.get_submodule(f"classifier_{j}")(y, *beside))
             if j < self.depth or self.final or not self.own:
                 y = layer(x) if y is None or self.canvas else y
                 x = self.get_submodule(f"stored_{j}")(y)
@@ -132,6 +134,15 @@ class ExportedNetwork(nn.Module):
             return scores[0] if scores else x
         weighted = zip(self.powers.values(), scores, strict=True)
         return torch.stack([weight * z for weight, z in weighted]).sum(0)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """Images, or arrays, as layer 1 sees them."""
+        data = self.recipe.data
+        if data.shape:
+            return augment.standardise(images, data.mean, data.std)
+        x = augment.pad(resized(images, data.size), self.recipe.augment.pad)
+        x = x if self.canvas else self._centre(x, 0)
+        return augment.normalise(x, data.mean, data.std)
 
     def _centre(self, x: Tensor, depth: int) -> Tensor:
         """The centre crop of a whole canvas of x_depth."""

@@ -134,7 +134,8 @@ def _layer_rate(recipe: Recipe, j: int, device: torch.device, compute: torch.dty
     schedule = SGDSchedule("step", 10**6, recipe.schedule.batch, 1e-6, 0.9, 0.0)
     solver = Solver(problem, schedule, device, compute)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(recipe.schedule.batch, *shape, generator=generator).to(device)
+    seen = shape[0] + auxiliary.context, *shape[1:]
+    x = torch.randn(recipe.schedule.batch, *seen, generator=generator).to(device)
     x = x.contiguous(memory_format=memory_format(x, before))
     if j == 1 and recipe.data.dtype == "int32":
         x = torch.zeros(x.shape, dtype=torch.int32, device=device)
@@ -145,6 +146,7 @@ def _layer_rate(recipe: Recipe, j: int, device: torch.device, compute: torch.dty
     trained = 3 * operations(recipe, (layer, auxiliary)) * len(x) / training
     problem.eval()
     with torch.no_grad():
+        x = x[:, : shape[0]] if auxiliary.context else x
         maps = run_layer(problem.layer, x, compute, before).float().cpu()
     # A layer's output is rounded, stored or not.
     stored = codec_for(recipe, recipe.cache.precision, maps, after).to(device)

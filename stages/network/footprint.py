@@ -63,7 +63,8 @@ def solving(
     """
     width = ACTIVATION_BYTES[compute]
     value = width if isinstance(layer, LayerSpec) else FLOAT  # as the feed makes x_{j-1}
-    constant = value * batch * prod(shape) + held(layer, auxiliary, keep_best=keep_best)
+    sample = prod(shape) + auxiliary.context * prod(shape[1:])
+    constant = value * batch * sample + held(layer, auxiliary, keep_best=keep_best)
     kept = gradients(layer, auxiliary, straight=straight)
     whole = kept if divided else 0  # gradients of the micro-batches before
     connected = auxiliary.hidden or auxiliary.sees != "map"
@@ -72,32 +73,46 @@ def solving(
     later = FLOAT * sum(small(maps, straight=straight)) + (not straight) * copies
     first = straight * (FLOAT * max(maps, default=0) + copies)  # before all others, and then gone
     below, above = _in_one_piece(layer, auxiliary, shape, micro)
-    convolutions = below + above
     if isinstance(layer, Block):
         backward = _of_block(layer, auxiliary, shape, micro, compute, first, straight=straight)
         forward = 0
         maps += [block.largest for block in (layer, *auxiliary.ahead)]
     else:
-        copied = value > width or bool(layer and layer.downsamplings)
-        backward = backward_of(below, width, copied=copied, straight=straight)
-        if layer is None:
-            how = {"copied": copied, "below": False, "straight": straight}
-            backward = _classifying(auxiliary, shape, micro, compute, FLOAT, **how)
-        saved = first + width * sum(c.saved for c in below) + sum(c.positions for c in below)
-        of_patch = _of_patch(layer, auxiliary, shape, micro, width, above, straight=straight)
-        known = backward is not None and not (layer and auxiliary.head)
-        backward = max(backward or 0, saved + of_patch) if known else None
+        backward = _of_layer(layer, auxiliary, shape, micro, compute, first, straight=straight)
         forward = whole + value * micro * prod(shape) * _shuffles(layer)
     if backward is None:
         return None
-    if auxiliary.similarity:  # W x_j, and, if it is in half precision, in float32
-        compared = micro * prod(layer.output(shape) if layer else shape)
-        backward += compared * FLOAT * (1 + (width < FLOAT))
-    maps += [c.weights for c in convolutions]
+    backward += _beside(layer, auxiliary, shape, micro, width)
+    maps += [c.weights for c in below + above]
     maps += [auxiliary.head.largest] if auxiliary.head else []
     largest = FLOAT * max(small(maps, straight=straight), default=0)
     update = kept + (kept if at_once else largest)  # gradient + decay · weight
     return constant + max(forward, whole + backward + later, update)
+
+
+def _of_layer(
+    layer: LayerSpec | None,
+    auxiliary: AuxiliarySpec,
+    shape: Shape,
+    rows: int,
+    compute: str,
+    first: int,
+    *,
+    straight: bool,
+) -> int | None:
+    """As :func:`_of_block`, of a layer, or of a classifier alone."""
+    width = ACTIVATION_BYTES[compute]
+    below, above = _in_one_piece(layer, auxiliary, shape, rows)
+    saved = first + width * sum(c.saved for c in below) + sum(c.positions for c in below)
+    if layer is None:
+        how = {"copied": width < FLOAT, "below": False, "straight": straight}
+        alone = _classifying(auxiliary, shape, rows, compute, FLOAT, **how)
+        return alone and max(alone, saved)
+    if auxiliary.head:
+        return None
+    backward = backward_of(below, width, copied=layer.downsamplings > 0, straight=straight)
+    of_patch = _of_patch(layer, auxiliary, shape, rows, width, above, straight=straight)
+    return max(backward, saved + of_patch)
 
 
 def _of_block(
@@ -274,6 +289,20 @@ def _in_one_piece(
     above = of_layers(auxiliary.copies, part, rows)
     above += of_classifier(auxiliary, shape_at(auxiliary.copies, len(auxiliary.copies), part), rows)
     return (found + above, []) if auxiliary.patches == 1 else (found, above)
+
+
+def _beside(
+    layer: AnyLayer | None, auxiliary: AuxiliarySpec, shape: Shape, rows: int, width: int
+) -> int:
+    """Most bytes of x_{j-1} without its context, and of x_j with it; and of what is compared."""
+    layers, found = [*([layer] if layer else []), *auxiliary.ahead], 0
+    if auxiliary.context:
+        seen = auxiliary.channels * prod(shape_at(layers, len(layers), shape)[1:])
+        found += width * rows * (prod(shape) + seen)
+    if auxiliary.similarity:  # W x_j, and, if it is in half precision, in float32
+        compared = rows * prod(shape_at(layers, 1, shape))
+        found += compared * FLOAT * (1 + (width < FLOAT))
+    return found
 
 
 def _of_patch(

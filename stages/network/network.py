@@ -14,6 +14,7 @@ while layer j is trained, and is not kept above it, is an AuxiliaryNetwork:
     copies               of later layers, with weights of their own (AugLocal: Ma et al. 2024)
     patches              parts of a map are seen one after another (HPFF: Su et al. 2024)
     similarity           of samples in x_j, compared with that of labels (Nokland, Eidnes 2019)
+    context              x_0, seen by the classifier beside x_j (ContSup: Yu et al. 2023)
 """
 
 from __future__ import annotations
@@ -120,16 +121,23 @@ class AuxiliaryNetwork(nn.Module):
     @staticmethod
     def is_meant(spec: AuxiliarySpec) -> bool:
         """Is there anything around the classifier?"""
-        return bool(spec.ahead or spec.patches > 1 or spec.similarity)
+        return bool(spec.ahead or spec.patches > 1 or spec.similarity or spec.context)
 
     @staticmethod
     def classifier_of(spec: AuxiliarySpec) -> AuxiliarySpec:
         """The classifier alone."""
-        return replace(spec, above=(), copies=(), patches=1, similarity=0.0)
+        return replace(spec, above=(), copies=(), patches=1, similarity=0.0, context=0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Logits from x_j (B, C, H, W), and from x_0 beside it, of any size."""
         for layer in self.above:
             x = layer(x)
+        if context is not None:
+            *copies, classifier = self.patched
+            for layer in copies:
+                x = layer(x)
+            context = F.adaptive_avg_pool2d(context, x.shape[-2:])
+            return classifier(torch.cat([x, context.to(x.dtype)], 1))
         if (count := self.spec.patches) == 1:
             return self.patched(x)
         # In training, one patch at a time is there: backward computes each again.
@@ -171,14 +179,23 @@ class Problem(nn.Module):
         return self.layer.convolution.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.auxiliary(self.layer(x))
+        return self._seen(x)[1]
 
     def compared(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and by how much samples are alike otherwise in x_j than in their labels."""
         assert isinstance(self.auxiliary, AuxiliaryNetwork)
-        x = self.layer(x)
-        logits = self.auxiliary(x)
+        x, logits = self._seen(x)
         return logits, self.auxiliary.dissimilarity(x, labels, logits.shape[-1])
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x_j and logits, of x_{j-1}, whose last channels may be context."""
+        auxiliary = self.auxiliary
+        if isinstance(auxiliary, AuxiliaryNetwork) and (count := auxiliary.spec.context):
+            x, context = x[:, :-count], x[:, -count:]
+            x = self.layer(x)
+            return x, auxiliary(x, context)
+        x = self.layer(x)
+        return x, auxiliary(x)
 
 
 def build(specs: Sequence[AnyLayer | AuxiliarySpec], seed: int | None) -> list[Any]:

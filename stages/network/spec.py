@@ -89,7 +89,7 @@ class AuxiliarySpec:
     """
 
     channels: int
-    """Channels of what it sees: x_j, or what :attr:`ahead` makes of it."""
+    """Channels of what it sees: x_j, or what :attr:`ahead` makes of it; with those of context."""
     k: int
     """Hidden layers of the auxiliary problem, layer j itself included."""
     width: int
@@ -122,6 +122,8 @@ class AuxiliarySpec:
     """C, with its copies, sees a map in so many parts a side, one after another (HPFF)."""
     similarity: float = 0.0
     """Share of the similarity of x_j in the loss (predsim)."""
+    context: int = 0
+    """Channels of x_0, which C sees beside x_j, averaged to its size (ContSup)."""
 
     @property
     def ahead(self) -> tuple[Any, ...]:
@@ -131,7 +133,7 @@ class AuxiliarySpec:
     @property
     def inputs(self) -> int:
         """Channels of x_j."""
-        return self.ahead[0].channels if self.ahead else self.channels
+        return self.ahead[0].channels if self.ahead else self.channels - self.context
 
     @property
     def draws(self) -> bool:

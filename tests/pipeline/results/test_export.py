@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import texts
 import torch
 from drawn import pixels
 from PIL import Image
@@ -20,7 +22,7 @@ from spoil import flip
 from strata.pipeline.feed.features import frozen_layer
 from strata.pipeline.results.exported import resized
 from strata.stages.solve.evaluate import ensemble
-from strata.store.feature_store import Store
+from strata.store.feature_store import Store, open_level
 from strata.store.level.layout import LevelKey
 from strata.store.level.level import Level
 
@@ -271,3 +273,45 @@ def test_a_network_that_gives_something_else_is_not_exported(place: Place) -> No
 def test_features_have_no_classifiers(place: Place) -> None:
     done = place.do("export", "--to", place.root / "new", "--features", "--ensemble")
     assert (done.rc, "leave out --ensemble" in done.error) == (2, True)
+
+
+# ---- what is no image ---------------------------------------------------------------------------
+
+
+def arrays(place: Path) -> str:
+    """A recipe for 5 bands of 8×8 float32, and its data."""
+    random = np.random.default_rng(0)
+    found = {f"x_{s}": random.normal(size=(n, 5, 8, 8)).astype("f4") for s, n in SIZES.items()}
+    found |= {f"y_{s}": np.arange(n) % 10 for s, n in SIZES.items()}
+    np.savez(place / "bands.npz", **found)  # pyright: ignore[reportArgumentType]
+    text = tiny(epochs=1, layers=2)
+    data, rest = text[: text.index("[augment]")], text[text.index("[network]") :]
+    for key in ("channels", "size", "mean", "std", "train", "test"):
+        data = re.sub(rf"(?m)^{key} = .*\n", "", data)
+    data = data.replace(
+        '"digits"', f'"npz:{place}/bands.npz"\nshape = [5, 8, 8]\ndtype = "float32"'
+    )
+    return data + rest
+
+
+SIZES = {"train": 128, "test": 40}
+TEXTS = {"tokens": lambda place: texts.written(place, depth=2, epochs=1), "bands": arrays}
+
+
+@pytest.mark.parametrize("what", TEXTS)
+@pytest.mark.parametrize("flags", [(), ("--features",)])
+def test_arrays_and_tokens(tmp_path: Path, what: str, flags: tuple[str, ...]) -> None:
+    (tmp_path / "tiny.toml").write_text(TEXTS[what](tmp_path))
+    place = Place(tmp_path)
+    assert place.do("run").rc == 0
+    done = place.do("export", "--to", tmp_path / "net", "--json", *flags)
+    assert done.rc == 0, done.err
+    told = json.loads((tmp_path / "net/export.json").read_text())
+    assert told["input"]["dtype"] == ("int32" if what == "tokens" else "float32")
+    network = torch.export.load(tmp_path / "net/model.pt2").module()
+    (level,) = (tmp_path / "store").glob("x_0-*/test")
+    x = torch.from_numpy(open_level(level).read(0, 3))
+    with torch.no_grad():
+        given = network(x)
+    assert list(given.shape[1:]) == told["output"]["shape"][1:]
+    assert told["compared"]["furthest"] <= told["compared"]["bound"]

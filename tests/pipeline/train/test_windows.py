@@ -12,9 +12,11 @@ from root import MACHINES
 from runs import curve, open_run, tiny
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from strata.pipeline.errors import OptionRange, RecipeError
-from strata.pipeline.feed.problem_feed import ProblemFeed
+from strata.pipeline.feed.features import image_views
+from strata.pipeline.feed.problem_feed import ProblemFeed, has_context
 from strata.pipeline.plan.choose import X0
 from strata.pipeline.plan.costs import RecipeCosts
 from strata.pipeline.plan.machine import load
@@ -26,6 +28,7 @@ from strata.pipeline.train import algorithm
 from strata.pipeline.train.evaluation import evaluate
 from strata.pipeline.train.train import solve
 from strata.stages.solve.solve import Solver
+from strata.store.read.rows import Rows
 
 KEYS = "weights", "auxiliary", "train", "test", "kept_epoch"
 
@@ -42,6 +45,9 @@ WAYS = {
     "copies": text(around="copies = 1"),
     "patches": text(around="patches = 2"),
     "similarity": text(around="similarity = 0.9"),
+    "context": text(around="context = true"),
+    "context of views": text("layers = 2", "context = true\ncopies = 1", views="3"),
+    "context of fresh draws": text(around="context = true\nsimilarity = 0.5", views="0"),
     "all": text("layers = 2", "copies = 2\npatches = 2\nsimilarity = 0.9", layers=4),
 }
 
@@ -164,6 +170,29 @@ def test_the_loss_has_its_share_of_similarity(tmp_path: Path) -> None:
     assert curve(session, 1) != curve(alone, 1)
     with ProblemFeed(session, 0) as feed:
         assert len(feed.ids) == 1437
+
+
+@pytest.mark.parametrize("views", ['"canvas"', "3", "0"])
+def test_context_is_the_image_of_the_same_draw(tmp_path: Path, views: str) -> None:
+    """x of problem 3 has, after the channels of x_2, what problem 1 sees, averaged."""
+    session = opened(tmp_path, text(around="context = true", views=views, precision="float32"))
+    algorithm.make(session, solve=2, write=2)
+    scale = 2
+    with (
+        ProblemFeed(session, 2, context=True) as feed,
+        ProblemFeed(session, 2) as alone,
+    ):
+        assert has_context(session, 2)
+        assert not has_context(session, 3)
+        (x, y), (plain, labels) = next(feed.epoch(1)), next(alone.epoch(1))
+        assert torch.equal(y, labels)
+        assert torch.equal(x[:, :-1], plain)
+        rows, _ = feed._order(1, 0, feed._plan(1))
+        ids = feed.ids[rows.row[: len(x)]]
+        images, _ = next(feed._context.read(Rows.of(rows.row[: len(x)]), [len(x)]))
+        draws = feed._plan(1).images.of(ids)
+        seen = image_views(session.run.recipe, images, draws)
+    torch.testing.assert_close(x[:, -1:], avg_pool2d(seen, scale))
 
 
 @pytest.mark.parametrize(

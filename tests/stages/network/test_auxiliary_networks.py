@@ -129,6 +129,18 @@ def test_a_problem_says_its_share_of_similarity() -> None:
     assert apart > 0
 
 
+def test_context_is_seen_beside_the_highest_layer() -> None:
+    """Averaged to its size, and by the classifier alone."""
+    spec = auxiliary(19, above=layers()[1:3], context=3)
+    problem = build_problem(layers()[0], spec, 0).eval()
+    x, image = drawn(2, 3, 16, 16), drawn(2, 3, 16, 16) + 1
+    network = problem.auxiliary
+    top = network.above[1](network.above[0](problem.layer(x)))
+    assert top.shape == (2, 16, 8, 8)
+    wanted = network.patched[0](torch.cat([top, F.avg_pool2d(image, 2)], 1))
+    torch.testing.assert_close(problem(torch.cat([x, image], 1)), wanted)
+
+
 def test_specifications_are_json_with_what_is_around() -> None:
     spec = auxiliary(16, above=layers()[1:2], copies=layers()[3:4], patches=2)
     found = described(spec)
@@ -144,6 +156,7 @@ AROUND: dict[str, tuple[int, dict[str, Any]]] = {
     "patches": (8, {"patches": 2}),
     "copies in patches": (32, {"above": layers()[1:2], "copies": layers()[2:5], "patches": 2}),
     "similarity": (8, {"similarity": 0.5}),
+    "context": (11, {"context": 3}),
 }
 
 
@@ -153,7 +166,7 @@ def test_a_step_takes_what_was_predicted(title: str, compute: str) -> None:
     channels, around = AROUND[title]
     layer, spec = layers()[0], auxiliary(channels, **around)
     problem = build_problem(layer, spec, 0)
-    measured = stepped(problem, (3, 32, 32), 32, 1, getattr(torch, compute))
+    measured = stepped(problem, (3 + spec.context, 32, 32), 32, 1, getattr(torch, compute))
     how: Any = {"batch": 32, "micro": 32, "divided": False, "compute": compute}
     found = solving(layer, spec, (3, 32, 32), **how)
     assert found == pytest.approx(measured, rel=0.1)
