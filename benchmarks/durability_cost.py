@@ -2,8 +2,9 @@
 
 The level is written by the real writer: encoded, hashed, written under another name, synced,
 linked, its directory synced, a receipt with a checksum for every row, and a commit. The bare write
-creates a file per shard, writes the same bytes, and calls fsync once on each. Pairs are interleaved
-in one process; the ratio is the median over the pairs.
+creates a file per shard, writes the same bytes in calls of the same size, which is faster than one
+call for all, and calls fsync once on each. Pairs are interleaved in one process; the ratio is the
+median over the pairs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import checkout  # noqa: F401
+from strata.store.files.publish import WRITE_BYTES
 from strata.store.fingerprint import fingerprint
 from strata.store.level.layout import Geometry, LevelKey, geometry
 from strata.store.write.writer import LevelWriter
@@ -53,7 +55,7 @@ def bare(place: Path, shape: Geometry, rows: np.ndarray) -> None:
         descriptor = os.open(place / str(shard), os.O_CREAT | os.O_WRONLY, 0o644)
         view = rows.data.cast("B")
         while len(view):
-            view = view[os.write(descriptor, view) :]
+            view = view[os.write(descriptor, view[:WRITE_BYTES]) :]
         os.fsync(descriptor)
         os.close(descriptor)
 

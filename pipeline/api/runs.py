@@ -12,7 +12,7 @@ from strata.pipeline.api.features import LevelFeatures
 from strata.pipeline.commands import run as commands
 from strata.pipeline.curves import curve_of
 from strata.pipeline.errors import LayerRange, NotThereYet, OptionRange, own_errors, remedy
-from strata.pipeline.feed.features import frozen_layer
+from strata.pipeline.feed.features import frozen_layer, frozen_layers
 from strata.pipeline.options import Options
 from strata.pipeline.recipe.augmentation import views_at
 from strata.pipeline.results.exported import ExportedNetwork
@@ -81,7 +81,7 @@ class OpenRun:
                 raise NotThereYet(f"{run.solved()} of {run.layers} layers are solved: {run.name}")
             if run.recipe.data.shape:
                 raise OptionRange("the whole network is given for images alone: name a layer")
-            every = [frozen_layer(run, j, torch.device("cpu")) for j in range(1, run.layers + 1)]
+            every = frozen_layers(run, range(1, run.layers + 1), torch.device("cpu"))
             return ExportedNetwork(run, every, features=run.recipe.given == run.layers)
 
     def features(self, j: int, split: str = "train") -> LevelFeatures:

@@ -127,7 +127,7 @@ def features(
             raise
         return features(session, depth, split, clean=clean)  # evicted meanwhile: the next nearest
     base = at
-    layers = [frozen_layer(session.run, j, session.device) for j in range(base + 1, depth + 1)]
+    layers = frozen_layers(session.run, range(base + 1, depth + 1), session.device)
     stored = codec_of(next(iter(levels.values())), session.device)  # all views have the same scales
     return Features(session, levels, base, stored, layers)
 
@@ -143,15 +143,26 @@ def nearest(session: Session, depth: int, split: str, *, clean: bool = False) ->
 
 
 def frozen_layer(run: Run, j: int, device: torch.device) -> Frozen:
-    """Solved layer j on the device, in eval mode, and how x_j is stored.
+    """Solved layer j on the device, in eval mode, and how x_j is stored. Raises as
+    :func:`frozen_layers`."""
+    return frozen_layers(run, [j], device)[0]
+
+
+def frozen_layers(run: Run, those: Sequence[int], device: torch.device) -> list[Frozen]:
+    """Solved layers, as :func:`frozen_layer` gives them. Their modules are made together: to make
+    one block of a named network, the whole network is cut.
 
     Raises:
-        LevelDamaged: weights or scales are not those that the layer's record speaks of.
+        LevelDamaged: weights or scales are not those that a layer's record speaks of.
     """
+    made = build([run.recipe.layers[j - 1] for j in those], None)
+    return [_frozen_layer(run, j, layer, device) for j, layer in zip(those, made, strict=True)]
+
+
+def _frozen_layer(run: Run, j: int, layer: nn.Module, device: torch.device) -> Frozen:
     record, recipe, directory = run.layer(j), run.recipe, run.layer_directory(j)
     assert record is not None
-    path = directory / WEIGHTS
-    layer = read_layer(recipe.layers[j - 1], path, record["weights"], device)
+    layer = _loaded(layer, weights.read_checked(directory / WEIGHTS, record["weights"]), device)
     scales: Mapping[str, Tensor] = {}
     if needs_scales(recipe.cache.precision):
         scales = weights.read_checked(directory / QUANTISER, record["scales"] or "none")
@@ -167,7 +178,10 @@ def read_layer(spec: AnyLayer, path: Path, digest: str, device: torch.device) ->
 
 def frozen(spec: AnyLayer, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
     """A layer of these weights, which are not copied, on the device, in eval mode."""
-    layer = build([spec], None)[0]
+    return _loaded(build([spec], None)[0], state, device)
+
+
+def _loaded(layer: nn.Module, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
     layer.load_state_dict(state, assign=True)
     return placed(layer.requires_grad_(False).eval(), device)
 

@@ -146,10 +146,11 @@ class RecipeCosts:
         is given, or frozen along with one below, none."""
         return self.problem(base, j) if self.recipe.is_solved(j) else 0.0
 
-    def problem(self, base: CachedDepth, j: int) -> float:
+    def problem(self, base: CachedDepth, j: int, *, swept: bool = False) -> float:
         """Seconds of problem j, as of :meth:`solve`; where all layers are given, also of J + 1, a
-        classifier of x_J."""
+        classifier of x_J. ``swept``: its risk is found at the end, as that of a variant is."""
         epochs, step, look, rows = self._problems[j - 1]
+        rows += min(RISK_ROWS, self.train) * swept
         below = self.forward(base.depth, j - 1)
         looking = rows * self._row(base, below + look)
         return self.epoch(base, below + step) * epochs + looking

@@ -74,7 +74,8 @@ class Reuse:
     epochs: float | None
     """The number of epochs from which the cache pays; None: it never does."""
     problems: float | None
-    """The number of problems, each with what it evaluates, from which it pays."""
+    """The number of problems, each a variant of a sweep with what it evaluates, from which it
+    pays."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,13 @@ def reuse(costs: RecipeCosts) -> Reuse | None:
     depth = costs.recipe.given
     if not depth:
         return None
-    step = costs.step(depth + 1)
+    above = depth + 1
+    step = costs.step(above)
     again = costs.epoch(X0, costs.forward(0, depth) + step)
     found = list[Reuse]()
     for node in (CachedDepth(depth, form) for form in costs.forms):
         write, read = costs.write(X0, node), costs.epoch(node, step)
-        saved = costs.problem(X0, depth + 1) - costs.problem(node, depth + 1)
+        saved = costs.problem(X0, above, swept=True) - costs.problem(node, above, swept=True)
         paid = [write / one if one > 0 else None for one in (again - read, saved)]
         found.append(Reuse(depth, node.form, write, read, again, *paid))
     return min(found, key=lambda way: way.epochs or math.inf, default=None)

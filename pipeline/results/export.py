@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from strata.pipeline.errors import NotThereYet, OptionRange
-from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
+from strata.pipeline.feed.features import frozen_layers, image_views, level_draws
 from strata.pipeline.options import Options
 from strata.pipeline.recipe.strict import did_you_mean
 from strata.pipeline.results.exported import ExportedNetwork
@@ -88,7 +88,7 @@ def export(found: Overview, options: Options) -> tuple[dict[str, Any], list[str]
             + " or --final NAME" * (j == run.layers)
         )
     judged = None if options.features else evaluate(run, found.store)
-    layers = [frozen_layer(run, i, torch.device("cpu")) for i in range(1, j + 1)]
+    layers = frozen_layers(run, range(1, j + 1), torch.device("cpu"))
     which: Any = {"features": options.features, "ensemble": ensemble, "final": last}
     network = ExportedNetwork(run, layers, **which)
     test = found.store.open(next(key for key in keys_at(run, 0) if key.split == "test"))

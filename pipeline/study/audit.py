@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from strata.pipeline.errors import RunConflict
-from strata.pipeline.feed.features import frozen_layer, image_views, level_draws
+from strata.pipeline.feed.features import frozen_layers, image_views, level_draws
 from strata.pipeline.materialize.images import ImageShards, memo_of, order_of_rows
 from strata.pipeline.plan.costs import level_geometry
 from strata.pipeline.run import record
@@ -60,7 +60,7 @@ def audit(
     """
     run, block, found = session.run, session.run.recipe.cache.block, _surveyed(session, source)
     depth = max((key.depth for key in keys), default=0)
-    layers = [frozen_layer(run, j, session.device) for j in range(1, depth + 1)]
+    layers = frozen_layers(run, range(1, depth + 1), session.device)
     audited: dict[LevelKey, dict[str, Any]] = {}
     for split in dict.fromkeys(key.split for key in keys):
         samples = order_of_rows(session.key(0, split, "clean"), found)

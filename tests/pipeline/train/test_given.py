@@ -21,8 +21,18 @@ from spoil import flip
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from strata.pipeline.feed.features import image_views, level_draws
+from strata.pipeline.feed.features import (
+    frozen_layer,
+    frozen_layers,
+    image_views,
+    level_draws,
+)
+from strata.pipeline.plan.choose import X0, CachedDepth
+from strata.pipeline.plan.costs import RecipeCosts
+from strata.pipeline.plan.machine import load as load_machine
+from strata.pipeline.recipe.builtin import load
 from strata.pipeline.run.rundir import find
+from strata.stages.network import block_source
 from strata.store.feature_store import Store
 
 WEIGHTS = "residual.safetensors"
@@ -355,6 +365,13 @@ def test_the_plan_says_from_when_on_the_cache_pays(tmp_path: Path) -> None:
     assert reuse["depth"] == 2
     pays = reuse["write"] / (reuse["again"] - reuse["read"])
     assert reuse["epochs"] is None or reuse["epochs"] == pytest.approx(pays)
+    recipe, machine = load(str(one.root / "tiny.toml"))[1], load_machine(MACHINE)
+    costs = RecipeCosts(recipe, machine, recipe.data.train, recipe.data.test)
+    x_2 = CachedDepth(2, reuse["form"])
+    heads = [costs.problem(base, 3, swept=True) for base in (X0, x_2)]
+    assert heads[0] > costs.problem(X0, 3), "a variant's risk is found on training rows"
+    if reuse["problems"] is not None:
+        assert reuse["problems"] == pytest.approx(reuse["write"] / (heads[0] - heads[1]), rel=0.05)
     assert [depth["depth"] for depth in plan["economics"]["depths"]] == [2]
     said = one.do("plan", "--machine", MACHINE).out
     assert "Given, and not trained, are layers 1 … 2." in said
@@ -377,3 +394,19 @@ def test_a_checkpoint_of_a_whole_model_is_taken_apart(tmp_path: Path) -> None:
     assert "weights whole.pth: 1 left out, which no block has: other.weight" in done.err
     with torch.no_grad():
         assert torch.allclose(rows(one, 3), network()(images(one)), atol=1e-5)
+
+
+def test_a_network_is_made_once_for_all_its_given_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make a block, the whole network is cut: that is done once, whatever is frozen."""
+    one, made = place(tmp_path), list[int]()
+    one.do("materialize", "--layer", 2)
+    run, real = one.overview().existing(), block_source.construct
+    monkeypatch.setattr(block_source, "construct", lambda *a, **k: made.append(1) or real(*a, **k))
+    layers = frozen_layers(run, [1, 2], torch.device("cpu"))
+    assert len(made) == 1
+    for j, frozen in enumerate(layers, start=1):
+        alone = frozen_layer(run, j, torch.device("cpu")).layer.state_dict()
+        for name, tensor in frozen.layer.state_dict().items():
+            assert torch.equal(tensor, alone[name])
