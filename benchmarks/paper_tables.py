@@ -1,15 +1,17 @@
 """The paper's tables and figures, with what our runs gave beside them. Nothing is filled in.
 
-    python benchmarks/paper_tables.py [--runs runs] [--json]
+    python benchmarks/paper_tables.py [--runs runs] [--gpu FILE] [--json]
 
 A run counts if its recipe is the built-in one, all of it is solved, and its evaluation is of what
-is solved today. What the paper reports is in paper.toml.
+is solved today. Beside them stand the results of gpu/train_gpu.py, each way of augmenting and
+number of epochs for itself. What the paper reports is in paper.toml.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import checkout  # noqa: F401
+from checkout import ROOT
 from strata.pipeline.options import Options
 from strata.pipeline.recipe import builtin, strict
 from strata.pipeline.results import separability
@@ -33,6 +35,7 @@ from strata.store.errors import readable
 METRICS = ("top1", "ensemble_top1", "top5", "ensemble_top5")
 PROGRESS = "imagenet-k1", "imagenet-small"
 """Recipes of which Figure 2 shows the accuracy of every layer."""
+TRAINED = ROOT / "benchmarks/results/train_gpu.json"
 STUDY = "separability-"
 """How the names of recipes begin of which Figure 3 shows how separable every x_j is."""
 
@@ -74,18 +77,22 @@ def systems() -> list[System]:
     return [strict.read(System, table) for table in tomllib.loads(text)["systems"]]
 
 
-def report_paper(runs: Path) -> tuple[dict[str, Any], list[Table | str]]:
+def report_paper(
+    runs: Path, trained: Path | None = None
+) -> tuple[dict[str, Any], list[Table | str]]:
     """The paper's Tables 1, 2, 3 and Figures 2, 3, with what our runs gave.
 
     Args:
         runs: run directories lie there as RECIPE/SEED.
+        trained: result of gpu/train_gpu.py; None: none.
 
     Returns:
         The figures as JSON, and the tables and lines that show them.
     """
     left_out: list[str] = []
     known = {name: list(_runs(runs, name, left_out)) for name in _names()}
-    rows = [row for system in systems() for row in _rows(system, known)]
+    on_gpu = json.loads(trained.read_text("utf-8")) if trained and trained.exists() else {}
+    rows = [row for system in systems() for row in _rows(system, known, on_gpu)]
     progress = [figure for name in PROGRESS for figure in _progress(name, known.get(name, []))]
     probed = [curve for name in _studies() for curve in _separability(name, known[name])]
     value = {"rows": rows, "figure_2": progress, "figure_3": probed, "left_out": left_out}
@@ -154,12 +161,37 @@ def _in_percent(record: Mapping[str, Any], ensemble: str) -> dict[str, float | N
 # ---- beside the paper's -------------------------------------------------------------------------
 
 
-def _rows(system: System, known: Mapping[str, Sequence[Run]]) -> Iterator[dict[str, Any]]:
+def _on_gpu(system: System, recipe: str, result: Mapping[str, Any]) -> Iterator[Found]:
+    """What gpu/train_gpu.py has of a system: ``k1-canvas, 50 epochs, seed 0`` is one run of
+    cifar10-k1, from canvases."""
+    for name, run in result.get("runs", {}).items():
+        k, way = re.fullmatch(r"k(\d)-([^,]+), .*", name).groups()  # pyright: ignore
+        of = "baseline" if way == "end-to-end" else "greedy"
+        if (f"cifar10-k{k}", of) != (recipe, system.of):
+            continue
+        data = f"CIFAR-10 (JPEG), {way}, {run['epochs']} epochs"
+        yield Found(data, run["seed"], result["created"], _values(run, system.ensemble))
+
+
+def _values(run: Mapping[str, Any], ensemble: str) -> dict[str, float | None]:
+    """In percent, of a run of gpu/train_gpu.py; of ensembles it may not have that one."""
+    last = run["layers"][-1] if "layers" in run else run["test"]
+    kind = "ensembles" if ensemble == "probabilities" else "ensembles_of_logits"
+    joint = run.get(kind, [{}])[-1]
+    found = {k: last.get(k) for k in ("top1", "top5")}
+    found |= {f"ensemble_{k}": joint.get(k) for k in ("top1", "top5")}
+    return {k: None if v is None else round(100 * v, 2) for k, v in found.items()}
+
+
+def _rows(
+    system: System, known: Mapping[str, Sequence[Run]], on_gpu: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
     """One row per recipe and set of images; a row without ours where there is no run."""
     paper = {metric: getattr(system, metric) for metric in METRICS}
     figures_of = _baseline if system.of == "baseline" else _greedy
     for name in filter(None, (system.recipe, system.small)):
         found = [one for run in known[name] if (one := figures_of(run, system.ensemble))]
+        found += _on_gpu(system, name, on_gpu)
         for data in sorted({one.data for one in found}) or [None]:
             same = [one for one in found if one.data == data]
             yield {
@@ -261,9 +293,10 @@ def _figure_3(probed: Sequence[Mapping[str, Any]]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The paper's tables, with our figures beside them")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="RECIPE/SEED in it")
+    parser.add_argument("--gpu", type=Path, default=TRAINED, help="result of gpu/train_gpu.py")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    value, shown = report_paper(options.runs)
+    value, shown = report_paper(options.runs, options.gpu)
     if options.json:
         print(json.dumps(value, indent=1))
         return

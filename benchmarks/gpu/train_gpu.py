@@ -13,6 +13,10 @@ what they tell of seconds is of no use, and is left out with `--together`. A cal
 says that everything is done. `--device cpu --epochs 1 --images 512` tries the same lines without a
 GPU.
 
+`limits` has, layer by layer, what the card could do at most: operations of a step over the rate of
+a large matrix product, or bytes of its input and output, each moved once forward and once backward,
+over the rate of a large copy, both measured here; and the share of it that was reached.
+
     STRATA_TEST_DATA=FOLDER python benchmarks/gpu/train_gpu.py k1-canvas k1-fresh … [--minutes 8]
         [--epochs 50] [--seed 0] [--work DIR] [--together] [--device cuda]
 """
@@ -21,14 +25,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +45,7 @@ from cifar_images import images
 from measuring import RESULTS, keep
 
 from checkout import ROOT
+from strata.pipeline.plan.costs import operations
 from strata.pipeline.recipe.builtin import load, text_of
 from strata.pipeline.run import rundir
 from strata.store.files.lock import hold
@@ -49,7 +56,7 @@ CHANGES = {"k1-end-to-end": {"lr": "0.01"}}
 """Five layers without batch norm diverge in the first epoch at a rate of 0.1."""
 EPOCHS, EVERY = 50, 15
 """Of the recipes."""
-TIMES = ("seconds", "images_per_s")
+TIMES = ("seconds", "images_per_s", "limits")
 MOST_LAYERS = 5
 ENDS = ("layers", "ensembles")
 STOP_SECONDS = 40
@@ -136,7 +143,54 @@ def result(name: str, setting: Setting) -> dict[str, Any]:
         found |= of_baseline((existing and existing.baseline("plain")) or {})
     else:
         found |= of_run(json.loads((run / "report.json").read_text("utf-8")))
+        found["limits"] = limits(name, setting, found["images_per_s"])
     return {k: v for k, v in found.items() if not (setting.together and k in TIMES)}
+
+
+def limits(name: str, setting: Setting, images_per_s: list[int]) -> list[dict[str, Any]]:
+    """By layer: multiply-adds and bytes of a training step on an image, the images a second that
+    allow them, and the share of those that was reached."""
+    _, made = load(str(recipe(name, setting)))
+    device = torch.device(setting.device)
+    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    product, copy = ceilings(device, compute)
+    found = []
+    for j, reached in enumerate(images_per_s, start=1):
+        side = made.augment.crop
+        values = sum(math.prod(made.shape(depth, side)) for depth in (j - 1, j))
+        work = 3 * operations(made, made.problems[j - 1])
+        fresh = VIEWS[name.partition("-")[2]] == "0"
+        for i in range(j - 1) if fresh or j == 2 else ():  # computed for every batch
+            work += made.layers[i].operations(made.shape(i, side if fresh else made.canvas))
+        nbytes = 2 * values * compute.itemsize
+        most = min(product / work, copy / nbytes)
+        facts = {"multiply_adds": work, "bytes": nbytes, "images_per_s_at_most": round(most)}
+        found.append(facts | {"share": round(reached / most, 3)})
+    return found
+
+
+@cache
+def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Multiply-adds a second of a large product, and bytes a second of a large copy, read and
+    written: the best of some."""
+    side, rounds = (8192, 10) if device.type == "cuda" else (512, 3)
+    a = torch.randn(side, side, device=device).to(dtype)
+    b = torch.empty_like(a)
+
+    def rate(work: Callable[[], Any], amount: float) -> float:
+        return max(amount / timed(work, device) for _ in range(rounds))
+
+    product = rate(lambda: torch.mm(a, a, out=b), float(side) ** 3)
+    return product, rate(lambda: b.copy_(a), 2.0 * a.nbytes)
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    begun = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - begun
 
 
 def of_baseline(record: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +202,7 @@ def of_run(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "layers": [layer["test"] for layer in layers],
         "ensembles": [layer["ensemble"]["probabilities"] for layer in layers],
+        "ensembles_of_logits": [layer["ensemble"]["logits"] for layer in layers],
         "seconds": report["seconds"],
         "images_per_s": [round(layer["samples_per_second"]) for layer in layers],
         "peak_memory_bytes": [layer["peak_memory_bytes"] for layer in layers],

@@ -57,6 +57,18 @@ def test_without_runs_every_cell_of_ours_is_empty(tmp_path: Path) -> None:
     assert "69.7 (71.6)" in said
 
 
+def test_networks_that_a_gpu_trained_stand_beside_the_paper_s() -> None:
+    """The committed result: a row for each way and number of epochs, and what it lacks is empty."""
+    known = json.loads(paper.TRAINED.read_text("utf-8"))["runs"]
+    rows = paper.report_paper(ROOT / "nowhere", paper.TRAINED)[0]["rows"]
+    found = {row["data"]: row for row in rows if row["recipe"] == "cifar10-k1" and row["data"]}
+    canvas = found["CIFAR-10 (JPEG), canvas, 8 epochs"]
+    top1 = known["k1-canvas, 8 epochs, seed 0"]["layers"][-1]["top1"]
+    assert canvas["ours"]["top1"] == {"mean": round(100 * top1, 2), "deviation": None}
+    assert canvas["paper"]["top1"] == 88.3
+    assert found["CIFAR-10 (JPEG), end-to-end, 8 epochs"]["of"] == "baseline"
+
+
 @pytest.fixture
 def runs(sound: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two seeds of a recipe that the paper's tables then have, and it alone."""
