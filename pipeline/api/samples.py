@@ -1,8 +1,8 @@
 """Reading a map-style data set of the caller's: what a module sees of every sample, and its label.
 
-Whatever a data set or transform draws from torch's generator is drawn from (seed, view, sample): so
-a sample is the same at each reading, in this process or in a worker, and the caller's generator
-stays where it was.
+Whatever a data set or transform draws from torch, numpy and random follows from (seed, view,
+sample): so a sample is the same at each reading, in this process or in a worker, and the caller's
+generators stay where they were.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Samples(Dataset[Any]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, np.ndarray, bytes] | DataError:
         """x, y and sha256 of a sample; an error is handed on as a value, out of a worker, too."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key_of("view", self.seed, self.view, i) % 2**63)
+        with foreign.drawing() as seeded:
+            seeded(key_of("view", self.seed, self.view, i) % 2**63)
             try:
                 return self._seen(self.data[i], i)
             except DataError as error:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import beside, named
 from root import MACHINES
-from runs import curve, open_run, tiny
+from runs import Place, curve, open_run, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -193,6 +193,17 @@ def test_context_is_the_image_of_the_same_draw(tmp_path: Path, views: str) -> No
         draws = feed._plan(1).images.of(ids)
         seen = image_views(session.run.recipe, images, draws)
     torch.testing.assert_close(x[:, -1:], avg_pool2d(seen, scale))
+
+
+@pytest.mark.parametrize("around", ["copies = 1\npatches = 2", "context = true\nsimilarity = 0.5"])
+def test_a_lower_layer_is_exported_with_its_whole_network(tmp_path: Path, around: str) -> None:
+    """Alone, and in an ensemble; what is written is compared with the logits that were kept."""
+    (tmp_path / "tiny.toml").write_text(text("layers = 2", around, epochs=1))
+    place = Place(tmp_path)
+    assert place.do("run").rc == 0
+    for name, flags in (("one", ("--layer", 1)), ("all", ("--ensemble",))):
+        told = place.do("export", "--to", tmp_path / name, "--json", *flags).json
+        assert told["compared"]["furthest"] <= told["compared"]["bound"]
 
 
 @pytest.mark.parametrize(
