@@ -126,6 +126,23 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def table(ways: dict[str, Any]) -> list[str]:
+    """The rows of docs/beyond.md, the best way first."""
+    rows = []
+    for way, of in sorted(ways.items(), key=lambda one: -one[1]["top1"]["mean"]):
+        gap = of["gap_to_plain"] if way != "plain" else None
+        sizes = (of["bytes"] / 1e9, of["peak_memory_bytes"] / 1e6)
+        cells = [way, said(of["top1"]), "" if gap is None else said(gap)]
+        cells += [f"{of['seconds']['mean']:.0f}", *(f"{size:.1f}" for size in sizes)]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def said(one: dict[str, Any]) -> str:
+    half = one["plus_minus"]
+    return f"{one['mean']:.1f}" if half is None else f"{one['mean']:.1f} ± {half:.1f}"
+
+
 def judged(ways: dict[str, Any]) -> dict[str, Any]:
     """Does the claim hold, and by what?"""
     greedy = {way: of for way, of in ways.items() if way in WAYS}
