@@ -15,7 +15,8 @@ the curve, without the first; writing is what all levels of x_J took. What `plan
 `calibrate` on the same machine. (`halves`) ResNet18 trained end to end by `baseline` on five
 classes of CIFAR-10, at 64 pixels; its blocks 1 … 7 given to the other five: a linear probe, two
 greedy layers from the cache and again with `--cache never` (n = 3 seeds), and five heads (layer 8
-at five learning rates), each in a process of its own, from the cache and without, in turn.
+at five learning rates), each in a process of its own, from the cache and without, in turn; their
+seconds are those of the whole process.
 (`memory`) ten blocks of 100 MB, materialised one after another in a control group that kills what
 takes 400 MB more than the same commands take for blocks of 1 MB.
 
