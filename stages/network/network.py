@@ -136,7 +136,7 @@ class AuxiliaryNetwork(nn.Module):
             *copies, classifier = self.patched
             for layer in copies:
                 x = layer(x)
-            context = F.adaptive_avg_pool2d(context, x.shape[-2:])
+            context = F.adaptive_avg_pool2d(context, (x.shape[-2], x.shape[-1]))
             return classifier(torch.cat([x, context.to(x.dtype)], 1))
         if (count := self.spec.patches) == 1:
             return self.patched(x)

@@ -186,7 +186,7 @@ class AuxiliarySpec:
 
     def operations(self, shape: Shape) -> int:
         """Multiply-adds of one forward pass of one x_j of shape ``shape``."""
-        found = self.similar * prod(shape) // self.inputs
+        found = self.inputs * KERNEL * prod(shape) * (self.similarity > 0)
         for layer in self.ahead:
             found, shape = found + layer.operations(shape), layer.output(shape)
         if self.head:

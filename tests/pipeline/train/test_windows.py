@@ -189,6 +189,7 @@ def test_context_is_the_image_of_the_same_draw(tmp_path: Path, views: str) -> No
         assert torch.equal(x[:, :-1], plain)
         rows, _ = feed._order(1, 0, feed._plan(1))
         ids = feed.ids[rows.row[: len(x)]]
+        assert feed._context is not None
         images, _ = next(feed._context.read(Rows.of(rows.row[: len(x)]), [len(x)]))
         draws = feed._plan(1).images.of(ids)
         seen = image_views(session.run.recipe, images, draws)

@@ -88,15 +88,15 @@ def test_alike_in_x_j_as_in_labels_is_no_dissimilarity() -> None:
     """Two classes, whose samples differ in the channel that has a deviation."""
     (network,) = build([auxiliary(2, similarity=0.5)], 0)
     assert isinstance(network, AuxiliaryNetwork)
-    assert network.similar is not None
+    similar: Any = network.similar
     noise = drawn(4, 8, 8)
     x, labels = torch.zeros(4, 2, 8, 8), torch.tensor([0, 1, 1, 0])
     for i, label in enumerate(labels):
         x[i, label] = noise[i]
     with torch.no_grad():
-        network.similar.weight.zero_()
+        similar.weight.zero_()
         for channel in (0, 1):
-            network.similar.weight[channel, channel, 1, 1] = 1
+            similar.weight[channel, channel, 1, 1] = 1
         alike = network.dissimilarity(x, labels, 2)
         not_alike = network.dissimilarity(x, labels.flip(0).roll(1), 2)
     assert alike < 1e-9
@@ -134,7 +134,7 @@ def test_context_is_seen_beside_the_highest_layer() -> None:
     spec = auxiliary(19, above=layers()[1:3], context=3)
     problem = build_problem(layers()[0], spec, 0).eval()
     x, image = drawn(2, 3, 16, 16), drawn(2, 3, 16, 16) + 1
-    network = problem.auxiliary
+    network: Any = problem.auxiliary
     top = network.above[1](network.above[0](problem.layer(x)))
     assert top.shape == (2, 16, 8, 8)
     wanted = network.patched[0](torch.cat([top, F.avg_pool2d(image, 2)], 1))

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from strata.pipeline.recipe.builtin import load, names
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
 from strata.stages.network.blocks import scale_at
-from strata.stages.network.network import Auxiliary, Layer, build, build_problem
+from strata.stages.network.network import Layer, build, build_problem
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 ON_META = [pytest.param(name, id=name) for name in names() if name != "digits-vit"]
@@ -69,8 +69,7 @@ def test_planned_shapes_and_parameters_are_the_modules(name: str) -> None:
         x = torch.empty(2, recipe.data.channels, size, size, device="meta")
         for j, (spec, aux) in enumerate(zip(recipe.layers, recipe.auxiliaries, strict=True), 1):
             layer = build([spec], None)[0].to("meta")
-            with torch.device("meta"):
-                auxiliary = Auxiliary(aux)
+            auxiliary = build([aux], None)[0].to("meta")
             x = layer(x)
             assert tuple(x.shape[1:]) == recipe.shape(j, size)
             if size == recipe.augment.crop or not aux.hidden:
@@ -86,9 +85,14 @@ def test_planned_operations_are_what_torch_counts(name: str) -> None:
         inputs = recipe.shape(j - 1, recipe.augment.crop)
         problem = build_problem(spec, aux, None).to("meta").eval()
         with FlopCounterMode(display=False) as counter:
-            problem(torch.empty(1, *inputs, device="meta"))
+            x = torch.empty(2, *inputs, device="meta")
+            if problem.similarity:
+                problem.compared(x, torch.zeros(2, dtype=torch.int64, device="meta"))
+            else:
+                problem(x)
         planned = spec.operations(inputs) + aux.operations(spec.output(inputs))
-        assert counter.get_total_flops() == 2 * planned
+        between_samples = 2 * (aux.inputs + aux.classes) * 2 if aux.similarity else 0
+        assert counter.get_total_flops() == 2 * (2 * planned + between_samples)
 
 
 def test_numbering_is_the_papers() -> None:
