@@ -297,17 +297,14 @@ class Shaken(Rows):
 
 
 def test_what_numpy_and_random_draw_is_the_same_at_each_reading(tmp_path: Path) -> None:
-    """And their generators stay where they were."""
-    np.random.seed(0)
-    random.seed(0)
-    before = np.random.get_state(legacy=False), random.getstate()
+    """And numpy's generator stays where it was; beartype, in tests, draws from Python's."""
+    before = np.random.get_state(legacy=False)
     how: Any = {"precision": "float32", **QUIET}
     one = strata.cache(nn.Identity(), Shaken(20), tmp_path / "a", **how)
     two = strata.cache(nn.Identity(), Shaken(20), tmp_path / "b", workers=1, block=3, **how)
     assert torch.equal(one[:], two[:])
     assert not torch.equal(one[:], Rows(20).x[:20])
-    assert random.getstate() == before[1]
-    np.testing.assert_equal(np.random.get_state(legacy=False), before[0])
+    np.testing.assert_equal(np.random.get_state(legacy=False), before)
 
 
 def test_views_are_draws_of_seed_view_and_sample(tmp_path: Path) -> None:
