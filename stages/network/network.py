@@ -167,27 +167,15 @@ class Problem(nn.Module):
         self.layer, self.auxiliary = layer, auxiliary
 
     @property
-    def similarity(self) -> float:
-        """Share of the similarity of x_j in the loss."""
-        around = self.auxiliary
-        return around.spec.similarity if isinstance(around, AuxiliaryNetwork) else 0.0
-
-    @property
     def filters(self) -> int:
         """Number of filters of W_θ. The layer must be a :class:`Layer`."""
         assert isinstance(self.layer, Layer)
         return self.layer.convolution.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._seen(x)[1]
+        return self.seen(x)[1]
 
-    def compared(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and by how much samples are alike otherwise in x_j than in their labels."""
-        assert isinstance(self.auxiliary, AuxiliaryNetwork)
-        x, logits = self._seen(x)
-        return logits, self.auxiliary.dissimilarity(x, labels, logits.shape[-1])
-
-    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x_j and logits, of x_{j-1}, whose last channels may be context."""
         auxiliary = self.auxiliary
         if isinstance(auxiliary, AuxiliaryNetwork) and (count := auxiliary.spec.context):
@@ -196,6 +184,20 @@ class Problem(nn.Module):
             return x, auxiliary(x, context)
         x = self.layer(x)
         return x, auxiliary(x)
+
+
+def compared(
+    problem: nn.Module, x: Tensor, labels: Tensor
+) -> tuple[Tensor, tuple[Tensor, float] | None]:
+    """Logits; and, where similarity has a share in the loss, by how much samples are alike
+    otherwise in x_j than in their labels, and that share."""
+    around = problem.auxiliary if isinstance(problem, Problem) else None
+    if not (isinstance(around, AuxiliaryNetwork) and around.spec.similarity):
+        return problem(x), None
+    assert isinstance(problem, Problem)
+    x, logits = problem.seen(x)
+    apart = around.dissimilarity(x, labels, logits.shape[-1])
+    return logits, (apart, around.spec.similarity)
 
 
 def build(specs: Sequence[AnyLayer | AuxiliarySpec], seed: int | None) -> list[Any]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from strata.stages.errors import Diverged
 from strata.stages.memory import watched
 from strata.stages.network.featurize import placed
+from strata.stages.network.network import compared
 from strata.stages.solve.loss import SampleLoss
 from strata.stages.solve.mixup import mixed
 from strata.stages.solve.momentum import StraightSGD
@@ -218,10 +219,8 @@ class Solver(Generic[Trainable]):
         with straight.collecting(self.problem) if straight else nullcontext():
             for target in y.split(micro):
                 sums += self._backward(next(parts), target, len(y), draw)
-        if straight:
-            self.ranks.average(straight.sums)
-        else:
-            self.ranks.average(p.grad for p in self.problem.parameters() if p.grad is not None)
+        own = (p.grad for p in self.problem.parameters() if p.grad is not None)
+        self.ranks.average(straight.sums if straight else own)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
@@ -238,15 +237,11 @@ class Solver(Generic[Trainable]):
         other, share = target, 1.0
         if draw is not None:
             x, other, share = mixed(x, target, self.schedule.mixup, draw, self.ranks)
-        apart, share_of_similarity = None, getattr(self.problem, "similarity", 0.0)
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
-            if not share_of_similarity:
-                logits = self.problem(x)
-            else:
-                logits, apart = self.problem.compared(x, target)  # pyright: ignore
+            logits, apart = compared(self.problem, x, target)
         loss, hits = self._judged(logits, target)
         if apart is not None:
-            loss = torch.lerp(loss, len(target) * apart, share_of_similarity)
+            loss = torch.lerp(loss, len(target) * apart[0], apart[1])
         if draw is not None:
             pairs = zip(self._judged(logits, other), (loss, hits), strict=True)
             loss, hits = (torch.lerp(theirs, own, share) for theirs, own in pairs)

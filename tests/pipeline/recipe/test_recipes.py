@@ -214,6 +214,8 @@ def test_digits_is_the_default_and_all_are_there() -> None:
     want += ["cifar10-k3-compress", "cifar10-k3-compress-small"]
     want += ["cifar10-small", "imagenet-small", "vgg11-small", "separability-small"]
     want += ["digits-residual", "digits-vit"]
+    later = ("cifar10-resnet32-16", "cifar10-vgg11b")
+    want += [f"{name}{twin}" for name in later for twin in ("", "-small")]
     assert names() == ["digits", *sorted(want)]
     assert all(load(name)[1].claim.text for name in names())
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from strata.pipeline.recipe.recipe import Recipe, parse
 from strata.stages.network.blocks import shape_at
 from strata.stages.network.footprint import solving
-from strata.stages.network.network import AuxiliaryNetwork, Problem, build, build_problem
+from strata.stages.network.network import AuxiliaryNetwork, build, build_problem, compared
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec, described, sampled
 
 NARROW = dict(zip(range(1, 7), (8, 8, 16, 16, 32, 32), strict=True))
@@ -119,14 +119,15 @@ def test_dissimilarity_is_the_formula() -> None:
 
 
 def test_a_problem_says_its_share_of_similarity() -> None:
-    (plain,) = build([auxiliary(4)], 0)
-    problem = Problem(torch.nn.Identity(), plain)
-    assert problem.similarity == 0
-    problem = build_problem(layers()[0], auxiliary(8, similarity=0.9), 0)
     x, labels = drawn(4, 3, 16, 16), torch.arange(4)
-    logits, apart = problem.eval().compared(x, labels)
+    plain = build_problem(layers()[0], auxiliary(8), 0).eval()
+    assert compared(plain, x, labels)[1] is None
+    problem = build_problem(layers()[0], auxiliary(8, similarity=0.9), 0).eval()
+    logits, apart = compared(problem, x, labels)
     torch.testing.assert_close(logits, problem(x))
-    assert apart > 0
+    assert apart is not None
+    assert apart[0] > 0
+    assert apart[1] == 0.9
 
 
 def test_context_is_seen_beside_the_highest_layer() -> None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from strata.pipeline.recipe.builtin import load, names
 from strata.pipeline.recipe.network import AuxiliaryTable, NetworkTable
 from strata.stages.network.blocks import scale_at
-from strata.stages.network.network import Layer, build, build_problem
+from strata.stages.network.network import Layer, build, build_problem, compared
 from strata.stages.network.spec import AuxiliarySpec, LayerSpec
 
 ON_META = [pytest.param(name, id=name) for name in names() if name != "digits-vit"]
@@ -86,10 +86,7 @@ def test_planned_operations_are_what_torch_counts(name: str) -> None:
         problem = build_problem(spec, aux, None).to("meta").eval()
         with FlopCounterMode(display=False) as counter:
             x = torch.empty(2, *inputs, device="meta")
-            if problem.similarity:
-                problem.compared(x, torch.zeros(2, dtype=torch.int64, device="meta"))
-            else:
-                problem(x)
+            compared(problem, x, torch.zeros(2, dtype=torch.int64, device="meta"))
         planned = spec.operations(inputs) + aux.operations(spec.output(inputs))
         between_samples = 2 * (aux.inputs + aux.classes) * 2 if aux.similarity else 0
         assert counter.get_total_flops() == 2 * (2 * planned + between_samples)
