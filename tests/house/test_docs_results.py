@@ -240,3 +240,21 @@ def test_a_given_network_costs_what_was_measured() -> None:
     ):
         assert row in page
     assert found["same_weights"]
+    halves, prose = result("given")["halves"], " ".join(page.split())
+    assert halves["points"] == 0.0
+    heads, five = halves["heads"], halves["five_heads"]
+    assert (
+        f"pays from {heads['measured']:.2f} heads on; `plan` said {heads['planned']:.2f}" in prose
+    )
+    assert f"take {five['cache']:.0f} s with a cache, its writing included, and" in prose
+    assert f"and {five['again']:.0f} s without" in prose
+
+
+def test_what_five_lines_of_python_save() -> None:
+    page, found = (ROOT / "docs/api.md").read_text("utf-8"), result("cache_api")
+    assert all(found["holds"].values())
+    seconds, prose = found["total"], " ".join(page.split())
+    assert f"take {seconds['feed']:.1f} s" in prose
+    assert f"{seconds['forward']:.0f} s with a forward pass in each epoch" in prose
+    assert f"{seconds['numpy']:.1f} s with np.save and np.load" in prose
+    assert f"second call takes {found['second_call']:.2f} s" in prose
