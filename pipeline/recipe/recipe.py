@@ -30,6 +30,13 @@ ProblemSpec = tuple[AnyLayer, AuxiliarySpec]
 """Layer j and C_j."""
 
 
+HEADS: dict[str, Any] = {
+    "auxiliary": {"k": 1},
+    "schedule": {"kind": "one-cycle", "epochs": 10, "batch": 128, "lr": 0.05},
+}
+"""Tables that a recipe may leave out which trains nothing but heads: a linear one."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     data: Data
@@ -300,7 +307,8 @@ def parse(text: str, name: str, folder: Path | None = None) -> Recipe:
             )
             found["augment"] = AS_IT_IS
         if isinstance(network, str) or (isinstance(network, dict) and "name" in network):
-            found["network"] = named(cast(Any, network), folder or Path())
+            found["network"] = given = named(cast(Any, network), folder or Path())
+            found = {**(HEADS if given.frozen == "all" else {}), **found}
         for table, key, known in (("loss", "name", LOSSES), ("augment", "transform", ("",))):
             if isinstance(one := cast(Any, found.get(table)), dict) and key in one:
                 how = folder or Path(), f"{table}.{key}", known

@@ -21,6 +21,7 @@ from spoil import flip
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from strata.pipeline.errors import RecipeError
 from strata.pipeline.feed.features import (
     frozen_layer,
     frozen_layers,
@@ -410,3 +411,23 @@ def test_a_network_is_made_once_for_all_its_given_layers(
         alone = frozen_layer(run, j, torch.device("cpu")).layer.state_dict()
         for name, tensor in frozen.layer.state_dict().items():
             assert torch.equal(tensor, alone[name])
+
+
+def test_a_recipe_of_features_alone_needs_no_schedule(tmp_path: Path) -> None:
+    """What heads are trained with where nothing is said; with a layer to train it must be."""
+    beside(tmp_path)
+    text = named('{ name = "residual.py:blocks", arguments = { width = 8 }, frozen = "all" }')
+    head, rest = text.split("[auxiliary]")
+    alone = f"{head}[cache]{rest.split('[cache]')[1]}"
+    (tmp_path / "tiny.toml").write_text(alone)
+    (one,) = Place(tmp_path).do("final", "--vary", "epochs=1", "--json").json["variants"]
+    assert one["name"] == "epochs=1"
+    recipe = load(str(tmp_path / "tiny.toml"))[1]
+    assert (recipe.auxiliary.k, recipe.schedule.kind, recipe.schedule.epochs) == (
+        1,
+        "one-cycle",
+        10,
+    )
+    (tmp_path / "tiny.toml").write_text(alone.replace('"all"', "1"))
+    with pytest.raises(RecipeError, match="missing key 'auxiliary'"):
+        load(str(tmp_path / "tiny.toml"))
