@@ -144,7 +144,7 @@ class RecipeCosts:
     def solve(self, base: CachedDepth, j: int) -> float:
         """Seconds of one problem at layer j that computes x_{j-1} from ``base``; of a layer that
         is given, or frozen along with one below, none."""
-        return self.problem(base, j) if self.recipe.is_solved(j) else 0.0
+        return self.problem(base, j) if self.recipe.has_problem(j) else 0.0
 
     def problem(self, base: CachedDepth, j: int, *, swept: bool = False) -> float:
         """Seconds of problem j, as of :meth:`solve`; where all layers are given, also of J + 1, a

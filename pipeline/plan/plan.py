@@ -200,7 +200,7 @@ def _depth(recipe: Recipe, j: int, counts: dict[str, Any]) -> DepthPlan:
         return DepthPlan(0, one.sample, levels, on_disk, view, 0, 0, 0, 0.0, 0.0, 0)
     layer, auxiliary = recipe.layers[j - 1], recipe.auxiliaries[j - 1]
     crop = recipe.shape(j, recipe.augment.crop)
-    epochs, worth = passes(recipe, j) if recipe.is_solved(j) else (0, 0.0)
+    epochs, worth = passes(recipe, j) if recipe.has_problem(j) else (0, 0.0)
     frozen = sum(
         below.operations(recipe.shape(i, recipe.augment.crop))
         for i, below in enumerate(recipe.layers[: j - 1])

@@ -204,7 +204,7 @@ class Recipe:
         side = (*shape_at(layers, len(layers), x_0), 0)[1]
         return layers, self.auxiliary.specs(layers, self.data.classes, side, each=each)
 
-    def is_solved(self, j: int) -> bool:
+    def has_problem(self, j: int) -> bool:
         """Is there a problem whose first layer is j? Else it is given, or a window below has it."""
         return j > self.given and (j - 1 - self.given) % self.window.stride == 0
 

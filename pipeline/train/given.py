@@ -74,7 +74,7 @@ def begin_problem(session: Session, j: int, problem: Problem) -> None:
     known = (run.layer(j - 1) or {})["auxiliary"]
     left = weights.read_checked(run.layer_directory(j - 1) / AUXILIARY, known)
     problem.layer.load_state_dict(_part(left, "above.0."))
-    if recipe.is_solved(j):
+    if recipe.has_problem(j):
         return
     if not isinstance(problem.auxiliary, AuxiliaryNetwork):
         problem.auxiliary.load_state_dict(_part(left, "patched.0."))

@@ -44,7 +44,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     where = f"layer {j}", run.layer_directory(j), made_of, advice
     solving = Solving(session, j, solver, *where)
     whole = not solving.load(compress.take_up)
-    if not recipe.is_solved(j):  # it was, in the window of a layer below
+    if not recipe.has_problem(j):  # it was, in the window of a layer below
         solver.progress.epoch, solving.history = schedule.epochs, [given.told(run, j - 1)]
     how: Any = {"dtype": dtype_of(session, j), "context": has_context(session, j)}
     with ProblemFeed(session, j - 1, cached=cached, **how) as feed:
