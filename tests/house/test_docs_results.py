@@ -12,6 +12,7 @@ from root import ROOT
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks/gpu")]
 
 import audit  # noqa: E402
+import beyond  # noqa: E402
 import compression  # noqa: E402
 import dask_materialize  # noqa: E402
 import depth_figure  # noqa: E402
@@ -248,6 +249,16 @@ def test_a_given_network_costs_what_was_measured() -> None:
     )
     assert f"take {five['cache']:.0f} s with a cache, its writing included, and" in prose
     assert f"and {five['again']:.0f} s without" in prose
+
+
+def test_what_is_seen_beyond_the_paper() -> None:
+    """The table, and the claim: kept or missed."""
+    page, found = (ROOT / "docs/beyond.md").read_text("utf-8"), result("beyond")
+    assert found["ways"] == beyond.summary(found["runs"])
+    shown = [line for line in page.splitlines() if line.startswith("| ")]
+    assert [row for row in beyond.table(found["ways"]) if row not in shown] == []
+    for what, holds in found["holds"].items():
+        assert f"{what}: {'kept' if holds else 'missed'}" in " ".join(page.split())
 
 
 def test_what_five_lines_of_python_save() -> None:
