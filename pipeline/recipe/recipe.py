@@ -190,7 +190,7 @@ class Recipe:
     def given(self) -> int:
         """Layers that are given, from the first: used as they are, and never trained."""
         frozen = self.network.frozen if isinstance(self.network, NamedNetwork) else 0
-        return len(self.layers) if frozen == "all" else int(frozen)
+        return len(self._plain[0]) if frozen == "all" else int(frozen)
 
     @property
     def classifiers(self) -> tuple[AuxiliarySpec, ...]:
@@ -206,19 +206,14 @@ class Recipe:
 
     def has_problem(self, j: int) -> bool:
         """Is there a problem whose first layer is j? Else it is given, or a window below has it."""
-        return j > self.given and (j - 1 - self.given) % self.window.stride == 0
+        return j > self.given and self.window.of(j, self.given)[0] == j
 
     @cached_property
     def problems(self) -> tuple[ProblemSpec, ...]:
         """Layers and classifiers as they are solved: on x_{j-1} as it is kept, before [compress]
         removes filters of layer j itself."""
-        (made, plain), frozen = self._plain, getattr(self.network, "frozen", 0)
-        given = len(made) if frozen == "all" else frozen
-        x_0 = self.data.sample(self.augment.crop)
-        layers, auxiliaries = (
-            list(made),
-            self.auxiliary.networks(made, plain, x_0, given, self.window),
-        )
+        x_0, layers = self.data.sample(self.augment.crop), list(self._plain[0])
+        auxiliaries = self.auxiliary.networks(*self._plain, x_0, self.given, self.window)
         if self.compress:
             for j, below in enumerate(layers[:-1], start=1):
                 kept = min((below.width, *self.compress.widths(j, below.width)))

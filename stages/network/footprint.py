@@ -78,7 +78,8 @@ def solving(
         forward = 0
         maps += [block.largest for block in (layer, *auxiliary.ahead)]
     else:
-        backward = _of_layer(layer, auxiliary, shape, micro, compute, first, straight=straight)
+        what = layer, auxiliary, shape, micro, compute, first
+        backward = _of_layer(*what, (below, above), straight=straight)
         forward = whole + value * micro * prod(shape) * _shuffles(layer)
     if backward is None:
         return None
@@ -97,12 +98,13 @@ def _of_layer(
     rows: int,
     compute: str,
     first: int,
+    pieces: tuple[Sequence[Convolution], Sequence[Convolution]],
     *,
     straight: bool,
 ) -> int | None:
-    """As :func:`_of_block`, of a layer, or of a classifier alone."""
-    width = ACTIVATION_BYTES[compute]
-    below, above = _in_one_piece(layer, auxiliary, shape, rows)
+    """As :func:`_of_block`, of a layer, or of a classifier alone; ``pieces`` are what
+    :func:`_in_one_piece` gives."""
+    width, (below, above) = ACTIVATION_BYTES[compute], pieces
     saved = first + width * sum(c.saved for c in below) + sum(c.positions for c in below)
     if layer is None:
         how = {"copied": width < FLOAT, "below": False, "straight": straight}
