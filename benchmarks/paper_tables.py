@@ -170,17 +170,18 @@ def _on_gpu(system: System, recipe: str, result: Mapping[str, Any]) -> Iterator[
         if (f"cifar10-k{k}", of) != (recipe, system.of):
             continue
         data = f"CIFAR-10 (JPEG), {way}, {run['epochs']} epochs"
-        yield Found(data, run["seed"], result["created"], _values(run, system.ensemble))
+        yield Found(
+            data, run["seed"], result["created"], _in_percent(_record(run), system.ensemble)
+        )
 
 
-def _values(run: Mapping[str, Any], ensemble: str) -> dict[str, float | None]:
-    """In percent, of a run of gpu/train_gpu.py; of ensembles it may not have that one."""
-    last = run["layers"][-1] if "layers" in run else run["test"]
-    kind = "ensembles" if ensemble == "probabilities" else "ensembles_of_logits"
-    joint = run.get(kind, [{}])[-1]
-    found = {k: last.get(k) for k in ("top1", "top5")}
-    found |= {f"ensemble_{k}": joint.get(k) for k in ("top1", "top5")}
-    return {k: None if v is None else round(100 * v, 2) for k, v in found.items()}
+def _record(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run of gpu/train_gpu.py as a record of an evaluation; of ensembles it may lack one."""
+    if "layers" not in run:
+        return run
+    joint = {"probabilities": "ensembles", "logits": "ensembles_of_logits"}
+    ensemble = {of: run[name][-1] for of, name in joint.items() if name in run}
+    return {"test": run["layers"][-1], "ensemble": ensemble}
 
 
 def _rows(
