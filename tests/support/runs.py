@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from click.testing import CliRunner
 from command import Result
@@ -19,6 +22,7 @@ from strata.pipeline.recipe.recipe import parse
 from strata.pipeline.run import overview, rundir
 from strata.pipeline.run.overview import Overview
 from strata.pipeline.run.session import Session
+from strata.stages.solve.solve import Solver
 from strata.store.feature_store import Store
 
 TINY = """
@@ -86,6 +90,21 @@ def open_run(place: Path, text: str, *, device: str = "cpu", compute: str = "flo
     session = Session(run, Store(place / "store"), torch.device(device))
     ensure_images(session)
     return session
+
+
+def stopped_after(session: Session, steps: int, work: Callable[[], object]) -> None:
+    """Do some work of a session, which is stopped, as by Ctrl-C, once so many steps are taken."""
+    real, taken = Solver.train_on, list[int]()
+
+    def counted(solver: Any, *batch: Any) -> None:
+        real(solver, *batch)
+        taken.append(1)
+        session.stop.asked = len(taken) == steps
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Solver, "train_on", counted)
+        with pytest.raises(KeyboardInterrupt):
+            work()
 
 
 def curve(session: Session, j: int) -> list[tuple[float, ...]]:

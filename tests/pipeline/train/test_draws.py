@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from networks import beside, named
-from runs import open_run
+from runs import open_run, stopped_after
 
 from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
 from strata.pipeline.train.train import solve
-from strata.stages.solve.solve import Solver
 
 CODE = """
 import torch
@@ -60,19 +59,10 @@ def test_cache_equals_recompute(tmp_path: Path, whole: list[Any]) -> None:
 
 @pytest.mark.parametrize("after", [1, 5])
 def test_a_run_that_was_stopped_ends_at_the_same_weights(
-    tmp_path: Path, whole: list[Any], monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path, whole: list[Any], after: int
 ) -> None:
-    session, real, steps = opened(tmp_path / "stopped"), Solver.train_on, list[int]()
-
-    def counted(solver: Any, *batch: Any) -> None:
-        real(solver, *batch)
-        steps.append(1)
-        session.stop.asked = len(steps) == after
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Solver, "train_on", counted)
-        with pytest.raises(KeyboardInterrupt):
-            algorithm.make(session, solve=2)
+    session = opened(tmp_path / "stopped")
+    stopped_after(session, after, lambda: algorithm.make(session, solve=2))
     assert session.run.solved() == 0
     algorithm.make(opened(tmp_path / "stopped"), solve=2)
     assert found(session) == whole

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import Place, open_run, tiny
+from runs import Place, open_run, stopped_after, tiny
 
 from strata.pipeline.errors import OptionRange, RecipeError
 from strata.pipeline.materialize.materialize import materialize
@@ -21,7 +21,6 @@ from strata.pipeline.run.session import Session
 from strata.pipeline.train import algorithm
 from strata.pipeline.train.train import solve
 from strata.stages.errors import UnusableNetwork
-from strata.stages.solve.solve import Solver
 
 CODE = """
 import random
@@ -91,9 +90,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_weights_depend_on_neither_the_cache_nor_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_weights_depend_on_neither_the_cache_nor_a_stop(tmp_path: Path, way: str) -> None:
     """In a second run x_1 is computed in every batch; the third is stopped in each layer."""
     whole, again = opened(tmp_path / "whole", WAYS[way]), opened(tmp_path / "again", WAYS[way])
     algorithm.make(whole, solve=2)
@@ -101,19 +98,9 @@ def test_weights_depend_on_neither_the_cache_nor_a_stop(
         solve(again, j, cached=False)
     assert found(again) == found(whole)
 
-    real, steps = Solver.train_on, list[int]()
-    for after in (5, 60):
+    for steps in (5, 55):
         stopped = opened(tmp_path / "stopped", WAYS[way])
-
-        def counted(solver: Any, *batch: Any, session: Session = stopped, at: int = after) -> None:
-            real(solver, *batch)
-            steps.append(1)
-            session.stop.asked = len(steps) == at
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Solver, "train_on", counted)
-            with pytest.raises(KeyboardInterrupt):
-                algorithm.make(stopped, solve=2)
+        stopped_after(stopped, steps, lambda: algorithm.make(stopped, solve=2))  # noqa: B023
     algorithm.make(opened(tmp_path / "stopped", WAYS[way]), solve=2)
     assert found(stopped) == found(whole)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import beside, named
 from root import MACHINES
-from runs import Place, curve, open_run, tiny
+from runs import Place, curve, open_run, stopped_after, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -64,9 +64,7 @@ def found(session: Session) -> list[Any]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_weights_depend_on_neither_the_cache_nor_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_weights_depend_on_neither_the_cache_nor_a_stop(tmp_path: Path, way: str) -> None:
     """In a second run x_{j-1} is computed in every batch; the third is stopped twice."""
     whole, again = opened(tmp_path / "whole", WAYS[way]), opened(tmp_path / "again", WAYS[way])
     last = whole.run.layers
@@ -75,19 +73,9 @@ def test_weights_depend_on_neither_the_cache_nor_a_stop(
         solve(again, j, cached=False)
     assert found(again) == found(whole)
 
-    real, steps = Solver.train_on, list[int]()
-    for after in (5, 60):
+    for steps in (5, 55):
         stopped = opened(tmp_path / "stopped", WAYS[way])
-
-        def counted(solver: Any, *batch: Any, session: Session = stopped, at: int = after) -> None:
-            real(solver, *batch)
-            steps.append(1)
-            session.stop.asked = len(steps) == at
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Solver, "train_on", counted)
-            with pytest.raises(KeyboardInterrupt):
-                algorithm.make(stopped, solve=last)
+        stopped_after(stopped, steps, lambda: algorithm.make(stopped, solve=last))  # noqa: B023
     algorithm.make(opened(tmp_path / "stopped", WAYS[way]), solve=last)
     assert found(stopped) == found(whole)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from footprints import stepped
+from runs import tiny
 from torch.nn import functional as F
 
 from strata.pipeline.recipe.recipe import Recipe, parse
@@ -173,36 +174,10 @@ def test_a_step_takes_what_was_predicted(title: str, compute: str) -> None:
     assert found == pytest.approx(measured, rel=0.1)
 
 
-def recipe(window: str = "", auxiliary: str = "", more: str = "") -> Recipe:
-    text = """
-        [data]
-        source = "digits"
-        classes = 10
-        channels = 1
-        size = 8
-        mean = [0.3]
-        std = [0.4]
-        train = 1437
-        test = 360
-        [augment]
-        crop = 8
-        views = 0
-        [network]
-        layers = 5
-        width = 8
-        downsample = [2]
-        [auxiliary]
-        k = 2
-        width = 8
-        {}
-        [schedule]
-        kind = "one-cycle"
-        epochs = 1
-        batch = 64
-        lr = 0.1
-        {}
-        """
-    return parse(text.format(auxiliary, window and f"[window]\n{window}\n{more}"), "r")
+def recipe(window: str = "", auxiliary: str = "") -> Recipe:
+    text = tiny(layers=5, downsample="[2]", views=0)
+    text = text.replace("[schedule]", f"{auxiliary}\n[schedule]")
+    return parse(text + (window and f"[window]\n{window}\n"), "r")
 
 
 def above(found: Recipe) -> list[list[int]]:
