@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d
 
-from strata.pipeline.feed.features import features, image_views, level_draws
+from strata.pipeline.feed.features import features, level_draws
 from strata.pipeline.feed.feed import Feed
 from strata.pipeline.feed.level_feed import shuffle_text, view_of_epoch
 from strata.pipeline.plan.costs import level_geometry
@@ -71,7 +71,7 @@ class ProblemFeed(Feed):
         augmented: bool = True,
         once: bool = False,
         dtype: torch.dtype = torch.float32,
-        context: bool = False,
+        context: int | None = None,
     ) -> None:
         """
         Args:
@@ -80,7 +80,8 @@ class ProblemFeed(Feed):
             augmented: False gives the un-augmented images in every epoch.
             once: every row is read once, in order.
             dtype: of x; see :func:`dtype_of`.
-            context: x_0 of the same draw, averaged to the size of x_depth, is x's last channels.
+            context: depth of features, of the same draw, that are x's last channels, averaged to
+                the size of x_depth; None: there are none.
         """
         recipe = self._recipe = session.run.recipe
         self._augmented, images = augmented, session.images()[split]
@@ -107,10 +108,10 @@ class ProblemFeed(Feed):
         crop, ranks = recipe.augment.crop // self._scale, session.ranks
         super().__init__(delivery, *known, *order, codec, crop, ranks.rank, ranks.count, dtype)
         self.batches = len(self)
-        self._context: Feed | None = None
-        if context:
-            read = features(session, 0, split, base=0, clean=not augmented).delivery(once=once)
-            self._context = Feed(read, *known, *order)
+        self._context: ProblemFeed | None = None
+        if context is not None:
+            how: Any = {"cached": cached, "augmented": augmented, "once": once, "dtype": dtype}
+            self._context = ProblemFeed(session, context, split, **how)
         choice = delivery.choice
         if not once:
             session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(mixed)}")
@@ -214,24 +215,15 @@ class ProblemFeed(Feed):
         made = self._alone(rows, lengths, plan)
         if self._context is None:
             return made
-        images = map(itemgetter(0), self._context.read(Rows.of(rows.row), lengths))
-        return self._beside(made, images, rows, plan)
+        return _beside(made, self._context._alone(rows, lengths, self._context._same(plan)))
 
-    def _beside(
-        self,
-        made: Iterator[tuple[Tensor, Tensor]],
-        images: Iterator[Tensor],
-        rows: Rows,
-        plan: EpochPlan,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches with x_0 as last channels, of ``images`` as they are stored."""
-        end = 0
-        for x, y in made:
-            begin, end = end, end + len(x)
-            draws = plan.images.of(self.ids[rows.row[begin:end]])
-            seen = image_views(self._recipe, next(images), draws)
-            seen = avg_pool2d(seen, self._scale).to(x.dtype)
-            yield torch.cat([x, seen], 1).contiguous(memory_format=torch.channels_last), y
+    def _same(self, plan: EpochPlan) -> EpochPlan:
+        """The plan of features above these, for these: the same images, flipped and cut alike."""
+        if self._mode == "fresh":
+            return EpochPlan(None, plan.images, None, plan.images)
+        view = np.zeros(self.samples, np.int64) if plan.view is None else plan.view
+        crops = None if plan.crops is None else plan.images.offsets // self._scale
+        return replace(plan, draws=self._level_draws(view), crops=crops)
 
     def _alone(
         self, rows: Rows, lengths: list[int], plan: EpochPlan
@@ -263,10 +255,13 @@ class ProblemFeed(Feed):
             del x
 
 
-def has_context(session: Session, j: int) -> bool:
-    """Does problem j see x_0 beside x_{j-1}?"""
-    networks = session.run.recipe.auxiliaries
-    return j <= len(networks) and networks[j - 1].context > 0
+def _beside(
+    made: Iterator[tuple[Tensor, Tensor]], context: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches with those of the context as last channels."""
+    for x, y in made:
+        seen = adaptive_avg_pool2d(next(context)[0], (x.shape[-2], x.shape[-1])).to(x.dtype)
+        yield torch.cat([x, seen], 1).contiguous(memory_format=torch.channels_last), y
 
 
 def dtype_of(session: Session, j: int) -> torch.dtype:
@@ -284,7 +279,7 @@ def clean_batches(
     split: str = "test",
     *,
     cached: bool = True,
-    context: bool = False,
+    context: int | None = None,
 ) -> Iterator[Tensor]:
     """x_depth of the un-augmented images of a split as layer depth + 1 sees them, in row order,
     float32 on the device; ``context`` as of :class:`ProblemFeed`.

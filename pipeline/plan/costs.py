@@ -151,9 +151,17 @@ class RecipeCosts:
         classifier of x_J. ``swept``: its risk is found at the end, as that of a variant is."""
         epochs, step, look, rows = self._problems[j - 1]
         rows += min(RISK_ROWS, self.train) * swept
-        below = self.forward(base.depth, j - 1)
+        below = self.forward(base.depth, j - 1) + self._beside(base, j)
         looking = rows * self._row(base, below + look)
         return self.epoch(base, below + step) * epochs + looking
+
+    def _beside(self, base: CachedDepth, j: int) -> float:
+        """Seconds of a row of the earlier features that problem j sees beside x_{j-1}: read as they
+        are cached, or computed from the images where x_{j-1} is."""
+        if (depth := self.recipe.context_of(j)) is None:
+            return 0.0
+        node = CachedDepth(depth, base.form) if base.depth >= depth > 0 else X0
+        return self._row(node, self.forward(node.depth, depth))
 
     def step(self, j: int) -> float:
         """Seconds of training on one row in problem j, on average."""

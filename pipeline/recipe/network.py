@@ -155,8 +155,9 @@ class AuxiliaryTable:
     similarity: float = 0.0
     """Share, below 1, in the loss of layers below J of how differently the samples of a micro-batch
     are alike in x_j and in their labels (predsim); cross-entropy has the rest."""
-    context: bool = False
-    """C of layers below J sees x_0 beside x_j, averaged to its size (ContSup)."""
+    context: int | None = None
+    """C of layers below J sees the features of this depth beside x_j, averaged to its size
+    (ContSup), if they are below the window of layer j; 0 is the image."""
 
     def __post_init__(self) -> None:
         positive("auxiliary", FEW, k=self.k)
@@ -251,20 +252,34 @@ class AuxiliaryTable:
             given: layers that are given, from the first.
         """
         last, found = len(layers), list[AuxiliarySpec]()
+        self._check_context(layers, shape)
         for j in range(1, last + 1):
-            above = tuple(layers[j : window.of(j, given)[-1]]) if j > given else ()
-            rest, around = layers[j + len(above) :], self.around if given < j < last else {}
+            those = window.of(j, given) if j > given else range(j, j + 1)
+            above = tuple(layers[j : those[-1]])
+            goes_on = j > given and those[0] + window.stride <= last
+            rest, around = layers[j + len(above) :], self.around if goes_on else {}
             count = -(-around.pop("copies", 0) * len(rest) // max(1, last - 1))
             seen = shape_at(layers, last - len(rest), shape)
             copies = sampled(rest, seen, count)
             trained = (layers[j - 1], *above)
             _check_around(trained, seen, copies, around)
             classifier = classifiers[(*trained, *copies)[-1].index - 1]
-            context = shape[0] if around.pop("context", False) else 0
+            beside = around.pop("context", last)
+            context = shape_at(layers, beside, shape)[0] if beside < those[0] else 0
             network = {**around, "above": above, "copies": copies, "context": context}
             channels = classifier.channels + context
             found.append(dataclasses.replace(classifier, channels=channels, **network))
         return found
+
+    def _check_context(self, layers: Sequence[AnyLayer], shape: Shape) -> None:
+        """Refuse a context that no classifier below layer J can see."""
+        if (depth := self.context) is None:
+            return
+        told, last = f"'auxiliary.context' is {depth}", len(layers)
+        require(last > 1, f"{told}, and there is no layer below the last: leave it out")
+        require(0 <= depth < last - 1, f"{told}; it must be in 0 … {last - 2}, below layer J - 1")
+        kind = seen_by(layers[depth - 1]) if depth else "map" if len(shape) == 3 else "places"
+        require(kind == "map", f"{told}; context is a map, but x_{depth} is {KINDS[kind]}")
 
 
 def _check_around(

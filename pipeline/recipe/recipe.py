@@ -208,6 +208,11 @@ class Recipe:
         """Is there a problem whose first layer is j? Else it is given, or a window below has it."""
         return j > self.given and self.window.of(j, self.given)[0] == j
 
+    def context_of(self, j: int) -> int | None:
+        """Depth of the features that the classifier of layer j sees beside x_j; None: no others."""
+        has = j <= len(self.auxiliaries) and self.auxiliaries[j - 1].context
+        return self.auxiliary.context if has else None
+
     @cached_property
     def problems(self) -> tuple[ProblemSpec, ...]:
         """Layers and classifiers as they are solved: on x_{j-1} as it is kept, before [compress]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from strata.pipeline.recipe import augmentation
 from strata.pipeline.run import weights
@@ -118,12 +119,15 @@ class ExportedNetwork(nn.Module):
         recipe, scores = self.recipe, []
         x = self._seen(images)
         x = x.contiguous(memory_format=memory_format(x))  # x_0 as layer 1 sees it
-        context = self._centre(x, 0) if self.canvas else x
+        context = x
         for j in range(1, self.depth + 1):
             layer, y = self.get_submodule(f"layer_{j}"), None
+            seen = self._centre(x, j - 1) if self.canvas else x
+            context = seen if recipe.auxiliary.context == j - 1 else context
             if j in self.own:
-                y = layer(self._centre(x, j - 1) if self.canvas else x)
-                beside = [context] * (recipe.auxiliaries[j - 1].context > 0)
+                y, beside = layer(seen), list[Tensor]()
+                if recipe.context_of(j) is not None:
+                    beside = [adaptive_avg_pool2d(context, (seen.shape[-2], seen.shape[-1]))]
                 scores.append(self.get_submodule(f"classifier_{j}")(y, *beside))
             if j < self.depth or self.final or not self.own:
                 y = layer(x) if y is None or self.canvas else y

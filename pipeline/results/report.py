@@ -115,7 +115,8 @@ def _layer(run: Run, j: int, evaluation: Report, state: Report) -> Report:
         **{k: evaluation[k] for k in ("test", "ensemble")},
         "epochs": epochs,
         "solve_seconds": record["seconds"],
-        "samples_per_second": trained / record["seconds"],
+        # None of a layer that was trained in the window of one below.
+        "samples_per_second": trained / spent if (spent := record["seconds"]) else None,
         **{k: record[k] for k in ("peak_memory_bytes", "quantiser")},
         "levels": [
             {k: level[k] for k in ("level", "state", "rows", "bytes")}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches, has_context
+from strata.pipeline.feed.problem_feed import ProblemFeed, clean_batches
 from strata.pipeline.plan.costs import RISK_ROWS
 from strata.pipeline.progress import Tick, duration, size
 from strata.pipeline.run import weights
@@ -246,7 +246,7 @@ def _judge(those: Iterable[Solving], feed: ProblemFeed) -> dict[Solving, float]:
 def _on_test(those: Sequence[Solving], measure: Measure) -> list[list[Any]]:
     session, j = those[0].session, those[0].j
     labels = session.images()["test"].array("label")
-    seen = clean_batches(session, j - 1, context=has_context(session, j))
+    seen = clean_batches(session, j - 1, context=session.run.recipe.context_of(j))
     return _over(those, seen, labels, measure)
 
 

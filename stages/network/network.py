@@ -14,7 +14,7 @@ while layer j is trained, and is not kept above it, is an AuxiliaryNetwork:
     copies               of later layers, with weights of their own (AugLocal: Ma et al. 2024)
     patches              parts of a map are seen one after another (HPFF: Su et al. 2024)
     similarity           of samples in x_j, compared with that of labels (Nokland, Eidnes 2019)
-    context              x_0, seen by the classifier beside x_j (ContSup: Yu et al. 2023)
+    context              earlier features, seen by C beside x_j (ContSup: Yu et al. 2023)
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class AuxiliaryNetwork(nn.Module):
         return replace(spec, above=(), copies=(), patches=1, similarity=0.0, context=0)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Logits from x_j (B, C, H, W), and from x_0 beside it, of any size."""
+        """Logits from x_j (B, C, H, W), and from features beside it, of any size."""
         for layer in self.above:
             x = layer(x)
         if context is not None:

@@ -123,7 +123,7 @@ class AuxiliarySpec:
     similarity: float = 0.0
     """Share of the similarity of x_j in the loss (predsim)."""
     context: int = 0
-    """Channels of x_0, which C sees beside x_j, averaged to its size (ContSup)."""
+    """Channels of earlier features, which C sees beside x_j, averaged to its size (ContSup)."""
 
     @property
     def ahead(self) -> tuple[Any, ...]:

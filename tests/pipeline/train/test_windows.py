@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from strata.pipeline.errors import OptionRange, RecipeError
-from strata.pipeline.feed.features import image_views
-from strata.pipeline.feed.problem_feed import ProblemFeed, has_context
-from strata.pipeline.plan.choose import X0
+from strata.pipeline.feed.features import frozen_layer, image_views
+from strata.pipeline.feed.problem_feed import ProblemFeed
+from strata.pipeline.plan.choose import X0, CachedDepth
 from strata.pipeline.plan.costs import RecipeCosts
 from strata.pipeline.plan.machine import load
 from strata.pipeline.plan.plan import make_plan
@@ -45,9 +45,13 @@ WAYS = {
     "copies": text(around="copies = 1"),
     "patches": text(around="patches = 2"),
     "similarity": text(around="similarity = 0.9"),
-    "context": text(around="context = true"),
-    "context of views": text("layers = 2", "context = true\ncopies = 1", views="3"),
-    "context of fresh draws": text(around="context = true\nsimilarity = 0.5", views="0"),
+    "context": text(around="context = 0"),
+    "context of views": text("layers = 2", "context = 0\ncopies = 1", views="3"),
+    "context of x_1": text("layers = 2", "context = 1", views="3", layers=4),
+    "context of x_1 on a canvas": text(around="context = 1").replace(
+        "block = 64", 'block = 64\nprofile = "zstd"'
+    ),
+    "context of fresh draws": text(around="context = 0\nsimilarity = 0.5", views="0"),
     "all": text("layers = 2", "copies = 2\npatches = 2\nsimilarity = 0.9", layers=4),
 }
 
@@ -163,15 +167,14 @@ def test_the_loss_has_its_share_of_similarity(tmp_path: Path) -> None:
 @pytest.mark.parametrize("views", ['"canvas"', "3", "0"])
 def test_context_is_the_image_of_the_same_draw(tmp_path: Path, views: str) -> None:
     """x of problem 3 has, after the channels of x_2, what problem 1 sees, averaged."""
-    session = opened(tmp_path, text(around="context = true", views=views, precision="float32"))
+    session = opened(tmp_path, text(around="context = 0", views=views, precision="float32"))
     algorithm.make(session, solve=2, write=2)
-    scale = 2
+    scale, recipe = 2, session.run.recipe
+    assert [recipe.context_of(j) for j in (1, 2, 3)] == [0, 0, None]
     with (
-        ProblemFeed(session, 2, context=True) as feed,
+        ProblemFeed(session, 2, context=0) as feed,
         ProblemFeed(session, 2) as alone,
     ):
-        assert has_context(session, 2)
-        assert not has_context(session, 3)
         (x, y), (plain, labels) = next(feed.epoch(1)), next(alone.epoch(1))
         assert torch.equal(y, labels)
         assert torch.equal(x[:, :-1], plain)
@@ -180,14 +183,48 @@ def test_context_is_the_image_of_the_same_draw(tmp_path: Path, views: str) -> No
         assert feed._context is not None
         images, _ = next(feed._context.read(Rows.of(rows.row[: len(x)]), [len(x)]))
         draws = feed._plan(1).images.of(ids)
-        seen = image_views(session.run.recipe, images, draws)
+        seen = image_views(recipe, images, draws)
     torch.testing.assert_close(x[:, -1:], avg_pool2d(seen, scale))
 
 
-@pytest.mark.parametrize("around", ["copies = 1\npatches = 2", "context = true\nsimilarity = 0.5"])
-def test_a_lower_layer_is_exported_with_its_whole_network(tmp_path: Path, around: str) -> None:
+@pytest.mark.parametrize("views", ['"canvas"', "3", "0"])
+def test_context_is_an_earlier_level_of_the_same_draw(tmp_path: Path, views: str) -> None:
+    """Of problem 3 its last channels are what layer 1 makes of what problem 1 sees, averaged; they
+    are the same when they are computed from the images. A canvas has other pixels at its border."""
+    session = opened(tmp_path, text(around="context = 1", views=views, precision="float32"))
+    algorithm.make(session, solve=2, write=2)
+    layer = frozen_layer(session.run, 1, session.device).layer
+    with (
+        ProblemFeed(session, 2, context=1) as feed,
+        ProblemFeed(session, 2, context=1, cached=False) as computed,
+        ProblemFeed(session, 2, context=0) as images,
+    ):
+        (x, _), (again, _), (of_image, _) = (next(one.epoch(1)) for one in (feed, computed, images))
+        assert torch.equal(x, again)
+        rows, _ = images._order(1, 0, images._plan(1))
+        assert images._context is not None
+        plan = images._context._same(images._plan(1))
+        image, _ = next(images._context._alone(rows[: len(x)], [len(x)], plan))
+    torch.testing.assert_close(of_image[:, -1:], avg_pool2d(image, 2))
+    inside = (..., slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(x[:, -8:][inside], avg_pool2d(layer(image), 2)[inside])
+
+
+@pytest.mark.parametrize("views", ['"canvas"', "3"])
+@pytest.mark.parametrize(
+    ("window", "around"),
+    [
+        ("layers = 2", "copies = 1\npatches = 2"),
+        ("layers = 2", "context = 0\nsimilarity = 0.5"),
+        ("layers = 2\nstride = 2", "context = 1\ncopies = 1"),
+        ("layers = 2\nstride = 2", "patches = 2"),
+    ],
+)
+def test_a_lower_layer_is_exported_with_its_whole_network(
+    tmp_path: Path, window: str, around: str, views: str
+) -> None:
     """Alone, and in an ensemble; what is written is compared with the logits that were kept."""
-    (tmp_path / "tiny.toml").write_text(text("layers = 2", around, epochs=1))
+    (tmp_path / "tiny.toml").write_text(text(window, around, epochs=1, layers=4, views=views))
     place = Place(tmp_path)
     assert place.do("run").rc == 0
     for name, flags in (("one", ("--layer", 1)), ("all", ("--ensemble",))):
@@ -220,6 +257,9 @@ def test_a_lower_layer_is_exported_with_its_whole_network(tmp_path: Path, around
             text(around="similarity = 0.5").replace("lr = 0.1", "lr = 0.1\nmixup = 0.2"),
             "'auxiliary.similarity' is of class labels, and 'schedule.mixup' mixes them",
         ),
+        (text(around="context = 2"), "'auxiliary.context' is 2; it must be in 0 … 1"),
+        (text(around="context = 0", layers=1, downsample="[]"), "no layer below the last"),
+        (text(around="context = true"), "'auxiliary.context'"),
         (
             text(around="patches = 8"),
             "'auxiliary.patches' is 8, and what is cut above layer 1 has 8×8 pixels",
@@ -242,3 +282,13 @@ def test_seconds_of_a_layer_that_a_window_has_frozen_are_none() -> None:
     costs = RecipeCosts(parse(text("layers = 2\nstride = 2"), "tiny"), machine, 1437, 360)
     seconds = [costs.solve(X0, j) for j in (1, 2)]
     assert seconds[0] > 0 == seconds[1]
+
+
+def test_context_is_planned_as_another_read() -> None:
+    machine, base = load(MACHINES / "laptop.toml"), CachedDepth(1, "raw")
+    tables = text(), text(around="context = 0"), text(around="context = 1")
+    plain, image, level = (RecipeCosts(parse(one, "tiny"), machine, 1437, 360) for one in tables)
+    assert plain.solve(X0, 1) == level.solve(X0, 1) < image.solve(X0, 1)
+    assert plain.solve(base, 2) < image.solve(base, 2)
+    assert plain.solve(base, 2) < level.solve(base, 2)
+    assert plain.solve(base, 3) == level.solve(base, 3)
