@@ -9,9 +9,9 @@ canvases in uint8; every run has a store of its own. Ways differ in [auxiliary] 
 `plain` is a linear classifier above each module. End to end is `cli.py baseline`: for as many
 epochs as each module has, and for as many as fit into the seconds of the best way (`--time`, after
 it). Accuracy is of the last module on the test images. Gaps to `plain` are paired by seed, with the
-95 % interval of Student's t over seeds. Seconds are what the whole command took of a core,
-reading, writing and testing with it: a machine that others use at the same time changes them
-little. Bytes are those of all levels, memory is the largest peak of tensors in a step. What is in
+95 % interval of Student's t over seeds. Seconds are what the whole command took of a core with the
+first seed, reading, writing and testing with it: a machine that others use at the same time changes
+them little, and later seeds may have run on another. Bytes are those of all levels, memory is the largest peak of tensors in a step. What is in
 the result file is not run again.
 
     STRATA_TEST_DATA=FOLDER python benchmarks/beyond.py [WAY …] [--seeds 5] [--epochs 2]
@@ -59,12 +59,13 @@ def recipe(place: Path, way: str, epochs: int) -> Path:
     folder = ROOT / "pipeline/recipe/builtin"
     toml = (folder / f"{RECIPE}.toml").read_text("utf-8")
     changes = {"k": 1, **WAYS.get(way, {})}
-    window = changes.pop("window", 0)
+    window = changes.pop("window", 1)
     lines = "".join(f"{key} = {value}\n" for key, value in changes.items())
     toml = re.sub(r"(?s)(\[auxiliary\]\n).*?\n\n", rf"\g<1>{lines}\n", toml)
     toml = re.sub(r"(?m)^epochs = .*$", f"epochs = {epochs}\ntest_every = 0", toml)
+    toml = re.sub(r"(?s)(\[window\]\n).*?\n\n", rf"\g<1>layers = {window}\n\n", toml)
     path = place / f"{way}.toml"
-    path.write_text(toml + f"\n[window]\nlayers = {window}\n" * (window > 0), "utf-8")
+    path.write_text(toml, "utf-8")
     for name in ("resnet.py", "residual.py"):
         shutil.copy(folder / name, place)
     return path
@@ -129,13 +130,12 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         ways.setdefault(way, {})[int(seed)] = found
     plain, result = ways.get("plain", {}), dict[str, Any]()
     for way, of in ways.items():
-        figures = [[one[key] for one in of.values()] for key in ("top1", "seconds")]
         gaps = [of[seed]["top1"] - plain[seed]["top1"] for seed in of if seed in plain]
         result[way] = {
             "n": len(of),
-            "top1": interval(figures[0]),
+            "top1": interval([one["top1"] for one in of.values()]),
             "gap_to_plain": interval(gaps) if gaps else None,
-            "seconds": interval(figures[1]),
+            "seconds": of[min(of)]["seconds"],
             "bytes": next(iter(of.values()))["bytes"],
             "peak_memory_bytes": max(one["peak_memory_bytes"] for one in of.values()),
         }
@@ -149,7 +149,7 @@ def table(ways: dict[str, Any]) -> list[str]:
         gap = of["gap_to_plain"] if way != "plain" else None
         sizes = (of["bytes"] / 1e9, of["peak_memory_bytes"] / 1e6)
         cells = [way, said(of["top1"]), "" if gap is None else said(gap)]
-        cells += [f"{of['seconds']['mean']:.0f}", *(f"{size:.1f}" for size in sizes)]
+        cells += [f"{of['seconds']:.0f}", *(f"{size:.1f}" for size in sizes)]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -175,11 +175,10 @@ def judged(ways: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def epochs_in(runs: dict[str, dict[str, Any]], ways: dict[str, Any], seed: int) -> int:
-    """Epochs end to end in the seconds that the best way took with a seed."""
-    best = judged(ways)["best"]
-    end = runs[f"{END} {seed}"]
-    return max(1, round(runs[f"{best} {seed}"]["seconds"] * end["epochs"] / end["seconds"]))
+def epochs_in(ways: dict[str, Any], epochs: int) -> int:
+    """Epochs end to end in the seconds of the best way, which had so many for each module."""
+    best = ways[judged(ways)["best"]]
+    return max(1, round(best["seconds"] * epochs / ways[END]["seconds"]))
 
 
 def main() -> None:
@@ -204,7 +203,7 @@ def main() -> None:
             way, seed = one
             epochs = options.epochs
             if way == SAME_TIME:
-                epochs = epochs_in(runs, summary(runs), seed)
+                epochs = epochs_in(summary(runs), epochs)
             return run(place, data, way, seed, epochs)
 
         first = [one for one in todo if one[0] != SAME_TIME]
