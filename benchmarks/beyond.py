@@ -5,14 +5,14 @@ from cached features, the best way is at least 2 points above plain greedy cross
 the same network trained end to end for the same time.
 
 Method: `cli.py run` for every way and seed on all images of CIFAR-10 (JPEG), one thread each, from
-canvases in uint8; every run has a store of its own. Ways differ in [auxiliary] and [window] alone;
-`plain` is a linear classifier above each module. End to end is `cli.py baseline`: for as many
-epochs as each module has, and for as many as fit into the seconds of the best way (`--time`, after
-it). Accuracy is of the last module on the test images. Gaps to `plain` are paired by seed, with the
-95 % interval of Student's t over seeds. Seconds are what the whole command took of a core with the
-first seed, reading, writing and testing with it: a machine that others use at the same time changes
-them little, and later seeds may have run on another. Bytes are those of all levels, memory is the largest peak of tensors in a step. What is in
-the result file is not run again.
+four views in uint8; every run has a store of its own. Ways differ in [auxiliary] and [window]
+alone; `plain` is a linear classifier above each module. End to end is `cli.py baseline`: for as
+many epochs as each module has, and for as many as fit into the seconds of the best way. Accuracy is
+of the last module on the test images. Gaps to `plain` are paired by seed, with the 95 % interval of
+Student's t over seeds. Seconds are what the whole command took of a core with the first seed,
+reading, writing and testing with it: a machine that others use at the same time changes them
+little, and later seeds may have run on another machine. Bytes are those of all levels, memory is
+the largest peak of tensors in a step. What is in the result file is not run again.
 
     STRATA_TEST_DATA=FOLDER python benchmarks/beyond.py [WAY …] [--seeds 5] [--epochs 2]
         [--images 50000] [--at-once 2] [--out FILE]
