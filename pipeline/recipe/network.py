@@ -269,15 +269,19 @@ class AuxiliaryTable:
             network = {**around, "above": above, "copies": copies, "context": context}
             channels = classifier.channels + context
             found.append(dataclasses.replace(classifier, channels=channels, **network))
+        require(
+            self.context is None or any(one.context for one in found),
+            f"'auxiliary.context' is {self.context}, and no classifier sees x_{self.context} beside "
+            "another: lower it, or leave it out",
+        )
         return found
 
     def _check_context(self, layers: Sequence[AnyLayer], shape: Shape) -> None:
-        """Refuse a context that no classifier below layer J can see."""
+        """Refuse a context that there is not, or that is no map."""
         if (depth := self.context) is None:
             return
         told, last = f"'auxiliary.context' is {depth}", len(layers)
-        require(last > 1, f"{told}, and there is no layer below the last: leave it out")
-        require(0 <= depth < last - 1, f"{told}; it must be in 0 … {last - 2}, below layer J - 1")
+        require(0 <= depth < last, f"{told}; it must be in 0 … {last - 1}")
         kind = seen_by(layers[depth - 1]) if depth else "map" if len(shape) == 3 else "places"
         require(kind == "map", f"{told}; context is a map, but x_{depth} is {KINDS[kind]}")
 

@@ -257,8 +257,9 @@ def test_a_lower_layer_is_exported_with_its_whole_network(
             text(around="similarity = 0.5").replace("lr = 0.1", "lr = 0.1\nmixup = 0.2"),
             "'auxiliary.similarity' is of class labels, and 'schedule.mixup' mixes them",
         ),
-        (text(around="context = 2"), "'auxiliary.context' is 2; it must be in 0 … 1"),
-        (text(around="context = 0", layers=1, downsample="[]"), "no layer below the last"),
+        (text(around="context = 3"), "'auxiliary.context' is 3; it must be in 0 … 2"),
+        (text(around="context = 2"), "'auxiliary.context' is 2, and no classifier sees x_2"),
+        (text("layers = 3\nstride = 3", "context = 0"), "and no classifier sees x_0 beside"),
         (text(around="context = true"), "'auxiliary.context'"),
         (
             text(around="patches = 8"),
