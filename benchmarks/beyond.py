@@ -44,7 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "copies": {"copies": 2},
     "similarity": {"similarity": 0.9},
     "patches": {"patches": 2, "k": 2, "width": 8, "batch_norm": "true"},
-    "context": {"context": "true"},
+    "context": {"context": 0},
     "window": {"window": 2},
     "window-copies": {"window": 2, "copies": 2},
     "window-copies-similarity": {"window": 2, "copies": 2, "similarity": 0.9},

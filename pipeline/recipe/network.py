@@ -271,8 +271,8 @@ class AuxiliaryTable:
             found.append(dataclasses.replace(classifier, channels=channels, **network))
         require(
             self.context is None or any(one.context for one in found),
-            f"'auxiliary.context' is {self.context}, and no classifier sees x_{self.context} beside "
-            "another: lower it, or leave it out",
+            f"'auxiliary.context' is {self.context}, and no classifier sees x_{self.context} beside"
+            " another: lower it, or leave it out",
         )
         return found
 
