@@ -224,7 +224,7 @@ def test_a_lower_layer_is_exported_with_its_whole_network(
     tmp_path: Path, window: str, around: str, views: str
 ) -> None:
     """Alone, and in an ensemble; what is written is compared with the logits that were kept."""
-    (tmp_path / "tiny.toml").write_text(text(window, around, epochs=1, layers=4, views=views))
+    (tmp_path / "tiny.toml").write_text(text(window, around, epochs=1, layers=5, views=views))
     place = Place(tmp_path)
     assert place.do("run").rc == 0
     for name, flags in (("one", ("--layer", 1)), ("all", ("--ensemble",))):
