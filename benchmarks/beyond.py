@@ -130,13 +130,14 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         ways.setdefault(way, {})[int(seed)] = found
     plain, result = ways.get("plain", {}), dict[str, Any]()
     for way, of in ways.items():
+        first = of[min(of)]
         gaps = [of[seed]["top1"] - plain[seed]["top1"] for seed in of if seed in plain]
         result[way] = {
             "n": len(of),
             "top1": interval([one["top1"] for one in of.values()]),
             "gap_to_plain": interval(gaps) if gaps else None,
-            "seconds": of[min(of)]["seconds"],
-            "bytes": next(iter(of.values()))["bytes"],
+            "seconds": first["seconds"],
+            "bytes": first["bytes"],
             "peak_memory_bytes": max(one["peak_memory_bytes"] for one in of.values()),
         }
     return result

@@ -204,7 +204,7 @@ def of_run(report: dict[str, Any]) -> dict[str, Any]:
         "ensembles": [layer["ensemble"]["probabilities"] for layer in layers],
         "ensembles_of_logits": [layer["ensemble"]["logits"] for layer in layers],
         "seconds": report["seconds"],
-        "images_per_s": [round(layer["samples_per_second"] or 0) for layer in layers],
+        "images_per_s": [round(layer["samples_per_second"]) for layer in layers],
         "peak_memory_bytes": [layer["peak_memory_bytes"] for layer in layers],
     }
 

@@ -79,7 +79,7 @@ class ProblemFeed(Feed):
             cached: False computes x_depth from the images in every batch.
             augmented: False gives the un-augmented images in every epoch.
             once: every row is read once, in order.
-            dtype: of x; see :func:`dtype_of`.
+            dtype: of x; see :func:`feed_of`.
             context: depth of features, of the same draw, that are x's last channels, averaged to
                 the size of x_depth; None: there are none.
         """
@@ -110,8 +110,9 @@ class ProblemFeed(Feed):
         self.batches = len(self)
         self._context: ProblemFeed | None = None
         if context is not None:
-            how: Any = {"cached": cached, "augmented": augmented, "once": once, "dtype": dtype}
-            self._context = ProblemFeed(session, context, split, **how)
+            self._context = ProblemFeed(
+                session, context, split, cached=cached, augmented=augmented, once=once, dtype=dtype
+            )
         choice = delivery.choice
         if not once:
             session.report.say(f"{choice.reason}: from {choice.tier}, {shuffle_text(mixed)}")
@@ -264,13 +265,17 @@ def _beside(
         yield torch.cat([x, seen], 1).contiguous(memory_format=torch.channels_last), y
 
 
-def dtype_of(session: Session, j: int) -> torch.dtype:
-    """What x_{j-1} is made in to train layer j: the dtype of its convolutions, if it begins with
-    one, so that nothing is rounded that would not be at once. A block of a named network, or a
-    classifier, may add x to something or average it first, and gets float32."""
-    layers = session.run.recipe.layers
-    convolves = j <= len(layers) and isinstance(layers[j - 1], LayerSpec)
-    return session.compute if convolves else torch.float32
+def feed_of(session: Session, j: int, *, cached: bool = True) -> ProblemFeed:
+    """What layer j is trained from; ``cached`` as of :class:`ProblemFeed`.
+
+    x is in the dtype of the layer's convolutions, if it begins with one, so that nothing is rounded
+    that would not be at once. A block of a named network, or a classifier, may add x to something
+    or average it first, and gets float32.
+    """
+    recipe = session.run.recipe
+    convolves = j <= len(recipe.layers) and isinstance(recipe.layers[j - 1], LayerSpec)
+    dtype = session.compute if convolves else torch.float32
+    return ProblemFeed(session, j - 1, cached=cached, dtype=dtype, context=recipe.context_of(j))
 
 
 def clean_batches(

@@ -122,10 +122,11 @@ class ExportedNetwork(nn.Module):
         context = x
         for j in range(1, self.depth + 1):
             layer, y = self.get_submodule(f"layer_{j}"), None
-            seen = self._centre(x, j - 1) if self.canvas else x
-            context = seen if recipe.auxiliary.context == j - 1 else context
+            if recipe.auxiliary.context == j - 1:
+                context = self._trained_on(x, j - 1)
             if j in self.own:
-                y, beside = layer(seen), list[Tensor]()
+                seen, beside = self._trained_on(x, j - 1), list[Tensor]()
+                y = layer(seen)
                 if recipe.context_of(j) is not None:
                     beside = [adaptive_avg_pool2d(context, (seen.shape[-2], seen.shape[-1]))]
                 scores.append(self.get_submodule(f"classifier_{j}")(y, *beside))
@@ -133,7 +134,7 @@ class ExportedNetwork(nn.Module):
                 y = layer(x) if y is None or self.canvas else y
                 x = self.get_submodule(f"stored_{j}")(y)
         if self.final:
-            scores.append(self.final(self._centre(x, self.depth) if self.canvas else x))
+            scores.append(self.final(self._trained_on(x, self.depth)))
         if len(scores) < 2:
             return scores[0] if scores else x
         weighted = zip(self.powers.values(), scores, strict=True)
@@ -147,6 +148,10 @@ class ExportedNetwork(nn.Module):
         x = augment.pad(resized(images, data.size), self.recipe.augment.pad)
         x = x if self.canvas else self._centre(x, 0)
         return augment.normalise(x, data.mean, data.std)
+
+    def _trained_on(self, x: Tensor, depth: int) -> Tensor:
+        """x_depth as the problem above it sees it: of a canvas, the centre."""
+        return self._centre(x, depth) if self.canvas else x
 
     def _centre(self, x: Tensor, depth: int) -> Tensor:
         """The centre crop of a whole canvas of x_depth."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from strata.pipeline.feed.features import read_layer
-from strata.pipeline.feed.problem_feed import ProblemFeed, dtype_of
+from strata.pipeline.feed.problem_feed import feed_of
 from strata.pipeline.recipe.variants import Variant
 from strata.pipeline.run import outcome, record, sweep_results
 from strata.pipeline.run.levels import refer_to
@@ -54,8 +54,7 @@ def sweep(session: Session, j: int, wanted: Iterable[Variant]) -> None:
             _record(one, todo[one.title], {**digests, "diverged": None, **figures, "risk": risk})
             one.say(f"through, {how_good(one, figures)}")
 
-    how: Any = {"dtype": dtype_of(session, j), "context": session.run.recipe.context_of(j)}
-    with ProblemFeed(session, j - 1, **how) as feed:
+    with feed_of(session, j) as feed:
         count = f"{len(todo)} variant{'s' * (len(todo) > 1)}"
         session.report.say(f"{title}, {count}: solved together, on one read of x_{j - 1}")
         train([_begin(session, j, one) for one in todo.values()], feed, title, through, drop)

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from strata.pipeline.feed.problem_feed import ProblemFeed, dtype_of
+from strata.pipeline.feed.problem_feed import ProblemFeed, feed_of
 from strata.pipeline.materialize.images import ensure_images
 from strata.pipeline.plan import hardware
 from strata.pipeline.run import outcome, ranks, record
@@ -46,8 +46,7 @@ def solve(session: Session, j: int, *, cached: bool = True) -> None:
     whole = not solving.load(compress.take_up)
     if not recipe.has_problem(j):  # it was, in the window of a layer below
         solver.progress.epoch, solving.history = schedule.epochs, [given.told(run, j - 1)]
-    how: Any = {"dtype": dtype_of(session, j), "context": session.run.recipe.context_of(j)}
-    with ProblemFeed(session, j - 1, cached=cached, **how) as feed:
+    with feed_of(session, j, cached=cached) as feed:
         rows = min(feed.batch, len(feed.ids))
         ranks.check_parts(rows, schedule.accumulate, session.ranks.count)
         train([solving], feed)
