@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from root import CLI
 
-TIMEOUT = 120
+TIMEOUT = 300
+"""Seconds until a command counts as hung; on a busy machine some take two minutes."""
 
 TINY: dict[str, Any] = {
     "data.source": "digits",
