@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 
-import pytest
 from command import environment
 from root import PYTHONPATH, ROOT
+from sizes import sized
 
 
-@pytest.mark.parametrize("pairs", [12, pytest.param(60, marks=pytest.mark.slow)])
-def test_nobody_is_robbed(pairs: int) -> None:
+def test_nobody_is_robbed() -> None:
+    pairs = sized(12, 60)
     # The trial's own files, which its forked children inherit and never close, are no finding.
     own = {"PYTHONPATH": PYTHONPATH, "PYTHONWARNINGS": "ignore::ResourceWarning"}
     done = subprocess.run(
