@@ -210,14 +210,14 @@ def test_context_is_an_earlier_level_of_the_same_draw(tmp_path: Path, views: str
     torch.testing.assert_close(x[:, -8:][inside], avg_pool2d(layer(image), 2)[inside])
 
 
+@pytest.mark.parametrize("views", ['"canvas"', "3"])
 @pytest.mark.parametrize(
-    ("window", "around", "views"),
+    ("window", "around"),
     [
-        ("layers = 2", "copies = 1\npatches = 2", '"canvas"'),
-        ("layers = 2", "context = 0\nsimilarity = 0.5", '"canvas"'),
-        ("layers = 2", "context = 0\nsimilarity = 0.5", "3"),
-        ("layers = 2\nstride = 2", "context = 1\ncopies = 1", '"canvas"'),
-        ("layers = 2\nstride = 2", "patches = 2", "3"),
+        ("layers = 2", "copies = 1\npatches = 2"),
+        ("layers = 2", "context = 0\nsimilarity = 0.5"),
+        ("layers = 2\nstride = 2", "context = 1\ncopies = 1"),
+        ("layers = 2\nstride = 2", "patches = 2"),
     ],
 )
 def test_a_lower_layer_is_exported_with_its_whole_network(
